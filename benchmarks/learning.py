@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""How well configurations learn: one process for each seed, raw results kept.
+
+    python benchmarks/learning.py configs/ppo/cartpole.yaml --seeds 1-10 --threshold 475 eval.episodes=100
+
+Each line of benchmarks/results/<algo>/<env>.jsonl is one run as `rlstudio run --json` told it, with versions and with the seconds
+from the start of the process to the verdict. Runs that share cores take longer: `--jobs 1` when the time matters.
+"""
+import argparse
+import statistics
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROOT, append, figures, numbers, record, rlstudio, sha256, table
+
+
+def results_path(config: Path) -> Path:
+    "configs/ppo/cartpole.yaml → benchmarks/results/ppo/cartpole.jsonl"
+    full, home = config.resolve(), ROOT / "configs"
+    name = full.relative_to(home) if full.is_relative_to(home) else Path(full.name)
+    return (RESULTS / name).with_suffix(".jsonl")
+
+
+def measure(config: Path, seed: int, overrides: list[str], runs: str, jobs: int) -> dict[str, Any]:
+    "One run of one seed"
+    result, seconds = rlstudio("run", config, f"train.seed={seed}", *overrides, "--runs-dir", runs)
+    row = record(config=config.stem, config_sha256=sha256(config), overrides=overrides, jobs=jobs, wall_seconds=round(seconds, 3),
+                 **figures(result))
+    append(results_path(config), row)
+    print(f"{config.stem} seed {seed}: {row['eval_return_mean']:.1f} ± {row['eval_return_std']:.1f} "
+          f"at {row['total_steps']:,} steps, {seconds:.1f} s", flush=True)
+    return row
+
+
+def summary(config: Path, rows: list[dict[str, Any]], threshold: float | None) -> str:
+    "A table of the seeds, and one line over all of them"
+    head = ("seed", "return", "std", "episodes", "steps", "steps/s", "wall s", "weights")
+    body = [(r["seed"], float(r["eval_return_mean"]), float(r["eval_return_std"]), r["eval_episodes"], f"{r['total_steps']:,}",
+             round(r["env_steps_per_second"]), round(r["wall_seconds"], 1), r["weights_sha256"][:8]) for r in rows]
+    means = [r["eval_return_mean"] for r in rows]
+    line = f"{config.stem}: mean {statistics.fmean(means):.1f}, worst {min(means):.1f}, best {max(means):.1f} over {len(rows)} seeds"
+    if threshold is not None: line += f"; {sum(m >= threshold for m in means)} of {len(means)} reach {threshold:g}"
+    return f"\n{table(head, body)}\n\n{line}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", help="files, then section.key=value for all of them")
+    parser.add_argument("--seeds", type=numbers, default=[1, 2, 3], help="such as 1-10 or 1,4,7 (default: 1-3)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--threshold", type=float, help="count the seeds that reach this return")
+    options = parser.parse_args()
+    overrides = [c for c in options.configs if "=" in c]
+    configs = [Path(c) for c in options.configs if "=" not in c]
+    with tempfile.TemporaryDirectory() as runs, ThreadPoolExecutor(options.jobs) as pool:
+        todo = {c: [pool.submit(measure, c, s, overrides, runs, options.jobs) for s in options.seeds] for c in configs}
+        for config, futures in todo.items(): print(summary(config, [f.result() for f in futures], options.threshold), flush=True)
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,81 @@
+"""Run a notebook's own cells against the exported module: `python tests/run_notebook.py nbs/NN_package.module.ipynb`.
+
+Where a cell is exported, the names that it binds are taken from the generated module instead, at that very position. So the other
+cells test what is installed, and a module that lags behind its notebook is found.
+"""
+import ast
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from execnb.shell import CaptureShell
+from nbdev.test import nb_test_cells
+from support import ROOT, SKIP_FLAGS
+
+EXPORTS = {"export", "exporti", "exports"}
+
+
+def bound_names(nodes: Iterable[ast.AST]) -> list[str]:
+    "The names that statements bind at the top level, also under `if`, `try`, `with` and `for`"
+    names: dict[str, None] = {}
+
+    def visit(node: ast.AST) -> None:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef(): names[node.name] = None
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names.update(dict.fromkeys(a.asname or a.name.split(".")[0] for a in aliases))
+            case ast.Name(ctx=ast.Store()): names[node.id] = None
+            case ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp(): pass
+            case _:
+                for child in ast.iter_child_nodes(node): visit(child)
+
+    for node in nodes: visit(node)
+    return list(names)
+
+
+def is_patch(node: ast.AST) -> bool:
+    "Is it a method that `fastcore.basics.patch` puts on its class, leaving no name in the module?"
+    return any("patch" in ast.unparse(d) for d in getattr(node, "decorator_list", []))
+
+
+def from_module(module: ModuleType, source: str) -> dict[str, Any]:
+    "What the exported cell bound, as the module has it"
+    body = [n for n in ast.parse(source).body if not is_patch(n)]
+    always = bound_names(n for n in body if not isinstance(n, ast.If | ast.Try))  # `if TYPE_CHECKING:` binds nothing in a notebook either
+    if missing := [n for n in always if not hasattr(module, n)]:
+        raise NameError(f"{module.__name__} lacks {', '.join(missing)}, which its notebook exports; run nbdev-export")
+    return {n: getattr(module, n) for n in bound_names(body) if hasattr(module, n)}
+
+
+def run_notebook(path: Path) -> int:
+    "Run the cells that nbdev-test would run; the number of cells that ran as they are"
+    cells = nb_test_cells(path, SKIP_FLAGS)
+    home = next((c.directives_["default_exp"] for c in cells if "default_exp" in c.directives_), None)
+    shell, ran = CaptureShell(path), 0
+    os.chdir(path.parent)
+    for cell in cells:
+        if exported := EXPORTS & cell.directives_.keys():
+            name = cell.directives_[exported.pop()] or home
+            module = importlib.import_module(f"rlstudio.{name}")
+            assert Path(module.__file__ or "").is_relative_to(ROOT), f"{module.__file__} is not this project's"
+            shell.user_ns.update(from_module(module, cell.source))
+            continue
+        shell.run(cell.source)
+        ran += 1
+        if shell.exc:
+            sys.stdout = sys.__stdout__
+            print(f"{path.name}, cell {cell.id}, against the exported module:\n\n{cell.source}\n")
+            traceback.print_exception(shell.exc, file=sys.stdout)
+            sys.exit(1)
+    return ran
+
+
+if __name__ == "__main__":
+    os.environ["IN_TEST"] = "1"
+    sys.path.insert(0, str(ROOT))
+    print(f"{run_notebook(Path(sys.argv[1]).resolve())} cells")

@@ -1,0 +1,200 @@
+"The command line from outside: what it prints, writes and returns, and that a run repeats bit for bit whatever happens to it."
+import json
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT, child_env, run, said
+
+CARTPOLE = ROOT / "configs" / "ppo" / "cartpole.yaml"
+SHORT = ("train.total_steps=20480", "checkpoint.every=4096", "eval.episodes=5")
+KEYS = {"run", "algo", "env", "seed", "total_steps", "env_steps_per_second", "eval_return_mean", "eval_return_std", "eval_episodes",
+        "weights_sha256", "status"}
+
+
+def train(folder: Path, *args: object, config: Path = CARTPOLE, **env: str) -> dict[str, Any]:
+    "A short run's JSON object"
+    done = run("rlstudio", "run", config, *SHORT, "--runs-dir", folder, "--json", *args, cwd=folder, **env)
+    assert done.returncode == 0, said(done)
+    return one_object(done.stdout)
+
+
+def one_object(text: str) -> dict[str, Any]:
+    "The one JSON object that standard output holds, and nothing else"
+    found = json.loads(text, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path: return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> dict[str, Any]:
+    "The run that the others are compared with"
+    return train(folder, "--name", "reference")
+
+
+# What a run says and leaves
+
+def test_run_prints_one_object(reference: dict[str, Any]) -> None:
+    assert reference.keys() >= KEYS
+    assert (reference["algo"], reference["env"], reference["seed"]) == ("ppo", "CartPole-v1", 1)
+    assert reference["total_steps"] == 20480 and reference["eval_episodes"] == 5
+    assert reference["env_steps_per_second"] > 0 and 1 <= reference["eval_return_mean"] <= 500 and reference["eval_return_std"] >= 0
+    assert re.fullmatch("[0-9a-f]{64}", reference["weights_sha256"])
+
+
+def test_run_leaves_its_files(reference: dict[str, Any]) -> None:
+    path = Path(reference["run"])
+    names = {p.relative_to(path).as_posix() for p in path.rglob("*")}
+    assert names >= {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints"}
+    assert any(n.endswith(".webp") for n in names), "no film of the agent"
+    assert any(n.endswith((".png", ".svg")) for n in names), "no learning curve"
+    assert len(list(path.glob("checkpoints/step_*"))) <= 3 + 1
+    assert len([json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]) >= 20
+
+
+def test_films_move(reference: dict[str, Any]) -> None:
+    from PIL import Image
+    film = next(Path(reference["run"]).rglob("*.webp"))
+    with Image.open(film) as image: assert getattr(image, "n_frames", 1) > 1
+
+
+def test_plain_output_has_no_escape_codes(folder: Path) -> None:
+    done = run("rlstudio", "run", CARTPOLE, *SHORT, "--runs-dir", folder)
+    assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr, said(done)
+    assert "rlstudio show" in done.stdout + done.stderr, "the next commands are missing"
+
+
+def test_quiet_is_quiet(folder: Path) -> None:
+    loud, quiet = (run("rlstudio", "run", CARTPOLE, *SHORT, "--runs-dir", folder, *q) for q in ((), ("--quiet",)))
+    assert quiet.returncode == 0 and len((quiet.stdout + quiet.stderr).splitlines()) < len((loud.stdout + loud.stderr).splitlines()) / 2
+
+
+# The same command, the same weights
+
+def test_same_seed_same_weights(folder: Path, reference: dict[str, Any]) -> None:
+    "Also in another time zone, with other hashes of strings, from another folder, and with the seed as an option"
+    (elsewhere := folder / "elsewhere").mkdir()
+    again = train(elsewhere, "--seed", "1", TZ="Asia/Tokyo", PYTHONHASHSEED="7")
+    assert again["weights_sha256"] == reference["weights_sha256"]
+    assert again["eval_return_mean"] == reference["eval_return_mean"]
+
+
+def test_other_seed_other_weights(folder: Path, reference: dict[str, Any]) -> None:
+    assert train(folder, "--seed", "2")["weights_sha256"] != reference["weights_sha256"]
+
+
+def test_resolved_config_runs_again(folder: Path, reference: dict[str, Any]) -> None:
+    done = run("rlstudio", "run", Path(reference["run"]) / "config.yaml", "--runs-dir", folder, "--json")
+    assert done.returncode == 0, said(done)
+    assert one_object(done.stdout)["weights_sha256"] == reference["weights_sha256"]
+
+
+def start(folder: Path, name: str) -> "subprocess.Popen[str]":
+    "A run in the background, past its first checkpoint"
+    command = ["rlstudio", "run", str(CARTPOLE), *SHORT, "--runs-dir", str(folder), "--name", name]
+    child = subprocess.Popen(command, env=child_env(), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while child.poll() is None and not list((folder / name).glob("checkpoints/step_*")): time.sleep(0.002)
+    return child
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_and_resumed(folder: Path, reference: dict[str, Any], seed: int) -> None:
+    "SIGKILL at a random time, then resume: the weights of the uninterrupted run"
+    training = reference["total_steps"] / reference["env_steps_per_second"]
+    name, wait = f"killed-{seed}", random.Random(seed).uniform(0.1, 0.9) * training
+    child = start(folder, name)
+    time.sleep(wait)
+    child.kill()
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL, f"the run ended within {wait:.2f} s of its first checkpoint"
+    done = run("rlstudio", "resume", folder / name, "--json")
+    assert done.returncode == 0, said(done)
+    assert one_object(done.stdout)["weights_sha256"] == reference["weights_sha256"]
+    steps = [r["step"] for r in map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines()) if "step" in r]
+    plain = [r["step"] for r in map(json.loads, (Path(reference["run"]) / "metrics.jsonl").read_text().splitlines()) if "step" in r]
+    assert steps == plain, "steps are missing from the metrics, or appear twice"
+
+
+def test_interrupted_and_resumed(folder: Path, reference: dict[str, Any]) -> None:
+    "Ctrl-C writes a checkpoint, says how to go on, and exits with 130"
+    child = start(folder, "interrupted")
+    child.send_signal(signal.SIGINT)
+    said_, _ = child.communicate(timeout=60)
+    assert child.returncode == 130, said_
+    assert "rlstudio resume" in said_ and "Traceback" not in said_, said_
+    done = run("rlstudio", "resume", folder / "interrupted", "--json")
+    assert done.returncode == 0, said(done)
+    assert one_object(done.stdout)["weights_sha256"] == reference["weights_sha256"]
+
+
+# The other commands
+
+def test_evaluate(reference: dict[str, Any]) -> None:
+    once, again = (run("rlstudio", "evaluate", reference["run"], "--episodes", "3", "--json") for _ in range(2))
+    assert once.returncode == 0, said(once)
+    assert one_object(once.stdout)["eval_episodes"] == 3 and one_object(once.stdout).keys() >= KEYS - {"env_steps_per_second"}
+    assert one_object(once.stdout)["eval_return_mean"] == one_object(again.stdout)["eval_return_mean"]
+
+
+def test_show(reference: dict[str, Any]) -> None:
+    done = run("rlstudio", "show", reference["run"])
+    assert done.returncode == 0 and "CartPole-v1" in done.stdout, said(done)
+
+
+@pytest.mark.parametrize("what, expected", [("algos", "ppo"), ("envs", "CartPole-v1"), ("configs", "ppo/cartpole"), ("runs", "reference")])
+def test_list(folder: Path, reference: dict[str, Any], what: str, expected: str) -> None:
+    (folder / "settings.ini").write_text(f"[DEFAULT]\nruns_dir = {folder}\n")
+    done = run("rlstudio", "list", what, cwd=folder)
+    assert done.returncode == 0 and expected in done.stdout, said(done)
+
+
+# Errors that help
+
+def refused(*args: object, cwd: Path = ROOT) -> str:
+    done = run("rlstudio", *args, cwd=cwd)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not done.stdout, said(done)
+    return done.stderr
+
+
+def test_all_errors_of_a_file_at_once(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("env:\n  id: CartPole-v1\n  num_env: 8\nalgo:\n  name: ppo\n  gama: 0.9\n  gae_lambda: 1.5\n")
+    said_ = refused("run", "bad.yaml", "train.sede=3", cwd=tmp_path)
+    for part in ("bad.yaml:3:3: env.num_env", "num_envs", "bad.yaml:6:3: algo.gama", "gamma", "bad.yaml:7:", "train.sede", "train.seed"):
+        assert part in said_, f"{part!r} is not in:\n{said_}"
+
+
+@pytest.mark.parametrize("args, hint", [
+    (["rum", "x.yaml"], "run"), (["run", "gone.yaml"], "gone.yaml"), (["run", CARTPOLE, "--name", "../../x"], "name"),
+    (["run", CARTPOLE, "algo.name=pp0"], "ppo"), (["run", CARTPOLE, "env.id=CartPole-v99"], "CartPole-v1"),
+    (["run", CARTPOLE, "env.id=os:system"], "os:system"), (["resume", "gone"], "gone"), (["show", "gone"], "gone"), (["list", "algo"], "algos"),
+], ids=str)
+def test_mistakes(args: list[object], hint: str, tmp_path: Path) -> None:
+    assert hint in refused(*args, cwd=tmp_path)
+
+
+# A quick start
+
+def test_help_imports_nothing_heavy() -> None:
+    done = run("rlstudio", "--help", coverage=False, PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0 and "resume" in done.stdout, said(done)
+    modules = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.M))
+    assert "rlstudio.studio.cli" in modules
+    assert not modules & {"torch", "matplotlib", "gymnasium", "scipy", "pydantic", "safetensors", "PIL"}
+
+
+def test_help_is_quick() -> None:
+    "About 0.2 s; the best of five, with room for a busy machine"
+    def seconds() -> float:
+        begin = time.perf_counter()
+        assert run("rlstudio", "--help", coverage=False).returncode == 0
+        return time.perf_counter() - begin
+    assert min(seconds() for _ in range(5)) < 0.45

@@ -1,0 +1,295 @@
+"The gates: what must hold for the whole repository, each with a proof that it can fail."
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import nbformat
+import pytest
+from closure import closure, pins
+from lint_gate import forbidden
+from support import NBS, PACKAGE, ROOT, Chapter, cells, chapters, copy_tree, notebooks, project_files, run, said, snapshot
+from torch import nn
+
+MODULES = [p for p in sorted(PACKAGE.rglob("*.py")) if p.name not in ("_modidx.py", "__init__.py")]
+
+
+# Lint and types
+
+def test_ruff() -> None:
+    done = run(sys.executable, "-m", "ruff", "check", ".")
+    assert done.returncode == 0, said(done)
+
+
+def test_ruff_reads_notebooks(tmp_path: Path) -> None:
+    "A notebook with an undefined name fails under the project's own settings"
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(undefined)")]), tmp_path / "nbs/a.ipynb")
+    done = run(sys.executable, "-m", "ruff", "check", ".", cwd=tmp_path)
+    assert done.returncode == 1 and "F821" in done.stdout, said(done)
+
+
+def test_mypy() -> None:
+    done = run(sys.executable, "-m", "mypy", coverage=False)
+    assert done.returncode == 0 and "no issues found" in done.stdout, said(done)
+
+
+# Notebooks and generated files
+
+def test_nbdev_test_and_stored_outputs(tmp_path: Path) -> None:
+    "Every chapter passes by itself, and what it prints is what it has stored (pictures aside: their last digits depend on the CPU)"
+    copy = copy_tree(tmp_path / "copy")
+    done = run("nbdev-test", "--save", cwd=copy, coverage=False)
+    assert done.returncode == 0, said(done)
+    stale = [f"{p.relative_to(NBS)}: {was!r} is now {now!r}" for p in sorted(NBS.rglob("*.ipynb"))
+             for was, now in zip(texts(p), texts(copy / p.relative_to(ROOT)), strict=True) if was != now]
+    assert not stale, "stored outputs are stale; run the notebook again and store:\n" + "\n".join(stale)
+
+
+def texts(path: Path) -> list[list[str]]:
+    "The text that each code cell stores"
+    return [[o.get("text") or next((v for k, v in o.get("data", {}).items() if k.startswith("text/")), "") for o in c.outputs
+             if "image/png" not in o.get("data", {}) and "image/svg+xml" not in o.get("data", {})]
+            for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def test_nbdev_test_fails(tmp_path: Path) -> None:
+    copy = copy_tree(tmp_path / "copy")
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 == 2")])
+    nbformat.write(nb, copy / "nbs/99_broken.ipynb")
+    done = run("nbdev-test", "nbs/99_broken.ipynb", cwd=copy, coverage=False)
+    assert done.returncode == 1 and "99_broken" in done.stderr, said(done)
+
+
+def test_export_and_clean_change_nothing(tmp_path: Path) -> None:
+    copy = copy_tree(tmp_path / "copy")
+    before = snapshot(copy)
+    for tool in ("nbdev-export", "nbdev-clean"):
+        done = run(tool, cwd=copy, coverage=False)
+        assert done.returncode == 0, said(done)
+    after = snapshot(copy)
+    changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    assert not changed, f"run nbdev-export and nbdev-clean, then commit: {changed}"
+
+
+def test_every_module_has_its_notebook() -> None:
+    "A renamed `default_exp` leaves the old module behind; two notebooks of one name overwrite each other"
+    exported = [c.module for c in chapters()]
+    assert sorted(exported) == sorted(set(exported)), "two notebooks share a default_exp"
+    assert {c.file for c in chapters()} == set(MODULES), "a module without a notebook, or a notebook that was not exported"
+    for c in chapters():
+        named = re.search(r"File to edit: \S*?([^/\s]+\.ipynb)\.", c.file.read_text())
+        assert named and named[1] == c.path.name, f"{c.file} names another notebook than {c.path.name}"
+        assert c.path.stem.split("_", 1)[1] == c.module.removeprefix("rlstudio."), f"{c.path.name} does not say what it exports"
+
+
+def test_package_markers_hold_no_code() -> None:
+    "What no notebook has, nobody explains: `__init__.py` files hold a docstring and the version at most"
+    for p in PACKAGE.rglob("__init__.py"):
+        rest = [ast.unparse(n) for n in ast.parse(p.read_text()).body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+        assert all(r.startswith("__version__ = ") for r in rest), f"{p.relative_to(ROOT)} holds code: {rest}"
+
+
+# The book's order
+
+def imports(source: str, module: str) -> Iterator[str]:
+    "The modules of the package that a source imports, `from` imports resolved against `module`"
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names): yield from (a.name for a in names if a.name.startswith("rlstudio."))
+            case ast.ImportFrom(module=name, names=names, level=level):
+                base = ".".join([*module.split(".")[:-level], *filter(None, [name])]) if level else name or ""
+                if base.startswith("rlstudio"): yield from (f"{base}.{a.name}" for a in names)
+
+
+def out_of_order(book: list[Chapter]) -> list[str]:
+    place, wrong = {c.module: i for i, c in enumerate(book)}, []
+    for i, c in enumerate(book):
+        own = [s for s in map(python_only, cells(c.path)) if s]
+        for source, where in [(c.file.read_text(), i - 1), *((s, i) for s in own)]:
+            for name in imports(source, c.module):
+                target = name if name in place else name.rpartition(".")[0]
+                if target in place and place[target] > where: wrong.append(f"{c.path.name} imports {target}")
+    return wrong
+
+
+def python_only(source: str) -> str:
+    "The cell, or nothing where it is a shell command or a magic"
+    try: ast.parse(source)
+    except SyntaxError: return ""
+    return source
+
+
+def test_chapters_import_only_earlier_chapters() -> None:
+    assert not out_of_order(chapters())
+
+
+def test_import_rule_can_fail() -> None:
+    source = "import rlstudio.b.two\nfrom ..c import three\nfrom .four import x\nimport numpy"
+    assert list(imports(source, "rlstudio.a.one")) == ["rlstudio.b.two", "rlstudio.c.three", "rlstudio.a.four.x"]
+    if len(book := chapters()) > 1 and any("rlstudio" in "".join(imports(c.file.read_text(), c.module)) for c in book):
+        assert out_of_order(book[::-1])
+
+
+# Security: nothing in the package can run code from a file or a string
+
+def test_nothing_forbidden_in_the_package() -> None:
+    found = [f"{p.relative_to(ROOT)}:{line}: {what}" for p in MODULES for line, what in forbidden(p.read_text())]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("source", [
+    "import pickle", "import cloudpickle as cp", "from dill import loads", "import joblib.numpy_pickle", "import marshal", "import shelve",
+    "from multiprocessing import Pool\nimport _pickle", "eval('1')", "exec('x = 1')", "run = eval", "import builtins\nbuiltins.exec('1')",
+    "import torch\ntorch.load('f')", "from torch import load", "import torch as t\nt.save(1, 'f')", "import os\nos.system('ls')",
+    "from os import system as s", "import numpy as np\nnp.load('f', allow_pickle=True)", "import numpy\nnumpy.load('f', None, True)",
+    "import numpy as np\nnp.load('f', allow_pickle=flag)", "import subprocess\nsubprocess.run('ls', shell=True)",
+    "from subprocess import run\nrun('ls', shell=flag)", "import yaml\nyaml.load(t, Loader=yaml.SafeLoader)", "import yaml\nyaml.unsafe_load(t)",
+    "import yaml\nyaml.compose(t, Loader=yaml.FullLoader)", "from yaml import UnsafeLoader", "import yaml as y\ny.full_load(t)",
+    "__import__('pickle')", "import importlib\nimportlib.import_module('pickle')", "from importlib import import_module as i\ni('dill')",
+    "def f():\n    import pickle",
+])
+def test_gate_catches(source: str) -> None:
+    assert list(forbidden(source)), source
+
+
+@pytest.mark.parametrize("source", [
+    "model.eval()", "import numpy as np\nnp.load('f', allow_pickle=False)", "import yaml\nyaml.safe_load(t)", "import json\njson.load(f)",
+    "import yaml\nyaml.compose(t, Loader=yaml.SafeLoader)", "import subprocess\nsubprocess.run(['ls'], shell=False)", "from .pickles import jar",
+    "import torch\ntorch.from_numpy(x)", "'eval(1) and import pickle'", "import importlib\nimportlib.import_module(name)",
+])
+def test_gate_allows(source: str) -> None:
+    assert not list(forbidden(source)), source
+
+
+# Documents: a docstring for each public thing, and a comment beside each argument, field and return
+
+def params(f: ast.FunctionDef) -> list[ast.arg]:
+    return [a for a in f.args.posonlyargs + f.args.args + f.args.kwonlyargs if a.arg not in ("self", "cls") and not a.arg.startswith("_")]
+
+
+def function_gaps(f: ast.FunctionDef, name: str, lines: list[str], returns: bool = True) -> list[str]:
+    one_line = f.lineno == f.end_lineno and "#" in lines[f.lineno - 1]
+    gaps = [] if ast.get_docstring(f) or one_line or f.name == "__init__" else [f"{name}: no docstring"]
+    gaps += [f"{name}({a.arg}): no docment" for a in params(f) if "#" not in lines[a.lineno - 1]]
+    told = f.returns is not None and "None" not in ast.unparse(f.returns).replace(" | None", "")
+    if returns and told and "#" not in lines[f.returns.lineno - 1]: gaps.append(f"{name} -> : no docment of the return")
+    return gaps
+
+
+def class_gaps(cls: ast.ClassDef, lines: list[str], inherited: set[str]) -> list[str]:
+    gaps = [] if ast.get_docstring(cls) else [f"{cls.name}: no docstring"]
+    data = any("dataclass" in ast.unparse(d) for d in cls.decorator_list)
+    for node in cls.body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name)) if data and not name.startswith("_"):
+                near = lines[node.lineno - 1:node.end_lineno] + lines[node.lineno - 2:node.lineno - 1]
+                if not any("#" in s for s in near): gaps.append(f"{cls.name}.{name}: no docment of the field")
+            case ast.FunctionDef(name=name) if (not name.startswith("_") or name == "__init__") and name not in inherited:
+                gaps += function_gaps(node, f"{cls.name}.{name}", lines, returns=False)  # a method's docstring tells what it gives
+    return gaps
+
+
+def inherited_names(module: ModuleType, cls: str) -> set[str]:
+    "Methods that are documented where the contract is, in a base class"
+    bases = [b for b in getattr(module, cls).__mro__[1:] if b not in (object, nn.Module)]
+    return {n for b in bases for n, f in vars(b).items() if n != "__init__" and getattr(f, "__doc__", None)}
+
+
+def undocumented(source: str, module: ModuleType | None = None) -> list[str]:
+    "What a source leaves unexplained"
+    gaps, lines = [], source.splitlines()
+    for node in ast.parse(source).body:
+        match node:
+            case ast.FunctionDef(name=name) if not name.startswith("_"): gaps += function_gaps(node, name, lines)
+            case ast.ClassDef(name=name) if not name.startswith("_"):
+                gaps += class_gaps(node, lines, inherited_names(module, name) if module else set())
+    return gaps
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda c: c.module)
+def test_public_names_are_documented(chapter: Chapter) -> None:
+    gaps = undocumented(chapter.file.read_text(), import_module(chapter.module))
+    assert not gaps, "\n".join(gaps)
+
+
+def test_document_gate_can_fail() -> None:
+    bare = "def bare(x: int) -> int: return x"
+    assert undocumented(bare) == ["bare: no docstring", "bare(x): no docment", "bare -> : no docment of the return"]
+    told = "def told(\n    x: int,  # a number\n) -> int:  # the same number\n    'Nothing happens'\n    return x"
+    assert undocumented(told) == []
+    data = "@dataclass\nclass A:\n    'A thing'\n    x: int\n    y: int  # told\n    def f(self, z: int) -> None: 'told'"
+    assert undocumented(data) == ["A.x: no docment of the field", "A.f(z): no docment"]
+
+
+MACHINE = re.compile("|".join([
+    r"/(?:work|root|home|Users|opt|mnt)/\w", r"\b[A-Z]:\\\\", r"pypi\.org", r"pythonhosted", r"download\.pytorch", r"index[-_]url",
+    r"find-links", r"/tmp/\w", r"127\.0\.0\.1", r"localhost:", r"\b(?:10|192\.168|172\.16)\.\d+\.\d+\.\d+\b",
+]))
+
+
+def test_no_machine_in_the_files() -> None:
+    "No path of somebody's machine and no host of a package index in any text file"
+    found = []
+    for f in project_files():
+        if f == Path(__file__).relative_to(ROOT): continue
+        try: text = (ROOT / f).read_text()
+        except UnicodeDecodeError: continue
+        found += [f"{f}:{i}: {m[0]}" for i, line in enumerate(text.splitlines(), 1) if (m := MACHINE.search(line))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("line", ["see /home/ann/runs", "--index-url https://x", "from /tmp/x", r"C:\\Users", "http://localhost:8888"])
+def test_machine_gate_can_fail(line: str) -> None:
+    assert MACHINE.search(line)
+
+
+# Packaging
+
+def test_constraints_are_complete() -> None:
+    "constraints.txt pins what is installed here, and nothing that the project needs is missing"
+    lines = [s for s in (ROOT / "constraints.txt").read_text().splitlines() if s and not s.startswith("#")]
+    pinned = dict(s.split("==") for s in lines)
+    assert pinned == pins(closure("dev")), "python tests/closure.py > constraints.txt"
+
+
+def test_ci_calls_the_readme() -> None:
+    "The second command of the README is the very line that .ci/run runs"
+    commands = [s.strip() for s in (ROOT / "README.md").read_text().splitlines() if s.strip().startswith("python3 -m venv")]
+    assert len(commands) == 2, f"the README has two commands for a bare machine, found {commands}"
+    first, second = commands
+    assert shlex.split(first)[-3:] == ["rlstudio", "run", "configs/ppo/cartpole.yaml"]
+    assert second.endswith("&& pytest") and second in [s.strip() for s in (ROOT / ".ci/run").read_text().splitlines()]
+    assert all("-c constraints.txt" in c for c in commands)
+
+
+def test_workflow_actions_are_pinned() -> None:
+    "Every action by its full commit, with the version beside it; no permission beyond reading"
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    uses = re.findall(r"uses:\s*(.+)", text)
+    assert uses and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", u.strip()) for u in uses), uses
+    assert "permissions:\n  contents: read\n" in text and "write" not in text
+
+
+def test_scripts_are_executable() -> None:
+    for script in (".ci/run",):
+        mode = subprocess.run(["git", "ls-files", "-s", script], cwd=ROOT, capture_output=True, text=True).stdout[:6]
+        assert (ROOT / script).stat().st_mode & 0o100 and mode in ("100755", ""), f"{script} is not executable"
+
+
+# The README
+
+def test_readme_is_fresh() -> None:
+    done = run(sys.executable, "docs/make_readme.py", "--check")
+    assert done.returncode == 0, said(done)
+
+
+def test_notebooks_have_stable_names() -> None:
+    wrong = [p.name for p in notebooks() if not re.fullmatch(r"(index|\d\d_[a-z0-9_]+\.[a-z0-9_]+)\.ipynb", p.name)]
+    assert not wrong, f"chapters are named NN_package.module.ipynb: {wrong}"

@@ -1,0 +1,90 @@
+"Every notebook's own cells, run against the exported package under coverage: one process a notebook, two at a time."
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import nbformat
+import pytest
+from support import NBS, ROOT, cells, chapters, notebooks, run, said
+
+RUNNER = ROOT / "tests" / "run_notebook.py"
+
+
+def timed(path: Path) -> tuple[float, CompletedProcess[str]]:
+    start = time.perf_counter()
+    done = run(sys.executable, RUNNER, path, timeout=300)
+    return time.perf_counter() - start, done
+
+
+@pytest.fixture(scope="module")
+def pool(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future[tuple[float, CompletedProcess[str]]]]]:
+    "All chosen notebooks, started two at a time when the first test asks"
+    chosen = [i.callspec.params["path"] for i in request.session.items if getattr(i, "originalname", "") == "test_notebook"]
+    with ThreadPoolExecutor(2) as workers:
+        yield {p: workers.submit(timed, p) for p in chosen}
+        workers.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
+def test_notebook(path: Path, pool: dict[Path, Future[tuple[float, CompletedProcess[str]]]],
+                  notebook_seconds: dict[str, float]) -> None:
+    notebook_seconds[path.name], done = pool[path].result()
+    assert done.returncode == 0, said(done)
+    assert int(done.stdout.split()[-2]) > 0, f"no cell of {path.name} ran"
+
+
+def test_there_are_notebooks() -> None:
+    "A book that lost its chapters or tutorials would pass every test on them"
+    assert len(notebooks()) > len(chapters()) > 0, "the index is a notebook without a module"
+    assert list((NBS / "tutorials").glob("*.ipynb"))
+
+
+# The harness itself: it runs what it should, skips what it should, and fails when the module and the notebook differ.
+
+def write(path: Path, *sources: str) -> Path:
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    nbformat.write(nb, path)
+    return path
+
+
+HEAD = "#| default_exp data.returns"
+
+
+def test_harness_takes_exported_names_from_the_module(tmp_path: Path) -> None:
+    "The cell says that `gae` is 3; the module's own `gae`, and even its imports, are what the next cell sees"
+    nb = write(tmp_path / "a.ipynb", HEAD, "#| export\nimport numpy as np\ngae = 3",
+               "import inspect\nassert inspect.getmodule(gae).__name__ == 'rlstudio.data.returns'\nassert np.arange(3).sum() == 3")
+    done = run(sys.executable, RUNNER, nb)
+    assert done.returncode == 0 and done.stdout == "2 cells\n", said(done)
+
+
+@pytest.mark.parametrize("source", ["assert False, 'found'", "1/0  # found", "assert undefined_name  # found",
+                                    "#| export\nfound = 1"])
+def test_harness_fails(tmp_path: Path, source: str) -> None:
+    done = run(sys.executable, RUNNER, write(tmp_path / "a.ipynb", HEAD, source))
+    assert done.returncode == 1 and "found" in done.stdout + done.stderr, said(done)
+
+
+@pytest.mark.parametrize("flag", ["slow", "notest", "gpu", "eval: false"])
+def test_harness_skips(tmp_path: Path, flag: str) -> None:
+    done = run(sys.executable, RUNNER, write(tmp_path / "a.ipynb", HEAD, f"#| {flag}\n1/0"))
+    assert done.returncode == 0 and done.stdout == "1 cells\n", said(done)
+
+
+def test_harness_draws_without_a_kernel(tmp_path: Path) -> None:
+    nb = write(tmp_path / "a.ipynb", HEAD, "import matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.show()",
+               "import matplotlib\nassert 'inline' in matplotlib.get_backend()")
+    done = run(sys.executable, RUNNER, nb)
+    assert done.returncode == 0, said(done)
+
+
+@pytest.mark.parametrize("path", sorted((NBS / "tutorials").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_tutorial_stores_outputs(path: Path) -> None:
+    "nbval compares what is stored: a tutorial without stored outputs would pass whatever it prints"
+    stored = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and c.outputs]
+    assert stored, f"{path.name} has no stored output"
+    flags = ("#| eval: false", "#| slow", "#|eval: false")
+    assert not [s for s in cells(path) if s.startswith(flags)], "nbval runs every cell of a tutorial"
