@@ -4,15 +4,13 @@ import math
 import os
 import resource
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import child_env
+from faults import FaultyOS, child, fails, half, memory_folder
 
 from rlstudio.train import metrics
 from rlstudio.train.metrics import (
@@ -36,8 +34,7 @@ RECORDS = [{"step": s, "loss": s / 7, "note": "é\n" * (s % 3)} for s in range(1
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    "In memory where the machine has it: thousands of fsyncs then cost nothing"
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder: yield Path(folder)
+    with memory_folder() as folder: yield folder
 
 
 def steps(folder: Path) -> list[int]: return [r["step"] for r in read_metrics(folder)]
@@ -49,23 +46,6 @@ def write(folder: Path, records: list[dict], rotate: int = 10**9, offset: dict |
     for record in records: sink.write(record)
     sink.close()
     return sink
-
-
-class Osish:
-    "The module `os`, whose k-th call that changes the disk does something else"
-    WATCHED = ("write", "fsync", "rename", "ftruncate", "unlink", "open", "mkdir")
-
-    def __init__(self, at: int, instead):
-        self.at, self.instead, self.count = at, instead, 0
-
-    def __getattr__(self, name: str):
-        real = getattr(os, name)
-        if name not in self.WATCHED: return real
-
-        def call(*args, **kwargs):
-            self.count += 1
-            return self.instead(name, real, *args) if self.count == self.at else real(*args, **kwargs)
-        return call
 
 
 # ---- a kill at any byte ------------------------------------------------------------------------------------------------
@@ -99,33 +79,26 @@ def test_any_tail_goes_aside(tmp_path: Path, tail: bytes) -> None:
 
 # ---- a kill at any system call, rotation and going back included -------------------------------------------------------
 
-CHILD = """
+KILL_EACH = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+from faults import FaultyOS
 from rlstudio.train import metrics
-from test_metrics import Osish, write
-folder, action = Path(sys.argv[1]), sys.argv[2]
-for at in map(int, sys.argv[3:]):
+from test_metrics import write
+folder, action, calls = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+for at in range(1, calls + 1):
     pid = os.fork()
     if pid: os.waitpid(pid, 0); continue
-    metrics.os = Osish(at, lambda *a: os.kill(os.getpid(), signal.SIGKILL))
-    where = folder / str(at)
-    if action == 'write': write(where, [{{'step': s}} for s in range(1, 13)], 40)
-    else: write(where, [{{'step': s}} for s in range(6, 9)], 40, {{'file': 2, 'bytes': 22}})
+    metrics.os = FaultyOS(at, lambda *a: os.kill(os.getpid(), signal.SIGKILL))
+    if action == 'write': write(folder/str(at), [{'step': s} for s in range(1, 13)], 40)
+    else: write(folder/str(at), [{'step': s} for s in range(6, 9)], 40, {'file': 2, 'bytes': 22})
     os._exit(0)
 """
 
 
-def kill_each(tmp_path: Path, action: str, calls: int) -> None:
-    code = CHILD.format(tests=str(Path(__file__).parent))
-    args = [sys.executable, "-c", code, str(tmp_path), action, *map(str, range(1, calls + 1))]
-    subprocess.run(args, env=child_env(coverage=False, PYTHONPATH=str(Path(metrics.__file__).parents[2])), check=True, timeout=60)
-
-
 def test_kill_at_every_call_while_writing_and_rotating(tmp_path: Path) -> None:
-    calls, seen = 60, set()
-    kill_each(tmp_path, "write", calls)
+    calls, seen = 80, set()
+    child(KILL_EACH, tmp_path, "write", calls)
     for at in range(1, calls + 1):
         folder = tmp_path / str(at)
         done = steps(folder)
@@ -138,11 +111,11 @@ def test_kill_at_every_call_while_writing_and_rotating(tmp_path: Path) -> None:
 
 def test_kill_at_every_call_while_going_back(tmp_path: Path) -> None:
     "The offset is in the second file, twelve records are in four: whatever is done by halves is done again"
-    calls = 40
+    calls = 60
     for at in range(1, calls + 1): write(tmp_path / str(at), [{"step": s} for s in range(1, 13)], 40)
     offset = {"file": 2, "bytes": 22}
     assert len(metric_files(tmp_path / "1")) == 4
-    kill_each(tmp_path, "rewind", calls)
+    child(KILL_EACH, tmp_path, "rewind", calls)
     for at in range(1, calls + 1):
         write(tmp_path / str(at), [{"step": 6}], 40, offset)
         assert steps(tmp_path / str(at)) == [1, 2, 3, 4, 5, 6], at
@@ -152,26 +125,19 @@ def test_kill_at_every_call_while_going_back(tmp_path: Path) -> None:
 
 # ---- full disks and bad disks ------------------------------------------------------------------------------------------
 
-def outcome(name: str, kind: str):
-    def instead(called, real, *args):
-        if kind == "short" and called == "write": return real(args[0], bytes(args[1])[: len(args[1]) // 2])
-        raise OSError(28, "No space left on device")
-    return instead
-
-
-@pytest.mark.parametrize("kind", ["error", "short"])
-def test_disk_full_at_the_kth_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    for at in range(1, 60):
+@pytest.mark.parametrize("fault", [fails(28), fails(5), half], ids=["ENOSPC", "EIO", "half"])
+def test_disk_full_at_the_kth_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]) -> None:
+    for at in range(1, 70):
         folder, written = tmp_path / f"{at}", 0
         with monkeypatch.context() as patch:
-            patch.setattr(metrics, "os", Osish(at, outcome("", kind)))
+            patch.setattr(metrics, "os", FaultyOS(at, fault))
             sink = JSONLSink(rotate_mb=40 / 2**20)
             try:
                 sink.open(folder)
                 for step in range(1, 13):
                     sink.write({"step": step})
                     written += 1
-            except (MetricError, OSError) as e: assert "No space" in str(e) or "disk is full" in str(e)
+            except (MetricError, OSError) as e: assert any(why in str(e) for why in ("No space", "disk is full", "Input/output error"))
         sink.close()
         assert steps(folder) == list(range(1, written + 1))  # all that was acknowledged, and nothing by half
         assert (folder / CURRENT).read_bytes()[-1:] in (b"\n", b"") if (folder / CURRENT).exists() else True
@@ -183,7 +149,7 @@ def test_a_write_that_failed_can_be_tried_again(tmp_path: Path, monkeypatch: pyt
     sink = JSONLSink()
     sink.open(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "os", Osish(1, outcome("", "short")))
+        patch.setattr(metrics, "os", FaultyOS(1, half))
         with pytest.raises(MetricError, match="the disk is full; the file is as it was"): sink.write({"step": 1})
     sink.write({"step": 1})
     sink.close()
@@ -192,18 +158,17 @@ def test_a_write_that_failed_can_be_tried_again(tmp_path: Path, monkeypatch: pyt
 
 def test_rlimit_fsize(tmp_path: Path) -> None:
     "The operating system's own limit: the line that does not fit is taken back, the process lives"
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            sink = JSONLSink()
-            sink.open(tmp_path)
-            for step in range(1, 21): sink.write({"step": step})
-        except MetricError as e: code = 0 if "not written" in str(e) else 2
-        finally: os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    done = child("""
+import resource, sys
+from rlstudio.train.metrics import JSONLSink, MetricError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+sink = JSONLSink()
+sink.open(sys.argv[1])
+try:
+    for step in range(1, 21): sink.write({'step': step})
+except MetricError as e: print(e)
+""", tmp_path)
+    assert done.stdout.startswith("not written")
     assert steps(tmp_path) == list(range(1, 10)) and (tmp_path / CURRENT).stat().st_size == 99
 
 
@@ -349,9 +314,7 @@ def test_tensorboard_is_named_when_missing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_importing_metrics_imports_neither_torch_nor_tensorboard() -> None:
     code = "import sys, rlstudio.train.metrics; print([m for m in ('torch', 'tensorboard', 'gymnasium', 'matplotlib') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], env=child_env(coverage=False, PYTHONPATH=str(Path(metrics.__file__).parents[2])),
-                          capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert child(code).stdout.strip() == "[]"
 
 
 def test_the_glossary_prints_every_row() -> None:

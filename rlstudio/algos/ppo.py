@@ -191,7 +191,7 @@ def check_minibatches(
         f'but a rollout has num_steps × num_envs = {rows} rows; expected a divisor of that, '
         f'such as {" or ".join(map(str, sorted(near)))}')])
 
-# %% ../../nbs/50_algos.ppo.ipynb #4a756e19
+# %% ../../nbs/50_algos.ppo.ipynb #c0aabd71
 class PPO:
     "Proximal policy optimisation (clip), arXiv:1707.06347."
     Config = PPOConfig
@@ -227,7 +227,7 @@ class PPO:
         reward, scale = batch.reward, self.module.reward_scale
         if scale is not None:
             scale.update(reward, batch.terminated, batch.truncated, self.config.gamma)
-            reward = reward / np.float32(scale.scale())
+            reward = scale.numpy(reward)
         advantage = gae(reward, batch.value, batch.next_value, batch.terminated,
                         batch.truncated, self.config.gamma, self.config.gae_lambda)
         data = Batch(obs=batch.obs, action=batch.action, log_prob=batch.log_prob,
@@ -244,7 +244,7 @@ class PPO:
         loss, stats = ppo_loss(*out, minibatch, clip_range, c.vf_coef, c.ent_coef,
                                c.clip_range_vf, self.surrogate)
         check_finite('loss', loss.detach())
-        self.flat.grad.zero_()
+        self.flat.zero_grad()
         loss.backward()
         norm = clip_gradient_(self.flat.grad, c.max_grad_norm)
         self.optimizer.step()

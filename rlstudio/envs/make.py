@@ -60,15 +60,15 @@ def env_ids(
     return sorted(s.id for s in newest.values()
                   if not s.name.startswith('GymV') and (missing or not missing_extra(s)))
 
-# %% ../../nbs/11_envs.make.ipynb #4eae3102
+# %% ../../nbs/11_envs.make.ipynb #587eb661
 def env_spec(
     env_id: str,  # a Gymnasium id with its version, e.g. 'CartPole-v1'
 ) -> EnvSpec:     # what Gymnasium knows about it
     "Look an id up"
     register_toys()
     if ':' in env_id:
-        raise EnvError(f'given {env_id!r}, which names a module to import, expected an id such '
-                       'as CartPole-v1; fix: import the module in your code, then use its id')
+        raise EnvError(f'given {env_id!r}, which names a module to import, expected an id; '
+                       'fix: import the module in your own code, then use the id alone')
     if env_id in gym.registry: return gym.registry[env_id]
     near = suggest(env_id, env_ids(missing=True))
     if 'did you mean' not in near:

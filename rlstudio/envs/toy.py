@@ -21,10 +21,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-# %% ../../nbs/10_envs.toy.ipynb #2eeb5e97
-# observation, reward, terminated, truncated, info
-Step = tuple[Any, float, bool, bool, dict[str, Any]]
+# %% ../../nbs/10_envs.toy.ipynb #b44b0538
+Step = tuple[Any, float, bool, bool, dict]  # obs, reward, terminated, truncated, info
 
+# %% ../../nbs/10_envs.toy.ipynb #1d64059b
 class Toy(gym.Env):
     "What the three worlds share; a world adds `begin` and `step`"
     metadata: dict[str, Any] = {'render_modes': []}
@@ -180,7 +180,7 @@ def chain_optimal_values(
     "Exact optimal values of `Chain`"
     return gamma ** np.arange(n - 1., -1., -1.)
 
-# %% ../../nbs/10_envs.toy.ipynb #3b392762
+# %% ../../nbs/10_envs.toy.ipynb #ef9bfbfa
 # id → class, time limit in env steps
 TOYS: dict[str, tuple[Callable[..., Toy], int | None]] = {
     'rlstudio/Bandit-v0': (Bandit, None),
@@ -188,6 +188,7 @@ TOYS: dict[str, tuple[Callable[..., Toy], int | None]] = {
     'rlstudio/Chain-v0': (Chain, 100),
 }
 
+# %% ../../nbs/10_envs.toy.ipynb #e1e2dea2
 def register_toys() -> None:
     "Give the three worlds their Gymnasium ids; calling it again does nothing"
     for id, (world, limit) in TOYS.items():

@@ -36,14 +36,15 @@ if TYPE_CHECKING:
     from rlstudio.train.trainer import Callback, Trainer
 else: Callback = object  # the trainer asks for the methods, not for the class
 
-# %% ../../nbs/70_studio.console.ipynb #6389a6e3
+# %% ../../nbs/70_studio.console.ipynb #fad8c036
 def duration(
     seconds: float,  # ≥ 0
 ) -> str:            # such as '9 s', '2 min 5 s', '3 h 20 min'
     "A time as one would say it"
     s = round(seconds)
     if s < 60: return f'{s} s' if s else '<1 s'
-    return f'{s // 60} min {s % 60} s' if s < 3600 else f'{s // 3600} h {s % 3600 // 60} min'
+    m, s = divmod(s, 60)
+    return f'{m} min {s} s' if m < 60 else f'{m // 60} h {m % 60} min'
 
 def mean_std(
     mean: float,         # of the returns
@@ -76,7 +77,7 @@ def command(
     "A command to copy and paste"
     return shlex.join(['rlstudio', name, *map(str, args)])
 
-# %% ../../nbs/70_studio.console.ipynb #d9d58db3
+# %% ../../nbs/70_studio.console.ipynb #dfe04900
 def printable(
     text: str,                # from anywhere
     encoding: str = 'utf-8',  # of the stream it goes to
@@ -84,7 +85,8 @@ def printable(
     "Text that a terminal can be trusted with"
     text = ''.join(c if c.isprintable() or c == '\n' else '?' for c in text)
     try: text.encode(encoding)
-    except UnicodeEncodeError: text = text.replace('±', '+-').encode(encoding, 'replace').decode(encoding)
+    except UnicodeEncodeError:
+        return text.replace('±', '+-').encode(encoding, 'replace').decode(encoding)
     return text
 
 def tell(
@@ -119,23 +121,24 @@ def header(
     if overrides: lines.append(labelled('set', ['  '.join(overrides)]))
     return printable('\n'.join(lines))
 
-# %% ../../nbs/70_studio.console.ipynb #122c4db4
+# %% ../../nbs/70_studio.console.ipynb #8d620113
 @dataclass(frozen=True)
 class Snapshot:
     "How far a training is, and how it goes"
-    env_steps: int                        # so far
-    total_steps: int                      # the budget
-    metrics: Mapping[str, Any]            # the newest record; any of its names may be missing
-    returns: Sequence[float] = ()         # returns so far, for the shape
-    evaluation: tuple[int, float, float] | None = None  # the last one: env steps, mean, std
-    goal: float | None = None             # mean return that counts as solved
-    seconds_left: float | None = None     # None: nobody knows yet
+    env_steps: int                     # so far
+    total_steps: int                   # the budget
+    metrics: Mapping[str, Any]         # the newest record; any name may be missing
+    returns: Sequence[float] = ()      # returns so far, for the shape
+    evaluation: tuple[int, float, float] | None = None  # the last: env steps, mean, std
+    goal: float | None = None          # mean return that counts as solved
+    seconds_left: float | None = None  # None: nobody knows yet
 
     def metric(self, name: str) -> float:  # nan where there is none
+        "A metric of the record"
         value = self.metrics.get(name)
         return math.nan if value is None else float(value)
 
-# %% ../../nbs/70_studio.console.ipynb #2b4a9d19
+# %% ../../nbs/70_studio.console.ipynb #799cbb23
 def train_line(
     s: Snapshot,  # of a training
 ) -> Text:
@@ -145,7 +148,6 @@ def train_line(
                          f'{s.total_steps:,} env steps')
     return text.append(f', {duration(s.seconds_left)} left') if s.seconds_left else text
 
-# %% ../../nbs/70_studio.console.ipynb #4e299f0e
 def return_line(
     s: Snapshot,  # of a training
 ) -> Text:
@@ -170,7 +172,7 @@ def eval_line(
     return text.append(' reached', 'bold green') if mean >= s.goal else text.append(
         f', {s.goal - mean:,.1f} short')
 
-# %% ../../nbs/70_studio.console.ipynb #45c7b94a
+# %% ../../nbs/70_studio.console.ipynb #9ef1d5c6
 VITALS = {'policy/approx_kl': 'KL', 'policy/entropy': 'entropy',
           'value/explained_variance': 'explained variance'}
 NO_SYMPTOM = 'train/', 'episode/', 'eval/', 'speed/', 'schedule/'
@@ -186,24 +188,26 @@ def vitals(
     return dict(list((known or other).items())[:most])
 
 def health(
-    metrics: Mapping[str, Any],  # a record
-) -> list[tuple[str, str]]:      # such as ('KL 0.31', 'high'), and 'ok' for the healthy
-    "The vital metrics, each with its judgement"
+    s: Snapshot,  # of a training
+) -> list[tuple[str, str]]:  # such as ('KL 0.31', 'high'), and '' for what is healthy
+    "The vital metrics, each with a word if it is not healthy"
     from rlstudio.train.metrics import GLOSSARY, Metric
-    def value(name: str) -> float: return math.nan if metrics[name] is None else float(metrics[name])
-    return [(f'{label} {value(name):.3g}', GLOSSARY.get(name, Metric(name, '')).judge(value(name)))
-            for name, label in vitals(metrics).items()]
+    words = {'low': 'low', 'high': 'high'}
+    def word(name: str) -> str:
+        return words.get(GLOSSARY.get(name, Metric(name, '')).judge(s.metric(name)), '')
+    return [(f'{label} {s.metric(name):.3g}', word(name))
+            for name, label in vitals(s.metrics).items()]
 
-# %% ../../nbs/70_studio.console.ipynb #9d347e14
+# %% ../../nbs/70_studio.console.ipynb #51c07c29
 def health_line(
     s: Snapshot,  # of a training
 ) -> Text:
     "The vital metrics, with a word about those that are not healthy"
-    parts = [Text.assemble(text, ('' if word in ('ok', 'nan') else f' {word}', 'bold yellow'))
-             for text, word in health(s.metrics)]
+    parts = [Text.assemble(text, (f' {word}', 'bold yellow')) if word else Text(text)
+             for text, word in health(s)]
     return Text('   ').join(parts) if parts else Text('nothing learned yet', 'dim')
 
-# %% ../../nbs/70_studio.console.ipynb #e4465d00
+# %% ../../nbs/70_studio.console.ipynb #67a7f90b
 def speed_line(
     s: Snapshot,  # of a training
 ) -> Text:
@@ -213,7 +217,8 @@ def speed_line(
     if math.isnan(rate): return Text('not known yet', 'dim')
     text = Text(f'{rate:,.0f} env steps/s')
     if math.isnan(env + learn): return text
-    return text.append(f'   env {env:.0%}   act {1 - env - learn:.0%}   learn {learn:.0%}', 'dim')
+    shares = {'env': env, 'act': 1 - env - learn, 'learn': learn}
+    return text.append(''.join(f'   {k} {share:.0%}' for k, share in shares.items()), 'dim')
 
 # %% ../../nbs/70_studio.console.ipynb #b1684376
 def live_block(
@@ -228,22 +233,22 @@ def live_block(
         grid.add_row(label, line(s))
     return grid
 
-# %% ../../nbs/70_studio.console.ipynb #0a0ed778
+# %% ../../nbs/70_studio.console.ipynb #cf8d9457
 def plain_line(
     s: Snapshot,  # of a training
 ) -> str:         # no escape codes, no line break
     "A snapshot for a log file"
     parts = [f'{s.env_steps:,}/{s.total_steps:,} env steps']
-    if not math.isnan(r := s.metric('episode/return_mean')): parts.append(f'return {r:,.1f}')
+    now = s.metric('episode/return_mean')
+    if not math.isnan(now): parts.append(f'return {now:,.1f}')
     if s.evaluation: parts.append(f'eval {mean_std(*s.evaluation[1:])}')
-    parts += [text if word in ('ok', 'nan') else f'{text} ({word})'
-              for text, word in health(s.metrics)]
-    if not math.isnan(rate := s.metric('speed/env_steps_per_second')):
-        parts.append(f'{rate:,.0f} steps/s')
+    parts += [f'{text} ({word})' if word else text for text, word in health(s)]
+    rate = s.metric('speed/env_steps_per_second')
+    if not math.isnan(rate): parts.append(f'{rate:,.0f} steps/s')
     if s.seconds_left: parts.append(f'{duration(s.seconds_left)} left')
     return ', '.join(parts)
 
-# %% ../../nbs/70_studio.console.ipynb #0f687cc1
+# %% ../../nbs/70_studio.console.ipynb #e0ff1ff4
 class Thinned:
     "Evenly spread samples of a series of any length"
     def __init__(self,
@@ -258,9 +263,10 @@ class Thinned:
         "See a value, and perhaps keep it"
         if self.seen % self.every == 0: self.values.append(value)
         self.seen += 1
-        if len(self.values) > self.size: self.values, self.every = self.values[::2], 2 * self.every
+        if len(self.values) <= self.size: return
+        self.values, self.every = self.values[::2], 2 * self.every
 
-# %% ../../nbs/70_studio.console.ipynb #9a9d2347
+# %% ../../nbs/70_studio.console.ipynb #961a00b5
 class Watcher:
     "Looks at a trainer after each iteration, and makes snapshots of it"
     def __init__(self,
@@ -282,12 +288,14 @@ class Watcher:
                                m.get('eval/return_std', math.nan))
 
     def snapshot(self) -> Snapshot:
-        "How far it is now; the time left is judged by the pace since the start of this process"
-        steps, total = self.trainer.env_steps, self.trainer.config.train.total_steps
-        pace = (self.clock() - self.began) / (steps - self.start) if steps > self.start else None
-        left = None if pace is None else pace * max(0, total - steps)
-        return Snapshot(steps, total, self.trainer.metrics, self.returns.values,
-                        self.evaluation, self.goal, left)
+        "How far it is now; the time left goes by the pace of this process"
+        trainer, left = self.trainer, None
+        steps, total = trainer.env_steps, trainer.config.train.total_steps
+        if steps > self.start:
+            pace = (self.clock() - self.began) / (steps - self.start)
+            left = pace * max(0, total - steps)
+        return Snapshot(steps, total, trainer.metrics, self.returns.values, self.evaluation,
+                        self.goal, left)
 
 # %% ../../nbs/70_studio.console.ipynb #b36d1492
 Form = Literal['auto', 'live', 'plain', 'silent']
@@ -300,25 +308,25 @@ def form_for(
     moves = console.is_terminal and not console.is_dumb_terminal
     return 'live' if moves and console.encoding.startswith('utf') else 'plain'
 
-# %% ../../nbs/70_studio.console.ipynb #f0902469
+# %% ../../nbs/70_studio.console.ipynb #c5d9937c
 class Listener(Callback):
     "Hears every event of a trainer and says nothing"
     name = ''  # nothing to keep in a checkpoint
-    def on_train_start(self, trainer: 'Trainer') -> None: ...    # see `train.trainer.EVENTS`
-    def on_collect_end(self, trainer: 'Trainer') -> None: ...    # an iteration's experience is there
-    def on_iteration_end(self, trainer: 'Trainer') -> None: ...  # and learned from
+    def on_train_start(self, trainer: 'Trainer') -> None: ...    # about to iterate
+    def on_collect_end(self, trainer: 'Trainer') -> None: ...    # has new experience
+    def on_iteration_end(self, trainer: 'Trainer') -> None: ...  # has learned from it
     def on_train_end(self, trainer: 'Trainer') -> None: ...      # finished or stopped
-    def on_error(self, trainer: 'Trainer') -> None: ...          # an exception is on its way out
+    def on_error(self, trainer: 'Trainer') -> None: ...          # on its way out
     def state_dict(self) -> dict[str, Any]: return {}
     def load_state_dict(self, state: dict[str, Any]) -> None: ...  # as state_dict gave it
 
-# %% ../../nbs/70_studio.console.ipynb #57e43723
+# %% ../../nbs/70_studio.console.ipynb #7172ed71
 class Progress(Listener):
     "Shows how a training goes: a callback for a `Trainer`"
     def __init__(self,
-        stream: Console | IO[str] | None = None,      # where to; None: standard output
-        form: Form = 'auto',                          # 'auto': `form_for` decides
-        seconds: float | None = None,                 # from one to the next; None: 0.25 live, 3 plain
+        stream: Console | IO[str] | None = None,  # where to; None: standard output
+        form: Form = 'auto',           # 'auto': `form_for` decides
+        seconds: float | None = None,  # between two; None: 0.25 if live, 3 if plain
         clock: Callable[[], float] = time.monotonic,  # s
     ):
         self.console = stream if isinstance(stream, Console) else Console(file=stream)
@@ -327,7 +335,8 @@ class Progress(Listener):
         self.live: Live | None = None
 
     def on_train_start(self, trainer: 'Trainer') -> None:  # the block appears
-        self.watcher, self.told = Watcher(trainer, self.clock), (-math.inf, trainer.env_steps)
+        self.watcher = Watcher(trainer, self.clock)
+        self.told = -math.inf, trainer.env_steps  # when it last spoke: s, env steps
         if self.form != 'live': return
         self.live = Live(console=self.console, auto_refresh=False)
         self.live.start()
@@ -352,9 +361,10 @@ class Progress(Listener):
         if self.live: self.live.update(live_block(s), refresh=True)
         elif self.form == 'plain': tell(self.console, plain_line(s))
 
-# %% ../../nbs/70_studio.console.ipynb #2ece4cb2
-OUTCOME_STYLES = {'solved': 'bold green', 'not solved': 'bold yellow', 'no goal known': 'bold',
-                  'not evaluated': 'bold', 'interrupted': 'bold yellow'}
+# %% ../../nbs/70_studio.console.ipynb #3cccc197
+OUTCOME_STYLES = {
+    'solved': 'bold green', 'not solved': 'bold yellow', 'no goal known': 'bold',
+    'not evaluated': 'bold', 'interrupted': 'bold yellow'}
 
 def outcome(
     summary: Mapping[str, Any],  # of a run: status, goal, eval_return_mean
@@ -371,9 +381,10 @@ def verdict(
 ) -> str:                            # one line
     "How a run went, in a sentence"
     s, word = summary, outcome(summary)
-    took = s.get('train_seconds') if seconds is None else seconds
-    when = f'at {s["total_steps"]:,} steps' + (f', {duration(took)}' if took is not None else '')
-    if word == 'interrupted': return f'interrupted {when}; go on with: {command("resume", s["run"])}'
+    took = duration(s['train_seconds'] if seconds is None else seconds)
+    when = f'at {s["total_steps"]:,} steps, {took}'
+    if word == 'interrupted':
+        return f'interrupted {when}; go on with: {command("resume", s["run"])}'
     if word == 'not evaluated': return f'not evaluated, {when}'
     said = (f'eval {mean_std(s["eval_return_mean"], s["eval_return_std"])} '
             f'over {s["eval_episodes"]} episodes')
@@ -381,7 +392,7 @@ def verdict(
     short = '' if word == 'solved' else f', {s["goal"] - s["eval_return_mean"]:,.1f} short'
     return f'{word}, {said} (goal {s["goal"]:,g}{short}), {when}'
 
-# %% ../../nbs/70_studio.console.ipynb #c2e725b8
+# %% ../../nbs/70_studio.console.ipynb #704ca619
 def size(
     path: Path,  # a file or a folder
 ) -> int:        # bytes of all files in it
@@ -394,22 +405,23 @@ def files_written(
 ) -> str:                # two or three lines
     "What a run left"
     folder = Path(folder)
-    entries = sorted(p for p in folder.iterdir() if p.suffix != '.lock' and p.name[0] != '.')
-    inside = {d.name: sorted(x.name for x in d.iterdir()) for d in entries if d.is_dir()}
-    folders = [f'{d}/{x[0]}' if len(x) == 1 else f'{d}/ ({len(x)})' for d, x in inside.items()]
-    files = [p.name for p in entries if p.is_file()]
-    total = f'{max(1, size(folder) // 1024):,} KB'
-    lines = [f'{folder} ({total})', '  '.join(files), '  '.join(folders)]
+    entries = [p for p in sorted(folder.iterdir())
+               if p.suffix != '.lock' and p.name[0] != '.']
+    inside = {d.name: sorted(p.name for p in d.iterdir()) for d in entries if d.is_dir()}
+    folders = [f'{d}/{names[0]}' if len(names) == 1 else f'{d}/ ({len(names)})'
+               for d, names in inside.items()]
+    lines = [f'{folder} ({max(1, size(folder) // 1024):,} KB)',
+             '  '.join(p.name for p in entries if p.is_file()), '  '.join(folders)]
     return printable(labelled('files', filter(None, lines)))
 
-# %% ../../nbs/70_studio.console.ipynb #8dbc0b4b
+# %% ../../nbs/70_studio.console.ipynb #0445c2e1
 def next_commands(
-    summary: Mapping[str, Any],  # of a run: run, seed, total_steps, and what `outcome` needs
+    summary: Mapping[str, Any],  # of a run: run, seed, total_steps, status, goal, …
 ) -> str:                        # three lines, to copy and paste
     "What one would type next"
     run, word = summary['run'], outcome(summary)
-    show, again = command('show', run), ('run', f'{run}/config.yaml')
+    show, again = command('show', run), ('run', Path(run, 'config.yaml'))
     if word == 'interrupted': return labelled('next', [command('resume', run), show])
-    if word == 'not solved': more = command(*again, f'train.total_steps={2 * summary["total_steps"]}')
-    else: more = command(*again, '--seed', str(summary['seed'] + 1))
-    return labelled('next', [show, command('evaluate', run, '--episodes', '100'), more])
+    longer = f'train.total_steps={2 * summary["total_steps"]}'
+    more = command(*again, longer if word == 'not solved' else f'--seed={summary["seed"] + 1}')
+    return labelled('next', [show, command('evaluate', run, '--episodes=100'), more])
