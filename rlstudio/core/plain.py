@@ -71,7 +71,7 @@ def scalar(
     if len(text) <= 100 and _FLOAT.fullmatch(text): return float(digits)
     return {'.inf': math.inf, '-.inf': -math.inf, '.nan': math.nan}.get(text, text)
 
-# %% ../../nbs/04_core.plain.ipynb #20c53e87
+# %% ../../nbs/04_core.plain.ipynb #b77ad720
 MAX_BYTES, MAX_VALUES, MAX_DEPTH = 2**20, 10_000, 20
 
 class _Loader(yaml.SafeLoader):
@@ -80,8 +80,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
-        tag, self.count, self.depth = getattr(event, 'tag', None), self.count + 1, self.depth + 1
-        why = ('anchors and aliases (& and *) are not allowed; write the value out' if event.anchor else
+        self.count, self.depth, tag = self.count + 1, self.depth + 1, getattr(event, 'tag', None)
+        why = ('anchors and aliases (&, *) are not allowed; write the value out' if event.anchor else
                f'the tag {tag!r} is not allowed; write a plain value' if tag else
                f'deeper than {MAX_DEPTH} levels' if self.depth > MAX_DEPTH else
                f'more than {MAX_VALUES} values' if self.count > MAX_VALUES else '')
@@ -140,7 +140,7 @@ def read_yaml(
         return source
     return source if node is None else source._replace(values=_value(node, (), source))
 
-# %% ../../nbs/04_core.plain.ipynb #b81dca31
+# %% ../../nbs/04_core.plain.ipynb #02e2a190
 def _value(node: yaml.Node, path: tuple[str, ...], source: Source) -> Any:
     "The plain value of a node; fills the marks and problems of `source`"
     if isinstance(node, yaml.ScalarNode): return node.value if node.style else scalar(node.value)
@@ -148,13 +148,13 @@ def _value(node: yaml.Node, path: tuple[str, ...], source: Source) -> Any:
     if isinstance(node, yaml.MappingNode): pairs = [(k.value, k, item) for k, item in node.value]
     values: dict[str, Any] = {}
     for key, at, item in pairs:
-        here = (*path, key if isinstance(key, str) else '?')
+        here = (*path, key) if isinstance(key, str) else path
         mark = Mark(source.marks[()].file, at.start_mark.line + 1, at.start_mark.column + 1)
-        why = ('expected a word as key' if not isinstance(key, str) else
-               f'written twice, first in line {source.marks[here].line}' if key in values else '')
-        if why: source.problems.append(Problem(*mark, '.'.join(here), f'{why}; remove one')); continue
-        source.marks[here] = mark
-        values[key] = _value(item, here, source)
+        why = ('expected a word as key; write `key: value`' if not isinstance(key, str) else
+               f'written twice, first in line {source.marks[here].line}; remove one' if key in values else
+               '')
+        if why: source.problems.append(Problem(*mark, '.'.join(here), why))
+        else: source.marks[here], values[key] = mark, _value(item, here, source)
     return values if isinstance(node, yaml.MappingNode) else list(values.values())
 
 # %% ../../nbs/04_core.plain.ipynb #0f649a07
@@ -217,7 +217,7 @@ def show(
     except (TypeError, ValueError, RecursionError): text = repr(value)
     return text if len(text) <= 60 else text[:59] + '…'
 
-# %% ../../nbs/04_core.plain.ipynb #c8c6a72e
+# %% ../../nbs/04_core.plain.ipynb #e789fa71
 class _Dumper(yaml.SafeDumper):
     "Lists in one line; quotes where they are needed"
     def ignore_aliases(self, data: Any) -> bool: return True
@@ -237,4 +237,5 @@ def write_yaml(
     values: Any,  # plain
 ) -> str:
     "YAML that `read_yaml` reads as equal values"
-    return yaml.dump(plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return yaml.dump(plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True,
+                     width=MAX_BYTES)

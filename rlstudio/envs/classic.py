@@ -29,11 +29,11 @@ from .make import EnvError
 from .snapshot import action_spec_of
 from .vector import Arrays, VectorEnv, check_state, seen_spec
 
-# %% ../../nbs/14_envs.classic.ipynb #ca32c4c6
+# %% ../../nbs/14_envs.classic.ipynb #5e6971f9
 Next = tuple[np.ndarray, Any, Any]  # state (k, N), reward (N,), terminated (N,)
 
 class World(VectorEnv):
-    "N copies of a small world; it adds `begin`, `advance` and perhaps `observe`"
+    "N copies of a small world, which adds `begin`, `advance` and perhaps `observe`"
     backend, level = 'native', 'exact'
     env_id = ''  # the Gymnasium id whose episodes it repeats
 
@@ -162,7 +162,7 @@ def cartpole_fallen(
     x, _, θ, _ = state
     return (np.abs(x) > MAX_X) | (np.abs(θ) > MAX_LEAN)
 
-# %% ../../nbs/14_envs.classic.ipynb #ffde4660
+# %% ../../nbs/14_envs.classic.ipynb #8f2e8e2d
 class CartPole(Classic):
     "`CartPole-v1`: keep a pole upright by pushing its cart left (0) or right (1)"
     env_id = 'CartPole-v1'
@@ -183,7 +183,7 @@ class CartPole(Classic):
     def advance(self, state: np.ndarray, action: np.ndarray) -> Next:  # action: 0, 1
         state = cartpole_next(state, 20. * action - 10.)
         fallen = cartpole_fallen(state)
-        return state, -1. * fallen if self.sutton_barto_reward else 1., fallen
+        return state, 0. - fallen if self.sutton_barto_reward else 1., fallen
 
 # %% ../../nbs/14_envs.classic.ipynb #c1159259
 def car_next(

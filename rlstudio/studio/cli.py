@@ -149,7 +149,7 @@ def resume(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
         from rlstudio.train.run import Run
         live(Run.open(run), [], quiet, as_json)
 
-# %% ../../nbs/71_studio.cli.ipynb #63081ac3
+# %% ../../nbs/71_studio.cli.ipynb #d8f6da1d
 @app.command()
 def evaluate(
     run: RunFolder,
@@ -159,11 +159,12 @@ def evaluate(
 ) -> None:
     "Evaluate the newest weights of a run in fresh episodes"
     with explained(as_json):
-        from rlstudio.train.run import Run
+        from rlstudio.train.run import Run, judge, summarize
         r = Run.open(run)
-        result = r.evaluate(episodes, False if sampled else None)
+        trainer = r.restored()
+        result = judge(r, trainer, episodes, False if sampled else None)
         speaker(False, as_json)(f'{r.config.env.id} at {result.env_steps:,} steps: {result}')
-        if as_json: emit(r.summary(r.status, result))
+        if as_json: emit(summarize(r, trainer, r.status, result) | dict(greedy=result.greedy))
 
 # %% ../../nbs/71_studio.cli.ipynb #185aa401
 def read_json(

@@ -109,11 +109,12 @@ def _key(key: Any, path: tuple[str, ...]) -> str:
     if isinstance(key, str) and not key.startswith('$'): return key
     _refuse(path, f'has the key {ascii(key)[:80]}: expected a str that does not begin with $')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #30799e82
+# %% ../../nbs/41_train.checkpoint.ipynb #575d4b7e
 CODES = {'bool': 'BOOL', 'uint8': 'U8', 'uint16': 'U16', 'uint32': 'U32', 'uint64': 'U64',
          'int8': 'I8', 'int16': 'I16', 'int32': 'I32', 'int64': 'I64',
          'float16': 'F16', 'bfloat16': 'BF16', 'float32': 'F32', 'float64': 'F64'}
 WIDTHS = {code: 1 if code == 'BOOL' else int(code.lstrip('UIBF')) // 8 for code in CODES.values()}
+_NAMES = {code: name for name, code in CODES.items()}
 Layout = dict[str, tuple[str, tuple[int, ...]]]   # path -> (code, shape)
 
 
@@ -214,7 +215,7 @@ def unpack(
         raw[path] = code, shape, data
     return raw
 
-# %% ../../nbs/41_train.checkpoint.ipynb #9eb1b1d8
+# %% ../../nbs/41_train.checkpoint.ipynb #1c2b81ca
 def join_tree(
     tree: Any,       # from `state.json`
     raw: Raw,        # from `unpack`; what is used is taken out
@@ -232,11 +233,14 @@ def _untag(tree: dict[str, Any], raw: Raw) -> Any:
     match [*tree.items()]:
         case [('$int', str(text))] if re.fullmatch(r'-?[0-9]{1,1300}', text): return int(text)
         case [('$float', 'nan' | 'inf' | '-inf' as text)]: return float(text)
-        case [('$array' | '$tensor' as tag, str(path))] if path in raw:
+        case [('$array', str(path))] if path in raw and raw[path][0] != 'BF16':
             code, shape, data = raw.pop(path)
-            dtype = next(name for name, c in CODES.items() if c == code)
-            if tag == '$tensor': return torch.from_numpy(data).view(getattr(torch, dtype)).reshape(shape)
-            return data.view(dtype).reshape(shape)
+            return data.view(_NAMES[code]).reshape(shape)
+        case [('$tensor', str(path))] if path in raw:
+            code, shape, data = raw.pop(path)
+            tensor = torch.empty(shape, dtype=getattr(torch, _NAMES[code]))
+            tensor.reshape(-1).view(torch.uint8).copy_(torch.from_numpy(data))
+            return tensor
     raise ValueError(f'a placeholder {ascii(tree)[:80]}')
 
 # %% ../../nbs/41_train.checkpoint.ipynb #a7666165

@@ -11,7 +11,8 @@ work in one folder; the manifest claims the level of reproducibility that holds 
 
 # %% auto #0
 __all__ = ['RunError', 'check_name', 'new_folder', 'locked', 'write_json', 'versions', 'machine', 'level_of', 'stop_on_signals',
-           'Run', 'now', 'user']
+           'RunFiles', 'restore_point', 'moved', 'build', 'register', 'now', 'user', 'summarize', 'Run', 'closing',
+           'judge', 'film', 'finish']
 
 # %% ../../nbs/45_train.run.ipynb #4c10c2a4
 import fcntl
@@ -149,32 +150,147 @@ def stop_on_signals(
     finally:
         for s in names: signal.signal(s, old[s])
 
-# %% ../../nbs/45_train.run.ipynb #95568c96
-class Run:
-    "A folder with a config, and everything that came of it."
+# %% ../../nbs/45_train.run.ipynb #add127c4
+class RunFiles:
+    "What a run's folder says"
     def __init__(self,
-        folder: Path,        # exists, with a config.yaml
+        folder: str | Path,  # exists, with a config.yaml
         config: Config,      # what it says
         settings: Settings,  # of this workspace and machine
     ):
         self.folder, self.config, self.settings = Path(folder), config, settings
-        self.trainer: Trainer | None = None
-        self.damaged: list[tuple[Path, str]] = []  # checkpoints passed over, and why
-        self.evaluations: list[dict[str, Any]] = self.read('evaluations.json') or []
 
+    def read(self,
+        name: str,  # such as 'result.json'
+    ) -> Any:       # None where there is no such file yet
+        "One of the run's JSON files"
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def note(self,
+        **facts: Any,  # keys of the manifest
+    ) -> None:
+        "Add facts to the manifest"
+        write_json(self.folder / 'manifest.json', self.manifest | facts)
+
+    @property
+    def manifest(self) -> dict[str, Any]: return self.read('manifest.json') or {}
+    @property
+    def status(self) -> str: return self.manifest.get('status', 'new')
+    @property
+    def history(self) -> list[dict[str, Any]]: return list(read_metrics(self.folder))
+
+# %% ../../nbs/45_train.run.ipynb #96668774
+def restore_point(
+    run: RunFiles,  # any run
+) -> tuple[Checkpoint | None, list[Path]]:  # where to go on (None: at the start); damaged ones
+    "The newest whole checkpoint of a run, if it has begun"
+    folder = run.folder / 'checkpoints'
+    if not any(folder.glob('step_*')):
+        if not run.history: return None, []
+        raise CheckpointError(f'{folder}: no checkpoint is left, though the run had begun; '
+                              f'start a new one: rlstudio run {run.folder}/config.yaml')
+    saved, rejected = latest_checkpoint(folder)
+    for path, reason in rejected:
+        warnings.warn(f'{path.name} is damaged: {reason}; using the one of step {saved.step:,}',
+                      stacklevel=2)
+    changed = diff(config_from_dict(saved.meta['config']), run.config)
+    if not changed: return saved, [path for path, _ in rejected]
+    raise RunError(f'{run.folder}: config.yaml was changed since the checkpoint '
+                   f'({", ".join(changed)}); put it back, or start a new run with it: '
+                   f'rlstudio run {run.folder}/config.yaml')
+
+# %% ../../nbs/45_train.run.ipynb #49d3ae8b
+def moved(
+    manifest: dict[str, Any],  # of a run; empty if it is new
+) -> bool:
+    "Was the run ever worked on under other versions or on another kind of machine than here?"
+    if not manifest.get('versions'): return False
+    here = versions(), machine()
+    return manifest.get('moved', False) or (manifest['versions'], manifest['machine']) != here
+
+# %% ../../nbs/45_train.run.ipynb #9820cc98
+def build(
+    run: RunFiles,                       # any run
+    callbacks: Sequence[Callback] = (),  # more listeners, told after the metrics
+) -> Trainer:                            # where the folder says it is
+    "The trainer of a run, ready to go on; from here on it writes into the folder"
+    (saved, damaged), c, s = restore_point(run), run.config, run.settings
+    for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
+    positions = saved.state['callbacks']['metrics'] if saved else {}
+    opened = [sinks.get(name)() for name in s.sinks]
+    for sink in opened:
+        if hasattr(sink, 'limit'): sink.limit = c.log.rotate_mb * 2**20
+        sink.open(run.folder, positions.get(type(sink).__name__))
+    trainer = Trainer(c, [Evaluate(c.eval), WriteMetrics(opened, c.log.every), *callbacks],
+                      s.device, s.threads)
+    meta = dict(config=to_dict(c), config_hash=config_hash(c), versions=versions(),
+                **level_of(s, trainer.env.level, not moved(run.manifest)))
+    trainer.callbacks.append(SaveCheckpoints(run.folder / 'checkpoints', c.checkpoint.every,
+                                             c.checkpoint.keep, meta))
+    if saved: trainer.load_state_dict(saved.state)
+    return trainer
+
+# %% ../../nbs/45_train.run.ipynb #4e9cfd29
+def register(
+    run: RunFiles,     # its manifest is written
+    trainer: Trainer,  # knows the environment
+) -> None:
+    "Who, when, with what, and how far it can be trusted to repeat"
+    then, e, s = run.manifest, trainer.env, run.settings
+    if moved(then):
+        warnings.warn('this run was begun under other versions or on another machine: it goes '
+                      'on, but is no longer exact (level L1)', stacklevel=2)
+    run.note(schema_version=1, status='running', created=then.get('created') or now(),
+             user=user(), config_hash=config_hash(run.config), versions=versions(),
+             machine=machine(), moved=moved(then), device=s.device, threads=s.threads,
+             env=dict(id=e.env_id, backend=e.backend, observation=e.observation_spec.to_dict(),
+                      action=e.action_spec.to_dict()),
+             **level_of(s, e.level, not moved(then)))
+
+# %% ../../nbs/45_train.run.ipynb #6750b7dc
+def now() -> str: return datetime.now(UTC).isoformat(timespec='seconds')  # UTC
+
+def user() -> str:  # 'unknown' where the system does not say
+    "Who runs it"
+    try: return getpass.getuser()
+    except (KeyError, OSError): return 'unknown'
+
+# %% ../../nbs/45_train.run.ipynb #1c67cee5
+def summarize(
+    run: RunFiles,                     # any run
+    trainer: Trainer,                  # where it is now
+    status: str,                       # 'completed' or 'interrupted'
+    result: Evaluation | None = None,  # the last evaluation
+) -> dict[str, Any]:                   # JSON-able
+    "The run in a dozen numbers"
+    t, c, goal = trainer, run.config, goal_of(run.config.env, run.config.eval)
+    return dict(run=str(run.folder), algo=c.algo.name, env=c.env.id, seed=c.train.seed,
+        status=status, total_steps=t.env_steps, iterations=t.iteration, episodes=t.episodes,
+        env_steps_per_second=round(t.watch.rate, 1), train_seconds=round(t.watch.total, 3),
+        eval_return_mean=result.mean if result else None,
+        eval_return_std=result.std if result else None,
+        eval_episodes=len(result.returns) if result else 0, goal=goal,
+        solved=result.mean >= goal if result and goal is not None else None,
+        weights_sha256=weights_sha256(t.algo.module), level=run.manifest.get('level'))
+
+# %% ../../nbs/45_train.run.ipynb #4965b7e5
+class Run(RunFiles):
+    "A folder with a config, and everything that came of it."
     @classmethod
     def from_config(cls,
-        config: Config | str | Path,           # a config, a file, or the name of a packaged one
-        overrides: Sequence[str] = (),         # 'section.key=value', over the file
-        runs_dir: str | Path | None = None,    # None: as the settings say
-        name: str | None = None,               # None: after what it does
-        settings: Settings | None = None,      # None: read from settings.ini
+        config: Config | str | Path,       # a config, a file, or the name of a packaged one
+        overrides: Sequence[str] = (),     # 'section.key=value', over the file
+        runs_dir: str | Path | None = None,  # None: as the settings say
+        name: str | None = None,           # None: after what it does
+        settings: Settings | None = None,  # None: read from settings.ini
     ) -> 'Run':
         "Make a new run"
         settings = settings or load_settings()
         allow(*settings.plugins)
         if not isinstance(config, Config): config = load_config(find_config(config), overrides)
         elif overrides: config = config_from_dict(to_dict(config), overrides)
+        Trainer(config, device=settings.device).env.close()
         folder = new_folder(runs_dir or settings.runs_dir, config, name)
         (folder / 'config.yaml').write_text(to_yaml(config))
         return cls(folder, config, settings)
@@ -191,181 +307,107 @@ class Run:
         allow(*settings.plugins)
         return cls(folder, load_config(folder / 'config.yaml'), settings)
 
-    def read(self, name: str) -> Any:  # None where there is no such file yet
-        "One of the run's JSON files"
-        path = self.folder / name
-        return json.loads(path.read_text()) if path.exists() else None
-
-    @property
-    def manifest(self) -> dict[str, Any]: return self.read('manifest.json') or {}
-    @property
-    def status(self) -> str: return self.manifest.get('status', 'new')
-    @property
-    def history(self) -> list[dict[str, Any]]: return list(read_metrics(self.folder))
-
-    def note(self, **facts: Any) -> None:  # keys of the manifest
-        "Add facts to the manifest"
-        write_json(self.folder / 'manifest.json', self.manifest | facts)
-
-    def newest(self) -> Checkpoint | None:  # None: the run has not begun
-        "The newest whole checkpoint; says so if newer ones had to be passed over"
-        folder = self.folder / 'checkpoints'
-        if not any(folder.glob('step_*')):
-            if not self.history: return None
-            raise CheckpointError(f'{folder}: no checkpoint is left, though the run had begun; '
-                                  f'start a new one: rlstudio run {self.folder}/config.yaml')
-        saved, self.damaged = latest_checkpoint(folder)
-        for path, reason in self.damaged:
-            warnings.warn(f'{path.name} is damaged: {reason}; using the one of step '
-                          f'{saved.step:,}', stacklevel=2)
-        changed = diff(config_from_dict(saved.meta['config']), self.config)
-        if changed:
-            raise RunError(f'{self.folder}: config.yaml was changed since the checkpoint '
-                           f'({", ".join(changed)}); put it back, or start a new run with it: '
-                           f'rlstudio run {self.folder}/config.yaml')
-        return saved
-
-    def build(self,
-        callbacks: Sequence[Callback] = (),  # more listeners, told after the metrics
-        write: bool = True,                  # False: only to look, nothing is written
-    ) -> Trainer:
-        "The trainer, where the folder says it is"
-        saved, s, c = self.newest(), self.settings, self.config
-        calls: list[Callback] = [Evaluate(c.eval)]
-        if write:
-            for path, _ in self.damaged: path.rename(path.with_name(f'damaged_{path.name}'))
-            positions = saved.state['callbacks']['metrics'] if saved else {}
-            opened = [sinks.get(name)() for name in s.sinks]
-            for sink in opened: sink.open(self.folder, positions.get(type(sink).__name__))
-            calls += [WriteMetrics(opened, c.log.every), *callbacks]
-        trainer = Trainer(c, calls, s.device, s.threads)
-        level = level_of(s, trainer.env.level, self.same_machine())
-        if write:
-            meta = dict(config=to_dict(c), config_hash=config_hash(c), versions=versions(), **level)
-            trainer.callbacks.append(SaveCheckpoints(
-                self.folder / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, meta))
-        if saved: trainer.load_state_dict(saved.state)
-        self.trainer = trainer
-        return trainer
-
-    def same_machine(self) -> bool:
-        "Were versions and machine the same whenever this run was worked on?"
-        now, then = (versions(), machine()), self.manifest
-        same = not then or (then.get('versions'), then.get('machine')) == now
-        return same and not then.get('moved', False)
-
     def train(self,
         callbacks: Sequence[Callback] = (),  # more listeners, such as a progress display
-    ) -> dict[str, Any]:                     # the summary, see `finish`
+    ) -> dict[str, Any]:                     # the summary
         "Bring the run to its end from wherever it is"
         if self.status == 'completed': return self.read('result.json')
         with locked(self.folder), arithmetic_threads(self.settings.threads):
-            return self.live(self.build(callbacks))
+            trainer = build(self, callbacks)
+            register(self, trainer)
+            with closing(self, trainer): return self.live(trainer)
 
-    def live(self, trainer: Trainer) -> dict[str, Any]:
-        "Train, then finish; leave a status whatever happens"
-        self.begin(trainer)
+    def live(self,
+        trainer: Trainer,  # built from this folder
+    ) -> dict[str, Any]:   # the summary
+        "Train, then finish; stopped at any point, leave word of it"
         try:
             with stop_on_signals(trainer): trainer.train()
-            if trainer.finished: return self.finish(trainer)
+            if trainer.finished: return finish(self, trainer)
             reason = trainer.stop_reason
         except KeyboardInterrupt: reason = 'SIGINT'
-        except Exception as e:
-            self.note(status='failed', error=f'{type(e).__name__}: {e}')
-            raise
-        finally:
-            for c in trainer.callbacks:
-                if isinstance(c, WriteMetrics):
-                    for sink in c.sinks: sink.close()
-            trainer.env.close()
         self.note(status='interrupted', stopped_by=reason, env_steps=trainer.env_steps)
-        return self.summary('interrupted')
-
-    def begin(self, trainer: Trainer) -> None:
-        "The manifest of a run that is on its way"
-        moved = not self.same_machine()
-        if moved: warnings.warn('this run was begun under other versions or on another machine: '
-                                'it goes on, but is no longer exact (level L1)', stacklevel=2)
-        e = trainer.env
-        self.note(schema_version=1, status='running', config_hash=config_hash(self.config),
-                  created=self.manifest.get('created') or now(), user=user(), moved=moved,
-                  versions=versions(), machine=machine(), device=self.settings.device,
-                  threads=self.settings.threads, env=dict(id=e.env_id, backend=e.backend,
-                  observation=e.observation_spec.to_dict(), action=e.action_spec.to_dict()),
-                  **level_of(self.settings, e.level, not moved))
+        return summarize(self, trainer, 'interrupted')
 
     def evaluate(self,
         episodes: int | None = None,  # None: as the config says
         greedy: bool | None = None,   # None: as the config says
     ) -> Evaluation:
-        "Evaluate the newest weights, and keep the result with the others"
-        c = self.config.eval
-        c = replace(c, episodes=c.episodes if episodes is None else episodes,
-                    greedy=c.greedy if greedy is None else greedy)
-        with arithmetic_threads(self.settings.threads):
-            trainer = self.trainer or self.build(write=False)
-            result = evaluate(trainer.algo.module, self.config.env, c, self.config.train.seed,
-                              trainer.env_steps)
-        self.evaluations.append(result.to_dict())
-        write_json(self.folder / 'evaluations.json', self.evaluations)
-        return result
+        "Evaluate the newest weights in fresh episodes, and keep the result with the others"
+        return judge(self, self.restored(), episodes, greedy)
 
-    def finish(self, trainer: Trainer) -> dict[str, Any]:
-        "Evaluate, draw, sum up"
+    def restored(self) -> Trainer:  # its `algo.module` is the agent
+        "A trainer with the newest weights, to look at: it writes nothing"
+        saved, _ = restore_point(self)
+        if not saved: raise RunError(f'{self.folder}: nothing was learned yet; train it first: '
+                                     f'rlstudio resume {self.folder}')
+        trainer = Trainer(self.config, device=self.settings.device)
+        trainer.load_state_dict(saved.state)
+        trainer.env.close()
+        return trainer
+
+    def plot(self) -> Any:  # a matplotlib Figure
+        "The learning curve, as far as it goes"
+        return learning_curve(self.history, self.read('evaluations.json') or [],
+                              goal_of(self.config.env, self.config.eval), self.folder.name)
+
+# %% ../../nbs/45_train.run.ipynb #a31b266c
+@contextmanager
+def closing(
+    run: RunFiles,     # gets the status 'failed' if there is an error
+    trainer: Trainer,  # its sinks and environments are closed
+) -> Iterator[None]:
+    "Tidy up behind a training"
+    try: yield
+    except Exception as e:
+        run.note(status='failed', error=f'{type(e).__name__}: {e}', env_steps=trainer.env_steps)
+        raise
+    finally:
+        trainer.env.close()
         for c in trainer.callbacks:
-            if isinstance(c, Evaluate): self.evaluations = list(c.history)
-        result = self.evaluate() if self.config.eval.episodes else None
-        files = self.draw(trainer)
-        summary = self.summary('completed', result, files)
-        write_json(self.folder / 'result.json', summary)
-        self.note(status='completed', ended=now(), env_steps=trainer.env_steps,
-                  weights_sha256=summary['weights_sha256'])
-        return summary
+            if isinstance(c, WriteMetrics):
+                for sink in c.sinks: sink.close()
 
-    def draw(self, trainer: Trainer) -> list[str]:  # the files drawn, inside the folder
-        "The learning curve, and one episode to watch"
-        self.plot(self.folder / 'plots' / 'learning_curve.png')
-        drawn = ['plots/learning_curve.png']
-        try: frames = rollout_frames(trainer.algo.module, self.config.env, self.config.train.seed)
-        except ValueError as e: warnings.warn(f'no video: {e}', stacklevel=2)
-        else:
-            (self.folder / 'videos').mkdir(exist_ok=True)
-            save_webp(frames, self.folder / 'videos' / 'rollout.webp')
-            drawn.append('videos/rollout.webp')
-        return drawn
+# %% ../../nbs/45_train.run.ipynb #d915084e
+def judge(
+    run: RunFiles,                # the result joins its evaluations.json
+    trainer: Trainer,             # holds the weights
+    episodes: int | None = None,  # None: as the config says
+    greedy: bool | None = None,   # None: as the config says
+) -> Evaluation:
+    "Evaluate what was learned"
+    c = run.config.eval
+    c = replace(c, episodes=c.episodes if episodes is None else episodes,
+                greedy=c.greedy if greedy is None else greedy)
+    with arithmetic_threads(run.settings.threads):
+        result = evaluate(trainer.algo.module, run.config.env, c, run.config.train.seed,
+                          trainer.env_steps)
+    known = run.read('evaluations.json') or []
+    write_json(run.folder / 'evaluations.json', [*known, result.to_dict()])
+    return result
 
-    def plot(self, path: str | Path | None = None) -> Any:  # a matplotlib Figure
-        "The learning curve; saved as well if a path is given"
-        figure = learning_curve(self.history, self.evaluations,
-                                goal_of(self.config.env, self.config.eval), self.folder.name)
-        if path:
-            Path(path).parent.mkdir(exist_ok=True)
-            save_figure(figure, Path(path))
-        return figure
+# %% ../../nbs/45_train.run.ipynb #9ca3721c
+def film(
+    run: RunFiles,     # gets videos/rollout.webp
+    trainer: Trainer,  # holds the weights
+) -> None:
+    "One greedy episode to watch"
+    try: frames = rollout_frames(trainer.algo.module, run.config.env, run.config.train.seed)
+    except ValueError as e: warnings.warn(f'no video: {e}', stacklevel=2)
+    else: save_webp(frames, run.folder / 'videos' / 'rollout.webp')
 
-    def summary(self,
-        status: str,                        # 'completed' or 'interrupted'
-        result: Evaluation | None = None,   # the last evaluation
-        files: Sequence[str] = (),          # drawn
-    ) -> dict[str, Any]:                    # JSON-able; what `--json` prints
-        "The run in a dozen numbers"
-        t, c = self.trainer, self.config
-        assert t is not None
-        goal = goal_of(c.env, c.eval)
-        return dict(run=str(self.folder), algo=c.algo.name, env=c.env.id, seed=c.train.seed,
-            status=status, total_steps=t.env_steps, iterations=t.iteration, episodes=t.episodes,
-            env_steps_per_second=round(t.watch.rate, 1), train_seconds=round(t.watch.total, 3),
-            eval_return_mean=result.mean if result else None,
-            eval_return_std=result.std if result else None,
-            eval_episodes=len(result.returns) if result else 0, goal=goal,
-            solved=result.mean >= goal if result and goal is not None else None,
-            weights_sha256=weights_sha256(t.algo.module), level=self.manifest.get('level'),
-            files=['config.yaml', 'manifest.json', 'metrics.jsonl', *files])
-
-# %% ../../nbs/45_train.run.ipynb #c92ac6e8
-def now() -> str: return datetime.now(UTC).isoformat(timespec='seconds')  # for the manifest
-
-def user() -> str:  # 'unknown' where the system does not say
-    "Who runs it"
-    try: return getpass.getuser()
-    except (KeyError, OSError): return 'unknown'
+def finish(
+    run: Run,          # trained to the end of its budget
+    trainer: Trainer,  # its trainer
+) -> dict[str, Any]:   # the summary
+    "Evaluate, draw, sum up"
+    for c in trainer.callbacks:
+        if isinstance(c, Evaluate): write_json(run.folder / 'evaluations.json', c.history)
+    result = judge(run, trainer) if run.config.eval.episodes else None
+    save_figure(run.plot(), run.folder / 'plots' / 'learning_curve.png')
+    film(run, trainer)
+    summary = summarize(run, trainer, 'completed', result)
+    write_json(run.folder / 'result.json', summary)
+    run.note(status='completed', ended=now(), env_steps=trainer.env_steps,
+             weights_sha256=summary['weights_sha256'])
+    return summary
