@@ -70,11 +70,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=numbers, default=[1, 2, 3], help="such as 1-5 (default: 1-3)")
     parser.add_argument("--threshold", type=float, default=475.0, help="the return that counts as solved (default: 475)")
     parser.add_argument("--ci", action="store_true", help="also run .ci/run")
+    parser.add_argument("--no-store", action="store_true", help="a trial: print the figures, leave the stored history alone")
     options = parser.parse_args()
     kpis = measure(options.config, options.seeds, options.threshold) | (ci() if options.ci else {})
     past = [h for h in history(HISTORY) if h["config"] == options.config.stem]
     before = {k: v for h in past for k, v in h["kpis"].items()}  # each figure's last measurement
-    append(HISTORY, record(config=options.config.stem, config_sha256=sha256(options.config), seeds=options.seeds, threshold=options.threshold, kpis=kpis))
+    row = record(config=options.config.stem, config_sha256=sha256(options.config), seeds=options.seeds, threshold=options.threshold, kpis=kpis)
+    if not options.no_store: append(HISTORY, row)
     print(table(("figure", "now", "before"), ((k, v, before.get(k, "–")) for k, v in kpis.items())))
 
 

@@ -23,12 +23,12 @@ def results_path(config: Path) -> Path:
     return (RESULTS / name).with_suffix(".jsonl")
 
 
-def measure(config: Path, seed: int, overrides: list[str], runs: str, jobs: int) -> dict[str, Any]:
+def measure(config: Path, seed: int, overrides: list[str], runs: str, jobs: int, store: bool) -> dict[str, Any]:
     "One run of one seed"
     result, seconds = rlstudio("run", config, f"train.seed={seed}", *overrides, "--runs-dir", runs)
     row = record(config=config.stem, config_sha256=sha256(config), overrides=overrides, jobs=jobs, wall_seconds=round(seconds, 3),
                  **figures(result))
-    append(results_path(config), row)
+    if store: append(results_path(config), row)
     print(f"{config.stem} seed {seed}: {row['eval_return_mean']:.1f} ± {row['eval_return_std']:.1f} "
           f"at {row['total_steps']:,} steps, {seconds:.1f} s", flush=True)
     return row
@@ -51,11 +51,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=numbers, default=[1, 2, 3], help="such as 1-10 or 1,4,7 (default: 1-3)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--threshold", type=float, help="count the seeds that reach this return")
-    options = parser.parse_args()
+    parser.add_argument("--no-store", action="store_true", help="a trial: print the figures, leave the stored history alone")
+    options = parser.parse_intermixed_args()
     overrides = [c for c in options.configs if "=" in c]
     configs = [Path(c) for c in options.configs if "=" not in c]
     with tempfile.TemporaryDirectory() as runs, ThreadPoolExecutor(options.jobs) as pool:
-        todo = {c: [pool.submit(measure, c, s, overrides, runs, options.jobs) for s in options.seeds] for c in configs}
+        todo = {c: [pool.submit(measure, c, s, overrides, runs, options.jobs, not options.no_store) for s in options.seeds] for c in configs}
         for config, futures in todo.items(): print(summary(config, [f.result() for f in futures], options.threshold), flush=True)
 
 

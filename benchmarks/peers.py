@@ -92,10 +92,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=102_400, help="env steps of one run (default: 102400)")
     parser.add_argument("--venv", type=Path, help="keep the peer's environment in this folder, outside the project's own")
+    parser.add_argument("--no-store", action="store_true", help="a trial: print the figures, leave the stored history alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         rows = compare(make_venv(options.venv or Path(temporary) / "venv"), options.rounds, options.steps)
-    for row in rows: append(RESULTS / "peers.jsonl", record(config="ppo CartPole-v1, 8 × 128, 4 × 4, 64-64 tanh", steps=options.steps, **row))
+    for row in rows if not options.no_store else []: append(RESULTS / "peers.jsonl", record(config="ppo CartPole-v1, 8 × 128, 4 × 4, 64-64 tanh", steps=options.steps, **row))
     body = [(r["round"], round(r["rlstudio"]["env_steps_per_second"]), round(r["sb3"]["env_steps_per_second"]), float(r["ratio"]),
              float(r["rlstudio"]["eval_return_mean"]), float(r["sb3"]["eval_return_mean"])) for r in rows]
     print(table(("round", "rlstudio steps/s", "sb3 steps/s", "ratio", "rlstudio return", "sb3 return"), body))

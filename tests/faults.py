@@ -49,9 +49,10 @@ def memory_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as folder: yield Path(folder)
 
 
-def child(code: str, *args: object, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def child(code: str, *args: object, check: bool = True, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
     "Run Python code in a process of its own, which may import from the tests and from the package"
-    env = child_env(coverage=False, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], env=env, capture_output=True, text=True, timeout=timeout)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], env=child_env(coverage=False, PYTHONPATH=paths, **env),
+                          capture_output=True, text=True, timeout=timeout)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done

@@ -141,7 +141,7 @@ class PPOConfig(AlgoConfig):
     target_kl: Positive | None = None             # end the epochs beyond 1.5 × this; null: never
     normalize_advantage: bool = True              # in each minibatch
 
-# %% ../../nbs/50_algos.ppo.ipynb #6aaa09e2
+# %% ../../nbs/50_algos.ppo.ipynb #3b93a7b5
 def register_ppo_metrics() -> None:
     "Add PPO's rows to the glossary (idempotent)"
     for row in (
@@ -151,7 +151,8 @@ def register_ppo_metrics() -> None:
         ('policy/approx_kl', 'mean of (r − 1) − log r', 'nats', (0, .05)),
         ('policy/clip_fraction', 'share of |r − 1| > ε', '', (0, .4)),
         ('grad/norm', 'length of the gradient before it is cut', '', (0, math.inf)),
-        ('value/explained_variance', '1 − Var[G − V] / Var[G]', '', (0, 1)),
+        ('value/explained_variance', '1 − Var[G − V] / Var[G]; says little where all returns are alike', '',
+         (-math.inf, 1)),
         ('schedule/learning_rate', 'step size now', '', (0, math.inf)),
         ('schedule/clip_range', 'ε now', '', (0, math.inf)),
         ('schedule/epochs', 'passes over the rollout that were made', 'epochs', (1, math.inf)),

@@ -17,9 +17,9 @@ __all__ = ['Fault', 'Count', 'Positive', 'Width', 'S', 'AlgoClass', 'fit', 'expe
            'repair', 'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig', 'TrainConfig', 'EvalConfig', 'CheckpointConfig',
            'LogConfig', 'Config', 'build', 'suggest_key', 'key_homes', 'algo_class', 'build_config', 'resolve',
            'load_config', 'config_from_dict', 'packaged_configs', 'find_config', 'to_dict', 'to_yaml', 'config_hash',
-           'diff', 'Settings', 'setting', 'read_settings', 'load_settings']
+           'diff', 'Settings', 'setting', 'read_settings', 'load_settings', 'ConfigError', 'Problem']
 
-# %% ../../nbs/05_core.config.ipynb #fc47c6c7
+# %% ../../nbs/05_core.config.ipynb #5315b237
 import hashlib
 import json
 import re
@@ -32,9 +32,11 @@ from typing import (Annotated, Any, Literal, NamedTuple, TypeVar, Union,
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .plain import (MAX_DEPTH, MAX_VALUES, ConfigError, Mark, Problem, Source, override,
-                                 plain, read_file, scalar, show, write_yaml)
+from .plain import (MAX_DEPTH, MAX_VALUES, ConfigError, Mark, Problem, Source,
+                                 override, plain, read_file, scalar, show, write_yaml)
 from .registry import PluginError, UnknownName, algos, suggest
+
+_all_ = ['ConfigError', 'Problem']  # who catches the error finds it where configs are loaded
 
 # %% ../../nbs/05_core.config.ipynb #1b66e8ae
 def fit(
@@ -93,7 +95,7 @@ def field_specs(
             f.default is MISSING and f.default_factory is MISSING) for f in fields(cls)}
     return _SPECS[cls]
 
-# %% ../../nbs/05_core.config.ipynb #57d1bbb7
+# %% ../../nbs/05_core.config.ipynb #098cbbbb
 Fault = tuple[tuple[str, ...], str]  # path of keys, message
 
 def check_value(
@@ -108,7 +110,8 @@ def check_value(
     for error in errors:
         at, hint, given = path, spec.hint, value
         if get_origin(hint) is tuple and error['loc']:
-            at, hint, given = (*path, str(error['loc'][0])), get_args(hint)[0], error['input']
+            at, hint = (*path, str(error['loc'][0])), get_args(hint)[0]
+            given = error['input']
         why = f'given {show(given)}, expected {expected(hint)}{repair(hint, given)}'
         faults[at] = str(error['ctx']['error']) if error['type'] == 'value_error' else why
     return value, list(faults.items())
@@ -130,7 +133,7 @@ def repair(
         if other is not None: return f'; write {show(other)}'
     return ''
 
-# %% ../../nbs/05_core.config.ipynb #30afa805
+# %% ../../nbs/05_core.config.ipynb #ced7299c
 @dataclass(frozen=True, kw_only=True)
 class Section:
     "A part of a config; making one checks its fields"
@@ -140,24 +143,27 @@ class Section:
             value, more = check_value(spec, getattr(self, key), (key,))
             object.__setattr__(self, key, value)
             faults += more
-        if faults: raise ConfigError(Problem(name, 0, 0, '.'.join(at), why) for at, why in faults)
+        if faults:
+            raise ConfigError(Problem(name, 0, 0, '.'.join(at), why) for at, why in faults)
 
     def _repr_markdown_(self) -> str: return f'```yaml\n{to_yaml(self)}```'
 
-# %% ../../nbs/05_core.config.ipynb #2349536b
+# %% ../../nbs/05_core.config.ipynb #5d26d7cf
 def _env_id(text: str) -> str:
-    if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', text): return text
+    if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', text): return text
     why = 'a module in front of it would be imported' if ':' in text else 'that is no id'
-    raise ValueError(f'given {show(text)}, but {why}; expected a registered id, as CartPole-v1')
+    raise ValueError(
+        f'given {show(text)}, but {why}; expected a registered id, such as CartPole-v1')
 
 
 def _kwargs(values: dict[str, Any]) -> dict[str, Any]:
     values = plain(values, MAX_DEPTH - 4)  # in a file it stands below `env` and `kwargs`
     size = len(json.dumps(values))
     if size <= MAX_VALUES: return values
-    raise ValueError(f'given {size} characters, expected at most {MAX_VALUES}; name a file instead')
+    raise ValueError(f'given {size} characters, expected at most {MAX_VALUES}; '
+                     'let the environment read a file instead')
 
-# %% ../../nbs/05_core.config.ipynb #0fa898c4
+# %% ../../nbs/05_core.config.ipynb #93ed89e5
 Count = Annotated[int, Field(ge=0)]              # 0 or more
 Positive = Annotated[int, Field(ge=1)]           # 1 or more
 Width = Annotated[int, Field(ge=1, le=65_536)]   # that many are held in memory
@@ -168,9 +174,9 @@ class EnvConfig(Section):
     id: Annotated[str, AfterValidator(_env_id)]  # registered name, such as CartPole-v1
     num_envs: Width = 8                          # copies that are stepped together
     kwargs: Annotated[dict[str, Any], AfterValidator(_kwargs)] = field(
-        default_factory=dict)                    # arguments of the environment, plain values
+        default_factory=dict)                    # the environment's arguments, plain values
     backend: Literal['auto', 'native', 'inprocess', 'gymnasium'] = 'auto'  # who steps them
-    max_episode_steps: Positive | None = None    # env steps to truncation; null: as registered
+    max_episode_steps: Positive | None = None    # env steps; null: as registered
 
 # %% ../../nbs/05_core.config.ipynb #5153dda6
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +184,7 @@ class AlgoConfig(Section):
     "What an algorithm's own config derives from"
     name: str  # registered name, such as ppo
 
-# %% ../../nbs/05_core.config.ipynb #11f3c06a
+# %% ../../nbs/05_core.config.ipynb #36cf55f9
 @dataclass(frozen=True, kw_only=True)
 class NetConfig(Section):
     "The policy and value networks"
@@ -193,7 +199,7 @@ class NetConfig(Section):
 class TrainConfig(Section):
     "How long, and from which seed"
     total_steps: Positive = 100_000  # env steps, of all copies together
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 1  # every random stream derives from it
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 1  # all random streams derive from it
 
 # %% ../../nbs/05_core.config.ipynb #cdac658e
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +225,7 @@ class LogConfig(Section):
     every: Positive = 1       # iterations between two records
     rotate_mb: Positive = 64  # MiB, then a new metrics file
 
-# %% ../../nbs/05_core.config.ipynb #37c268fd
+# %% ../../nbs/05_core.config.ipynb #399bddee
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
     "One experiment"
@@ -232,12 +238,12 @@ class Config(Section):
     log: LogConfig = field(default_factory=LogConfig)        # what is recorded
 
     def __post_init__(self) -> None:
-        wrong = [(key, getattr(self, key), cls.__name__) for key, cls in get_type_hints(Config).items()
+        wrong = [(key, f'given {show(getattr(self, key))}, expected {cls.__name__}(…)')
+                 for key, cls in get_type_hints(Config).items()
                  if not isinstance(getattr(self, key), cls)]
-        if wrong: raise ConfigError(Problem(
-            'Config', 0, 0, key, f'given {show(v)}, expected {name}(…)') for key, v, name in wrong)
+        if wrong: raise ConfigError(Problem('Config', 0, 0, key, why) for key, why in wrong)
 
-# %% ../../nbs/05_core.config.ipynb #a8ef38c3
+# %% ../../nbs/05_core.config.ipynb #d312ac5c
 S = TypeVar('S', bound=Section)
 
 def build(
@@ -251,18 +257,19 @@ def build(
     values = {} if values is None else values
     if not isinstance(values, Mapping):
         keys = ', '.join([*specs][:3])
-        return None, [(path, f'given {show(values)}, expected a section with keys such as {keys}')]
+        return None, [(path, f'given {show(values)}, expected a section, keys as {keys}')]
     for key, value in values.items():
-        if key in specs: clean[key], more = check_value(specs[key], value, (*path, key))
-        else: more = [((*path, str(key)), f'unknown key{suggest_key(str(key), specs, homes)}')]
+        at = *path, str(key)
+        if key in specs: clean[key], more = check_value(specs[key], value, at)
+        else: more = [(at, f'unknown key{suggest_key(str(key), specs, homes)}')]
         faults += more
-    faults += [((*path, key), f'missing, and it has no default; expected {expected(spec.hint)}')
+    faults += [((*path, key), f'missing, without default; expected {expected(spec.hint)}')
                for key, spec in specs.items() if spec.required and key not in values]
     if faults: return None, faults
     try: return cls(**clean), []
     except ValueError as e: return None, [(path, str(e))]
 
-# %% ../../nbs/05_core.config.ipynb #bbd8ff32
+# %% ../../nbs/05_core.config.ipynb #9817efeb
 def suggest_key(
     key: str,                  # what was written
     here: Iterable[str],       # the keys of this section
@@ -276,16 +283,18 @@ def key_homes(
     sections: Mapping[str, Any],  # name → class
 ) -> dict[str, str]:              # key → 'section.key', where only one section has the key
     "Where each key belongs"
-    homes = [(key, f'{name}.{key}') for name, cls in sections.items() for key in field_specs(cls)]
+    homes = [(key, f'{name}.{key}')
+             for name, cls in sections.items() for key in field_specs(cls)]
     keys = [key for key, _ in homes]
     return {key: home for key, home in homes if keys.count(key) == 1}
 
-# %% ../../nbs/05_core.config.ipynb #70eceaec
+# %% ../../nbs/05_core.config.ipynb #f0594ab1
 def algo_class(
     section: Any,  # what was written under `algo`
 ) -> tuple[type[AlgoConfig] | None, list[Fault]]:  # the class, or None and the faults
     "The config class of the algorithm that is named"
-    if isinstance(section, Mapping): section = {k: v for k, v in section.items() if k == 'name'}
+    if isinstance(section, Mapping):
+        section = {key: v for key, v in section.items() if key == 'name'}
     named, faults = build(AlgoConfig, section, ('algo',))
     if named is None: return None, faults
     why = f'algorithm {named.name!r} has no Config that derives from AlgoConfig'
@@ -294,7 +303,7 @@ def algo_class(
     if isinstance(cls, type) and issubclass(cls, AlgoConfig): return cls, []
     return None, [(('algo', 'name'), why)]
 
-# %% ../../nbs/05_core.config.ipynb #5b2e32a6
+# %% ../../nbs/05_core.config.ipynb #41e536e8
 AlgoClass = type[AlgoConfig]
 
 def build_config(
@@ -304,7 +313,8 @@ def build_config(
     "A config from plain values"
     classes: dict[str, Any] = get_type_hints(Config)
     if not isinstance(values, Mapping):
-        return None, [((), f'given {show(values)}, expected the sections {", ".join(classes)}')]
+        names = ', '.join(classes)
+        return None, [((), f'given {show(values)}, expected the sections {names}')]
     found = (algo_config, list[Fault]()) if algo_config else algo_class(values.get('algo'))
     classes['algo'], faults = found
     homes = key_homes({name: cls for name, cls in classes.items() if cls})
@@ -312,7 +322,8 @@ def build_config(
                for key in values if key not in classes]
     parts: dict[str, Any] = {}
     for name, cls in classes.items():
-        parts[name], more = build(cls, values.get(name), (name,), homes) if cls else (None, [])
+        if not cls: continue
+        parts[name], more = build(cls, values.get(name), (name,), homes)
         faults += more
     return (None, faults) if faults else (Config(**parts), [])
 
@@ -358,22 +369,24 @@ def config_from_dict(
         return {k: _copy(x) for k, x in v.items()} if isinstance(v, Mapping) else v
     return resolve(Source(_copy(values), {}, []), overrides, algo_config)
 
-# %% ../../nbs/05_core.config.ipynb #c532102f
+# %% ../../nbs/05_core.config.ipynb #fa8def9b
 def packaged_configs() -> dict[str, Path]:  # 'ppo/cartpole' → its file
     "The configs that come with the package, or lie in its checkout"
     import rlstudio
     package = Path(rlstudio.__file__).parent
     inside, beside = package / 'configs', package.parent / 'configs'
     root = inside if inside.is_dir() else beside
-    return {p.relative_to(root).with_suffix('').as_posix(): p for p in sorted(root.glob('*/*.yaml'))}
+    files = sorted(root.glob('*/*.yaml'))
+    return {file.relative_to(root).with_suffix('').as_posix(): file for file in files}
 
 
 def find_config(
     name: str | Path,  # a file, or the name of a packaged config
 ) -> Path:             # of a file that exists
     "A file by its path, else a packaged config by its name"
-    packaged, short = packaged_configs(), str(name).removeprefix('configs/').removesuffix('.yaml')
     if Path(name).is_file(): return Path(name)
+    short = str(name).removeprefix('configs/').removesuffix('.yaml')
+    packaged = packaged_configs()
     if short in packaged: return packaged[short]
     why = f'no such file, and no packaged config{suggest(short, packaged)}'
     raise ConfigError([Problem(str(name), 0, 0, '', why)])
@@ -392,12 +405,12 @@ def to_yaml(
     "As YAML, every default written out; it loads to an equal config"
     return write_yaml(to_dict(config))
 
-# %% ../../nbs/05_core.config.ipynb #13983f0b
+# %% ../../nbs/05_core.config.ipynb #85933c76
 def config_hash(
     config: Section,  # a config, or a section of one
 ) -> str:             # 64 hexadecimal digits
     "SHA-256 of the config as canonical JSON"
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(',', ':'), allow_nan=False)
+    text = json.dumps(to_dict(config), sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/05_core.config.ipynb #57cc25a3
@@ -415,16 +428,16 @@ def _differing(x: Any, y: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...
             yield from _differing(x.get(k, MISSING), y.get(k, MISSING), (*path, k))
     elif MISSING in (x, y) or json.dumps(x) != json.dumps(y): yield path
 
-# %% ../../nbs/05_core.config.ipynb #be97ad02
+# %% ../../nbs/05_core.config.ipynb #1213ab31
 def _device(text: str) -> str:
     if re.fullmatch(r'cpu|mps|cuda(:[0-9]+)?', text): return text
-    raise ValueError(f'given {show(text)}, expected cpu, mps, cuda, or one of several as cuda:1')
+    raise ValueError(f'given {show(text)}, expected cpu, mps, cuda, or cuda:1 and so on')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Section):
     "What belongs to a machine and not to an experiment"
-    runs_dir: str = 'runs'          # folder of the runs; in settings.ini relative to that file
+    runs_dir: str = 'runs'               # folder of the runs; relative to settings.ini
     device: Annotated[str, AfterValidator(_device)] = 'cpu'  # where networks live
     threads: Annotated[int, Field(ge=1, le=1024)] = 1        # for arithmetic; one is exact
     sinks: tuple[str, ...] = ('jsonl',)  # who writes metrics, by registered name
@@ -445,7 +458,7 @@ def setting(
 def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
-# %% ../../nbs/05_core.config.ipynb #73b4f0eb
+# %% ../../nbs/05_core.config.ipynb #484c86af
 def read_settings(
     path: Path,  # of a settings.ini
 ) -> Settings:
@@ -454,17 +467,20 @@ def read_settings(
 
     from fastcore.xtras import Config as Ini
     text, name = path.read_text('utf8'), str(_from_here(path))
-    try: ini = Ini(path.parent, path.name, interpolation=None, inline_comment_prefixes=('#',))
+    style: dict[str, Any] = dict(interpolation=None, inline_comment_prefixes=('#',))
+    try: ini = Ini(path.parent, path.name, **style)
     except Error as e:
         why = e.message.partition('\n')[0]
         raise ConfigError([Problem(name, getattr(e, 'lineno', 0), 1, '', why)]) from None
-    settings, faults = build(Settings, {k: setting(k, ini.get(k), path.parent) for k in ini.d})
+    values = {key: setting(key, ini.get(key), path.parent) for key in ini.d}
+    settings, faults = build(Settings, values)
     faults += [((section,), 'unknown section; expected all keys below [DEFAULT]')
                for section in re.findall(r'^\[.*\]', text, re.M) if section != '[DEFAULT]']
     if settings and not faults: return settings
-    lines = [line.lower() for line in text.splitlines()]
-    at = [next((i for i, line in enumerate(lines, 1) if line.startswith(p[0])), 0) for p, _ in faults]
-    raise ConfigError(Problem(name, i, 1, '.'.join(p), why) for i, (p, why) in zip(at, faults))
+    keys = [re.split(r'\s*[=:]', line)[0] for line in text.lower().splitlines()]
+    line = {key: i for i, key in enumerate(keys, 1)}
+    raise ConfigError(Problem(name, line.get(at[0].lower(), 0), 1, '.'.join(at), why)
+                      for at, why in faults)
 
 
 def load_settings(

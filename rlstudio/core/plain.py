@@ -29,7 +29,7 @@ import yaml
 
 from .registry import suggest
 
-# %% ../../nbs/04_core.plain.ipynb #8e84c4f3
+# %% ../../nbs/04_core.plain.ipynb #97ef2d62
 @dataclass(frozen=True)
 class Problem:
     "One thing that is wrong"
@@ -44,7 +44,7 @@ class Problem:
         text = ': '.join(part for part in (place, self.key, self.message) if part)
         return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
-
+# %% ../../nbs/04_core.plain.ipynb #48d5a0ee
 class ConfigError(ValueError):
     "Everything that is wrong with a config, one problem a line"
     def __init__(self,
@@ -71,17 +71,18 @@ def scalar(
     if len(text) <= 100 and _FLOAT.fullmatch(text): return float(digits)
     return {'.inf': math.inf, '-.inf': -math.inf, '.nan': math.nan}.get(text, text)
 
-# %% ../../nbs/04_core.plain.ipynb #b77ad720
+# %% ../../nbs/04_core.plain.ipynb #2e4dbc94
 MAX_BYTES, MAX_VALUES, MAX_DEPTH = 2**20, 10_000, 20
 
 class _Loader(yaml.SafeLoader):
     "Composes nodes, and stops at what a config has no use for"
     depth = count = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: Any, index: Any) -> Any:  # PyYAML's hook
         event = self.peek_event()
-        self.count, self.depth, tag = self.count + 1, self.depth + 1, getattr(event, 'tag', None)
-        why = ('anchors and aliases (&, *) are not allowed; write the value out' if event.anchor else
+        tag = getattr(event, 'tag', None)
+        self.count, self.depth = self.count + 1, self.depth + 1
+        why = ('anchors and aliases are not allowed; write values out' if event.anchor else
                f'the tag {tag!r} is not allowed; write a plain value' if tag else
                f'deeper than {MAX_DEPTH} levels' if self.depth > MAX_DEPTH else
                f'more than {MAX_VALUES} values' if self.count > MAX_VALUES else '')
@@ -90,7 +91,7 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-# %% ../../nbs/04_core.plain.ipynb #d9e5708d
+# %% ../../nbs/04_core.plain.ipynb #6f87a11c
 _PLAINLY = {
     "character '\\t'": 'a tab; YAML indents with spaces',
     'mapping values are not allowed':
@@ -106,14 +107,15 @@ def yaml_problem(
     name: str,              # what to call that in messages
 ) -> Problem:
     "A mistake in the YAML itself"
-    why, mark = str(getattr(error, 'problem', None) or error), getattr(error, 'problem_mark', None)
+    mark = getattr(error, 'problem_mark', None)
+    why = str(getattr(error, 'problem', None) or error)
     why = next((plainly for theirs, plainly in _PLAINLY.items() if theirs in why), why)
     if mark: return Problem(name, mark.line + 1, mark.column + 1, '', why)
     at = getattr(error, 'position', 0)
     line, column = text.count('\n', 0, at) + 1, at - text.rfind('\n', 0, at)
     return Problem(name, line, column, '', f'the character {text[at:at + 1]!r}; remove it')
 
-# %% ../../nbs/04_core.plain.ipynb #98999128
+# %% ../../nbs/04_core.plain.ipynb #185b441b
 class Mark(NamedTuple):
     "Where something was written"
     file: str = ''   # as in `Problem`
@@ -127,7 +129,7 @@ class Source(NamedTuple):
     marks: dict[tuple[str, ...], Mark]  # ('env', 'id') → where that key or item stands
     problems: list[Problem]             # met while reading
 
-
+# %% ../../nbs/04_core.plain.ipynb #8079f861
 def read_yaml(
     text: str,       # one YAML document
     name: str = '',  # what to call it in messages
@@ -140,24 +142,27 @@ def read_yaml(
         return source
     return source if node is None else source._replace(values=_value(node, (), source))
 
-# %% ../../nbs/04_core.plain.ipynb #02e2a190
+# %% ../../nbs/04_core.plain.ipynb #ee4d002d
 def _value(node: yaml.Node, path: tuple[str, ...], source: Source) -> Any:
     "The plain value of a node; fills the marks and problems of `source`"
-    if isinstance(node, yaml.ScalarNode): return node.value if node.style else scalar(node.value)
-    pairs = [(str(i), item, item) for i, item in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode): pairs = [(k.value, k, item) for k, item in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style else scalar(node.value)
+    mapping = isinstance(node, yaml.MappingNode)
+    pairs = [(k.value, k, item) for k, item in node.value] if mapping else [
+        (str(i), item, item) for i, item in enumerate(node.value)]
     values: dict[str, Any] = {}
     for key, at, item in pairs:
         here = (*path, key) if isinstance(key, str) else path
         mark = Mark(source.marks[()].file, at.start_mark.line + 1, at.start_mark.column + 1)
-        why = ('expected a word as key; write `key: value`' if not isinstance(key, str) else
-               f'written twice, first in line {source.marks[here].line}; remove one' if key in values else
-               '')
+        why = ''
+        if not isinstance(key, str): why = 'expected a word as key; write `key: value`'
+        elif key in values:
+            why = f'written twice, first in line {source.marks[here].line}; remove one'
         if why: source.problems.append(Problem(*mark, '.'.join(here), why))
         else: source.marks[here], values[key] = mark, _value(item, here, source)
-    return values if isinstance(node, yaml.MappingNode) else list(values.values())
+    return values if mapping else list(values.values())
 
-# %% ../../nbs/04_core.plain.ipynb #0f649a07
+# %% ../../nbs/04_core.plain.ipynb #f927d6c1
 def read_file(
     path: str | Path,  # a YAML file of at most 1 MiB, in UTF-8
 ) -> Source:
@@ -167,13 +172,15 @@ def read_file(
         with open(path, 'rb') as f: raw = f.read(MAX_BYTES + 1)
         if len(raw) <= MAX_BYTES: return read_yaml(raw.decode('utf-8-sig'), name)
         why = f'larger than {MAX_BYTES} bytes; expected a config'
-    except UnicodeDecodeError as e: why = f'byte {e.start} is not UTF-8; save the file as UTF-8'
+    except UnicodeDecodeError as e:
+        why = f'byte {e.start} is not UTF-8; save the file as UTF-8'
     except FileNotFoundError:
-        why = f'no such file{suggest(path.name, [p.name for p in path.parent.glob("*.yaml")])}'
+        beside = [p.name for p in path.parent.glob('*.yaml')]
+        why = f'no such file{suggest(path.name, beside)}'
     except OSError as e: why = f'{e.strerror}; expected a YAML file'
     return Source(None, {}, [Problem(name, 0, 0, '', why)])
 
-# %% ../../nbs/04_core.plain.ipynb #822b2587
+# %% ../../nbs/04_core.plain.ipynb #18814125
 def override(
     source: Source,  # its values are a mapping; changed in place
     text: str,       # 'section.key=value'
@@ -183,56 +190,63 @@ def override(
     path, mark = tuple(k.strip() for k in key.split('.')), Mark(f'override {text!r}')
     new, parent = read_yaml(value), source.values
     faults = [p.message for p in new.problems]
-    if not equals or not all(path): faults = ['expected section.key=value, such as train.seed=3']
+    if not equals or not all(path):
+        faults = ['expected section.key=value, such as train.seed=3']
     for k in path[:-1] if not faults else ():
         if parent.get(k) is None: parent[k] = {}
         parent = parent[k]
-        if not isinstance(parent, dict): faults = [f'{k!r} is a value, not a section']; break
+        if not isinstance(parent, dict):
+            faults = [f'{k!r} is a value, not a section']
+            break
     source.problems.extend(Problem(*mark, '', why) for why in faults)
     if not faults:
         parent[path[-1]] = new.values
         source.marks.update({(*path, *below): mark for below in new.marks})
 
-# %% ../../nbs/04_core.plain.ipynb #e72cd560
+# %% ../../nbs/04_core.plain.ipynb #b7a9e4e6
 def plain(
     value: Any,               # any value
     levels: int = MAX_DEPTH,  # of lists and mappings that it may have
-) -> Any:                     # an equal copy that shares nothing with it; tuples become lists
+) -> Any:                     # an equal copy that shares nothing; tuples become lists
     "Copy what YAML and JSON can both hold; refuse all else"
     if value is None or isinstance(value, (bool, int, str)): return value
     if isinstance(value, float) and math.isfinite(value): return value
-    if levels and isinstance(value, (list, tuple)): return [plain(v, levels - 1) for v in value]
+    if levels and isinstance(value, (list, tuple)):
+        return [plain(v, levels - 1) for v in value]
     if levels and isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {k: plain(v, levels - 1) for k, v in value.items()}
     raise ValueError(
-        f'given {show(value)} of type {type(value).__name__}, expected plain values: text, finite '
-        'numbers, true, false, null, lists and mappings of them; convert it, as in int(x)')
+        f'given {show(value)} of type {type(value).__name__}, expected plain values: text, '
+        'finite numbers, true, false, null, and lists and mappings of them; '
+        'convert it, as in int(x)')
 
-
+# %% ../../nbs/04_core.plain.ipynb #83476df6
 def show(
     value: Any,  # any value
 ) -> str:        # at most 60 characters
     "A value for a message, as one would write it in YAML"
-    try: text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError): text = repr(value)
+    text = repr(value)
+    if not isinstance(value, str):
+        try: text = json.dumps(value, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError): pass
     return text if len(text) <= 60 else text[:59] + '…'
 
-# %% ../../nbs/04_core.plain.ipynb #e789fa71
+# %% ../../nbs/04_core.plain.ipynb #95dca4d7
 class _Dumper(yaml.SafeDumper):
     "Lists in one line; quotes where they are needed"
-    def ignore_aliases(self, data: Any) -> bool: return True
+    def ignore_aliases(self, data: Any) -> bool: return True  # equal lists are just equal
 
-    def represent_list(self, data: Any) -> yaml.SequenceNode:
+    def represent_list(self, data: Any) -> yaml.SequenceNode:  # PyYAML's hook for lists
         return self.represent_sequence('tag:yaml.org,2002:seq', data, flow_style=True)
 
-    def represent_str(self, data: str) -> yaml.ScalarNode:
+    def represent_str(self, data: str) -> yaml.ScalarNode:  # and for text
         style = None if data.isprintable() and scalar(data) == data else '"'
         return self.represent_scalar('tag:yaml.org,2002:str', data, style)
 
 _Dumper.add_representer(list, _Dumper.represent_list)
 _Dumper.add_representer(str, _Dumper.represent_str)
 
-
+# %% ../../nbs/04_core.plain.ipynb #59d80aeb
 def write_yaml(
     values: Any,  # plain
 ) -> str:

@@ -29,10 +29,10 @@ if TYPE_CHECKING: from importlib.metadata import EntryPoint
 
 T = TypeVar('T')
 
-# %% ../../nbs/03_core.registry.ipynb #f30e935c
+# %% ../../nbs/03_core.registry.ipynb #211953db
 class UnknownName(KeyError):
     "Nothing has this name"
-    def __str__(self) -> str: return str(self.args[0])  # a KeyError would show quotes around it
+    def __str__(self) -> str: return str(self.args[0])  # KeyError would quote it
 
 
 class DuplicateName(ValueError):
@@ -73,7 +73,7 @@ def same_name(
     "The one spelling of a distribution's name"
     return re.sub(r'[-_.]+', '-', dist).lower()
 
-# %% ../../nbs/03_core.registry.ipynb #f8f79856
+# %% ../../nbs/03_core.registry.ipynb #de80cc22
 def load(
     kind: str,            # what it should be, for the message
     point: 'EntryPoint',  # a built-in one, or of a plugin that is allowed
@@ -83,12 +83,12 @@ def load(
     try:
         with redirect_stdout(sys.stderr): return point.load()
     except (Exception, SystemExit) as e:
-        why = f'{type(e).__name__}: {e}'.removesuffix(': ')
+        who, why = point.dist.name, f'{type(e).__name__}: {e}'.removesuffix(': ')
         raise PluginError(
-            f'plugin {point.dist.name} {point.dist.version} failed to load its {kind} {point.name!r}: {why}; '
-            'update it, or take it out of `plugins` in settings.ini') from e
+            f'plugin {who} {point.dist.version} failed to load its {kind} {point.name!r}: '
+            f'{why}; update it, or take it out of `plugins` in settings.ini') from e
 
-# %% ../../nbs/03_core.registry.ipynb #d436274c
+# %% ../../nbs/03_core.registry.ipynb #b4f413ad
 def choose(
     kind: str,                          # for the message
     name: str,                          # what was asked for
@@ -99,13 +99,15 @@ def choose(
     if 'rlstudio' in claims: return 'rlstudio'
     may = sorted(allowed & claims.keys())
     if len(may) == 1: return may[0]
-    if may: raise PluginError(f'{kind} {name!r} is claimed by the plugins {" and ".join(may)}; expected one; '
-                              'take the others out of `plugins` in settings.ini')
-    who = ' or '.join(sorted(claims))
-    raise PluginError(f'{kind} {name!r} comes with the plugin {who}, which is not allowed; plugins are code: '
-                      f'if you trust it, write `plugins = {sorted(claims)[0]}` in settings.ini')
+    if may: raise PluginError(
+        f'{kind} {name!r} is claimed by the plugins {" and ".join(may)}; expected one; '
+        'take the others out of `plugins` in settings.ini')
+    who = sorted(claims)
+    raise PluginError(
+        f'{kind} {name!r} comes with the plugin {" or ".join(who)}, which is not allowed; '
+        f'plugins are code: if you trust it, write `plugins = {who[0]}` in settings.ini')
 
-# %% ../../nbs/03_core.registry.ipynb #12ba7270
+# %% ../../nbs/03_core.registry.ipynb #f3cf1707
 class Registry:
     "Things of one kind by name: your own, the built-in ones, and those of allowed plugins"
     def __init__(self,
@@ -119,13 +121,13 @@ class Registry:
     @cached_property
     def _claims(self) -> Claims: return installed_claims(self.group)
 
-    def __contains__(self, name: object) -> bool: return name in self._here or name in self._claims
+    def __contains__(self, name: str) -> bool: return name in {*self._here, *self._claims}
 
     def names(self) -> list[str]:  # sorted
         "All names, also of plugins that are not allowed; imports nothing"
         return sorted({*self._here, *self._claims})
 
-    def describe(self) -> dict[str, str]:  # name → 'here', or the distribution that brings it
+    def describe(self) -> dict[str, str]:  # name → 'here', or its distribution
         "Where each name comes from; imports nothing"
         return {n: owner(n, self._here, self._claims) for n in self.names()}
 
@@ -156,7 +158,8 @@ class Registry:
     ) -> Any:       # what has this name; imported now, if it was not before
         "Find something by its name"
         if name in self._here: return self._here[name]
-        if name not in self: raise UnknownName(f'unknown {self.kind} {name!r}{suggest(name, self.names())}')
+        if name not in self:
+            raise UnknownName(f'unknown {self.kind} {name!r}{suggest(name, self.names())}')
         dist = choose(self.kind, name, self._claims[name], self._allowed)
         return load(self.kind, self._claims[name][dist])
 
@@ -170,21 +173,22 @@ def owner(
     if name in here: return 'here'
     return 'rlstudio' if 'rlstudio' in claims[name] else ' or '.join(sorted(claims[name]))
 
-# %% ../../nbs/03_core.registry.ipynb #8f26dcf6
+# %% ../../nbs/03_core.registry.ipynb #12d14611
 def check_free(
     registry: Registry,  # where it should go
     name: str,           # under which name
     obj: Any,            # what
 ) -> None:
     "Refuse a name that is taken, unless by an earlier run of the same definition"
-    def definition(o: Any) -> tuple: return getattr(o, '__module__', ''), getattr(o, '__qualname__', id(o))
+    def _definition(o: Any) -> tuple:
+        return getattr(o, '__module__', ''), getattr(o, '__qualname__', id(o))
     here, claims = registry._here, registry._claims.get(name, {})
-    if name in here and definition(here[name]) == definition(obj): return
+    if name in here and _definition(here[name]) == _definition(obj): return
     if name in here or claims.keys() & {'rlstudio', *registry._allowed}:
-        raise DuplicateName(f'{registry.kind} {name!r} is taken: {registry.describe()[name]} brings it; '
-                            'choose another name')
+        who = f'{registry.kind} {name!r} is taken ({owner(name, here, registry._claims)})'
+        raise DuplicateName(f'{who}; choose another name')
 
-# %% ../../nbs/03_core.registry.ipynb #570e6684
+# %% ../../nbs/03_core.registry.ipynb #369d93e7
 def check_plugin(
     registry: Registry,  # that should load from it
     dist: str,           # a distribution's name
@@ -193,9 +197,11 @@ def check_plugin(
     from importlib.metadata import PackageNotFoundError, version
     try: version(dist)
     except PackageNotFoundError: raise PluginError(
-        f'plugin {dist!r} is not installed; install it, or take it out of `plugins` in settings.ini') from None
+        f'plugin {dist!r} is not installed; install it, or take it out of `plugins` '
+        'in settings.ini') from None
     for name, claims in registry._claims.items():
-        if same_name(dist) in claims and ('rlstudio' in claims or name in registry._here): raise PluginError(
+        taken = 'rlstudio' in claims or name in registry._here
+        if taken and same_name(dist) in claims: raise PluginError(
             f'plugin {dist!r} claims the {registry.kind} {name!r}, but that name is taken; '
             'it has to choose another')
 

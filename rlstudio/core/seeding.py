@@ -41,7 +41,7 @@ def check_seed(
                          'expected a whole number from 0 to 2**63 - 1, such as 1')
     return index
 
-# %% ../../nbs/02_core.seeding.ipynb #1a89d18d
+# %% ../../nbs/02_core.seeding.ipynb #b5c755ab
 def seed_sequence(
     seed: int,       # the run's seed
     name: str,       # the purpose, such as 'env' or 'minibatch'
@@ -52,19 +52,21 @@ def seed_sequence(
         raise ValueError(f'stream: given name {name!r} and index {index!r}; '
                          "expected a name and an index ≥ 0, such as streams['env', 3]")
     words = np.frombuffer(hashlib.sha256(name.encode()).digest(), '<u4').tolist()
-    return np.random.SeedSequence(check_seed(seed), spawn_key=(*words, operator.index(index)))
+    key = *words, operator.index(index)
+    return np.random.SeedSequence(check_seed(seed), spawn_key=key)
 
-# %% ../../nbs/02_core.seeding.ipynb #2c63e480
+# %% ../../nbs/02_core.seeding.ipynb #80956695
 def make_generator(
     kind: str,       # 'numpy' or 'torch'
     seed: int,       # the run's seed
     name: str,       # the purpose
     index: int = 0,  # which one of its kind, ≥ 0
-) -> Any:            # a fresh `np.random.Generator` (PCG64), or a `torch.Generator` on the CPU
+) -> Any:            # a `np.random.Generator` (PCG64), or a `torch.Generator` on the CPU
     "The generator of one stream, at its start"
     sequence = seed_sequence(seed, name, index)
     if kind == 'numpy': return np.random.Generator(np.random.PCG64(sequence))
-    if kind != 'torch': raise ValueError(f"kind: given {kind!r}; expected 'numpy' or 'torch'")
+    if kind != 'torch':
+        raise ValueError(f"kind: given {kind!r}; expected 'numpy' or 'torch'")
     import torch
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
@@ -88,7 +90,7 @@ def set_generator_state(
         import torch
         generator.set_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
 
-# %% ../../nbs/02_core.seeding.ipynb #dc6a7f57
+# %% ../../nbs/02_core.seeding.ipynb #4e2e90e2
 class Streams:
     "The named random streams of a run, such as `streams['env', 3]`"
     def __init__(self,
@@ -98,11 +100,12 @@ class Streams:
         self._made: dict[tuple[str, str, int], Any] = {}
 
     def _get(self, *key: Any) -> Any:
-        if key not in self._made: self._made[key] = make_generator(key[0], self.run_seed, *key[1:])
+        if key not in self._made:
+            self._made[key] = make_generator(key[0], self.run_seed, *key[1:])
         return self._made[key]
 
     def __getitem__(self,
-        key: str | tuple[str, int],  # a name, short for (name, 0); or a name and an index ≥ 0
+        key: str | tuple[str, int],  # a name and an index ≥ 0; a name alone has index 0
     ) -> np.random.Generator:        # one key, one object
         return self._get('numpy', *((key, 0) if isinstance(key, str) else key))
 
@@ -122,7 +125,7 @@ class Streams:
 
     def state_dict(self) -> dict[str, Any]:  # JSON-able; only the generators used so far
         "Where every stream is now"
-        made = {'/'.join(map(str, key)): generator_state(g) for key, g in self._made.items()}
+        made = {'/'.join(map(str, k)): generator_state(g) for k, g in self._made.items()}
         return {'seed': self.run_seed, 'streams': made}
 
     def load_state_dict(self,
@@ -131,23 +134,26 @@ class Streams:
         "Put every stream back, in place; one that the state does not name starts afresh"
         _load_streams(self, state)
 
-# %% ../../nbs/02_core.seeding.ipynb #fd9ebfbf
+# %% ../../nbs/02_core.seeding.ipynb #5e398d04
 def _load_streams(streams: Streams, state: Mapping[str, Any]) -> None:
     if state['seed'] != streams.run_seed:
-        raise ValueError(f"streams: given the state of seed {state['seed']}, expected that of seed "
-                         f"{streams.run_seed}; make Streams({state['seed']}) to load it")
-    for key, generator in streams._made.items():
-        set_generator_state(generator, generator_state(make_generator(key[0], streams.run_seed, *key[1:])))
+        raise ValueError(
+            f"streams: given the state of seed {state['seed']}, expected that of seed "
+            f"{streams.run_seed}; make Streams({state['seed']}) to load it")
+    for (kind, name, i), generator in streams._made.items():
+        start = make_generator(kind, streams.run_seed, name, i)
+        set_generator_state(generator, generator_state(start))
     for path, saved in state['streams'].items():
-        kind, *name, index = path.split('/')
-        set_generator_state(streams._get(kind, '/'.join(name), int(index)), saved)
+        kind, *words, index = path.split('/')
+        set_generator_state(streams._get(kind, '/'.join(words), int(index)), saved)
 
-# %% ../../nbs/02_core.seeding.ipynb #97bf84fb
+# %% ../../nbs/02_core.seeding.ipynb #9a15342e
 def _global_states() -> dict[str, str]:
     states = {'random': repr(random.getstate())}
-    kind, keys, *rest = np.random.get_state()                   # noqa: NPY002, it only looks
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002, it only looks
     states['numpy.random'] = repr((kind, np.asarray(keys).tolist(), rest))
-    if 'torch' in sys.modules: states['torch'] = repr(sys.modules['torch'].get_rng_state().tolist())
+    torch = sys.modules.get('torch')
+    if torch: states['torch'] = repr(torch.get_rng_state().tolist())
     return states
 
 # %% ../../nbs/02_core.seeding.ipynb #e6f56eed
