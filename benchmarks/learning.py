@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, append, figures, numbers, record, rlstudio, sha256, table
+from common import RESULTS, ROOT, append, figures, history, numbers, record, rlstudio, sha256, table
 
 
 def results_path(config: Path) -> Path:
@@ -43,6 +43,30 @@ def summary(config: Path, rows: list[dict[str, Any]], threshold: float | None) -
     line = f"{config.stem}: mean {statistics.fmean(means):.1f}, worst {min(means):.1f}, best {max(means):.1f} over {len(rows)} seeds"
     if threshold is not None: line += f"; {sum(m >= threshold for m in means)} of {len(means)} reach {threshold:g}"
     return f"\n{table(head, body)}\n\n{line}\n"
+
+
+PUBLISHED = {  # Stable-Baselines3 zoo, benchmark.md: one run each, return and training steps
+    "cartpole": "500 ± 0 [100k]", "acrobot": "-73.5 ± 18.2 [1M]", "mountaincar": "-110.4 ± 19.5 [1M]",
+    "pendulum": "-172.2 ± 104.2 [100k]", "lunarlander": "242.1 ± 31.8 [1M]"}
+
+
+def latest(path: Path) -> list[dict[str, Any]]:
+    "The newest line of each seed, of the newest config"
+    rows = [r for r in history(path) if not r["overrides"]]
+    return list({r["seed"]: r for r in rows if r["config_sha256"] == rows[-1]["config_sha256"]}.values())
+
+
+def results_table() -> Any:
+    "What the stored results say, as a table for a notebook"
+    from IPython.display import Markdown
+    lines = ["| config | env steps | seeds | mean return | spread over seeds | worst seed | published |", "|---|---|---|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("*/*.jsonl")):
+        rows = latest(path)
+        means = [r["eval_return_mean"] for r in rows]
+        name = path.relative_to(RESULTS).with_suffix("").as_posix()
+        lines.append(f"| `{name}` | {rows[0]['total_steps']:,} | {len(rows)} | {statistics.fmean(means):.1f} | {statistics.pstdev(means):.1f} "
+                     f"| {min(means):.1f} | {PUBLISHED.get(path.stem, '–')} |")
+    return Markdown("\n".join(lines))
 
 
 def main() -> None:

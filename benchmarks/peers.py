@@ -23,7 +23,7 @@ from common import RESULTS, ROOT, RunFailed, append, record, rlstudio, table
 CONFIG = ROOT / "configs" / "ppo" / "cartpole.yaml"
 SAME_WORK = [
     "env.num_envs=8", "algo.num_steps=128", "algo.num_minibatches=4", "algo.num_epochs=4", "net.hidden=[64,64]", "net.activation=tanh",
-    "net.normalize_obs=false", "net.normalize_reward=false", "algo.learning_rate=0.0003", "algo.gamma=0.99", "algo.gae_lambda=0.95",
+    "net.normalize_obs=false", "net.normalize_reward=false", "algo.learning_rate=0.0003", "algo.learning_rate_schedule=constant", "algo.gamma=0.99", "algo.gae_lambda=0.95",
     "algo.clip_range=0.2", "algo.ent_coef=0.0", "algo.vf_coef=0.5", "algo.max_grad_norm=0.5", "algo.target_kl=null", "eval.episodes=20",
 ]
 SB3 = """

@@ -2,7 +2,7 @@
 """README.md from nbs/index.ipynb: `python docs/make_readme.py` writes it, `--check` fails when it is not fresh.
 
 Markdown cells stay as they are, code cells become fenced python followed by the text that they have stored. Cells with `#| hide` are
-left out. Relative links, which start at nbs/ in the notebook, start at the root in the README, and must lead to a file.
+left out, of one with `#| echo: false` only the output is kept. Relative links, which start at nbs/ in the notebook, start at the root in the README, and must lead to a file.
 """
 import json
 import posixpath
@@ -58,7 +58,7 @@ def render(notebook: dict, root: Path = ROOT) -> str:
         if cell["cell_type"] == "markdown": parts.append(relink(source.strip(), root)); continue
         code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
         if code.startswith(("!", "%%bash")): parts.append(fence(re.sub(r"^(!|%%bash\s*\n)", "", code), "sh"))
-        elif code: parts.append(fence(code, "python"))
+        elif code and "echo:" not in directives: parts.append(fence(code, "python"))
         parts += filter(None, (output(o, root) for o in cell["outputs"]))
     return "\n\n".join(parts) + "\n"
 

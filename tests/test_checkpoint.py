@@ -317,7 +317,7 @@ def test_every_fsync_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         synced.clear()
         with monkeypatch.context() as patch:
             for m in (module, metrics): patch.setattr(m, "os", Disk())
-            with pytest.raises(CheckpointError, match="was not saved: .*Input/output error; earlier ones are untouched"): save(tmp_path, at + 1)
+            with pytest.raises(CheckpointError, match="was not saved: .*Input/output error; others are untouched"): save(tmp_path, at + 1)
     assert synced[:3] == [TREE, ARRAYS, MANIFEST] and synced[3].startswith(".tmp-step_") and synced[4] == tmp_path.name
 
 
@@ -407,8 +407,8 @@ def test_files_that_do_not_belong(tmp_path: Path, name: str) -> None:
 def test_folders_that_are_none(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     (tmp_path / "link").symlink_to(path)
-    for odd, reason in ((tmp_path / "link", "not a link"), (tmp_path / "no", "No such file"), (path / TREE, "not a link or a file"),
-                        (tmp_path, "without"), (Path("/dev/zero"), "not a link or a file")):
+    for odd, reason in ((tmp_path / "link", "only a link"), (tmp_path / "no", "No such file"), (path / TREE, "no folder"),
+                        (tmp_path, "without"), (Path("/dev/zero"), "no folder")):
         assert reason in why(odd)
     best = tmp_path / "best"  # a copy under a name of one's own is fine; under another step's it is not
     shutil.copytree(path, best)

@@ -14,7 +14,7 @@ __all__ = ['STATS', 'Schedule', 'Unit', 'Positive', 'NonNegative', 'Count', 'cli
            'explained_variance', 'ppo_loss', 'normalize_advantage', 'anneal', 'PPOConfig', 'register_ppo_metrics',
            'clip_gradient_', 'as_tensors', 'check_minibatches', 'PPO']
 
-# %% ../../nbs/50_algos.ppo.ipynb #b8443994
+# %% ../../nbs/50_algos.ppo.ipynb #aa51ea93
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.batch import Batch, check_finite
-from ..core.config import AlgoConfig, Config, ConfigError, Problem
+from ..core.config import AlgoConfig, Config
+from ..core.plain import ConfigError, Problem
 from ..core.seeding import Streams
 from ..data.returns import gae
 from ..data.rollout import Collector, RolloutBuffer, collect_rollout, next_values

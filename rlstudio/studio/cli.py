@@ -166,7 +166,7 @@ def evaluate(
         speaker(False, as_json)(f'{r.config.env.id} at {result.env_steps:,} steps: {result}')
         if as_json: emit(summarize(r, trainer, r.status, result) | dict(greedy=result.greedy))
 
-# %% ../../nbs/71_studio.cli.ipynb #185aa401
+# %% ../../nbs/71_studio.cli.ipynb #bf16d72d
 def read_json(
     path: Path,  # of a run
 ) -> dict[str, Any]:  # empty where there is no such file
@@ -177,14 +177,14 @@ def run_row(
     folder: Path,  # a run's folder
 ) -> dict[str, Any]:  # run, algo, env, seed, status, env_steps, eval_return_mean
     "A run in one line"
-    from rlstudio.core.config import load_config
+    from rlstudio.core.plain import read_file
     if not (folder / 'config.yaml').is_file():
         from rlstudio.train.run import RunError
         raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
     manifest, result = read_json(folder / 'manifest.json'), read_json(folder / 'result.json')
-    config = load_config(folder / 'config.yaml')
-    return dict(run=str(folder), algo=config.algo.name, env=config.env.id,
-                seed=config.train.seed, status=manifest.get('status', 'new'),
+    config = read_file(folder / 'config.yaml').values
+    return dict(run=str(folder), algo=config['algo']['name'], env=config['env']['id'],
+                seed=config['train']['seed'], status=manifest.get('status', 'new'),
                 total_steps=manifest.get('env_steps'),
                 eval_return_mean=result.get('eval_return_mean'))
 

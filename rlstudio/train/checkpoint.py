@@ -11,9 +11,9 @@ each of its bytes is covered by a SHA-256; loading only ever makes arrays, numbe
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'MANIFEST', 'TREE', 'ARRAYS', 'MAX_JSON', 'MAX_DEPTH', 'CODES', 'WIDTHS', 'Layout', 'Raw',
            'CRASH_POINTS', 'CheckpointError', 'spell', 'read_json', 'plain_value', 'split_tree', 'layout_of', 'sizes',
-           'header', 'pack', 'read_layout', 'unpack', 'join_tree', 'crash_point', 'write_file', 'make_manifest',
-           'read_manifest', 'checkpoint_path', 'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'checkpoints',
-           'latest_checkpoint', 'prune']
+           'header', 'pack', 'read_layout', 'unpack', 'join_tree', 'crash_point', 'write_file', 'sha256',
+           'make_manifest', 'read_manifest', 'checkpoint_path', 'save_checkpoint', 'Checkpoint', 'load_checkpoint',
+           'checkpoints', 'latest_checkpoint', 'prune']
 
 # %% ../../nbs/41_train.checkpoint.ipynb #4fae49f7
 import hashlib
@@ -47,14 +47,15 @@ MAX_JSON, MAX_DEPTH = 2**22, 64   # bytes of JSON in one file, levels of nesting
 class CheckpointError(Exception):
     "A checkpoint cannot be written or trusted: which file, what is wrong, and the fix"
 
-# %% ../../nbs/41_train.checkpoint.ipynb #0a4924e3
+# %% ../../nbs/41_train.checkpoint.ipynb #5f69145a
 def spell(
     doc: Any,  # JSON value
 ) -> bytes:    # its only spelling
     "JSON in the one spelling that checkpoints use, else ValueError"
     data = json.dumps(doc, sort_keys=True, indent=1, allow_nan=False).encode() + b'\n'
     if len(data) <= MAX_JSON: return data
-    raise ValueError(f'{len(data)} bytes of JSON, expected at most {MAX_JSON}: store long lists as arrays')
+    raise ValueError(f'{len(data)} bytes of JSON, expected at most {MAX_JSON}: store '
+                     'long lists as arrays')
 
 
 def read_json(
@@ -65,9 +66,9 @@ def read_json(
         doc = json.loads(data)
         if spell(doc) == data: return doc
     except RecursionError: raise ValueError('JSON nested too deeply') from None
-    raise ValueError('JSON not in the spelling that RLStudio writes: edited, or duplicate keys')
+    raise ValueError('not in the spelling that RLStudio writes: edited, or duplicate keys')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #5c73048a
+# %% ../../nbs/41_train.checkpoint.ipynb #ce8c91bc
 def _refuse(path: tuple[str, ...], why: str) -> NoReturn:
     raise CheckpointError(f'state {"/".join(path)[:200]!r} {why}')
 
@@ -82,10 +83,10 @@ def plain_value(
     if isinstance(x, float): return x if math.isfinite(x) else {'$float': repr(float(x))}
     if isinstance(x, int) and x.bit_length() <= 4096:
         return x if -2**63 <= x < 2**63 else {'$int': str(x)}
-    _refuse(path, f'is of type {type(x).__name__}: expected arrays, numbers, bools, texts, None, and '
-                  'dicts and lists of them; store what it is made of')
+    _refuse(path, f'is of type {type(x).__name__}: expected arrays, numbers, bools, texts, '
+                  'None, and dicts and lists of them; store what it is made of')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #67853682
+# %% ../../nbs/41_train.checkpoint.ipynb #92b76b7a
 def split_tree(
     tree: Any,                   # the state
     arrays: dict[str, Any],      # receives path -> array
@@ -107,13 +108,15 @@ def split_tree(
 
 def _key(key: Any, path: tuple[str, ...]) -> str:
     if isinstance(key, str) and not key.startswith('$'): return key
-    _refuse(path, f'has the key {ascii(key)[:80]}: expected a str that does not begin with $')
+    _refuse(path, f'has the key {ascii(key)[:80]}: expected a str that does not begin '
+                  'with $')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #575d4b7e
+# %% ../../nbs/41_train.checkpoint.ipynb #0c00e353
 CODES = {'bool': 'BOOL', 'uint8': 'U8', 'uint16': 'U16', 'uint32': 'U32', 'uint64': 'U64',
          'int8': 'I8', 'int16': 'I16', 'int32': 'I32', 'int64': 'I64',
          'float16': 'F16', 'bfloat16': 'BF16', 'float32': 'F32', 'float64': 'F64'}
-WIDTHS = {code: 1 if code == 'BOOL' else int(code.lstrip('UIBF')) // 8 for code in CODES.values()}
+WIDTHS = {code: int(code.lstrip('UIBF')) // 8 for code in CODES.values() if code != 'BOOL'}
+WIDTHS |= {'BOOL': 1}
 _NAMES = {code: name for name, code in CODES.items()}
 Layout = dict[str, tuple[str, tuple[int, ...]]]   # path -> (code, shape)
 
@@ -127,12 +130,11 @@ def layout_of(
 
 
 def _code(x: np.ndarray | torch.Tensor, path: str) -> str:
-    dense = x.layout == torch.strided if isinstance(x, torch.Tensor) else not np.ma.isMaskedArray(x)
-    dtype = str(x.dtype).removeprefix('torch.')
-    if isinstance(x, np.ndarray): dtype = x.dtype.name
+    if isinstance(x, np.ndarray): dtype, dense = x.dtype.name, not np.ma.isMaskedArray(x)
+    else: dtype, dense = str(x.dtype).removeprefix('torch.'), x.layout == torch.strided
     if dense and dtype in CODES: return CODES[dtype]
-    _refuse((path,), f'is an array of dtype {dtype}{"" if dense else ", not dense"}: expected a dense one '
-                     f'of {", ".join(CODES)}; convert it first')
+    _refuse((path,), f'is {"dense" if dense else "not dense"}, of dtype {dtype}: expected a '
+                     f'dense array of {", ".join(CODES)}; convert it first')
 
 # %% ../../nbs/41_train.checkpoint.ipynb #7b1e1ce0
 def sizes(
@@ -153,7 +155,7 @@ def header(
     text += b' ' * (-len(text) % 8)
     return len(text).to_bytes(8, 'little') + text
 
-# %% ../../nbs/41_train.checkpoint.ipynb #e1442873
+# %% ../../nbs/41_train.checkpoint.ipynb #f73d0fdd
 def pack(
     arrays: dict[str, Any],  # path -> NumPy array or torch tensor
 ) -> Iterator[bytes | memoryview]:  # the pieces of a safetensors file, one array at a time
@@ -164,7 +166,8 @@ def pack(
     yield head
     for x in map(arrays.__getitem__, layout):
         if isinstance(x, np.ndarray):
-            flat = np.ascontiguousarray(x, x.dtype.newbyteorder('<')).reshape(-1).view(np.uint8)
+            little = np.ascontiguousarray(x, x.dtype.newbyteorder('<'))
+            flat = little.reshape(-1).view(np.uint8)
         else: flat = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         yield flat.data
 
@@ -185,7 +188,7 @@ def read_layout(
     if len(head) + sum(sizes(layout)) != size: raise ValueError('header and size disagree')
     return layout
 
-# %% ../../nbs/41_train.checkpoint.ipynb #7129b986
+# %% ../../nbs/41_train.checkpoint.ipynb #51b33952
 def _mapping(x: Any) -> dict[str, Any]:
     if isinstance(x, dict): return x
     raise ValueError(f'expected a mapping, found {type(x).__name__}')
@@ -194,11 +197,11 @@ def _mapping(x: Any) -> dict[str, Any]:
 def _entry(path: str, entry: Any) -> tuple[str, tuple[int, ...]]:
     match _mapping(entry):
         case {'dtype': str(code), 'shape': [*shape]} if code in WIDTHS and len(shape) <= 32:
-            if (all(type(n) is int and n >= 0 for n in shape)
-                    and math.prod(max(n, 1) for n in shape) < 2**56): return code, tuple(shape)
-    raise ValueError(f'array {ascii(path)[:80]} has an impossible entry {ascii(entry)[:80]}')
+            ints = all(type(n) is int and n >= 0 for n in shape)
+            if ints and math.prod(n or 1 for n in shape) < 2**56: return code, tuple(shape)
+    raise ValueError(f'array {ascii(path)[:80]}: impossible entry {ascii(entry)[:80]}')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #da1ec607
+# %% ../../nbs/41_train.checkpoint.ipynb #a0c4cc24
 Raw = dict[str, tuple[str, tuple[int, ...], np.ndarray]]   # path -> (code, shape, bytes)
 
 def unpack(
@@ -211,11 +214,11 @@ def unpack(
     for (path, (code, shape)), nbytes in zip(layout.items(), sizes(layout)):
         data = np.empty(nbytes, np.uint8)
         if f.readinto(data.data) != nbytes: raise ValueError(f'array {path!r} is cut off')
-        if code == 'BOOL' and (data > 1).any(): raise ValueError(f'array {path!r}: a bool that is neither')
+        if code == 'BOOL' and (data > 1).any(): raise ValueError(f'{path!r}: not bools')
         raw[path] = code, shape, data
     return raw
 
-# %% ../../nbs/41_train.checkpoint.ipynb #1c2b81ca
+# %% ../../nbs/41_train.checkpoint.ipynb #10b268b9
 def join_tree(
     tree: Any,       # from `state.json`
     raw: Raw,        # from `unpack`; what is used is taken out
@@ -231,8 +234,8 @@ def join_tree(
 
 def _untag(tree: dict[str, Any], raw: Raw) -> Any:
     match [*tree.items()]:
-        case [('$int', str(text))] if re.fullmatch(r'-?[0-9]{1,1300}', text): return int(text)
-        case [('$float', 'nan' | 'inf' | '-inf' as text)]: return float(text)
+        case [('$int', str(x))] if re.fullmatch(r'-?[0-9]{1,1300}', x): return int(x)
+        case [('$float', 'nan' | 'inf' | '-inf' as x)]: return float(x)
         case [('$array', str(path))] if path in raw and raw[path][0] != 'BF16':
             code, shape, data = raw.pop(path)
             return data.view(_NAMES[code]).reshape(shape)
@@ -243,14 +246,16 @@ def _untag(tree: dict[str, Any], raw: Raw) -> Any:
             return tensor
     raise ValueError(f'a placeholder {ascii(tree)[:80]}')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #a7666165
-CRASH_POINTS = (*(f'{name} {done}' for name in (TREE, ARRAYS, MANIFEST) for done in ('written', 'synced')),
-                'folder synced', 'folder renamed', 'parent synced', 'old renamed')
+# %% ../../nbs/41_train.checkpoint.ipynb #1b218e2d
+CRASH_POINTS = (
+    f'{TREE} written', f'{TREE} synced', f'{ARRAYS} written', f'{ARRAYS} synced',
+    f'{MANIFEST} written', f'{MANIFEST} synced', 'folder synced', 'folder renamed',
+    'parent synced', 'old renamed')
 
 def crash_point(
     name: str,  # this moment, one of `CRASH_POINTS`
 ) -> None:
-    "For tests: kill this very process, as a power cut would, if `RLSTUDIO_CRASH_AT` is this name"
+    "For tests: kill this very process if the variable `RLSTUDIO_CRASH_AT` is this name"
     if os.environ.get('RLSTUDIO_CRASH_AT') == name: os.kill(os.getpid(), signal.SIGKILL)
 
 # %% ../../nbs/41_train.checkpoint.ipynb #ef1dadc3
@@ -272,7 +277,14 @@ def write_file(
     crash_point(f'{path.name} synced')
     return {'bytes': size, 'sha256': digest.hexdigest()}
 
-# %% ../../nbs/41_train.checkpoint.ipynb #bb441dd0
+# %% ../../nbs/41_train.checkpoint.ipynb #e4b042cd
+def sha256(
+    data: bytes,  # anything
+) -> str:         # 64 hex digits
+    "The SHA-256 of some bytes"
+    return hashlib.sha256(data).hexdigest()
+
+
 def make_manifest(
     step: int,              # env steps
     meta: dict[str, Any],   # plain values: config hash, versions, level, …
@@ -282,24 +294,30 @@ def make_manifest(
     arrays: dict[str, Any] = {}
     doc = {'schema_version': SCHEMA_VERSION, 'step': step, 'files': files,
            'meta': split_tree(meta, arrays, ('meta',))}
-    if arrays: raise CheckpointError(f'meta holds arrays, {list(arrays)[:3]}: put them into the state')
-    return spell(doc | {'sha256': hashlib.sha256(spell(doc)).hexdigest()})
+    if arrays: raise CheckpointError(f'arrays in meta, {[*arrays][:3]}: put them in state')
+    return spell(doc | {'sha256': sha256(spell(doc))})
 
-# %% ../../nbs/41_train.checkpoint.ipynb #58f14aec
+# %% ../../nbs/41_train.checkpoint.ipynb #30aa2c29
 def read_manifest(
     data: bytes,      # the file
 ) -> dict[str, Any]:  # its content, verified
     "A manifest, else ValueError"
     doc = _mapping(read_json(data))
     version, digest = doc.get('schema_version'), doc.pop('sha256', None)
-    if type(version) is not int or version < 1: raise ValueError(f'schema_version {ascii(version)[:80]}')
+    if type(version) is not int or version < 1:
+        raise ValueError(f'schema_version {ascii(version)[:80]}, expected an int from 1')
     if version > SCHEMA_VERSION:
-        raise ValueError(f'schema_version {version}, this RLStudio reads up to {SCHEMA_VERSION}: upgrade it')
-    if digest != hashlib.sha256(spell(doc)).hexdigest(): raise ValueError('its own SHA-256 differs')
-    if (doc.keys() != {'schema_version', 'step', 'files', 'meta'} or type(doc['step']) is not int
-            or _mapping(doc['files']).keys() != {TREE, ARRAYS}):
-        raise ValueError('its fields are not those of a manifest')
+        raise ValueError(f'schema_version {version}, but this RLStudio reads up to '
+                         f'{SCHEMA_VERSION}: upgrade it')
+    if digest != sha256(spell(doc)): raise ValueError('its own SHA-256 differs')
+    if not _is_manifest(doc): raise ValueError('its fields are not those of a manifest')
     return doc | {'meta': join_tree(_mapping(doc['meta']), {})}
+
+
+def _is_manifest(doc: dict[str, Any]) -> bool:
+    return (doc.keys() == {'schema_version', 'step', 'files', 'meta'}
+            and type(doc['step']) is int and isinstance(doc['files'], dict)
+            and doc['files'].keys() == {TREE, ARRAYS})
 
 # %% ../../nbs/41_train.checkpoint.ipynb #a176c60e
 def checkpoint_path(
@@ -314,17 +332,18 @@ def checkpoint_path(
 def _aside(path: Path, why: str) -> Path:
     return path.with_name(f'.{why}-{path.name}-{secrets.token_hex(4)}')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #496e7b09
+# %% ../../nbs/41_train.checkpoint.ipynb #c2dc47d6
 def _fill(tmp: Path, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {}
     tree = spell(split_tree(state, arrays))
     tmp.mkdir()
-    files = {TREE: write_file(tmp/TREE, [tree]), ARRAYS: write_file(tmp/ARRAYS, pack(arrays))}
+    files = {TREE: write_file(tmp/TREE, [tree])}
+    files[ARRAYS] = write_file(tmp/ARRAYS, pack(arrays))
     write_file(tmp/MANIFEST, [make_manifest(step, meta, files)])
     sync_folder(tmp)
     crash_point('folder synced')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #78b5995c
+# %% ../../nbs/41_train.checkpoint.ipynb #5cb247a2
 def save_checkpoint(
     folder: str | Path,     # where checkpoints live, made if missing
     step: int,              # env steps so far
@@ -342,11 +361,11 @@ def save_checkpoint(
         sync_folder(target.parent)
         crash_point('parent synced')
     except (OSError, ValueError) as e:
-        raise CheckpointError(f'{target} was not saved: {e}; earlier ones are untouched') from e
+        raise CheckpointError(f'{target} was not saved: {e}; others are untouched') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return target
 
-# %% ../../nbs/41_train.checkpoint.ipynb #a3b5b17c
+# %% ../../nbs/41_train.checkpoint.ipynb #434f24d9
 def _make_room(target: Path) -> None:
     if not target.parent.exists():
         target.parent.mkdir(parents=True)
@@ -354,24 +373,26 @@ def _make_room(target: Path) -> None:
     if not os.path.lexists(target): return
     try: load_checkpoint(target)
     except CheckpointError: os.rename(target, _aside(target, 'damaged'))
-    else: raise CheckpointError(f'{target} exists and is whole: checkpoints are never overwritten')
+    else: raise CheckpointError(f'{target} exists and is whole: it is never overwritten')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #7f43a086
+# %% ../../nbs/41_train.checkpoint.ipynb #ba19e2e3
 def _check_names(path: Path) -> None:
-    if not stat.S_ISDIR(path.lstat().st_mode): raise ValueError('expected a folder, not a link or a file')
+    if not stat.S_ISDIR(path.lstat().st_mode): raise ValueError('no folder, or only a link')
     with os.scandir(path) as entries:
         regular = {e.name: e.is_file(follow_symlinks=False) for e in entries}
     expected = {MANIFEST, TREE, ARRAYS}
     if missing := expected - regular.keys(): raise ValueError(f'without {sorted(missing)}')
-    if extra := regular.keys() - expected: raise ValueError(f'with unexpected {ascii(sorted(extra))[:200]}')
-    if odd := [name for name, ok in regular.items() if not ok]: raise ValueError(f'{odd}: not regular files')
+    if extra := ascii(sorted(regular.keys() - expected))[:200].strip('[]'):
+        raise ValueError(f'unexpected {extra}')
+    odd = [name for name, ok in regular.items() if not ok]
+    if odd: raise ValueError(f'{odd}: not regular files')
 
 
 @contextmanager
 def _blame(path: Path) -> Iterator[None]:
     try: yield
     except (OSError, ValueError, MemoryError) as e:
-        raise CheckpointError(f'{path}: {e}; it is damaged or not ours, use another checkpoint') from e
+        raise CheckpointError(f'{path}: {e}; damaged or not ours, use another one') from e
 
 
 @contextmanager
@@ -380,7 +401,7 @@ def _open(path: Path) -> Iterator[BufferedReader]:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, 'rb') as f: yield f
 
-# %% ../../nbs/41_train.checkpoint.ipynb #eebe0b9b
+# %% ../../nbs/41_train.checkpoint.ipynb #e927c0e0
 def _inspect(path: Path) -> dict[str, Any]:
     with _blame(path): _check_names(path)
     with _open(path/MANIFEST) as f:
@@ -399,9 +420,9 @@ def _verify(f: BufferedReader, stamp: dict[str, Any]) -> int:
     size = f.tell()
     f.seek(0)
     if stamp == {'bytes': size, 'sha256': digest}: return size
-    raise ValueError(f'SHA-256 {digest[:12]}…, expected {str(stamp.get("sha256"))[:12]}…')
+    raise ValueError(f'SHA-256 {digest[:9]}…, expected {str(stamp.get("sha256"))[:9]}…')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #39ea7339
+# %% ../../nbs/41_train.checkpoint.ipynb #aae14fb9
 @dataclass(frozen=True)
 class Checkpoint:
     "A loaded checkpoint"
@@ -424,21 +445,20 @@ def load_checkpoint(
         _verify(f, files[TREE])
         state = join_tree(_mapping(read_json(f.read(MAX_JSON + 1))), raw)
         if raw: raise ValueError(f'no place for the arrays {ascii(sorted(raw))[:200]}')
-    digest = hashlib.sha256(spell(files)).hexdigest()
-    return Checkpoint(path, manifest['step'], state, manifest['meta'], digest)
+    return Checkpoint(path, manifest['step'], state, manifest['meta'], sha256(spell(files)))
 
-# %% ../../nbs/41_train.checkpoint.ipynb #e0868a42
+# %% ../../nbs/41_train.checkpoint.ipynb #226b6bfe
 def checkpoints(
     folder: str | Path,  # where checkpoints live
 ) -> list[Path]:         # newest first; temporary and other names are left out
     "The checkpoints in a folder, by name alone"
-    named = (p for p in Path(folder).glob('step_*') if re.fullmatch(r'step_[0-9]{12}', p.name))
-    return sorted(named, reverse=True)
+    paths = sorted(Path(folder).glob('step_*'), reverse=True)
+    return [path for path in paths if re.fullmatch(r'step_[0-9]{12}', path.name)]
 
 
 def latest_checkpoint(
     folder: str | Path,  # where checkpoints live
-) -> tuple[Checkpoint, list[tuple[Path, str]]]:  # the newest whole one; newer ones with why they were rejected
+) -> tuple[Checkpoint, list[tuple[Path, str]]]:  # newest whole one; newer ones and why not
     "Load the newest checkpoint that is whole"
     rejected: list[tuple[Path, str]] = []
     for path in checkpoints(folder):
@@ -447,7 +467,7 @@ def latest_checkpoint(
     why = '\n'.join(reason for _, reason in rejected) or 'there is none'
     raise CheckpointError(f'{folder}: no usable checkpoint: {why}')
 
-# %% ../../nbs/41_train.checkpoint.ipynb #3e1b0eb5
+# %% ../../nbs/41_train.checkpoint.ipynb #4889ebbb
 def prune(
     folder: str | Path,  # where checkpoints live
     keep: int,           # how many to keep, at least 1
@@ -460,7 +480,8 @@ def prune(
             os.rename(path, _aside(path, 'tmp'))
             crash_point('old renamed')
         for path in Path(folder).glob('.tmp-*'): shutil.rmtree(path)
-    except OSError as e: raise CheckpointError(f'{folder}: cannot delete old checkpoints: {e}') from e
+    except OSError as e:
+        raise CheckpointError(f'{folder}: cannot delete old checkpoints: {e}') from e
     return old
 
 

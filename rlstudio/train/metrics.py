@@ -28,7 +28,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-# %% ../../nbs/40_train.metrics.ipynb #57e2f779
+# %% ../../nbs/40_train.metrics.ipynb #40293fe9
 class MetricError(ValueError):
     "A metric's name, value or sink is not usable; the message says the fix"
 
@@ -40,8 +40,8 @@ def check_name(
 ) -> str:       # the same name
     "Refuse a metric name that could harm a file, a terminal or a page"
     if isinstance(name, str) and _NAME.fullmatch(name): return name
-    raise MetricError(f'metric name {ascii(name)[:80]}: expected 1 to 128 of the characters '
-                      "A-Z a-z 0-9 _ . / - and not one of . / - first; rename the metric")
+    raise MetricError(f'metric name {ascii(name)[:80]}: expected 1 to 128 out of '
+                      "A-Z a-z 0-9 _ . / - and none of . / - first; rename the metric")
 
 # %% ../../nbs/40_train.metrics.ipynb #812ea9c4
 @dataclass(frozen=True)
@@ -60,18 +60,20 @@ class Metric:
         low, high = self.healthy
         return 'low' if value < low else 'high' if value > high else 'ok'
 
-# %% ../../nbs/40_train.metrics.ipynb #e82aaedd
+# %% ../../nbs/40_train.metrics.ipynb #985c47ae
 class Glossary(dict[str, Metric]):
     "Metrics by name; shows itself as a table"
     def _repr_markdown_(self) -> str:
-        rows = [f'| `{m.name}` | {m.formula} | {m.unit} | {m.healthy[0]:g} … {m.healthy[1]:g} |'
-                for m in self.values()]
-        return '\n'.join(['| metric | formula | unit | healthy |', '|---|---|---|---|', *rows])
+        rows = ['| metric | formula | unit | healthy |', '|---|---|---|---|']
+        for m in self.values():
+            low, high = m.healthy
+            rows.append(f'| `{m.name}` | {m.formula} | {m.unit} | {low:g} … {high:g} |')
+        return '\n'.join(rows)
 
 
 GLOSSARY = Glossary()
 
-# %% ../../nbs/40_train.metrics.ipynb #fe77620d
+# %% ../../nbs/40_train.metrics.ipynb #692727a0
 def register_metric(
     name: str,      # as in the record, such as 'loss/policy'
     formula: str,   # how it is computed, in words or symbols
@@ -80,12 +82,12 @@ def register_metric(
 ) -> Metric:
     "Explain a metric in the `GLOSSARY`"
     if not (isinstance(healthy, tuple) and len(healthy) == 2 and healthy[0] <= healthy[1]):
-        raise MetricError(f'metric {name!r}: healthy={healthy!r}, expected (lowest, highest); '
-                          'use math.inf for an open end')
+        raise MetricError(f'metric {name!r}: healthy={healthy!r}, expected (lowest, '
+                          'highest); use math.inf for an open end')
     metric = Metric(check_name(name), formula, unit, healthy)
     if GLOSSARY.setdefault(name, metric) != metric:
-        raise MetricError(f'metric {name!r} is explained already as {GLOSSARY[name]}, now as '
-                          f'{metric}; choose another name')
+        raise MetricError(f'metric {name!r} is explained already, as {GLOSSARY[name]}, and '
+                          f'now as {metric}; choose another name')
     return metric
 
 # %% ../../nbs/40_train.metrics.ipynb #f39a8862
@@ -99,17 +101,17 @@ def undocumented(
     "Which metrics has nobody explained?"
     return sorted(set(record) - GLOSSARY.keys())
 
-# %% ../../nbs/40_train.metrics.ipynb #fa7ac4d6
+# %% ../../nbs/40_train.metrics.ipynb #c7bbeeea
 def plain(
     value: Any,  # a number, bool, str, None, an array, or a list of them
 ) -> Any:        # the same with Python's own types only
     "A value as JSON can hold it: NaN and infinity become None"
-    if hasattr(value, 'tolist'): value = value.tolist()    # numpy and torch, scalars and arrays
+    if hasattr(value, 'tolist'): value = value.tolist()    # numpy, torch: scalars, arrays
     if isinstance(value, list | tuple): return [plain(v) for v in value]
     if isinstance(value, float): return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str): return value
-    raise MetricError(f'a metric of type {type(value).__name__}: expected a number, bool, str, None '
-                      "or a list of them; name nested values 'outer/inner'")
+    raise MetricError(f'a metric of type {type(value).__name__}: expected a number, bool, '
+                      "str, None or a list of them; name nested values 'outer/inner'")
 
 # %% ../../nbs/40_train.metrics.ipynb #8479828b
 MAX_LINE = 2**20   # bytes in a line, at most
@@ -126,12 +128,12 @@ def encode(
                           f'{longest!r} is the largest: log a summary of it')
     return line
 
-# %% ../../nbs/40_train.metrics.ipynb #bd602322
+# %% ../../nbs/40_train.metrics.ipynb #3dfa6513
 class Sink(Protocol):
     "Where records go; a registered name in `rlstudio.sinks`, made without arguments"
     def open(self,
         folder: str | Path,  # the run's folder
-        offset: dict[str, int] | None = None,  # go back here first: what `offset` once returned
+        offset: dict[str, int] | None = None,  # go back here first, see `offset`
     ) -> None: "Get ready to write"
     def write(self,
         record: dict[str, Any],  # names and values, with 'step'
@@ -227,10 +229,10 @@ def move_aside(
     finally: aside.close()
     return records
 
-# %% ../../nbs/40_train.metrics.ipynb #9e64feaf
+# %% ../../nbs/40_train.metrics.ipynb #496a65f9
 def rewind(
     folder: Path,            # the run's folder
-    offset: dict[str, int],  # {'file': number of the file then current, 'bytes': its size then}
+    offset: dict[str, int],  # {'file': number of the file current then, 'bytes': its size}
 ) -> int:                    # records that went aside
     "Take a folder of metrics back to an earlier offset"
     file, size = _offset(offset)
@@ -242,16 +244,16 @@ def rewind(
     if here > size: dropped += move_aside(files[file], size)
     if file in files: os.rename(files[file], folder/CURRENT)
     if here < size:
-        warnings.warn(f'metrics file {file} holds {here} bytes, the checkpoint saw {size}: the '
-                      'records between are lost', stacklevel=2)
+        warnings.warn(f'metrics file {file} holds {here} bytes, the checkpoint saw {size}: '
+                      'the records between are lost', stacklevel=2)
     return dropped
 
 
 def _offset(offset: dict[str, int]) -> tuple[int, int]:
     match offset:
         case {'file': int(file), 'bytes': int(size)} if file >= 0 <= size: return file, size
-    raise MetricError(f"offset {ascii(offset)[:80]}: expected what JSONLSink.offset() returns, "
-                      "such as {'file': 1, 'bytes': 0}")
+    raise MetricError(f"offset {ascii(offset)[:80]}: expected what JSONLSink.offset() "
+                      "returns, such as {'file': 1, 'bytes': 0}")
 
 # %% ../../nbs/40_train.metrics.ipynb #40bb071a
 def repair(
@@ -284,7 +286,7 @@ def begin(
     sync_folder(folder)
     return out
 
-# %% ../../nbs/40_train.metrics.ipynb #f71a7916
+# %% ../../nbs/40_train.metrics.ipynb #e85c1635
 class JSONLSink:
     "Appends each record as one line of JSON to `metrics.jsonl`"
     def __init__(self,
@@ -295,9 +297,9 @@ class JSONLSink:
 
     def open(self,
         folder: str | Path,  # the run's folder, made if missing
-        offset: dict[str, int] | None = None,  # go back here first: what `offset` once returned
+        offset: dict[str, int] | None = None,  # go back here first, see `offset`
     ) -> None:
-        "Repair what a kill left (see `torn`, `dropped`), go back to the offset, get ready to append"
+        "Repair what a kill left (see `torn`, `dropped`), go back to the offset, begin"
         self.close()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -333,10 +335,10 @@ class JSONLSink:
         if self.out: return self.out
         raise MetricError('this sink is closed: call open(folder) first')
 
-# %% ../../nbs/40_train.metrics.ipynb #e15976de
+# %% ../../nbs/40_train.metrics.ipynb #e74a773e
 def lines(
     path: Path,  # a file of lines
-) -> Iterator[bytes]:  # each line with its newline; one that is too long as b'', the torn last never
+) -> Iterator[bytes]:  # with newline; a line too long is b'', a torn last one is left out
     "Whole lines of a file, in bounded memory"
     with open(path, 'rb') as f:
         while line := f.readline(MAX_LINE):
@@ -354,10 +356,10 @@ def decode(
     except (ValueError, RecursionError): return None
     return record if isinstance(record, dict) else None
 
-# %% ../../nbs/40_train.metrics.ipynb #cf9ba542
+# %% ../../nbs/40_train.metrics.ipynb #f451e57b
 def read_metrics(
     folder: str | Path,                # the run's folder
-    skipped: list[str] | None = None,  # collects 'file:line' of what is no record; None: warn
+    skipped: list[str] | None = None,  # collects 'file:line' of no records; None: warn
 ) -> Iterator[dict[str, Any]]:         # the records, oldest first
     "All whole records of a run, through every rotation"
     bad: list[str] = [] if skipped is None else skipped
@@ -366,8 +368,8 @@ def read_metrics(
             if (record := decode(line)) is not None: yield record
             else: bad.append(f'{path.name}:{number}')
     if skipped is None and bad:
-        warnings.warn(f'{folder}: {len(bad)} lines are no records and were skipped, the first is '
-                      f'{bad[0]}', stacklevel=2)
+        warnings.warn(f'{folder}: {len(bad)} lines are no records and were skipped, the '
+                      f'first is {bad[0]}', stacklevel=2)
 
 # %% ../../nbs/40_train.metrics.ipynb #87cc95a6
 def series(
@@ -380,7 +382,7 @@ def series(
     xs, ys = np.array(points, dtype=np.float64).reshape(-1, 2).T   # None becomes NaN
     return xs, ys
 
-# %% ../../nbs/40_train.metrics.ipynb #73aedbea
+# %% ../../nbs/40_train.metrics.ipynb #0078ba3a
 class TensorBoardSink:
     "Writes numbers as scalars to `tensorboard/` in the run's folder (extra `track`)"
     def __init__(self) -> None: self.writer, self.step = cast(Any, None), 0
@@ -400,10 +402,11 @@ class TensorBoardSink:
         "Keep the record's numbers; NaN, texts and lists have no place in a curve"
         fields = {check_name(k): plain(v) for k, v in record.items()}
         if not self.writer or 'step' not in fields:
-            raise MetricError("this sink needs open(folder) first, and a 'step' in each record")
+            raise MetricError("expected open(folder) first, and a 'step' in each record")
         self.step = fields.pop('step')
         for name, value in fields.items():
-            if isinstance(value, int | float): self.writer.add_scalar(name, value, self.step)
+            if isinstance(value, int | float):
+                self.writer.add_scalar(name, value, self.step)
 
     def offset(self) -> dict[str, int]:
         "Where we are: the step of the last record"

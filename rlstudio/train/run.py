@@ -11,10 +11,10 @@ work in one folder; the manifest claims the level of reproducibility that holds 
 
 # %% auto #0
 __all__ = ['RunError', 'check_name', 'new_folder', 'locked', 'write_json', 'versions', 'machine', 'level_of', 'stop_on_signals',
-           'RunFiles', 'restore_point', 'moved', 'build', 'register', 'now', 'user', 'summarize', 'Run', 'closing',
-           'judge', 'film', 'finish']
+           'RunFiles', 'restore_point', 'moved', 'build', 'register', 'now', 'user', 'summarize', 'try_out', 'Run',
+           'closing', 'judge', 'film', 'finish']
 
-# %% ../../nbs/45_train.run.ipynb #4c10c2a4
+# %% ../../nbs/45_train.run.ipynb #719d3b85
 import fcntl
 import getpass
 import json
@@ -36,8 +36,11 @@ import torch
 
 from ..core.config import (Config, Settings, config_from_dict, config_hash, diff,
                                   find_config, load_config, load_settings, to_dict, to_yaml)
+from ..core.plain import ConfigError, Mark, Problem, override, read_file
 from ..core.registry import allow, sinks
 from ..core.seeding import arithmetic_threads
+from ..core.spec import SpecError
+from ..envs.make import EnvError
 from ..nets.modules import weights_sha256
 from .checkpoint import Checkpoint, CheckpointError, latest_checkpoint
 from .evaluate import Evaluate, Evaluation, evaluate, goal_of
@@ -274,7 +277,25 @@ def summarize(
         solved=result.mean >= goal if result and goal is not None else None,
         weights_sha256=weights_sha256(t.algo.module), level=run.manifest.get('level'))
 
-# %% ../../nbs/45_train.run.ipynb #4965b7e5
+# %% ../../nbs/45_train.run.ipynb #90a69386
+def try_out(
+    config: Config,                 # loaded, each value right by itself
+    settings: Settings,             # of the workspace
+    path: Path | None = None,       # the file it came from
+    overrides: Sequence[str] = (),  # given over the file
+) -> None:
+    "Put a training together and take it apart again; `ConfigError` if that fails"
+    try: Trainer(config, device=settings.device).env.close()
+    except ConfigError as e: problems = e.problems
+    except (EnvError, SpecError) as e: problems = [Problem('config', 0, 0, 'env.id', str(e))]
+    else: return
+    if path is None: raise ConfigError(problems)
+    source = read_file(path)
+    for text in overrides: override(source, text)
+    raise ConfigError(Problem(*source.marks.get(tuple(p.key.split('.')), Mark(str(path))),
+                              p.key, p.message) for p in problems)
+
+# %% ../../nbs/45_train.run.ipynb #121d437c
 class Run(RunFiles):
     "A folder with a config, and everything that came of it."
     @classmethod
@@ -288,12 +309,12 @@ class Run(RunFiles):
         "Make a new run"
         settings = settings or load_settings()
         allow(*settings.plugins)
-        if not isinstance(config, Config): config = load_config(find_config(config), overrides)
-        elif overrides: config = config_from_dict(to_dict(config), overrides)
-        Trainer(config, device=settings.device).env.close()
-        folder = new_folder(runs_dir or settings.runs_dir, config, name)
-        (folder / 'config.yaml').write_text(to_yaml(config))
-        return cls(folder, config, settings)
+        if isinstance(config, Config): path, made = None, config_from_dict(to_dict(config), overrides)
+        else: made = load_config(path := find_config(config), overrides)
+        try_out(made, settings, path, overrides)
+        folder = new_folder(runs_dir or settings.runs_dir, made, name)
+        (folder / 'config.yaml').write_text(to_yaml(made))
+        return cls(folder, made, settings)
 
     @classmethod
     def open(cls,
