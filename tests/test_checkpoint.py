@@ -417,6 +417,19 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     assert "manifest of step 1" in why(checkpoint_path(tmp_path, 9))
 
 
+def test_a_link_that_appears_after_the_look_at_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, 1)
+    monkeypatch.setattr(module, "_check_names", lambda path: None)
+    for name in (TREE, ARRAYS):
+        os.rename(path / name, tmp_path / name)
+        (path / name).symlink_to(tmp_path / name)
+        assert name in why(path)
+        os.replace(tmp_path / name, path / name)
+    os.rename(path / MANIFEST, tmp_path / MANIFEST)
+    (path / MANIFEST).symlink_to(tmp_path / MANIFEST)
+    assert MANIFEST in why(path) and "symbolic links" in why(path)
+
+
 def test_the_newest_whole_one_by_step(tmp_path: Path) -> None:
     paths = [save(tmp_path, step) for step in (1, 10, 100)]
     os.utime(paths[0], (2e9, 2e9))  # the clock is not asked
