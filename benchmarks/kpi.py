@@ -5,6 +5,7 @@
     python benchmarks/kpi.py --ci         # also coverage and CI time: runs .ci/run
 """
 import argparse
+import json
 import random
 import re
 import signal
@@ -20,15 +21,22 @@ from common import RESULTS, RLSTUDIO, ROOT, RunFailed, append, history, numbers,
 HISTORY = RESULTS / "kpi.jsonl"
 
 
-def killed_and_resumed(config: Path, seed: int, runs: str, expected_seconds: float) -> str:
-    "The hash of a run that gets SIGKILL at a random time after its first checkpoint, and is resumed"
+def progress(metrics: Path) -> float:
+    "How far a run is, in [0, 1], by its last whole record"
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+    return next((json.loads(line)["train/progress"] for line in reversed(lines) if line.endswith("\n")), 0.0)
+
+
+def killed_and_resumed(config: Path, seed: int, runs: str) -> str:
+    "The hash of a run that gets SIGKILL at a random share of its steps, and is resumed"
     name = f"killed-{seed}"
     run = Path(runs) / name
     command = [str(RLSTUDIO), "run", str(config), f"train.seed={seed}", "checkpoint.every=10000", "--name", name, "--runs-dir", runs, "--quiet"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while child.poll() is None and not any(run.glob("checkpoints/step_*")): time.sleep(0.01)
-    try: child.wait(random.Random(seed).uniform(0.1, 0.9) * expected_seconds)
-    except subprocess.TimeoutExpired: child.send_signal(signal.SIGKILL); child.wait()
+    metrics, share = run / "metrics.jsonl", random.Random(seed).uniform(0.1, 0.8)
+    while child.poll() is None and progress(metrics) < share: time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
     if child.returncode == 0: raise RunFailed(f"seed {seed} ended before it could be killed; choose a longer run")
     return str(rlstudio("resume", run)[0]["weights_sha256"])
 
@@ -40,8 +48,7 @@ def measure(config: Path, seeds: list[int], threshold: float) -> dict[str, Any]:
         for seed in seeds:
             a, seconds = rlstudio("run", config, f"train.seed={seed}", "--runs-dir", runs)
             b, _ = rlstudio("run", config, f"train.seed={seed}", "--runs-dir", runs)
-            loop = a["total_steps"] / a["env_steps_per_second"]
-            c = killed_and_resumed(config, seed, runs, loop)
+            c = killed_and_resumed(config, seed, runs)
             first.append(a); walls.append(seconds); same.append(a["weights_sha256"] == b["weights_sha256"] == c)
             print(f"seed {seed}: return {a['eval_return_mean']:.1f}, {seconds:.1f} s, reproduced: {same[-1]}", flush=True)
     reached = sorted(w if r["eval_return_mean"] >= threshold else float("inf") for w, r in zip(walls, first))

@@ -3,7 +3,6 @@ import json
 import platform
 import random
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +37,7 @@ def trained(world: str, **kwargs: int) -> str: return weights_sha256(Trainer(con
 
 HALF = """
 import json, sys
+from pathlib import Path
 sys.path.insert(0, 'tests')
 from test_reproducible import *
 from rlstudio.train.checkpoint import latest_checkpoint, save_checkpoint

@@ -14,7 +14,7 @@ __all__ = ['STATS', 'Schedule', 'Unit', 'Positive', 'NonNegative', 'Count', 'cli
            'explained_variance', 'ppo_loss', 'normalize_advantage', 'anneal', 'PPOConfig', 'register_ppo_metrics',
            'clip_gradient_', 'as_tensors', 'check_minibatches', 'PPO']
 
-# %% ../../nbs/50_algos.ppo.ipynb #aa51ea93
+# %% ../../nbs/50_algos.ppo.ipynb #f7c057eb
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.batch import Batch, check_finite
-from ..core.config import AlgoConfig, Config
+from ..core.config import AlgoConfig
+from ..core.config import Config as RunConfig
 from ..core.plain import ConfigError, Problem
 from ..core.seeding import Streams
 from ..data.returns import gae
@@ -119,9 +120,11 @@ def anneal(
     "A hyper-parameter's value at this point of the training"
     return initial * (1 - progress) if schedule == 'linear' else initial
 
-# %% ../../nbs/50_algos.ppo.ipynb #ba1f49d3
-Unit, Positive = Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0)]
-NonNegative, Count = Annotated[float, Field(ge=0)], Annotated[int, Field(ge=1)]
+# %% ../../nbs/50_algos.ppo.ipynb #b8cac9a0
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(AlgoConfig):
@@ -193,14 +196,14 @@ def check_minibatches(
         f'but a rollout has num_steps × num_envs = {rows} rows; expected a divisor of that, '
         f'such as {" or ".join(map(str, sorted(near)))}')])
 
-# %% ../../nbs/50_algos.ppo.ipynb #c0aabd71
+# %% ../../nbs/50_algos.ppo.ipynb #d158e2e2
 class PPO:
     "Proximal policy optimisation (clip), arXiv:1707.06347."
     Config = PPOConfig
     surrogate = staticmethod(clipped_surrogate)  # a subclass may try another objective
 
     def __init__(self,
-        config: Config,       # the run's config; its `algo` section is a PPOConfig
+        config: RunConfig,    # the run's config; its `algo` section is a PPOConfig
         env: VectorEnv,       # N environments
         streams: Streams,     # init, action and minibatch
         device: str = 'cpu',  # where the learner lives
@@ -242,9 +245,9 @@ class PPO:
         c = self.config
         if c.normalize_advantage:
             minibatch = minibatch.replace(advantage=normalize_advantage(minibatch.advantage))
-        out = self.module.evaluate(minibatch.obs, minibatch.action)
-        loss, stats = ppo_loss(*out, minibatch, clip_range, c.vf_coef, c.ent_coef,
-                               c.clip_range_vf, self.surrogate)
+        log_prob, entropy, value = self.module.evaluate(minibatch.obs, minibatch.action)
+        loss, stats = ppo_loss(log_prob, entropy, value, minibatch, clip_range,
+                               c.vf_coef, c.ent_coef, c.clip_range_vf, self.surrogate)
         check_finite('loss', loss.detach())
         self.flat.zero_grad()
         loss.backward()
@@ -259,11 +262,11 @@ class PPO:
 
     def update(self, batch: Batch, progress: float) -> dict[str, float]:  # metrics
         "Epochs of minibatch steps on one rollout; then the normaliser may move"
-        c, data, stats, epoch = self.config, self.targets(batch), [], 0
+        c, data, stats = self.config, self.targets(batch), list[Tensor]()
         lr = anneal(c.learning_rate, c.learning_rate_schedule, progress)
         clip_range = anneal(c.clip_range, c.clip_range_schedule, progress)
         self.optimizer.param_groups[0]['lr'] = lr
-        for epoch in range(1, c.num_epochs + 1):
+        for _ in range(c.num_epochs):
             order = self.order(len(data))
             stats += [self.learn(mb, clip_range) for mb in data[order].split(c.num_minibatches)]
             if c.target_kl and stats[-1][3] > 1.5 * c.target_kl: break
@@ -274,7 +277,7 @@ class PPO:
             'value/explained_variance': explained_variance(data.value.cpu().numpy(),
                                                            data.return_.cpu().numpy()),
             'schedule/learning_rate': lr, 'schedule/clip_range': clip_range,
-            'schedule/epochs': epoch}
+            'schedule/epochs': len(stats) // c.num_minibatches}
 
     def state_dict(self) -> dict[str, Any]:  # tensors
         "Weights, normalisers, and Adam's memory"
@@ -285,11 +288,3 @@ class PPO:
         "Go on from a saved state"
         self.module.load_state_dict(as_tensors(state['module'], self.device))
         self.optimizer.state[self.flat.vector] = as_tensors(state['optimizer'], self.device)
-
-# %% ../../nbs/50_algos.ppo.ipynb #4c64cd02
-def as_tensors(
-    state: dict[str, Any],  # numpy arrays or tensors
-    device: str,            # where they go
-) -> dict[str, Tensor]:     # own memory
-    "A saved state's arrays as tensors"
-    return {k: torch.as_tensor(v).clone().to(device) for k, v in state.items()}

@@ -19,13 +19,13 @@ on standard output and everything else on standard error; `--help` imports neith
 __all__ = ['app', 'Json', 'Quiet', 'RunsDir', 'RunFolder', 'exit_code', 'emit', 'explained', 'top', 'run', 'speaker', 'live',
            'resume', 'evaluate', 'read_json', 'run_row', 'show', 'card', 'Kind', 'rows_of', 'list_', 'table', 'main']
 
-# %% ../../nbs/71_studio.cli.ipynb #202ac404
+# %% ../../nbs/71_studio.cli.ipynb #4be00779
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
@@ -220,8 +220,8 @@ def card(
     if result: parts += [labelled('verdict', [verdict(result)]), next_commands(result)]
     return '\n'.join(parts)
 
-# %% ../../nbs/71_studio.cli.ipynb #b756c12e
-class Kind(str, Enum):
+# %% ../../nbs/71_studio.cli.ipynb #34fa4195
+class Kind(StrEnum):
     "What can be listed"
     algos, envs, configs, runs = 'algos', 'envs', 'configs', 'runs'
 

@@ -13,7 +13,7 @@ What holds: `state_dict()` is *everything* that the next step depends on; so `tr
 __all__ = ['EVENTS', 'Algorithm', 'Callback', 'register_trainer_metrics', 'Stopwatch', 'TrainerState', 'progress_record',
            'Trainer', 'WriteMetrics', 'SaveCheckpoints']
 
-# %% ../../nbs/42_train.trainer.ipynb #fb67cb85
+# %% ../../nbs/42_train.trainer.ipynb #05f1e081
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from ..core.batch import Batch
-from ..core.config import AlgoConfig, Config
+from ..core.config import AlgoConfig
+from ..core.config import Config as RunConfig
 from ..core.registry import algos
 from ..core.seeding import Streams, arithmetic_threads
 from ..data.rollout import Collector
@@ -33,14 +34,14 @@ from ..nets.modules import RLModule
 from .checkpoint import prune, save_checkpoint
 from .metrics import Sink, register_metric
 
-# %% ../../nbs/42_train.trainer.ipynb #19708b55
+# %% ../../nbs/42_train.trainer.ipynb #997d1a76
 class Algorithm(Protocol):
     "What a trainer needs of an algorithm; found by name in `core.registry.algos`."
     Config: ClassVar[type[AlgoConfig]]  # its own section of the config file
     module: RLModule                    # what acts, with all learned weights
 
     def __init__(self,
-        config: Config,       # the whole config; its `algo` section is a `Config` of the class
+        config: RunConfig,     # the whole config; its `algo` section is a `Config` of the class
         env: VectorEnv,       # N environments
         streams: Streams,     # every chance it may use
         device: str = 'cpu',  # torch device
@@ -120,11 +121,11 @@ class Stopwatch:
         return {'speed/env_steps_per_second': self.rate, 'speed/env_share': self.env / t,
                 'speed/update_share': self.update / t}
 
-# %% ../../nbs/42_train.trainer.ipynb #039e3c09
+# %% ../../nbs/42_train.trainer.ipynb #00c95ffd
 class TrainerState:
     "The parts of a training, and all that its next step depends on."
     def __init__(self,
-        config: Config,                       # the whole resolved config
+        config: RunConfig,                     # the whole resolved config
         callbacks: Sequence[Callback] = (),   # told in this order
         device: str = 'cpu',                  # torch device of the learner
         threads: int = 1,                     # arithmetic threads of `train`; 1 is exact
