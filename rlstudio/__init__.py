@@ -1,3 +1,33 @@
+"""Reinforcement learning you can read like a book, run like a benchmark, and replay bit for bit
+
+Modules:
+
+- `rlstudio.algos.ppo`: Proximal policy optimisation: improve the policy with the data at hand, but not further than the data can be trusted.
+- `rlstudio.core.batch`: Arrays that belong together travel together.
+- `rlstudio.core.config`: What an experiment is, as one checked value; all mistakes of a file are reported at once, each with its line and its fix.
+- `rlstudio.core.plain`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
+- `rlstudio.core.registry`: Algorithms, environments and sinks are found by name; strangers are listed, and loaded only when you allow them.
+- `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and arithmetic that adds up the same way twice.
+- `rlstudio.core.spec`: What an array is, said once: name, shape, type and range.
+- `rlstudio.data.returns`: From rewards to learning targets, exact at every end of an episode.
+- `rlstudio.data.rollout`: The steps of many environments, written once into arrays that the learner reads without a copy.
+- `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for hardly more than the price of one.
+- `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
+- `rlstudio.envs.snapshot`: The exact state of any environment: where its generator stood at the last reset, and what was done since.
+- `rlstudio.envs.toy`: Three tiny environments whose random, best and in-between returns are known exactly: an algorithm is proved on them, not just watched.
+- `rlstudio.envs.vector`: N environments behind one contract: arrays in, arrays out, and no last observation is ever lost.
+- `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
+- `rlstudio.nets.modules`: A policy and a value function behind one contract: fast to act with, pure to learn with.
+- `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
+- `rlstudio.studio.cli`: Five commands over the same objects that the notebooks use: run, resume, evaluate, show, list.
+- `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
+- `rlstudio.train.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
+- `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
+- `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
+- `rlstudio.train.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
+- `rlstudio.train.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
+- `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
+
 __version__ = "0.1.0.dev0"
 
 from typing import TYPE_CHECKING, Any

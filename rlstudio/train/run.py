@@ -212,7 +212,7 @@ def moved(
     here = versions(), machine()
     return manifest.get('moved', False) or (manifest['versions'], manifest['machine']) != here
 
-# %% ../../nbs/45_train.run.ipynb #9820cc98
+# %% ../../nbs/45_train.run.ipynb #76c30e1c
 def build(
     run: RunFiles,                       # any run
     callbacks: Sequence[Callback] = (),  # more listeners, told after the metrics
@@ -230,7 +230,8 @@ def build(
     meta = dict(config=to_dict(c), config_hash=config_hash(c), versions=versions(),
                 **level_of(s, trainer.env.level, not moved(run.manifest)))
     trainer.callbacks.append(SaveCheckpoints(run.folder / 'checkpoints', c.checkpoint.every,
-                                             c.checkpoint.keep, meta))
+                                             c.checkpoint.keep, meta,
+                                             saved.step if saved else -1))
     if saved: trainer.load_state_dict(saved.state)
     return trainer
 

@@ -248,7 +248,7 @@ class WriteMetrics(Callback):
         for s in self.sinks: s.flush(sync=True)
         return {type(s).__name__: s.offset() for s in self.sinks}
 
-# %% ../../nbs/42_train.trainer.ipynb #906b55b4
+# %% ../../nbs/42_train.trainer.ipynb #25a2bdfc
 class SaveCheckpoints(Callback):
     "Saves the trainer's whole state into a folder, keeping the newest few."
     def __init__(self,
@@ -256,9 +256,10 @@ class SaveCheckpoints(Callback):
         every: int = 50_000,                  # env steps between two; 0: only start and end
         keep: int = 3,                        # newest ones to keep, ≥ 1
         meta: dict[str, Any] | None = None,   # for the manifest: config, versions, level
+        last: int = -1,                       # env steps of the checkpoint we go on from
     ):
         self.folder, self.every, self.keep = Path(folder), every, keep
-        self.meta, self.last = meta or {}, -1
+        self.meta, self.last = meta or {}, last
 
     def save(self,
         trainer: Trainer,  # between two iterations
@@ -269,9 +270,7 @@ class SaveCheckpoints(Callback):
         self.last = trainer.env_steps
         prune(self.folder, self.keep)
 
-    def on_train_start(self, trainer: Trainer) -> None:  # saves the beginning
-        if trainer.iteration: self.last = trainer.env_steps  # resumed: this step is on disk
-        self.save(trainer)
+    def on_train_start(self, trainer: Trainer) -> None: self.save(trainer)  # the first one
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # saves if it is time
         if self.every and trainer.env_steps // self.every > max(self.last, 0) // self.every:
