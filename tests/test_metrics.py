@@ -117,6 +117,8 @@ def test_kill_at_every_call_while_going_back(tmp_path: Path) -> None:
     assert len(metric_files(tmp_path / "1")) == 4
     child(KILL_EACH, tmp_path, "rewind", calls)
     for at in range(1, calls + 1):
+        left = steps(tmp_path / str(at))
+        assert left == list(range(1, len(left) + 1)) and len(left) >= 5  # at no time a gap
         write(tmp_path / str(at), [{"step": 6}], 40, offset)
         assert steps(tmp_path / str(at)) == [1, 2, 3, 4, 5, 6], at
         aside = (tmp_path / str(at) / ASIDE).read_bytes()

@@ -11,10 +11,10 @@ normalised; a step that is not finite is never applied."""
 
 # %% auto #0
 __all__ = ['STATS', 'Schedule', 'Unit', 'Positive', 'NonNegative', 'Count', 'clipped_surrogate', 'approx_kl', 'value_loss',
-           'explained_variance', 'ppo_loss', 'normalize_advantage', 'anneal', 'PPOConfig', 'register_ppo_metrics',
-           'clip_gradient_', 'as_tensors', 'check_minibatches', 'PPO']
+           'explained_variance', 'ppo_loss', 'ppo_loss_vjp', 'normalize_advantage', 'anneal', 'PPOConfig',
+           'register_ppo_metrics', 'clip_gradient_', 'as_tensors', 'check_minibatches', 'choose_engine', 'PPO']
 
-# %% ../../nbs/50_algos.ppo.ipynb #f7c057eb
+# %% ../../nbs/50_algos.ppo.ipynb #f23d7fa2
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +33,8 @@ from ..core.seeding import Streams
 from ..data.returns import gae
 from ..data.rollout import Collector, RolloutBuffer, collect_rollout, next_values
 from ..envs.vector import VectorEnv
+from ..nets.by_hand import can_do_by_hand, evaluate_vjp
+from ..nets.dists import Array
 from ..nets.modules import ActorCritic, flatten_parameters
 from ..train.metrics import register_metric
 
@@ -101,13 +103,42 @@ def ppo_loss(
         beyond = (log_ratio.exp() - 1).abs() > clip_range
         return loss, torch.stack([policy, critic, H, approx_kl(log_ratio), beyond.float().mean()])
 
-# %% ../../nbs/50_algos.ppo.ipynb #e96f42e6
+# %% ../../nbs/50_algos.ppo.ipynb #42dbf999
+def ppo_loss_vjp(
+    log_prob: np.ndarray,  # log π_θ(a|s), (B,) float32
+    entropy: np.ndarray,   # H, (B,)
+    value: np.ndarray,     # V_θ(s), (B,)
+    batch: Batch,          # NumPy: log_prob, advantage, return_, value of the rollout, each (B,)
+    clip_range: float = .2,              # ε
+    vf_coef: float = .5,                 # c₁
+    ent_coef: float = 0.,                # c₂
+    clip_range_vf: float | None = None,  # the critic's clip
+) -> tuple[float, list[float], tuple[np.ndarray, float, np.ndarray]]:  # loss, STATS, gradients
+    "`ppo_loss`, and its gradient with respect to log_prob, entropy and value"
+    B, log_ratio = len(value), log_prob - batch.log_prob
+    ratio = np.exp(log_ratio)
+    free = ratio * batch.advantage
+    held = ratio.clip(1 - clip_range, 1 + clip_range) * batch.advantage
+    error, off = value - batch.return_, value - batch.value
+    if clip_range_vf is not None:
+        near = off.clip(-clip_range_vf, clip_range_vf) - off + error
+        error = np.where(np.abs(near) > np.abs(error), near, error)
+        live = (error != near) | (np.abs(off) <= clip_range_vf)
+    else: live = True
+    policy, critic = -float(np.minimum(free, held).mean()), .5 * float(error.dot(error)) / B
+    H, beyond = float(entropy.mean()), np.count_nonzero(np.abs(ratio - 1) > clip_range) / B
+    stats = [policy, critic, H, float((ratio - 1 - log_ratio).mean()), beyond]
+    gradients = free * (free <= held) * (-1 / B), -ent_coef / B, error * live * (vf_coef / B)
+    return policy + vf_coef * critic - ent_coef * H, stats, gradients
+
+# %% ../../nbs/50_algos.ppo.ipynb #5e7fa977
 def normalize_advantage(
-    advantage: Tensor,  # Â, (B,)
+    advantage: Array,   # Â, (B,), NumPy or torch
     eps: float = 1e-8,  # for a minibatch where all are equal
-) -> Tensor:            # mean 0, standard deviation 1, (B,)
+) -> Array:             # mean 0, standard deviation 1, (B,)
     "Standardised advantages (Huang et al. 2022, detail 7)"
-    return (advantage - advantage.mean()) / (advantage.std(correction=0) + eps)
+    centred = advantage - advantage.mean()
+    return centred / ((centred * centred).mean() ** .5 + eps)
 
 # %% ../../nbs/50_algos.ppo.ipynb #a54a1ff2
 Schedule = Literal['constant', 'linear']
@@ -120,7 +151,7 @@ def anneal(
     "A hyper-parameter's value at this point of the training"
     return initial * (1 - progress) if schedule == 'linear' else initial
 
-# %% ../../nbs/50_algos.ppo.ipynb #b8cac9a0
+# %% ../../nbs/50_algos.ppo.ipynb #297aae2f
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -144,6 +175,7 @@ class PPOConfig(AlgoConfig):
     max_grad_norm: Positive = 0.5                 # length to which the gradient is cut
     target_kl: Positive | None = None             # end the epochs beyond 1.5 × this; null: never
     normalize_advantage: bool = True              # in each minibatch
+    engine: Literal['auto', 'eager', 'numpy'] = 'auto'  # who computes gradients; auto: by hand if it can
 
 # %% ../../nbs/50_algos.ppo.ipynb #3b93a7b5
 def register_ppo_metrics() -> None:
@@ -196,7 +228,20 @@ def check_minibatches(
         f'but a rollout has num_steps × num_envs = {rows} rows; expected a divisor of that, '
         f'such as {" or ".join(map(str, sorted(near)))}')])
 
-# %% ../../nbs/50_algos.ppo.ipynb #d158e2e2
+# %% ../../nbs/50_algos.ppo.ipynb #4da31f3c
+def choose_engine(
+    engine: str,  # 'auto', 'eager' or 'numpy'
+    ppo: 'PPO',   # with its module
+) -> str:         # 'eager' or 'numpy'
+    "Autograd, or by hand"
+    possible = can_do_by_hand(ppo.module) and ppo.surrogate is clipped_surrogate
+    if engine == 'auto': return 'numpy' if possible else 'eager'
+    if engine == 'numpy' and not possible:
+        raise ConfigError([Problem('config', 0, 0, 'algo.engine', "given 'numpy', expected a "
+            'tanh, relu or elu network on the CPU and the clipped surrogate; give auto or eager')])
+    return engine
+
+# %% ../../nbs/50_algos.ppo.ipynb #54d03309
 class PPO:
     "Proximal policy optimisation (clip), arXiv:1707.06347."
     Config = PPOConfig
@@ -219,6 +264,7 @@ class PPO:
         self.buffer = RolloutBuffer(self.config.num_steps, env.num_envs,
                                     env.observation_spec, env.action_spec)
         self.action_rng, self.order_rng = streams['action'], streams['minibatch']
+        self.by_hand = choose_engine(self.config.engine, self) == 'numpy'
 
     def collect(self, collector: Collector) -> Batch:  # (T, N, …)
         "Fill the buffer; add the value of each step's true next observation"
@@ -227,7 +273,7 @@ class PPO:
         collect_rollout(collector, self.buffer, self.module.act, noise)
         return self.buffer.batch().replace(next_value=next_values(self.buffer, self.module.value))
 
-    def targets(self, batch: Batch) -> Batch:  # (T·N, …) torch, only what is valid
+    def targets(self, batch: Batch) -> Batch:  # (T·N, …), only what is valid
         "Scale rewards, compute advantages and returns, flatten"
         reward, scale = batch.reward, self.module.reward_scale
         if scale is not None:
@@ -238,31 +284,49 @@ class PPO:
         data = Batch(obs=batch.obs, action=batch.action, log_prob=batch.log_prob,
                      value=batch.value, advantage=advantage, return_=advantage + batch.value)
         data = data.flatten()
-        return (data if batch.valid.all() else data[batch.valid.ravel()]).to(self.device)
+        return data if batch.valid.all() else data[batch.valid.ravel()]
 
-    def learn(self, minibatch: Batch, clip_range: float) -> Tensor:  # STATS and the norm, (6,)
-        "One gradient step"
-        c = self.config
-        if c.normalize_advantage:
-            minibatch = minibatch.replace(advantage=normalize_advantage(minibatch.advantage))
-        log_prob, entropy, value = self.module.evaluate(minibatch.obs, minibatch.action)
-        loss, stats = ppo_loss(log_prob, entropy, value, minibatch, clip_range,
-                               c.vf_coef, c.ent_coef, c.clip_range_vf, self.surrogate)
+    def gradient(self,
+        minibatch: Batch,   # (B, …) NumPy
+        clip_range: float,  # ε now
+    ) -> list[float]:       # STATS
+        "Put the gradient of the loss into the flat gradient"
+        c, m = self.config, minibatch
+        if c.normalize_advantage: m = m.replace(advantage=normalize_advantage(m.advantage))
+        options = clip_range, c.vf_coef, c.ent_coef, c.clip_range_vf
+        if self.by_hand:
+            *said, pull = evaluate_vjp(self.module, m.obs, m.action)
+            value, stats, gradients = ppo_loss_vjp(*said, m, *options)
+            check_finite('loss', np.float64(value))
+            pull(*gradients)
+            return stats
+        m = m.to(self.device)
+        log_prob, entropy, v = self.module.evaluate(m.obs, m.action)
+        loss, watched = ppo_loss(log_prob, entropy, v, m, *options, self.surrogate)
         check_finite('loss', loss.detach())
         self.flat.zero_grad()
         loss.backward()
-        norm = clip_gradient_(self.flat.grad, c.max_grad_norm)
-        self.optimizer.step()
-        return torch.cat([stats, stats.new_tensor([norm])])
+        return watched.tolist()
 
-    def order(self, rows: int) -> Tensor:  # a permutation, a multiple of num_minibatches
+    def learn(self,
+        minibatch: Batch,   # (B, …) NumPy
+        clip_range: float,  # ε now
+    ) -> list[float]:       # STATS and the gradient's length
+        "One gradient step"
+        stats = self.gradient(minibatch, clip_range)
+        norm = clip_gradient_(self.flat.grad, self.config.max_grad_norm)
+        self.optimizer.step()
+        return [*stats, norm]
+
+    def order(self,
+        rows: int,     # valid ones
+    ) -> np.ndarray:   # a permutation, a multiple of num_minibatches
         "This epoch's order; where fake steps were left out, a few rows sit out an epoch"
-        order = self.order_rng.permutation(rows)[:rows - rows % self.config.num_minibatches]
-        return torch.from_numpy(order).to(self.device)
+        return self.order_rng.permutation(rows)[:rows - rows % self.config.num_minibatches]
 
     def update(self, batch: Batch, progress: float) -> dict[str, float]:  # metrics
         "Epochs of minibatch steps on one rollout; then the normaliser may move"
-        c, data, stats = self.config, self.targets(batch), list[Tensor]()
+        c, data, stats = self.config, self.targets(batch), list[list[float]]()
         lr = anneal(c.learning_rate, c.learning_rate_schedule, progress)
         clip_range = anneal(c.clip_range, c.clip_range_schedule, progress)
         self.optimizer.param_groups[0]['lr'] = lr
@@ -272,10 +336,9 @@ class PPO:
             if c.target_kl and stats[-1][3] > 1.5 * c.target_kl: break
         check_finite('weights', self.flat.vector.detach())
         self.module.update_statistics(batch.obs)
-        means = torch.stack(stats).mean(0).tolist()
+        means = np.mean(stats, 0).tolist()
         return dict(zip((*STATS, 'grad/norm'), means)) | {
-            'value/explained_variance': explained_variance(data.value.cpu().numpy(),
-                                                           data.return_.cpu().numpy()),
+            'value/explained_variance': explained_variance(data.value, data.return_),
             'schedule/learning_rate': lr, 'schedule/clip_range': clip_range,
             'schedule/epochs': len(stats) // c.num_minibatches}
 

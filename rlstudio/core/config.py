@@ -73,7 +73,7 @@ def expected(
     if origin is tuple: return f'a list, each item {expected(args[0])}'
     return _NOUNS.get(origin or hint, str(hint))
 
-# %% ../../nbs/05_core.config.ipynb #ea391701
+# %% ../../nbs/05_core.config.ipynb #a32324f8
 class FieldSpec(NamedTuple):
     "What a field takes"
     hint: Any           # its type, with its range
@@ -86,7 +86,7 @@ _SPECS: dict[type, dict[str, FieldSpec]] = {}
 
 def field_specs(
     cls: type,  # a dataclass
-) -> dict[str, FieldSpec]:
+) -> dict[str, FieldSpec]:  # field name → type, validator, required?
     "The fields of a section by name"
     if cls not in _SPECS:
         hints = get_type_hints(cls, include_extras=True)
@@ -269,12 +269,12 @@ def build(
     try: return cls(**clean), []
     except ValueError as e: return None, [(path, str(e))]
 
-# %% ../../nbs/05_core.config.ipynb #9817efeb
+# %% ../../nbs/05_core.config.ipynb #e3d0e3de
 def suggest_key(
     key: str,                  # what was written
     here: Iterable[str],       # the keys of this section
     homes: Mapping[str, str],  # key → 'section.key', of all sections
-) -> str:
+) -> str:                      # such as "; did you mean 'gamma'?"
     "The end of a message about an unknown key"
     return f'; did you mean {homes[key]!r}?' if key in homes else suggest(key, here)
 
@@ -327,12 +327,12 @@ def build_config(
         faults += more
     return (None, faults) if faults else (Config(**parts), [])
 
-# %% ../../nbs/05_core.config.ipynb #ac9f14ce
+# %% ../../nbs/05_core.config.ipynb #6c5981c5
 def resolve(
     source: Source,                        # what was written
     overrides: Sequence[str] = (),         # 'section.key=value', later ones win
     algo_config: AlgoClass | None = None,  # the class of `algo`; None: by its name
-) -> Config:
+) -> Config:                               # complete and checked
     "A config, or a `ConfigError` with everything that is wrong"
     unread = source.values is None and bool(source.problems)
     if source.values is None: source = source._replace(values={})
@@ -349,12 +349,12 @@ def _place(source: Source, path: tuple[str, ...]) -> Mark:
     while path and path not in source.marks: path = path[:-1]
     return source.marks.get(path, Mark())
 
-# %% ../../nbs/05_core.config.ipynb #4e52faf1
+# %% ../../nbs/05_core.config.ipynb #41e1aa13
 def load_config(
     path: str | Path,                      # a YAML file of at most 1 MiB
     overrides: Sequence[str] = (),         # 'section.key=value', later ones win
     algo_config: AlgoClass | None = None,  # the class of `algo`; None: by its name
-) -> Config:
+) -> Config:                               # complete and checked
     "A config from a file; `ConfigError` if anything is wrong"
     return resolve(read_file(path), overrides, algo_config)
 
@@ -363,7 +363,7 @@ def config_from_dict(
     values: Mapping[str, Any],             # section → key → value; not changed
     overrides: Sequence[str] = (),         # 'section.key=value', later ones win
     algo_config: AlgoClass | None = None,  # the class of `algo`; None: by its name
-) -> Config:
+) -> Config:                               # complete and checked
     "A config from plain values; `ConfigError` if anything is wrong"
     def _copy(v: Any) -> Any:
         return {k: _copy(x) for k, x in v.items()} if isinstance(v, Mapping) else v
@@ -391,7 +391,7 @@ def find_config(
     why = f'no such file, and no packaged config{suggest(short, packaged)}'
     raise ConfigError([Problem(str(name), 0, 0, '', why)])
 
-# %% ../../nbs/05_core.config.ipynb #d7ca2371
+# %% ../../nbs/05_core.config.ipynb #a563f401
 def to_dict(
     config: Section,  # a config, or a section of one
 ) -> dict[str, Any]:  # JSON-able; shares nothing with it
@@ -401,7 +401,7 @@ def to_dict(
 
 def to_yaml(
     config: Section,  # a config, or a section of one
-) -> str:
+) -> str:             # the text of a config file
     "As YAML, every default written out; it loads to an equal config"
     return write_yaml(to_dict(config))
 
@@ -443,12 +443,12 @@ class Settings(Section):
     sinks: tuple[str, ...] = ('jsonl',)  # who writes metrics, by registered name
     plugins: tuple[str, ...] = ()        # distributions whose code may be loaded
 
-# %% ../../nbs/05_core.config.ipynb #51034fbb
+# %% ../../nbs/05_core.config.ipynb #46eb0b7c
 def setting(
     key: str,      # of `Settings`, or unknown
     text: str,     # what the file says
     folder: Path,  # of the file
-) -> Any:
+) -> Any:          # str, int or list; its type is checked later
     "The plain value that the text of a setting means"
     if key in ('sinks', 'plugins'): return text.replace(',', ' ').split()
     if key == 'runs_dir': return str(_from_here(folder / Path(text).expanduser()))
@@ -458,10 +458,10 @@ def setting(
 def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
-# %% ../../nbs/05_core.config.ipynb #484c86af
+# %% ../../nbs/05_core.config.ipynb #f9ff0b92
 def read_settings(
     path: Path,  # of a settings.ini
-) -> Settings:
+) -> Settings:   # what the file leaves out has its default
     "Settings from a file; `ConfigError` if anything is wrong"
     from configparser import Error
 

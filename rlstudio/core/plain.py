@@ -91,7 +91,7 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-# %% ../../nbs/04_core.plain.ipynb #6f87a11c
+# %% ../../nbs/04_core.plain.ipynb #c5af00e0
 _PLAINLY = {
     "character '\\t'": 'a tab; YAML indents with spaces',
     'mapping values are not allowed':
@@ -105,7 +105,7 @@ def yaml_problem(
     error: yaml.YAMLError,  # of the parser
     text: str,              # what it read
     name: str,              # what to call that in messages
-) -> Problem:
+) -> Problem:               # with its line and column
     "A mistake in the YAML itself"
     mark = getattr(error, 'problem_mark', None)
     why = str(getattr(error, 'problem', None) or error)
@@ -129,11 +129,11 @@ class Source(NamedTuple):
     marks: dict[tuple[str, ...], Mark]  # ('env', 'id') → where that key or item stands
     problems: list[Problem]             # met while reading
 
-# %% ../../nbs/04_core.plain.ipynb #8079f861
+# %% ../../nbs/04_core.plain.ipynb #65946e0c
 def read_yaml(
     text: str,       # one YAML document
     name: str = '',  # what to call it in messages
-) -> Source:
+) -> Source:         # `problems` hold what could not be read
     "Plain values with their places"
     source = Source(None, {(): Mark(name, 1, 1)}, [])
     try: node = yaml.compose(text, Loader=_Loader)
@@ -162,10 +162,10 @@ def _value(node: yaml.Node, path: tuple[str, ...], source: Source) -> Any:
         else: source.marks[here], values[key] = mark, _value(item, here, source)
     return values if mapping else list(values.values())
 
-# %% ../../nbs/04_core.plain.ipynb #f927d6c1
+# %% ../../nbs/04_core.plain.ipynb #24e34dce
 def read_file(
     path: str | Path,  # a YAML file of at most 1 MiB, in UTF-8
-) -> Source:
+) -> Source:           # an unreadable file is one of its `problems`
     "`read_yaml` of a file"
     path, name = Path(path), str(path)
     try:
@@ -246,10 +246,10 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(list, _Dumper.represent_list)
 _Dumper.add_representer(str, _Dumper.represent_str)
 
-# %% ../../nbs/04_core.plain.ipynb #59d80aeb
+# %% ../../nbs/04_core.plain.ipynb #0d5aa87b
 def write_yaml(
     values: Any,  # plain
-) -> str:
+) -> str:         # in block style, keys in the order given
     "YAML that `read_yaml` reads as equal values"
     return yaml.dump(plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True,
                      width=MAX_BYTES)

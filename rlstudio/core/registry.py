@@ -53,12 +53,12 @@ def suggest(
     if close: return f'; did you mean {lower[close[0]]!r}?'
     return f'; expected one of: {", ".join(lower.values())}' if lower else ''
 
-# %% ../../nbs/03_core.registry.ipynb #75dac256
+# %% ../../nbs/03_core.registry.ipynb #cfa3df64
 Claims = dict[str, dict[str, 'EntryPoint']]  # name → distribution → its entry point
 
 def installed_claims(
     group: str,  # such as 'rlstudio.algos'
-) -> Claims:
+) -> Claims:     # name → distribution → its entry point
     "Which installed distribution claims which names of a group; imports none of them"
     from importlib.metadata import entry_points
     claims: Claims = {}

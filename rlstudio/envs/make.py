@@ -101,15 +101,17 @@ def check_kwargs(
     raise EnvError(f'{spec.id}: given kwargs {", ".join(unknown)}'
                    f'{suggest(unknown[0], known) or ", expected none"}')
 
-# %% ../../nbs/11_envs.make.ipynb #0c4a8659
+# %% ../../nbs/11_envs.make.ipynb #a022921b
 def check_render_mode(
     spec: EnvSpec,  # a registered environment
     mode: str,      # e.g. 'rgb_array'
 ) -> None:
     "Refuse a way of drawing that the environment does not know"
     modes = getattr(env_class(spec), 'metadata', {}).get('render_modes') or []
-    if mode not in modes:
-        raise EnvError(f'{spec.id}: given render_mode={mode!r}, expected one of {modes}')
+    if mode in modes: return
+    given = f'given render_mode={mode!r}, expected'
+    if not modes: raise EnvError(f'{spec.id} cannot be drawn: {given} None')
+    raise EnvError(f'{spec.id}: {given} one of {modes}')
 
 # %% ../../nbs/11_envs.make.ipynb #7ae55939
 def make_env(

@@ -91,7 +91,7 @@ class Guarded:
             except SpecError as e: raise EnvError(f'{self.env_id}: {e}') from e
         return np.asarray(action, spec.dtype)
 
-# %% ../../nbs/13_envs.vector.ipynb #9bbe9d2f
+# %% ../../nbs/13_envs.vector.ipynb #dee45c84
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 class VectorEnv(Guarded):
@@ -99,7 +99,7 @@ class VectorEnv(Guarded):
     backend: str = ''
     valid: np.ndarray | None = None
     @property
-    def level(self) -> str: return 'boundary'
+    def level(self) -> str: return 'boundary'  # 'exact' or 'boundary'
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class VectorEnv(Guarded):
 
     def close(self) -> None: "Release what the sub-envs hold"
 
-# %% ../../nbs/13_envs.vector.ipynb #868370fe
+# %% ../../nbs/13_envs.vector.ipynb #66ef415b
 class Recorded(VectorEnv):
     "N recorders, and what they need to come back"
     def __init__(
@@ -160,7 +160,9 @@ class Recorded(VectorEnv):
                          self._envs[0].action_spec)
 
     @cached_property
-    def level(self) -> str: return snapshot_level(lambda: make_env(self.config))
+    def level(self) -> str:
+        "'exact' or 'boundary', found by a trial"
+        return snapshot_level(lambda: make_env(self.config))
 
     def state_dict(self) -> dict[str, Any]:  # env_id, and `Recorder.state` by index
         "All that another process needs to go on from here"

@@ -86,7 +86,7 @@ def linear(
         layer.bias.zero_()
     return layer
 
-# %% ../../nbs/22_nets.modules.ipynb #b5bd48ce
+# %% ../../nbs/22_nets.modules.ipynb #f4733f09
 class MLP(nn.Sequential):
     "Linear layers with an activation between them"
     def __init__(self,
@@ -97,7 +97,7 @@ class MLP(nn.Sequential):
     ) -> None:
         if activation not in ACTIVATIONS: raise ValueError(
             f'activation: given {activation!r}, expected one of {", ".join(ACTIVATIONS)}')
-        between, self._f = ACTIVATIONS[activation]
+        (between, self._f), self.activation = ACTIVATIONS[activation], activation
         gains = [math.sqrt(2)] * (len(sizes) - 2) + [out_gain]
         layers = [linear(rng, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains)]
         super().__init__(*[m for layer in layers for m in (layer, between())][:-1])
@@ -238,7 +238,7 @@ class GaussianMLP(MLP):
         mean, log_std = super().numpy(x), self.log_std.detach().numpy()
         return np.concatenate([mean, np.broadcast_to(log_std, mean.shape)], -1)
 
-# %% ../../nbs/22_nets.modules.ipynb #853dff8b
+# %% ../../nbs/22_nets.modules.ipynb #2dc7b505
 class ActorCritic(RLModule):
     "Two MLPs for vector observations: a policy and a value function"
     def __init__(self,
@@ -268,18 +268,19 @@ class ActorCritic(RLModule):
         x = x.reshape(*x.shape[:x.ndim - len(self.observation_spec.shape)], -1)
         return self.actor(x), self.critic(x).squeeze(-1)
 
-    def _features(self, obs: np.ndarray) -> np.ndarray:
+    def features(self, obs: np.ndarray) -> np.ndarray:   # (N, *shape) → (N, in) float32
+        "What both networks see: normalised and flat"
         x = np.asarray(obs, np.float32)
         return (x if self.obs_norm is None else self.obs_norm.numpy(x)).reshape(len(x), -1)
 
     def heads_numpy(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:   # (N, *shape)
         if not self.critic.on_cpu: return super().heads_numpy(obs)
-        x = self._features(obs)
+        x = self.features(obs)
         return self.actor.numpy(x), self.critic.numpy(x)[:, 0]
 
     def value(self, obs: np.ndarray) -> np.ndarray:   # (N, *shape)
         if not self.critic.on_cpu: return super().value(obs)
-        return self.critic.numpy(self._features(obs))[:, 0]
+        return self.critic.numpy(self.features(obs))[:, 0]
 
 # %% ../../nbs/22_nets.modules.ipynb #53fbc6a1
 @dataclass(frozen=True)

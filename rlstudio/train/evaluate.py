@@ -27,7 +27,7 @@ from ..nets.modules import RLModule
 from .metrics import register_metric
 from .trainer import Callback, Trainer
 
-# %% ../../nbs/43_train.evaluate.ipynb #1db62fa6
+# %% ../../nbs/43_train.evaluate.ipynb #25a750cc
 @dataclass(frozen=True)
 class Evaluation:
     "What one agent did in a number of episodes."
@@ -37,9 +37,9 @@ class Evaluation:
     env_steps: int = 0          # how far the agent's training was
 
     @property
-    def mean(self) -> float: return float(np.mean(self.returns))
+    def mean(self) -> float: return float(np.mean(self.returns))  # in reward units
     @property
-    def std(self) -> float: return float(np.std(self.returns))
+    def std(self) -> float: return float(np.std(self.returns))    # over episodes, ≥ 0
 
     def __str__(self) -> str:
         how = 'greedy' if self.greedy else 'sampled'
@@ -118,7 +118,7 @@ def goal_of(
     "The return that an evaluation is measured against"
     return reward_threshold(env.id) if config.goal is None else config.goal
 
-# %% ../../nbs/43_train.evaluate.ipynb #f1c5e9b3
+# %% ../../nbs/43_train.evaluate.ipynb #601e158e
 class Evaluate(Callback):
     "Evaluates every so many env steps; the results are in `history` and in the record."
     name = 'evaluate'
@@ -127,7 +127,8 @@ class Evaluate(Callback):
         register_metric('eval/return_mean', 'mean return of evaluation episodes', 'reward')
         register_metric('eval/return_std', 'its spread over episodes', 'reward', (0, math.inf))
 
-    def on_iteration_end(self, trainer: Trainer) -> None:
+    def on_iteration_end(self, trainer: Trainer) -> None:  # the one that has learned
+        "Evaluate if a multiple of `every` was reached or passed"
         before = self.history[-1]['env_steps'] if self.history else 0
         if not self.config.every or not self.config.episodes: return
         if trainer.env_steps // self.config.every <= before // self.config.every: return
@@ -136,5 +137,8 @@ class Evaluate(Callback):
         self.history.append(result.to_dict())
         trainer.metrics |= {'eval/return_mean': result.mean, 'eval/return_std': result.std}
 
-    def state_dict(self) -> dict[str, Any]: return dict(history=self.history)
-    def load_state_dict(self, state: dict[str, Any]) -> None: self.history = state['history']
+    def state_dict(self) -> dict[str, Any]: return dict(history=self.history)  # evaluations
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # as state_dict gave it
+        "Go on with the evaluations so far"
+        self.history = state['history']

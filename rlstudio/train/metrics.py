@@ -73,13 +73,13 @@ class Glossary(dict[str, Metric]):
 
 GLOSSARY = Glossary()
 
-# %% ../../nbs/40_train.metrics.ipynb #692727a0
+# %% ../../nbs/40_train.metrics.ipynb #1e4b77c1
 def register_metric(
     name: str,      # as in the record, such as 'loss/policy'
     formula: str,   # how it is computed, in words or symbols
     unit: str = '',  # such as 'env steps', 's', 'nats'
     healthy: tuple[float, float] = (-math.inf, math.inf),  # (lowest, highest) healthy value
-) -> Metric:
+) -> Metric:        # its row
     "Explain a metric in the `GLOSSARY`"
     if not (isinstance(healthy, tuple) and len(healthy) == 2 and healthy[0] <= healthy[1]):
         raise MetricError(f'metric {name!r}: healthy={healthy!r}, expected (lowest, '
@@ -159,7 +159,7 @@ def metric_files(
     if CURRENT in paths: files[max(files, default=0) + 1] = paths[CURRENT]
     return files
 
-# %% ../../nbs/40_train.metrics.ipynb #6ec4c933
+# %% ../../nbs/40_train.metrics.ipynb #de826364
 class LineFile:
     "An open file to which data is only appended, whole or not at all"
     def __init__(self,
@@ -170,9 +170,10 @@ class LineFile:
         except OSError as e: raise MetricError(f'cannot append to {path}: {e}') from e
 
     @property
-    def size(self) -> int: return os.fstat(self.fd).st_size
-    def sync(self) -> None: os.fsync(self.fd)
+    def size(self) -> int: return os.fstat(self.fd).st_size  # bytes
+    def sync(self) -> None: os.fsync(self.fd)                # wait until the disk has it
     def close(self) -> None:
+        "Wait for the disk and let go"
         try: self.sync()
         finally: os.close(self.fd)
 

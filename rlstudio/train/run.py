@@ -153,7 +153,7 @@ def stop_on_signals(
     finally:
         for s in names: signal.signal(s, old[s])
 
-# %% ../../nbs/45_train.run.ipynb #add127c4
+# %% ../../nbs/45_train.run.ipynb #fd48fc99
 class RunFiles:
     "What a run's folder says"
     def __init__(self,
@@ -177,11 +177,17 @@ class RunFiles:
         write_json(self.folder / 'manifest.json', self.manifest | facts)
 
     @property
-    def manifest(self) -> dict[str, Any]: return self.read('manifest.json') or {}
+    def manifest(self) -> dict[str, Any]:
+        "The facts noted so far"
+        return self.read('manifest.json') or {}
     @property
-    def status(self) -> str: return self.manifest.get('status', 'new')
+    def status(self) -> str:
+        "'new', 'running', 'interrupted', 'failed' or 'completed'"
+        return self.manifest.get('status', 'new')
     @property
-    def history(self) -> list[dict[str, Any]]: return list(read_metrics(self.folder))
+    def history(self) -> list[dict[str, Any]]:
+        "All records of metrics"
+        return list(read_metrics(self.folder))
 
 # %% ../../nbs/45_train.run.ipynb #96668774
 def restore_point(
@@ -203,10 +209,10 @@ def restore_point(
                    f'({", ".join(changed)}); put it back, or start a new run with it: '
                    f'rlstudio run {run.folder}/config.yaml')
 
-# %% ../../nbs/45_train.run.ipynb #49d3ae8b
+# %% ../../nbs/45_train.run.ipynb #74e87ade
 def moved(
     manifest: dict[str, Any],  # of a run; empty if it is new
-) -> bool:
+) -> bool:                     # True: going on may not be exact
     "Was the run ever worked on under other versions or on another kind of machine than here?"
     if not manifest.get('versions'): return False
     here = versions(), machine()
@@ -252,8 +258,10 @@ def register(
                       action=e.action_spec.to_dict()),
              **level_of(s, e.level, not moved(then)))
 
-# %% ../../nbs/45_train.run.ipynb #6750b7dc
-def now() -> str: return datetime.now(UTC).isoformat(timespec='seconds')  # UTC
+# %% ../../nbs/45_train.run.ipynb #5d23ceff
+def now() -> str:  # such as '2026-01-31T12:00:00+00:00'
+    "The time in UTC, to the second"
+    return datetime.now(UTC).isoformat(timespec='seconds')
 
 def user() -> str:  # 'unknown' where the system does not say
     "Who runs it"
@@ -390,13 +398,13 @@ def closing(
             if isinstance(c, WriteMetrics):
                 for sink in c.sinks: sink.close()
 
-# %% ../../nbs/45_train.run.ipynb #d915084e
+# %% ../../nbs/45_train.run.ipynb #bf4a03b6
 def judge(
     run: RunFiles,                # the result joins its evaluations.json
     trainer: Trainer,             # holds the weights
     episodes: int | None = None,  # None: as the config says
     greedy: bool | None = None,   # None: as the config says
-) -> Evaluation:
+) -> Evaluation:                  # every episode's return and length
     "Evaluate what was learned"
     c = run.config.eval
     c = replace(c, episodes=c.episodes if episodes is None else episodes,

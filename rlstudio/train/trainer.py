@@ -67,7 +67,7 @@ EVENTS = {
     'error': 'an exception is on its way out; the state may be halfway through an iteration',
 }
 
-# %% ../../nbs/42_train.trainer.ipynb #73d95cd0
+# %% ../../nbs/42_train.trainer.ipynb #12a83638
 class Callback:
     "Listens to a trainer: override the methods of the events you want (see `EVENTS`)."
     name: str = ''  # under this name its state goes into a checkpoint; empty: it has none
@@ -76,7 +76,7 @@ class Callback:
     def on_iteration_end(self, trainer: 'Trainer') -> None: ...  # the one that has learned
     def on_train_end(self, trainer: 'Trainer') -> None: ...      # finished, or stopped
     def on_error(self, trainer: 'Trainer') -> None: ...          # perhaps halfway
-    def state_dict(self) -> dict[str, Any]: return {}
+    def state_dict(self) -> dict[str, Any]: return {}              # what it remembers
     def load_state_dict(self, state: dict[str, Any]) -> None: ...  # as state_dict gave it
 
 # %% ../../nbs/42_train.trainer.ipynb #e57a8c99
@@ -93,7 +93,7 @@ def register_trainer_metrics() -> None:
         ('speed/update_share', 'time in update / (collect + update)', '', (0, 1)),
     ): register_metric(*row)
 
-# %% ../../nbs/42_train.trainer.ipynb #f057c716
+# %% ../../nbs/42_train.trainer.ipynb #a6d211e1
 class Stopwatch:
     "Seconds spent in the training loop alone: no callbacks, no evaluation, no files."
     def __init__(self) -> None:
@@ -111,9 +111,11 @@ class Stopwatch:
         self.env += env; self.env_steps += env_steps
 
     @property
-    def total(self) -> float: return self.collect + self.update
+    def total(self) -> float: return self.collect + self.update  # s
     @property
-    def rate(self) -> float: return self.env_steps / self.total if self.total else 0.
+    def rate(self) -> float:
+        "Env steps per second"
+        return self.env_steps / self.total if self.total else 0.
 
     def metrics(self) -> dict[str, float]:  # the speed/… part of a record
         "Env steps per second, and the shares of time"
@@ -121,7 +123,7 @@ class Stopwatch:
         return {'speed/env_steps_per_second': self.rate, 'speed/env_share': self.env / t,
                 'speed/update_share': self.update / t}
 
-# %% ../../nbs/42_train.trainer.ipynb #00c95ffd
+# %% ../../nbs/42_train.trainer.ipynb #b93504f0
 class TrainerState:
     "The parts of a training, and all that its next step depends on."
     def __init__(self,
@@ -142,9 +144,11 @@ class TrainerState:
         self.batch, self.metrics, self.watch = Batch(), dict[str, float](), Stopwatch()
 
     @property
-    def env_steps(self) -> int: return self.collector.env_steps
+    def env_steps(self) -> int: return self.collector.env_steps  # since the beginning
     @property
-    def finished(self) -> bool: return self.env_steps >= self.config.train.total_steps
+    def finished(self) -> bool:
+        "Has it taken the steps that the config asks for?"
+        return self.env_steps >= self.config.train.total_steps
 
     def state_dict(self) -> dict[str, Any]:  # nested dict of arrays and plain values
         "All that the next step depends on"
@@ -225,7 +229,7 @@ class Trainer(TrainerState):
         "Ask to stop at the end of this iteration: safe from a callback, a thread or a signal"
         self.stop_reason = reason
 
-# %% ../../nbs/42_train.trainer.ipynb #61a30600
+# %% ../../nbs/42_train.trainer.ipynb #54909025
 class WriteMetrics(Callback):
     "Writes the record of every n-th iteration to sinks."
     name = 'metrics'
@@ -244,7 +248,7 @@ class WriteMetrics(Callback):
 
     def on_error(self, trainer: Trainer) -> None: self.on_train_end(trainer)  # what there is
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:  # sink → where its records end, now on the disk
         for s in self.sinks: s.flush(sync=True)
         return {type(s).__name__: s.offset() for s in self.sinks}
 
