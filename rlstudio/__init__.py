@@ -16,6 +16,7 @@ Modules:
 - `rlstudio.envs.snapshot`: The exact state of any environment: where its generator stood at the last reset, and what was done since.
 - `rlstudio.envs.toy`: Three tiny environments whose random, best and in-between returns are known exactly: an algorithm is proved on them, not just watched.
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, arrays out, and no last observation is ever lost.
+- `rlstudio.nets.by_hand`: Backpropagation through an actor-critic, written out in NumPy: the same numbers as autograd, in a fraction of the time.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
 - `rlstudio.nets.modules`: A policy and a value function behind one contract: fast to act with, pure to learn with.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.

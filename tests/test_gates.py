@@ -173,7 +173,7 @@ def params(f: ast.FunctionDef) -> list[ast.arg]:
 
 
 def function_gaps(f: ast.FunctionDef, name: str, lines: list[str], returns: bool = True) -> list[str]:
-    beside = "#" in "".join(lines[f.lineno - 1:f.body[0].lineno - 1] or lines[f.lineno - 1:f.lineno])  # a word beside the signature
+    beside = f.returns is not None and "#" in lines[f.returns.end_lineno - 1]  # a word beside a method's return is enough
     gaps = [] if ast.get_docstring(f) or (beside and not returns) or f.name == "__init__" else [f"{name}: no docstring"]
     if any(ast.unparse(d).startswith("app.") for d in f.decorator_list): return gaps  # a command: typer's help= explains the arguments
     gaps += [f"{name}({a.arg}): no docment" for a in params(f) if "#" not in lines[a.lineno - 1]]
@@ -225,6 +225,10 @@ def test_document_gate_can_fail() -> None:
     assert undocumented(told) == []
     data = "@dataclass\nclass A:\n    'A thing'\n    x: int\n    y: int  # told\n    def f(self, z: int) -> None: 'told'"
     assert undocumented(data) == ["A.x: no docment of the field", "A.f(z): no docment"]
+    method = "class A:\n    'A thing'\n    def f(\n        self, z: int,  # a number\n    ) -> int:{}\n        return z"
+    assert undocumented(method.format("")) == ["A.f: no docstring"] and undocumented(method.format("  # the same")) == []
+    prop = "class A:\n    'A thing'\n    @property\n    def size(self) -> int: return 3{}"
+    assert undocumented(prop.format("")) == ["A.size: no docstring"] and undocumented(prop.format("  # bytes")) == []
 
 
 MACHINE = re.compile("|".join([

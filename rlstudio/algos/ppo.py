@@ -12,9 +12,10 @@ normalised; a step that is not finite is never applied."""
 # %% auto #0
 __all__ = ['STATS', 'Schedule', 'Unit', 'Positive', 'NonNegative', 'Count', 'clipped_surrogate', 'approx_kl', 'value_loss',
            'explained_variance', 'ppo_loss', 'ppo_loss_vjp', 'normalize_advantage', 'anneal', 'PPOConfig',
-           'register_ppo_metrics', 'clip_gradient_', 'as_tensors', 'check_minibatches', 'choose_engine', 'PPO']
+           'register_ppo_metrics', 'clip_gradient_', 'as_tensors', 'check_minibatches', 'choose_engine',
+           'learning_rows', 'Learner', 'PPO']
 
-# %% ../../nbs/50_algos.ppo.ipynb #f23d7fa2
+# %% ../../nbs/50_algos.ppo.ipynb #9e509fcf
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from ..envs.vector import VectorEnv
 from ..nets.by_hand import can_do_by_hand, evaluate_vjp
 from ..nets.dists import Array
 from ..nets.modules import ActorCritic, flatten_parameters
+from ..nets.normalize import RewardScale
 from ..train.metrics import register_metric
 
 # %% ../../nbs/50_algos.ppo.ipynb #6b401bab
@@ -228,11 +230,11 @@ def check_minibatches(
         f'but a rollout has num_steps × num_envs = {rows} rows; expected a divisor of that, '
         f'such as {" or ".join(map(str, sorted(near)))}')])
 
-# %% ../../nbs/50_algos.ppo.ipynb #4da31f3c
+# %% ../../nbs/50_algos.ppo.ipynb #d58b763c
 def choose_engine(
-    engine: str,  # 'auto', 'eager' or 'numpy'
-    ppo: 'PPO',   # with its module
-) -> str:         # 'eager' or 'numpy'
+    engine: str,     # 'auto', 'eager' or 'numpy'
+    ppo: 'Learner',  # with its module
+) -> str:            # 'eager' or 'numpy'
     "Autograd, or by hand"
     possible = can_do_by_hand(ppo.module) and ppo.surrogate is clipped_surrogate
     if engine == 'auto': return 'numpy' if possible else 'eager'
@@ -241,9 +243,26 @@ def choose_engine(
             'tanh, relu or elu network on the CPU and the clipped surrogate; give auto or eager')])
     return engine
 
-# %% ../../nbs/50_algos.ppo.ipynb #54d03309
-class PPO:
-    "Proximal policy optimisation (clip), arXiv:1707.06347."
+# %% ../../nbs/50_algos.ppo.ipynb #adb43aa9
+def learning_rows(
+    batch: Batch,               # a rollout with next_value, (T, N, …)
+    scale: RewardScale | None,  # sees the rewards first, then scales them; None: raw rewards
+    gamma: float,               # γ
+    gae_lambda: float,          # λ
+) -> Batch:                     # obs, action, log_prob, value, advantage, return_: (≤ T·N, …)
+    "Targets of one rollout, flat"
+    b, reward = batch, batch.reward
+    if scale is not None:
+        scale.update(reward, b.terminated, b.truncated, gamma)
+        reward = scale.numpy(reward)
+    advantage = gae(reward, b.value, b.next_value, b.terminated, b.truncated, gamma, gae_lambda)
+    data = Batch(obs=b.obs, action=b.action, log_prob=b.log_prob, value=b.value,
+                 advantage=advantage, return_=advantage + b.value).flatten()
+    return data if b.valid.all() else data[b.valid.ravel()]
+
+# %% ../../nbs/50_algos.ppo.ipynb #0e791b6a
+class Learner:
+    "The network, its optimiser, and one gradient step."
     Config = PPOConfig
     surrogate = staticmethod(clipped_surrogate)  # a subclass may try another objective
 
@@ -256,35 +275,11 @@ class PPO:
         register_ppo_metrics()
         assert isinstance(config.algo, PPOConfig)
         self.config, self.device = config.algo, device
-        check_minibatches(self.config.num_minibatches, self.config.num_steps, env.num_envs)
         self.module = ActorCritic(env.observation_spec, env.action_spec, config.net,
                                   streams['init'], num_envs=env.num_envs).to(device)
         self.flat = flatten_parameters(self.module)
         self.optimizer = torch.optim.Adam([self.flat.vector], eps=1e-5, fused=True)
-        self.buffer = RolloutBuffer(self.config.num_steps, env.num_envs,
-                                    env.observation_spec, env.action_spec)
-        self.action_rng, self.order_rng = streams['action'], streams['minibatch']
         self.by_hand = choose_engine(self.config.engine, self) == 'numpy'
-
-    def collect(self, collector: Collector) -> Batch:  # (T, N, …)
-        "Fill the buffer; add the value of each step's true next observation"
-        lead = self.buffer.num_steps, self.buffer.num_envs
-        noise = self.module.dist.noise(self.action_rng, lead)
-        collect_rollout(collector, self.buffer, self.module.act, noise)
-        return self.buffer.batch().replace(next_value=next_values(self.buffer, self.module.value))
-
-    def targets(self, batch: Batch) -> Batch:  # (T·N, …), only what is valid
-        "Scale rewards, compute advantages and returns, flatten"
-        reward, scale = batch.reward, self.module.reward_scale
-        if scale is not None:
-            scale.update(reward, batch.terminated, batch.truncated, self.config.gamma)
-            reward = scale.numpy(reward)
-        advantage = gae(reward, batch.value, batch.next_value, batch.terminated,
-                        batch.truncated, self.config.gamma, self.config.gae_lambda)
-        data = Batch(obs=batch.obs, action=batch.action, log_prob=batch.log_prob,
-                     value=batch.value, advantage=advantage, return_=advantage + batch.value)
-        data = data.flatten()
-        return data if batch.valid.all() else data[batch.valid.ravel()]
 
     def gradient(self,
         minibatch: Batch,   # (B, …) NumPy
@@ -292,11 +287,10 @@ class PPO:
     ) -> list[float]:       # STATS
         "Put the gradient of the loss into the flat gradient"
         c, m = self.config, minibatch
-        if c.normalize_advantage: m = m.replace(advantage=normalize_advantage(m.advantage))
         options = clip_range, c.vf_coef, c.ent_coef, c.clip_range_vf
         if self.by_hand:
-            *said, pull = evaluate_vjp(self.module, m.obs, m.action)
-            value, stats, gradients = ppo_loss_vjp(*said, m, *options)
+            logp, H, V, pull = evaluate_vjp(self.module, m.obs, m.action)
+            value, stats, gradients = ppo_loss_vjp(logp, H, V, m, *options)
             check_finite('loss', np.float64(value))
             pull(*gradients)
             return stats
@@ -311,43 +305,77 @@ class PPO:
     def learn(self,
         minibatch: Batch,   # (B, …) NumPy
         clip_range: float,  # ε now
-    ) -> list[float]:       # STATS and the gradient's length
+    ) -> list[float]:       # STATS, and the gradient's length
         "One gradient step"
+        if self.config.normalize_advantage:
+            minibatch = minibatch.replace(advantage=normalize_advantage(minibatch.advantage))
         stats = self.gradient(minibatch, clip_range)
         norm = clip_gradient_(self.flat.grad, self.config.max_grad_norm)
         self.optimizer.step()
         return [*stats, norm]
-
-    def order(self,
-        rows: int,     # valid ones
-    ) -> np.ndarray:   # a permutation, a multiple of num_minibatches
-        "This epoch's order; where fake steps were left out, a few rows sit out an epoch"
-        return self.order_rng.permutation(rows)[:rows - rows % self.config.num_minibatches]
-
-    def update(self, batch: Batch, progress: float) -> dict[str, float]:  # metrics
-        "Epochs of minibatch steps on one rollout; then the normaliser may move"
-        c, data, stats = self.config, self.targets(batch), list[list[float]]()
-        lr = anneal(c.learning_rate, c.learning_rate_schedule, progress)
-        clip_range = anneal(c.clip_range, c.clip_range_schedule, progress)
-        self.optimizer.param_groups[0]['lr'] = lr
-        for _ in range(c.num_epochs):
-            order = self.order(len(data))
-            stats += [self.learn(mb, clip_range) for mb in data[order].split(c.num_minibatches)]
-            if c.target_kl and stats[-1][3] > 1.5 * c.target_kl: break
-        check_finite('weights', self.flat.vector.detach())
-        self.module.update_statistics(batch.obs)
-        means = np.mean(stats, 0).tolist()
-        return dict(zip((*STATS, 'grad/norm'), means)) | {
-            'value/explained_variance': explained_variance(data.value, data.return_),
-            'schedule/learning_rate': lr, 'schedule/clip_range': clip_range,
-            'schedule/epochs': len(stats) // c.num_minibatches}
 
     def state_dict(self) -> dict[str, Any]:  # tensors
         "Weights, normalisers, and Adam's memory"
         return dict(module=dict(self.module.state_dict()),
                     optimizer=dict(self.optimizer.state[self.flat.vector]))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # as state_dict gave it
+    def load_state_dict(self,
+        state: dict[str, Any],  # as state_dict gave it
+    ) -> None:
         "Go on from a saved state"
         self.module.load_state_dict(as_tensors(state['module'], self.device))
         self.optimizer.state[self.flat.vector] = as_tensors(state['optimizer'], self.device)
+
+# %% ../../nbs/50_algos.ppo.ipynb #ba9b42b7
+class PPO(Learner):
+    "Proximal policy optimisation (clip), arXiv:1707.06347."
+    def __init__(self,
+        config: RunConfig,    # as `Learner`
+        env: VectorEnv,       # as `Learner`
+        streams: Streams,     # as `Learner`
+        device: str = 'cpu',  # as `Learner`
+    ):
+        super().__init__(config, env, streams, device)
+        c, self.action_rng, self.order_rng = self.config, streams['action'], streams['minibatch']
+        check_minibatches(c.num_minibatches, c.num_steps, env.num_envs)
+        self.buffer = RolloutBuffer(c.num_steps, env.num_envs, env.observation_spec,
+                                    env.action_spec)
+
+    def collect(self,
+        collector: Collector,  # steps the environments
+    ) -> Batch:                # (T, N, …), on the buffer's own memory
+        "Fill the buffer; add the value of each step's true next observation"
+        lead = self.buffer.num_steps, self.buffer.num_envs
+        noise = self.module.dist.noise(self.action_rng, lead)
+        collect_rollout(collector, self.buffer, self.module.act, noise)
+        return self.buffer.batch().replace(next_value=next_values(self.buffer, self.module.value))
+
+    def epoch(self,
+        data: Batch,        # rows to learn from
+        clip_range: float,  # ε now
+    ) -> list[list[float]]: # what `learn` said of each minibatch
+        "One pass in random order; where fake steps were left out, a few rows sit it out"
+        rows, parts = len(data), self.config.num_minibatches
+        order = self.order_rng.permutation(rows)[:rows - rows % parts]
+        return [self.learn(m, clip_range) for m in data[order].split(parts)]
+
+    def update(self,
+        batch: Batch,     # of `collect`
+        progress: float,  # 0 → 1 over the training
+    ) -> dict[str, float]:  # metrics
+        "Epochs of minibatch steps on one rollout; then the normaliser may move"
+        c = self.config
+        data = learning_rows(batch, self.module.reward_scale, c.gamma, c.gae_lambda)
+        lr = anneal(c.learning_rate, c.learning_rate_schedule, progress)
+        clip_range = anneal(c.clip_range, c.clip_range_schedule, progress)
+        self.optimizer.param_groups[0]['lr'] = lr
+        said: list[list[float]] = []
+        for _ in range(c.num_epochs):
+            said += self.epoch(data, clip_range)
+            if c.target_kl and said[-1][3] > 1.5 * c.target_kl: break
+        check_finite('weights', self.flat.vector.detach())
+        self.module.update_statistics(batch.obs)
+        return dict(zip((*STATS, 'grad/norm'), np.mean(said, 0).tolist())) | {
+            'value/explained_variance': explained_variance(data.value, data.return_),
+            'schedule/learning_rate': lr, 'schedule/clip_range': clip_range,
+            'schedule/epochs': len(said) // c.num_minibatches}

@@ -33,11 +33,11 @@ SLOPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # f' as a function of
     'elu': lambda y: np.where(y > 0, np.float32(1), y + 1),
 }
 
-# %% ../../nbs/23_nets.by_hand.ipynb #82552cf2
+# %% ../../nbs/23_nets.by_hand.ipynb #1ac36e5f
 Pull: TypeAlias = Callable[..., Any]  # a gradient of the value → a gradient of what went in
 
 def store(
-    parameter: nn.Parameter,  # on the CPU
+    parameter: torch.Tensor,  # on the CPU
     gradient: np.ndarray,     # of the parameter's shape
 ) -> None:
     "Write a gradient where the optimiser will look for it, unless nobody asked for it"
@@ -45,7 +45,7 @@ def store(
     if parameter.grad is None: parameter.grad = torch.zeros_like(parameter)
     parameter.grad.numpy()[...] = gradient
 
-# %% ../../nbs/23_nets.by_hand.ipynb #d3459b69
+# %% ../../nbs/23_nets.by_hand.ipynb #66855220
 def mlp_vjp(
     mlp: MLP,       # on the CPU, activation in SLOPES
     x: np.ndarray,  # (B, in) float32
@@ -60,7 +60,7 @@ def mlp_vjp(
         kept.append(f(z))
     W, b = arrays[-1]
 
-    def pull(G: np.ndarray) -> None:
+    def pull(G: np.ndarray) -> None:  # ∂L/∂out, (B, out)
         for k in reversed(range(len(layers))):
             store(layers[k].weight, G.T.dot(kept[k]))
             store(layers[k].bias, np.add.reduce(G, 0))
@@ -70,7 +70,7 @@ def mlp_vjp(
 
     return kept[-1].dot(W.T) + b, pull
 
-# %% ../../nbs/23_nets.by_hand.ipynb #3164560d
+# %% ../../nbs/23_nets.by_hand.ipynb #eed17107
 def categorical_vjp(
     logits: np.ndarray,  # (B, n)
     action: np.ndarray,  # (B,) int64
@@ -79,7 +79,7 @@ def categorical_vjp(
     logp = log_softmax(logits)
     p, H = np.exp(logp), entropy_of(logp)
 
-    def pull(d_logp: np.ndarray, d_H: np.ndarray | float) -> np.ndarray:
+    def pull(d_logp: np.ndarray, d_H: np.ndarray | float) -> np.ndarray:  # (B,), (B,)
         G = p * -d_logp[:, None]
         G[np.arange(len(G)), action] += d_logp
         if np.any(d_H): G -= p * (logp + H[:, None]) * np.reshape(d_H, (-1, 1))
@@ -87,7 +87,7 @@ def categorical_vjp(
 
     return pick(logp, action), H, pull
 
-# %% ../../nbs/23_nets.by_hand.ipynb #efb2a5e2
+# %% ../../nbs/23_nets.by_hand.ipynb #0420ef03
 def multi_categorical_vjp(
     nvec: tuple[int, ...],  # options of each choice
     logits: np.ndarray,     # (B, Σ nvec)
@@ -95,15 +95,15 @@ def multi_categorical_vjp(
 ) -> tuple[np.ndarray, np.ndarray, Pull]:  # as `categorical_vjp`
     "The same for several choices"
     ends = [*accumulate(nvec)]
-    parts = [categorical_vjp(logits[:, end - n:end], action[:, i])
-             for i, (n, end) in enumerate(zip(nvec, ends))]
+    logps, entropies, pulls = zip(*(categorical_vjp(logits[:, end - n:end], action[:, i])
+                                    for i, (n, end) in enumerate(zip(nvec, ends))))
 
-    def pull(d_logp: np.ndarray, d_H: np.ndarray | float) -> np.ndarray:
-        return np.concatenate([part[2](d_logp, d_H) for part in parts], 1)
+    def pull(d_logp: np.ndarray, d_H: np.ndarray | float) -> np.ndarray:  # (B,), (B,)
+        return np.concatenate([back(d_logp, d_H) for back in pulls], 1)
 
-    return sum(p[0] for p in parts), sum(p[1] for p in parts), pull
+    return np.add.reduce(logps, 0), np.add.reduce(entropies, 0), pull
 
-# %% ../../nbs/23_nets.by_hand.ipynb #b243ac86
+# %% ../../nbs/23_nets.by_hand.ipynb #bfed02a2
 def bernoulli_vjp(
     logits: np.ndarray,  # (B, n)
     action: np.ndarray,  # (B, n) of 0 and 1
@@ -111,16 +111,16 @@ def bernoulli_vjp(
     "The same for independent switches"
     on, off = log_sigmoid(logits), log_sigmoid(-logits)
     s = np.exp(on)
-    log_prob = np.where(action, on, off).sum(-1)
+    log_prob: np.ndarray = np.add.reduce(np.where(action == 1, on, off), -1)
     entropy = -(s * on + (1 - s) * off).sum(-1)
 
-    def pull(d_logp: np.ndarray, d_H: np.ndarray | float) -> np.ndarray:
+    def pull(d_logp: np.ndarray, d_H: np.ndarray | float) -> np.ndarray:  # (B,), (B,)
         return ((action - s).astype(np.float32) * d_logp[:, None]
                 - logits * s * (1 - s) * np.reshape(d_H, (-1, 1)))
 
     return log_prob, entropy, pull
 
-# %% ../../nbs/23_nets.by_hand.ipynb #2f866eaa
+# %% ../../nbs/23_nets.by_hand.ipynb #ef23809b
 def gaussian_vjp(
     dist: DiagGaussian,  # knows n, log_prob and entropy
     params: np.ndarray,  # (B, 2n): means, then log σ
@@ -131,7 +131,7 @@ def gaussian_vjp(
     inv_σ = np.exp(-log_σ)
     u = (action - μ) * inv_σ
 
-    def pull(d_logp: np.ndarray, d_H: np.ndarray | float) -> np.ndarray:
+    def pull(d_logp: np.ndarray, d_H: np.ndarray | float) -> np.ndarray:  # (B,), (B,)
         d = d_logp[:, None]
         return np.concatenate([u * inv_σ * d, (u * u - 1) * d + np.reshape(d_H, (-1, 1))], 1)
 
@@ -151,7 +151,7 @@ def dist_vjp(
         case DiagGaussian(): return gaussian_vjp(dist, params, action)
     raise TypeError(f'dist_vjp: given {dist}, expected a distribution of nets.dists; use autograd')
 
-# %% ../../nbs/23_nets.by_hand.ipynb #43827719
+# %% ../../nbs/23_nets.by_hand.ipynb #22e47e8c
 def actor_vjp(
     actor: MLP,     # or a `GaussianMLP`
     x: np.ndarray,  # (B, in) float32
@@ -161,20 +161,19 @@ def actor_vjp(
     if not isinstance(actor, GaussianMLP): return mean, pull_mean
     log_std = np.broadcast_to(actor.log_std.detach().numpy(), mean.shape)
 
-    def pull(G: np.ndarray) -> None:
+    def pull(G: np.ndarray) -> None:  # ∂L/∂params, (B, num_params)
         n = mean.shape[1]
         store(actor.log_std, np.add.reduce(G[:, n:], 0))
         pull_mean(G[:, :n])
 
     return np.concatenate([mean, log_std], 1), pull
 
-# %% ../../nbs/23_nets.by_hand.ipynb #837b7b24
+# %% ../../nbs/23_nets.by_hand.ipynb #cfa186d4
 def evaluate_vjp(
     module: ActorCritic,  # see `can_do_by_hand`
     obs: np.ndarray,      # (B, *shape)
     action: np.ndarray,   # (B, …) as `act` gave it
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Pull]:
-    # log_prob, entropy, value: (B,); pull(∂L/∂log_prob, ∂L/∂entropy, ∂L/∂value) stores gradients
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Pull]:  # log_prob, entropy, value (B,); pull
     "What `evaluate` says, and the way back to every parameter"
     x = module.features(obs)
     params, pull_actor = actor_vjp(module.actor, x)
@@ -182,7 +181,8 @@ def evaluate_vjp(
     action = action.reshape(len(obs), *module.dist.event_shape)
     log_prob, entropy, pull_dist = dist_vjp(module.dist, params, action)
 
-    def pull(d_logp: np.ndarray, d_H: np.ndarray | float, d_value: np.ndarray) -> None:
+    def pull(d_logp: np.ndarray, d_H: np.ndarray | float,  # each (B,)
+             d_value: np.ndarray) -> None:                   # (B,)
         pull_actor(pull_dist(d_logp, d_H))
         pull_critic(d_value[:, None])
 

@@ -17,7 +17,8 @@ on standard output and everything else on standard error; `--help` imports neith
 
 # %% auto #0
 __all__ = ['app', 'Json', 'Quiet', 'RunsDir', 'RunFolder', 'exit_code', 'emit', 'explained', 'top', 'run', 'speaker', 'live',
-           'resume', 'evaluate', 'read_json', 'run_row', 'show', 'card', 'Kind', 'rows_of', 'list_', 'table', 'main']
+           'resume', 'evaluate', 'read_json', 'run_row', 'show', 'card', 'about', 'Kind', 'rows_of', 'list_', 'table',
+           'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #4be00779
 import json
@@ -220,7 +221,15 @@ def card(
     if result: parts += [labelled('verdict', [verdict(result)]), next_commands(result)]
     return '\n'.join(parts)
 
-# %% ../../nbs/71_studio.cli.ipynb #34fa4195
+# %% ../../nbs/71_studio.cli.ipynb #63b92c81
+def about(
+    config: Path,  # a YAML file
+) -> str:          # '' if it does not say
+    "What a config is for: its first line, if that is a comment"
+    line = config.read_text('utf8').partition('\n')[0]
+    return line[1:].strip() if line.startswith('#') else ''
+
+# %% ../../nbs/71_studio.cli.ipynb #f25d717a
 class Kind(StrEnum):
     "What can be listed"
     algos, envs, configs, runs = 'algos', 'envs', 'configs', 'runs'
@@ -235,7 +244,8 @@ def rows_of(
     settings = load_settings()
     if kind is Kind.algos:
         return [dict(name=n, source=s) for n, s in registry.algos.describe().items()]
-    if kind is Kind.configs: return [dict(name=n, file=str(f)) for n, f in packaged_configs().items()]
+    if kind is Kind.configs:
+        return [dict(name=n, about=about(f)) for n, f in packaged_configs().items()]
     if kind is Kind.envs:
         from rlstudio.envs.make import env_ids
         return [dict(id=i, native=i in registry.envs) for i in env_ids()]

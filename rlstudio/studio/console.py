@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rlstudio.train.trainer import Callback, Trainer
 else: Callback = object  # the trainer asks for the methods, not for the class
 
-# %% ../../nbs/70_studio.console.ipynb #fad8c036
+# %% ../../nbs/70_studio.console.ipynb #dd5f8073
 def duration(
     seconds: float,  # ≥ 0
 ) -> str:            # such as '9 s', '2 min 5 s', '3 h 20 min'
@@ -57,12 +57,12 @@ def mean_std(
 def bar(
     fraction: float,  # 0 → 1; more is full
     width: int = 24,  # characters
-) -> str:
+) -> str:             # so many characters
     "A progress bar"
     full = int(width * min(1., max(0., fraction)))
     return '━' * full + '─' * (width - full)
 
-# %% ../../nbs/70_studio.console.ipynb #1113958b
+# %% ../../nbs/70_studio.console.ipynb #e1869f6c
 def labelled(
     label: str,             # at most seven characters
     lines: Iterable[str],   # what it labels
@@ -73,7 +73,7 @@ def labelled(
 def command(
     name: str,           # of the `rlstudio` command line
     *args: str | Path,   # quoted where a shell needs it
-) -> str:
+) -> str:                # begins with `rlstudio`
     "A command to copy and paste"
     return shlex.join(['rlstudio', name, *map(str, args)])
 
@@ -138,10 +138,10 @@ class Snapshot:
         value = self.metrics.get(name)
         return math.nan if value is None else float(value)
 
-# %% ../../nbs/70_studio.console.ipynb #799cbb23
+# %% ../../nbs/70_studio.console.ipynb #7ee2efc0
 def train_line(
     s: Snapshot,  # of a training
-) -> Text:
+) -> Text:        # a bar, per cent, env steps, time left
     "How far, and how long still"
     done = s.env_steps / s.total_steps
     text = Text.assemble((bar(done), 'cyan'), f' {min(1., done):4.0%}  {s.env_steps:,} of '
@@ -150,7 +150,7 @@ def train_line(
 
 def return_line(
     s: Snapshot,  # of a training
-) -> Text:
+) -> Text:        # a sparkline and the latest mean
     "What the last training episodes brought"
     from rlstudio.train.pictures import sparkline
     now = s.metric('episode/return_mean')
@@ -159,10 +159,10 @@ def return_line(
     return Text.assemble((sparkline(s.returns), 'cyan'), f'  {now:,.1f}',
                          (f'  mean of the last 100{ended} episodes', 'dim'))
 
-# %% ../../nbs/70_studio.console.ipynb #85843dcb
+# %% ../../nbs/70_studio.console.ipynb #bc4526c2
 def eval_line(
     s: Snapshot,  # of a training
-) -> Text:
+) -> Text:        # such as '440.8 ± 60.0 at 50,000 env steps, goal 475 …'
     "The last evaluation against the goal"
     goal = 'no goal known' if s.goal is None else f'goal {s.goal:,g}'
     if s.evaluation is None: return Text(f'none yet, {goal}', 'dim')
@@ -198,19 +198,19 @@ def health(
     return [(f'{label} {s.metric(name):.3g}', word(name))
             for name, label in vitals(s.metrics).items()]
 
-# %% ../../nbs/70_studio.console.ipynb #51c07c29
+# %% ../../nbs/70_studio.console.ipynb #189a2f78
 def health_line(
     s: Snapshot,  # of a training
-) -> Text:
+) -> Text:        # such as 'KL 0.081 high   entropy 0.54'
     "The vital metrics, with a word about those that are not healthy"
     parts = [Text.assemble(text, (f' {word}', 'bold yellow')) if word else Text(text)
              for text, word in health(s)]
     return Text('   ').join(parts) if parts else Text('nothing learned yet', 'dim')
 
-# %% ../../nbs/70_studio.console.ipynb #67a7f90b
+# %% ../../nbs/70_studio.console.ipynb #b9ebfadf
 def speed_line(
     s: Snapshot,  # of a training
-) -> Text:
+) -> Text:        # such as '41,203 env steps/s   env 23% …'
     "Env steps a second, and what they were spent on"
     rate, env, learn = (s.metric(f'speed/{k}') for k in (
         'env_steps_per_second', 'env_share', 'update_share'))
@@ -308,7 +308,7 @@ def form_for(
     moves = console.is_terminal and not console.is_dumb_terminal
     return 'live' if moves and console.encoding.startswith('utf') else 'plain'
 
-# %% ../../nbs/70_studio.console.ipynb #c5d9937c
+# %% ../../nbs/70_studio.console.ipynb #40e72bf6
 class Listener(Callback):
     "Hears every event of a trainer and says nothing"
     name = ''  # nothing to keep in a checkpoint
@@ -317,7 +317,7 @@ class Listener(Callback):
     def on_iteration_end(self, trainer: 'Trainer') -> None: ...  # has learned from it
     def on_train_end(self, trainer: 'Trainer') -> None: ...      # finished or stopped
     def on_error(self, trainer: 'Trainer') -> None: ...          # on its way out
-    def state_dict(self) -> dict[str, Any]: return {}
+    def state_dict(self) -> dict[str, Any]: return {}              # nothing to remember
     def load_state_dict(self, state: dict[str, Any]) -> None: ...  # as state_dict gave it
 
 # %% ../../nbs/70_studio.console.ipynb #7172ed71

@@ -34,7 +34,7 @@ from ..nets.modules import RLModule
 from .checkpoint import prune, save_checkpoint
 from .metrics import Sink, register_metric
 
-# %% ../../nbs/42_train.trainer.ipynb #997d1a76
+# %% ../../nbs/42_train.trainer.ipynb #7a2af30e
 class Algorithm(Protocol):
     "What a trainer needs of an algorithm; found by name in `core.registry.algos`."
     Config: ClassVar[type[AlgoConfig]]  # its own section of the config file
@@ -56,7 +56,7 @@ class Algorithm(Protocol):
     def state_dict(self) -> dict[str, Any]: ...  # all that collect and update depend on
     def load_state_dict(self,
         state: dict[str, Any],  # as state_dict gave it
-    ) -> None: ...
+    ) -> None: ...             # go on from there
 
 # %% ../../nbs/42_train.trainer.ipynb #69d17ed1
 EVENTS = {
