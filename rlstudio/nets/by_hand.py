@@ -188,10 +188,10 @@ def evaluate_vjp(
 
     return log_prob, entropy, value[:, 0], pull
 
-# %% ../../nbs/23_nets.by_hand.ipynb #471ad356
+# %% ../../nbs/23_nets.by_hand.ipynb #c595cefe
 def can_do_by_hand(
     module: nn.Module,  # any module
-) -> bool:
+) -> bool:              # False: use autograd
     "Is this an `ActorCritic` on the CPU whose slopes are known?"
     return (type(module) is ActorCritic and module.critic.on_cpu
             and module.actor.activation in SLOPES)

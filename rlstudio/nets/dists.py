@@ -128,16 +128,16 @@ class ActionDist(Protocol):
         "For learning: both from one pass"
         return self.log_prob(params, action), self.entropy(params)
 
-# %% ../../nbs/20_nets.dists.ipynb #3ae1281a
+# %% ../../nbs/20_nets.dists.ipynb #d402b6eb
 @dataclass(frozen=True)
 class Categorical(ActionDist):
     "One choice of `n`; parameters are logits"
     n: int   # how many choices
 
     @property
-    def num_params(self) -> int: return self.n
+    def num_params(self) -> int: return self.n   # one logit a choice
     @property
-    def event_shape(self) -> tuple[int, ...]: return ()
+    def event_shape(self) -> tuple[int, ...]: return ()   # a single number
 
     def sample(self, params: Array, noise: Array) -> Array:   # (*lead, n), (*lead, 1)
         return self.sample_and_log_prob(params, noise)[0]
@@ -158,16 +158,16 @@ class Categorical(ActionDist):
         logp = log_softmax(params)
         return pick(logp, action), entropy_of(logp)
 
-# %% ../../nbs/20_nets.dists.ipynb #5c507fdf
+# %% ../../nbs/20_nets.dists.ipynb #22249e58
 @dataclass(frozen=True)
 class MultiCategorical(ActionDist):
     "Independent choices, one of `nvec[i]` each; parameters are all logits side by side"
     nvec: tuple[int, ...]   # how many options each choice has
 
     @property
-    def num_params(self) -> int: return sum(self.nvec)
+    def num_params(self) -> int: return sum(self.nvec)   # logits of all choices
     @property
-    def event_shape(self) -> tuple[int, ...]: return (len(self.nvec),)
+    def event_shape(self) -> tuple[int, ...]: return (len(self.nvec),)   # one number a choice
 
     def _logp(self, params: Array) -> list[Array]:
         ends = accumulate(self.nvec)
@@ -192,16 +192,16 @@ def log_sigmoid(
     if isinstance(x, torch.Tensor): return torch.nn.functional.logsigmoid(x)
     return -np.logaddexp(0, -x)
 
-# %% ../../nbs/20_nets.dists.ipynb #13458c5d
+# %% ../../nbs/20_nets.dists.ipynb #4a31b8ff
 @dataclass(frozen=True)
 class Bernoulli(ActionDist):
     "`n` independent switches, 0 or 1; parameters are logits of 1"
     n: int   # how many switches
 
     @property
-    def num_params(self) -> int: return self.n
+    def num_params(self) -> int: return self.n   # one logit a switch
     @property
-    def event_shape(self) -> tuple[int, ...]: return (self.n,)
+    def event_shape(self) -> tuple[int, ...]: return (self.n,)   # one bit a switch
 
     def sample(self, params: Array, noise: Array) -> Array:   # (*lead, n), (*lead, n)
         xp = library(params)
@@ -227,16 +227,16 @@ def gaussian_log_prob(
     z = (x - mean) * library(log_std).exp(-log_std)
     return -0.5 * z * z - log_std - HALF_LOG_2PI
 
-# %% ../../nbs/20_nets.dists.ipynb #3f154fbd
+# %% ../../nbs/20_nets.dists.ipynb #f9edf5e8
 @dataclass(frozen=True)
 class DiagGaussian(ActionDist):
     "`n` independent normal numbers; parameters are all means, then all log σ"
     n: int   # how many numbers
 
     @property
-    def num_params(self) -> int: return 2 * self.n
+    def num_params(self) -> int: return 2 * self.n   # mean and log σ of each
     @property
-    def event_shape(self) -> tuple[int, ...]: return (self.n,)
+    def event_shape(self) -> tuple[int, ...]: return (self.n,)   # one number a component
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
               ) -> np.ndarray:   # standard normal, (*lead, n) float32

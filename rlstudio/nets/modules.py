@@ -86,7 +86,7 @@ def linear(
         layer.bias.zero_()
     return layer
 
-# %% ../../nbs/22_nets.modules.ipynb #f4733f09
+# %% ../../nbs/22_nets.modules.ipynb #e0afd4d2
 class MLP(nn.Sequential):
     "Linear layers with an activation between them"
     def __init__(self,
@@ -116,7 +116,7 @@ class MLP(nn.Sequential):
         return self._arrays
 
     @property
-    def on_cpu(self) -> bool:
+    def on_cpu(self) -> bool:   # can numpy read the weights?
         first: Any = self._modules['0']   # 6 times faster than self[0].weight
         return first._parameters['weight'].is_cpu
 
@@ -282,7 +282,7 @@ class ActorCritic(RLModule):
         if not self.critic.on_cpu: return super().value(obs)
         return self.critic.numpy(self.features(obs))[:, 0]
 
-# %% ../../nbs/22_nets.modules.ipynb #53fbc6a1
+# %% ../../nbs/22_nets.modules.ipynb #774323a4
 @dataclass(frozen=True)
 class Slot:
     "Where one parameter lies in the flat vector"
@@ -290,7 +290,7 @@ class Slot:
     shape: tuple[int, ...]   # of the parameter
 
     @property
-    def size(self) -> int: return math.prod(self.shape)
+    def size(self) -> int: return math.prod(self.shape)   # numbers in it
     @property
     def pad(self) -> int: return -self.size % 16   # unused numbers after it
 
