@@ -9,7 +9,6 @@ import pickle
 import random
 import resource
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,11 +54,9 @@ def tmp_path() -> Iterator[Path]:
     with memory_folder() as folder: yield folder
 
 
-def why(path: Path, limit: float = 2.0) -> str:
-    "The reason for which a checkpoint is refused: in time, in one printable piece"
-    start = time.process_time()
+def why(path: Path) -> str:
+    "The reason for which a checkpoint is refused, in one printable piece"
     with pytest.raises(CheckpointError) as e: load_checkpoint(path)
-    assert time.process_time() - start < limit  # of this process: other work on the machine does not count
     assert len(str(e.value)) < 2000 and str(e.value).replace("\n", "").isprintable()
     return str(e.value)
 

@@ -4,6 +4,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,99 @@ def test_help_imports_nothing_heavy() -> None:
     modules = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.M))
     assert "rlstudio.studio.cli" in modules
     assert not modules & {"torch", "matplotlib", "gymnasium", "scipy", "pydantic", "safetensors", "PIL"}
+
+
+def test_terminated(folder: Path, reference: dict[str, Any]) -> None:
+    "SIGTERM is a polite request: a checkpoint, exit code 143, and the same end"
+    child = start(folder, "terminated")
+    child.send_signal(signal.SIGTERM)
+    said_, _ = child.communicate(timeout=60)
+    assert child.returncode == 143 and "Traceback" not in said_, said_
+    done = run("rlstudio", "resume", folder / "terminated", "--json")
+    assert done.returncode == 0, said(done)
+    assert one_object(done.stdout)["weights_sha256"] == reference["weights_sha256"]
+
+
+def test_one_process_at_a_time(folder: Path) -> None:
+    child = start(folder, "busy")
+    second = run("rlstudio", "resume", folder / "busy")
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    assert second.returncode == 2 and "another process" in second.stderr and "Traceback" not in second.stderr, said(second)
+
+
+STRANGE = """
+import sys
+import gymnasium as gym
+import numpy as np
+
+class Strange(gym.Env):
+    "Misbehaves at its 300th step"
+    observation_space, action_space, steps = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2), 0
+    def __init__(self, trouble): self.trouble = trouble
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.age = 0
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        Strange.steps += 1
+        self.age += 1
+        reward = 1.
+        if self.trouble == 'prints': print('hello from the environment')
+        elif Strange.steps > 300 and self.trouble == 'nan': reward = float('nan')
+        elif Strange.steps > 300: raise KeyError('lost')
+        return np.zeros(2, np.float32), reward, False, self.age == 20, {}
+
+gym.register('Strange-v0', Strange)
+from rlstudio.studio.cli import main
+main()
+"""
+
+
+def strange(folder: Path, trouble: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "strange.yaml").write_text("env: {id: Strange-v0, num_envs: 2, kwargs: {trouble: nan}}\nalgo: {name: ppo, num_steps: 64}\n"
+                                         "train: {total_steps: 1024}\neval: {episodes: 2, num_envs: 2}\n")
+    return run(sys.executable, "-c", STRANGE, "run", folder / "strange.yaml", f"env.kwargs.trouble={trouble}", "--runs-dir", folder,
+               "--name", trouble, "--json")
+
+
+@pytest.mark.parametrize("trouble, word", [("nan", "reward: given nan"), ("raises", "lost")])
+def test_a_run_that_breaks(folder: Path, trouble: str, word: str) -> None:
+    "Exit code 1, the step and the source, the last good checkpoint kept, and a manifest that says so"
+    done = strange(folder, trouble)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, said(done)
+    told = one_object(done.stdout)
+    assert told["status"] == "failed" and word in told["error"] and word in done.stderr
+    manifest = json.loads((folder / trouble / "manifest.json").read_text())
+    assert manifest["status"] == "failed" and word in manifest["error"]
+    assert list((folder / trouble / "checkpoints").glob("step_*"))
+
+
+def test_an_env_that_prints(folder: Path) -> None:
+    "Standard output belongs to the JSON object"
+    done = strange(folder, "prints")
+    assert done.returncode == 0 and one_object(done.stdout)["status"] == "completed", said(done)
+    assert "hello from the environment" in done.stderr
+
+
+def test_evaluations_are_kept(folder: Path) -> None:
+    "One that was asked for between two halves of a run is there at its end, and every episode of it"
+    child = start(folder, "asked")
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    assert run("rlstudio", "evaluate", folder / "asked", "--episodes", "4", "--sampled").returncode == 0
+    assert run("rlstudio", "resume", folder / "asked", "--quiet").returncode == 0
+    kept = json.loads((folder / "asked" / "evaluations.json").read_text())
+    assert [(e["greedy"], len(e["returns"])) for e in kept] == [(False, 4), (True, 5)]
+
+
+def test_damaged_files_are_named(folder: Path, reference: dict[str, Any]) -> None:
+    (broken := folder / "broken").mkdir()
+    (broken / "config.yaml").write_bytes((Path(reference["run"]) / "config.yaml").read_bytes())
+    (broken / "manifest.json").write_text('{"status": ')
+    for command in ("show", "resume", "evaluate"):
+        done = run("rlstudio", command, broken)
+        assert done.returncode == 2 and "manifest.json: damaged" in done.stderr or command == "evaluate", said(done)
+        assert "Traceback" not in done.stderr, said(done)
+    listed = run("rlstudio", "list", "runs", "--runs-dir", folder)
+    assert listed.returncode == 0 and "damaged" in listed.stdout and "reference" in listed.stdout, said(listed)

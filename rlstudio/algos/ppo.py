@@ -215,19 +215,19 @@ def as_tensors(
     "A saved state's arrays as tensors"
     return {k: torch.as_tensor(v).clone().to(device) for k, v in state.items()}
 
-# %% ../../nbs/50_algos.ppo.ipynb #51904b23
+# %% ../../nbs/50_algos.ppo.ipynb #edf7db22
 def check_minibatches(
     num_minibatches: int,  # parts
     num_steps: int,        # T
     num_envs: int,         # N
 ) -> None:
-    "T × N rows must fall into equal minibatches"
+    "T × N rows must fall into equal minibatches of two rows or more"
     rows = num_steps * num_envs
-    if rows % num_minibatches == 0: return
-    near = sorted((k for k in range(1, rows + 1) if rows % k == 0),
+    if rows % num_minibatches == 0 and rows > num_minibatches: return
+    near = sorted((k for k in range(1, rows // 2 + 1) if rows % k == 0),
                   key=lambda k: abs(k - num_minibatches))[:3]
     raise ConfigError([Problem('config', 0, 0, 'algo.num_minibatches', f'given {num_minibatches}, '
-        f'but a rollout has num_steps × num_envs = {rows} rows; expected a divisor of that, '
+        f'but a rollout has num_steps × num_envs = {rows} rows; expected a smaller divisor, '
         f'such as {" or ".join(map(str, sorted(near)))}')])
 
 # %% ../../nbs/50_algos.ppo.ipynb #d58b763c
@@ -243,7 +243,7 @@ def choose_engine(
             'tanh, relu or elu network on the CPU and the clipped surrogate; give auto or eager')])
     return engine
 
-# %% ../../nbs/50_algos.ppo.ipynb #adb43aa9
+# %% ../../nbs/50_algos.ppo.ipynb #71652e61
 def learning_rows(
     batch: Batch,               # a rollout with next_value, (T, N, …)
     scale: RewardScale | None,  # sees the rewards first, then scales them; None: raw rewards
@@ -253,7 +253,7 @@ def learning_rows(
     "Targets of one rollout, flat"
     b, reward = batch, batch.reward
     if scale is not None:
-        scale.update(reward, b.terminated, b.truncated, gamma)
+        scale.update(reward, b.terminated, b.truncated, gamma, b.valid)
         reward = scale.numpy(reward)
     advantage = gae(reward, b.value, b.next_value, b.terminated, b.truncated, gamma, gae_lambda)
     data = Batch(obs=b.obs, action=b.action, log_prob=b.log_prob, value=b.value,

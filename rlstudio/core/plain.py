@@ -14,7 +14,7 @@ Nothing in a file can name a class or a function, and no file takes long to refu
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_VALUES', 'MAX_DEPTH', 'Problem', 'ConfigError', 'scalar', 'yaml_problem', 'Mark', 'Source',
-           'read_yaml', 'read_file', 'override', 'plain', 'show', 'write_yaml']
+           'read_yaml', 'read_file', 'override', 'plain', 'show', 'write_yaml', 'read_json']
 
 # %% ../../nbs/04_core.plain.ipynb #5beaf8c6
 import json
@@ -253,3 +253,14 @@ def write_yaml(
     "YAML that `read_yaml` reads as equal values"
     return yaml.dump(plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True,
                      width=MAX_BYTES)
+
+# %% ../../nbs/04_core.plain.ipynb #aba5465b
+def read_json(
+    path: Path,  # a file that the program wrote
+) -> Any:        # None where there is no such file
+    "What a JSON file says; `ConfigError` if it is damaged"
+    try: return json.loads(path.read_text('utf8'))
+    except FileNotFoundError: return None
+    except (ValueError, RecursionError, OSError) as e:
+        why = f'damaged ({e}); expected JSON as it was written; put it back from a copy, or remove it'
+        raise ConfigError([Problem(str(path), 0, 0, '', why)]) from None

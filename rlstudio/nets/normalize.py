@@ -139,7 +139,7 @@ def running_returns(
         ret = R[t] * ~ended[t]
     return R, ret
 
-# %% ../../nbs/21_nets.normalize.ipynb #5e110280
+# %% ../../nbs/21_nets.normalize.ipynb #906013bf
 class RewardScale(RunningMoments):
     "Divide rewards by the running standard deviation of the discounted return"
     ret: torch.Tensor   # running return of each environment, (N,) float64
@@ -158,12 +158,13 @@ class RewardScale(RunningMoments):
         terminated: np.ndarray,   # ended for good?, (T, N) bool
         truncated: np.ndarray,    # cut?, (T, N) bool
         gamma: float = 0.99,      # discount γ in [0, 1]
+        valid: np.ndarray | bool = True,   # False where the step never happened, (T, N)
     ) -> None:
         "Learn from the rewards of one rollout, in time order"
         check_finite('normaliser', reward)
         R, ret = running_returns(reward, terminated | truncated, self.ret.numpy(force=True),
                                  gamma)
-        self.add(R)
+        self.add(R[np.broadcast_to(valid, R.shape)])
         self.ret.copy_(torch.from_numpy(ret))
 
     def scale(self) -> float:

@@ -11,19 +11,20 @@ What holds: `state_dict()` is *everything* that the next step depends on; so `tr
 
 # %% auto #0
 __all__ = ['EVENTS', 'Algorithm', 'Callback', 'register_trainer_metrics', 'Stopwatch', 'TrainerState', 'progress_record',
-           'Trainer', 'WriteMetrics', 'SaveCheckpoints']
+           'located', 'Trainer', 'WriteMetrics', 'SaveCheckpoints']
 
-# %% ../../nbs/42_train.trainer.ipynb #05f1e081
+# %% ../../nbs/42_train.trainer.ipynb #87e9055e
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..core.batch import Batch
+from ..core.batch import Batch, NonFiniteError
 from ..core.config import AlgoConfig
 from ..core.config import Config as RunConfig
 from ..core.registry import algos
@@ -123,7 +124,7 @@ class Stopwatch:
         return {'speed/env_steps_per_second': self.rate, 'speed/env_share': self.env / t,
                 'speed/update_share': self.update / t}
 
-# %% ../../nbs/42_train.trainer.ipynb #b93504f0
+# %% ../../nbs/42_train.trainer.ipynb #fbb1fe18
 class TrainerState:
     "The parts of a training, and all that its next step depends on."
     def __init__(self,
@@ -139,7 +140,8 @@ class TrainerState:
         self.algo: Algorithm = algos.get(config.algo.name)(config, self.env, self.streams, device)
         seeds = [self.streams.seed('env', i) for i in range(config.env.num_envs)]
         self.collector = Collector(self.env, seeds)
-        self.iteration, self.episodes, self.stop_reason = 0, 0, ''
+        self.iteration, self.episodes = 0, 0
+        self.stop_asked = self.stop_reason = ''  # the request, and what ended the last `train`
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length)
         self.batch, self.metrics, self.watch = Batch(), dict[str, float](), Stopwatch()
 
@@ -183,7 +185,18 @@ def progress_record(
             'episode/return_mean': float(np.mean(returns)),
             'episode/length_mean': float(np.mean(lengths)), 'episode/count': state.episodes}
 
-# %% ../../nbs/42_train.trainer.ipynb #c1e094a4
+# %% ../../nbs/42_train.trainer.ipynb #f8cc9ee6
+@contextmanager
+def located(
+    step: int,  # env steps
+) -> Iterator[None]:
+    "Add the step to a `NonFiniteError` that does not know it"
+    try: yield
+    except NonFiniteError as e:
+        if e.step is not None: raise
+        raise NonFiniteError(e.source, e.value, e.index, step) from None
+
+# %% ../../nbs/42_train.trainer.ipynb #df361c88
 class Trainer(TrainerState):
     "Collect, learn, tell; stop anywhere and go on bit for bit."
     def emit(self,
@@ -199,7 +212,7 @@ class Trainer(TrainerState):
         t1 = perf_counter()
         self.emit('collect_end')
         progress, t2 = min(1., steps / self.config.train.total_steps), perf_counter()
-        learned = self.algo.update(self.batch, progress)
+        with located(self.env_steps): learned = self.algo.update(self.batch, progress)
         self.watch.add(t1 - t0, perf_counter() - t2, self.collector.env_seconds - env_seconds,
                        self.env_steps - steps)
         self.iteration += 1
@@ -211,25 +224,26 @@ class Trainer(TrainerState):
         env_steps: int | None = None,  # stop here; None: at the end of the budget
     ) -> 'Trainer':
         "Iterate until so many env steps, the end of the budget, or `stop`"
-        self.stop_reason, until = '', self.config.train.total_steps
+        until = self.config.train.total_steps
         if env_steps is not None: until = min(until, env_steps)
         try:
             with arithmetic_threads(self.threads):
                 self.emit('train_start')
-                while self.env_steps < until and not self.stop_reason: self.step()
+                while self.env_steps < until and not self.stop_asked: self.step()
                 self.emit('train_end')
         except BaseException:
             self.emit('error')
             raise
+        finally: self.stop_reason, self.stop_asked = self.stop_asked, ''
         return self
 
     def stop(self,
-        reason: str = 'stopped',  # kept in `stop_reason`
+        reason: str = 'stopped',  # afterwards in `stop_reason`
     ) -> None:
         "Ask to stop at the end of this iteration: safe from a callback, a thread or a signal"
-        self.stop_reason = reason
+        self.stop_asked = reason
 
-# %% ../../nbs/42_train.trainer.ipynb #54909025
+# %% ../../nbs/42_train.trainer.ipynb #afe16610
 class WriteMetrics(Callback):
     "Writes the record of every n-th iteration to sinks."
     name = 'metrics'
@@ -240,7 +254,8 @@ class WriteMetrics(Callback):
         self.sinks, self.every = list(sinks), every
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # writes its record
-        if trainer.iteration % self.every == 0 or trainer.finished:
+        evaluated = any(name.startswith('eval/') for name in trainer.metrics)
+        if evaluated or trainer.iteration % self.every == 0 or trainer.finished:
             for s in self.sinks: s.write(trainer.metrics)
 
     def on_train_end(self, trainer: Trainer) -> None:  # waits for the disk
