@@ -1,6 +1,6 @@
 """Backpropagation through an actor-critic, written out in NumPy: the same numbers as autograd, in a fraction of the time.
 
-For networks of 64 × 64, autograd spends most of its time on bookkeeping: dozens of small operations, each of them recorded and looked up
+For networks of 64 × 64 and minibatches of 256, autograd spends most of its time on bookkeeping: dozens of small operations, each of them recorded and looked up
 again. The gradient of such a network fits on a page. `mlp_vjp` and `dist_vjp` are its two halves, and `evaluate_vjp` is the whole: what
 `ActorCritic.evaluate` says, and a function that pulls a gradient back to the parameters.
 

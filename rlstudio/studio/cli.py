@@ -96,17 +96,18 @@ def top(
         print(f'rlstudio {__version__}')
         raise typer.Exit
 
-# %% ../../nbs/71_studio.cli.ipynb #443d6163
+# %% ../../nbs/71_studio.cli.ipynb #ccf21515
 @app.command()
 def run(
-    config: Annotated[str, typer.Argument(help='A YAML file, or a packaged name: ppo/cartpole.')],
-    overrides: Annotated[list[str] | None, typer.Argument(
+    config: Annotated[str, typer.Argument(  # found by `find_config`
+        help='A YAML file, or a packaged name: ppo/cartpole.')],
+    overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
         metavar='[section.key=value]...', help='Over the file: train.total_steps=5e4')] = None,
-    seed: Annotated[int | None, typer.Option(help='Short for train.seed=N.')] = None,
-    runs_dir: RunsDir = None,
-    name: Annotated[str | None, typer.Option(help='Name of the run.')] = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    seed: Annotated[int | None, typer.Option(help='Short for train.seed=N.')] = None,  # 0 … 2**63-1
+    runs_dir: RunsDir = None,  # made if it is not there
+    name: Annotated[str | None, typer.Option(help='Name of the run.')] = None,  # see `check_name`
+    quiet: Quiet = False,   # no header, no progress
+    as_json: Json = False,  # for programs
 ) -> None:
     "Train what a config describes: rlstudio run configs/ppo/cartpole.yaml"
     given = [*(overrides or []), *([] if seed is None else [f'train.seed={seed}'])]
@@ -149,9 +150,13 @@ def live(
     if summary['status'] == 'interrupted':
         raise typer.Exit(143 if run.manifest.get('stopped_by') == 'SIGTERM' else 130)
 
-# %% ../../nbs/71_studio.cli.ipynb #cab9d778
+# %% ../../nbs/71_studio.cli.ipynb #f38b5a96
 @app.command()
-def resume(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
+def resume(
+    run: RunFolder,         # of a run that was stopped
+    quiet: Quiet = False,   # no header, no progress
+    as_json: Json = False,  # for programs
+) -> None:
     "Go on with a run that was stopped or killed, exactly where it was"
     with explained(as_json) as emit:
         say = speaker(quiet, as_json)
@@ -159,13 +164,13 @@ def resume(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
         from rlstudio.train.run import Run
         live(Run.open(run), [], quiet, as_json, emit)
 
-# %% ../../nbs/71_studio.cli.ipynb #0c18007d
+# %% ../../nbs/71_studio.cli.ipynb #b30cafb0
 @app.command()
 def evaluate(
-    run: RunFolder,
-    episodes: Annotated[int | None, typer.Option(min=1, help='How many.')] = None,
-    sampled: Annotated[bool, typer.Option(help='Sample actions, not the likeliest.')] = False,
-    as_json: Json = False,
+    run: RunFolder,  # of any run that has begun
+    episodes: Annotated[int | None, typer.Option(min=1, help='How many.')] = None,  # as configured
+    sampled: Annotated[bool, typer.Option(help='Sample actions, not the likeliest.')] = False,  # explore
+    as_json: Json = False,  # for programs
 ) -> None:
     "Evaluate the newest weights of a run in fresh episodes"
     with explained(as_json) as emit:
@@ -195,9 +200,12 @@ def run_row(
                 total_steps=manifest.get('env_steps'),
                 eval_return_mean=result.get('eval_return_mean'))
 
-# %% ../../nbs/71_studio.cli.ipynb #ba6e294b
+# %% ../../nbs/71_studio.cli.ipynb #decf44ff
 @app.command()
-def show(run: RunFolder, as_json: Json = False) -> None:
+def show(
+    run: RunFolder,         # of any run
+    as_json: Json = False,  # for programs
+) -> None:
     "What a run is, how it went, and what to do with it"
     with explained(as_json) as emit:
         from rlstudio.core.plain import read_json
@@ -270,9 +278,13 @@ def row_or_damage(
         empty = dict.fromkeys(('algo', 'env', 'seed', 'status', 'total_steps', 'eval_return_mean'))
         return dict(run=str(folder)) | empty | dict(status='damaged')
 
-# %% ../../nbs/71_studio.cli.ipynb #5edbf110
+# %% ../../nbs/71_studio.cli.ipynb #e322d5c6
 @app.command('list')
-def list_(kind: Kind, runs_dir: RunsDir = None, as_json: Json = False) -> None:
+def list_(
+    kind: Kind,                # what
+    runs_dir: RunsDir = None,  # for runs: where they live
+    as_json: Json = False,     # for programs
+) -> None:
     "List algos, envs, configs or runs"
     with explained(as_json) as emit:
         rows = rows_of(kind, runs_dir)
