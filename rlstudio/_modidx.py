@@ -685,6 +685,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rlstudio.studio.cli.evaluate': ('studio.cli.html#evaluate', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.exit_code': ('studio.cli.html#exit_code', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.explained': ('studio.cli.html#explained', 'rlstudio/studio/cli.py'),
+                                     'rlstudio.studio.cli.importing': ('studio.cli.html#importing', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.list_': ('studio.cli.html#list_', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.live': ('studio.cli.html#live', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.main': ('studio.cli.html#main', 'rlstudio/studio/cli.py'),

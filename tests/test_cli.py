@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import ROOT, child_env, run, said
 
 CARTPOLE = ROOT / "configs" / "ppo" / "cartpole.yaml"
@@ -287,3 +288,30 @@ def test_damaged_files_are_named(folder: Path, reference: dict[str, Any]) -> Non
         assert "Traceback" not in done.stderr, said(done)
     listed = run("rlstudio", "list", "runs", "--runs-dir", folder)
     assert listed.returncode == 0 and "damaged" in listed.stdout and "reference" in listed.stdout, said(listed)
+
+
+def test_mistakes_in_the_settings(tmp_path: Path) -> None:
+    "A bad settings.ini is explained before a run's folder is made"
+    for text, word in (("sinks = csv\n", "csv"), ("device = cuda\n" if not torch.cuda.is_available() else "device = cuda:99\n", "device"),
+                       ("sinx = jsonl\n", "sinks")):
+        (tmp_path / "settings.ini").write_text("[DEFAULT]\n" + text)
+        done = run("rlstudio", "run", CARTPOLE, *SHORT, cwd=tmp_path)
+        assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr, said(done)
+        assert not (tmp_path / "runs").exists()
+
+
+def test_terminated_while_evaluating(folder: Path) -> None:
+    "What was learned is on disk, the run says that it was interrupted, and resume evaluates it"
+    command = ["rlstudio", "run", str(CARTPOLE), *SHORT, "eval.episodes=200000", "--runs-dir", str(folder), "--name", "evaluating"]
+    child = subprocess.Popen(command, env=child_env(), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while child.poll() is None and not (folder / "evaluating" / "checkpoints" / "step_000000020480").exists(): time.sleep(0.01)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGTERM)
+    said_, _ = child.communicate(timeout=60)
+    assert child.returncode == 143 and "Traceback" not in said_, said_
+    assert json.loads((folder / "evaluating" / "manifest.json").read_text())["stopped_by"] == "SIGTERM"
+
+
+def test_ascii_streams(folder: Path, reference: dict[str, Any]) -> None:
+    done = run("rlstudio", "show", reference["run"], PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "+-" in done.stdout, said(done)

@@ -153,11 +153,11 @@ def anneal(
     "A hyper-parameter's value at this point of the training"
     return initial * (1 - progress) if schedule == 'linear' else initial
 
-# %% ../../nbs/50_algos.ppo.ipynb #297aae2f
+# %% ../../nbs/50_algos.ppo.ipynb #49b09e2a
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(AlgoConfig):

@@ -458,7 +458,7 @@ def setting(
 def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
-# %% ../../nbs/05_core.config.ipynb #f9ff0b92
+# %% ../../nbs/05_core.config.ipynb #2b5716b6
 def read_settings(
     path: Path,  # of a settings.ini
 ) -> Settings:   # what the file leaves out has its default
@@ -466,11 +466,15 @@ def read_settings(
     from configparser import Error
 
     from fastcore.xtras import Config as Ini
-    text, name = path.read_text('utf8'), str(_from_here(path))
+    name = str(_from_here(path))
+    try: text = path.read_text('utf8')
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError([Problem(name, 0, 0, '', f'cannot be read ({e}); expected text in UTF-8')]) from None
     style: dict[str, Any] = dict(interpolation=None, inline_comment_prefixes=('#',))
     try: ini = Ini(path.parent, path.name, **style)
     except Error as e:
         why = e.message.partition('\n')[0]
+        if 'no section' in why: why = 'given a key above the first section; expected [DEFAULT] above all keys'
         raise ConfigError([Problem(name, getattr(e, 'lineno', 0), 1, '', why)]) from None
     values = {key: setting(key, ini.get(key), path.parent) for key in ini.d}
     settings, faults = build(Settings, values)

@@ -14,7 +14,7 @@ __all__ = ['RunError', 'check_name', 'new_folder', 'locked', 'write_json', 'vers
            'stop_on_signals', 'RunFiles', 'restore_point', 'moved', 'build', 'register', 'now', 'user', 'summarize',
            'try_out', 'Run', 'closing', 'judge', 'keep_evaluations', 'film', 'finish']
 
-# %% ../../nbs/45_train.run.ipynb #5ba01701
+# %% ../../nbs/45_train.run.ipynb #5dae1855
 import fcntl
 import getpass
 import hashlib
@@ -46,7 +46,7 @@ from ..core.spec import SpecError
 from ..envs.make import EnvError
 from ..nets.modules import weights_sha256
 from .checkpoint import Checkpoint, CheckpointError, latest_checkpoint
-from .evaluate import Evaluate, Evaluation, evaluate, goal_of
+from .evaluate import EvalError, Evaluate, Evaluation, evaluate, goal_of
 from .metrics import read_metrics
 from .pictures import (learning_curve, replace_file, rollout_frames, save_figure,
                                      save_webp)
@@ -301,7 +301,7 @@ def summarize(
         solved=result.mean >= goal if result and goal is not None else None,
         weights_sha256=weights_sha256(t.algo.module), level=run.manifest.get('level'))
 
-# %% ../../nbs/45_train.run.ipynb #90a69386
+# %% ../../nbs/45_train.run.ipynb #cbe30ba5
 def try_out(
     config: Config,                 # loaded, each value right by itself
     settings: Settings,             # of the workspace
@@ -309,9 +309,19 @@ def try_out(
     overrides: Sequence[str] = (),  # given over the file
 ) -> None:
     "Put a training together and take it apart again; `ConfigError` if that fails"
+    for name in settings.sinks: sinks.get(name)
+    try: torch.zeros(1, device=settings.device)
+    except (RuntimeError, AssertionError) as e:
+        raise RunError(f'settings.ini: device = {settings.device}: {str(e).splitlines()[0]}; '
+                       f'expected one that is here, such as cpu') from None
     try: Trainer(config, device=settings.device).env.close()
     except ConfigError as e: problems = e.problems
-    except (EnvError, SpecError) as e: problems = [Problem('config', 0, 0, 'env.id', str(e))]
+    except (MemoryError, RuntimeError) as e:
+        problems = [Problem('config', 0, 0, 'net', f'cannot be built: {str(e).splitlines()[0]}; '
+                            f'expected a network and a rollout that fit into memory')]
+    except (EnvError, SpecError) as e:
+        key = 'env.kwargs' if 'kwargs' in str(e) else 'env.id'
+        problems = [Problem('config', 0, 0, key, str(e))]
     else: return
     if path is None: raise ConfigError(problems)
     source = read_file(path)
@@ -319,7 +329,7 @@ def try_out(
     raise ConfigError(Problem(*source.marks.get(tuple(p.key.split('.')), Mark(str(path))),
                               p.key, p.message) for p in problems)
 
-# %% ../../nbs/45_train.run.ipynb #bdca5c1c
+# %% ../../nbs/45_train.run.ipynb #5aa7fdf9
 class Run(RunFiles):
     "A folder with a config, and everything that came of it."
     @classmethod
@@ -371,7 +381,7 @@ class Run(RunFiles):
             with stop_on_signals(trainer): trainer.train()
             if trainer.finished: return finish(self, trainer)
             reason = trainer.stop_reason
-        except KeyboardInterrupt: reason = 'SIGINT'
+        except KeyboardInterrupt as e: reason = str(e) or 'SIGINT'
         self.note(status='interrupted', stopped_by=reason, env_steps=trainer.env_steps)
         return summarize(self, trainer, 'interrupted')
 
@@ -399,7 +409,7 @@ class Run(RunFiles):
         return learning_curve(self.history, self.read('evaluations.json') or [],
                               goal_of(self.config.env, self.config.eval), self.folder.name)
 
-# %% ../../nbs/45_train.run.ipynb #6f1d21b7
+# %% ../../nbs/45_train.run.ipynb #9cd60bb2
 @contextmanager
 def closing(
     run: RunFiles,     # gets the status 'failed' if there is an error
@@ -407,7 +417,7 @@ def closing(
 ) -> Iterator[None]:
     "Tidy up behind a training"
     try: yield
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         run.note(status='failed', error=f'{type(e).__name__}: {e}', env_steps=trainer.env_steps)
         raise
     finally:
@@ -443,7 +453,7 @@ def keep_evaluations(
     both = known + [e for e in new if e not in known]
     write_json(run.folder / 'evaluations.json', sorted(both, key=lambda e: e['env_steps']))
 
-# %% ../../nbs/45_train.run.ipynb #72265053
+# %% ../../nbs/45_train.run.ipynb #8a5ee345
 def film(
     run: RunFiles,     # gets videos/rollout.webp
     trainer: Trainer,  # holds the weights
@@ -458,7 +468,10 @@ def finish(
     trainer: Trainer,  # its trainer
 ) -> dict[str, Any]:   # the summary
     "Evaluate, draw, sum up"
-    result = judge(run, trainer) if run.config.eval.episodes else None
+    try: result = judge(run, trainer) if run.config.eval.episodes else None
+    except EvalError as e:  # what was learned is not lost over it
+        result = None
+        warnings.warn(f'not evaluated: {e}', stacklevel=2)
     save_figure(run.plot(), run.folder / 'plots' / 'learning_curve.png')
     film(run, trainer)
     summary = summarize(run, trainer, 'completed', result)
