@@ -76,8 +76,10 @@ def test_plain_output_has_no_escape_codes(folder: Path) -> None:
 
 
 def test_quiet_is_quiet(folder: Path) -> None:
-    loud, quiet = (run("rlstudio", "run", CARTPOLE, *SHORT, "--runs-dir", folder, *q) for q in ((), ("--quiet",)))
-    assert quiet.returncode == 0 and len((quiet.stdout + quiet.stderr).splitlines()) < len((loud.stdout + loud.stderr).splitlines()) / 2
+    "One line: the verdict"
+    done = run("rlstudio", "run", CARTPOLE, *SHORT, "--runs-dir", folder, "--quiet")
+    assert done.returncode == 0 and not done.stderr, said(done)
+    assert re.fullmatch(r"(not )?solved, eval .* at 20,480 steps, .*", done.stdout.rstrip("\n")), said(done)
 
 
 # The same command, the same weights
@@ -284,8 +286,8 @@ def test_damaged_files_are_named(folder: Path, reference: dict[str, Any]) -> Non
     (broken / "manifest.json").write_text('{"status": ')
     for command in ("show", "resume", "evaluate"):
         done = run("rlstudio", command, broken)
-        assert done.returncode == 2 and "manifest.json: damaged" in done.stderr or command == "evaluate", said(done)
-        assert "Traceback" not in done.stderr, said(done)
+        word = "nothing was learned yet" if command == "evaluate" else "manifest.json: damaged"
+        assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr, said(done)
     listed = run("rlstudio", "list", "runs", "--runs-dir", folder)
     assert listed.returncode == 0 and "damaged" in listed.stdout and "reference" in listed.stdout, said(listed)
 
@@ -301,7 +303,7 @@ def test_mistakes_in_the_settings(tmp_path: Path) -> None:
 
 
 def test_terminated_while_evaluating(folder: Path) -> None:
-    "What was learned is on disk, the run says that it was interrupted, and resume evaluates it"
+    "What was learned is on disk, and the run says who interrupted it"
     command = ["rlstudio", "run", str(CARTPOLE), *SHORT, "eval.episodes=200000", "--runs-dir", str(folder), "--name", "evaluating"]
     child = subprocess.Popen(command, env=child_env(), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while child.poll() is None and not (folder / "evaluating" / "checkpoints" / "step_000000020480").exists(): time.sleep(0.01)
