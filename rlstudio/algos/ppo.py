@@ -326,9 +326,10 @@ class Learner:
         self.module.load_state_dict(as_tensors(state['module'], self.device))
         self.optimizer.state[self.flat.vector] = as_tensors(state['optimizer'], self.device)
 
-# %% ../../nbs/50_algos.ppo.ipynb #ba9b42b7
+# %% ../../nbs/50_algos.ppo.ipynb #32012395
 class PPO(Learner):
     "Proximal policy optimisation (clip), arXiv:1707.06347."
+    rounds = 1  # an iteration is one rollout and the learning from it
     def __init__(self,
         config: RunConfig,    # as `Learner`
         env: VectorEnv,       # as `Learner`
@@ -346,7 +347,7 @@ class PPO(Learner):
     ) -> Batch:                # (T, N, …), on the buffer's own memory
         "Fill the buffer; add the value of each step's true next observation"
         lead = self.buffer.num_steps, self.buffer.num_envs
-        noise = self.module.dist.noise(self.action_rng, lead)
+        noise = self.module.noise(self.action_rng, lead)
         collect_rollout(collector, self.buffer, self.module.act, noise)
         return self.buffer.batch().replace(next_value=next_values(self.buffer, self.module.value))
 

@@ -45,12 +45,12 @@ def store(
     if parameter.grad is None: parameter.grad = torch.zeros_like(parameter)
     parameter.grad.numpy()[...] = gradient
 
-# %% ../../nbs/23_nets.by_hand.ipynb #66855220
+# %% ../../nbs/23_nets.by_hand.ipynb #61800d83
 def mlp_vjp(
     mlp: MLP,       # on the CPU, activation in SLOPES
     x: np.ndarray,  # (B, in) float32
 ) -> tuple[np.ndarray, Pull]:  # (B, out); pull(gradient (B, out)) stores all gradients
-    "An MLP's output, and the way back to its weights"
+    "An MLP's output, and the way back to its weights, to its input, or to both"
     layers = [m for m in mlp if isinstance(m, nn.Linear)]
     arrays = [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in layers]
     f, slope, kept = ACTIVATIONS[mlp.activation][1], SLOPES[mlp.activation], [x]
@@ -60,13 +60,18 @@ def mlp_vjp(
         kept.append(f(z))
     W, b = arrays[-1]
 
-    def pull(G: np.ndarray) -> None:  # ∂L/∂out, (B, out)
+    def pull(G: np.ndarray,          # ∂L/∂out, (B, out)
+             weights: bool = True,   # store the gradients of the weights?
+             inputs: bool = False,   # return ∂L/∂x, (B, in)?
+             ) -> np.ndarray | None:
         for k in reversed(range(len(layers))):
-            store(layers[k].weight, G.T.dot(kept[k]))
-            store(layers[k].bias, np.add.reduce(G, 0))
-            if k == 0: return
+            if weights:
+                store(layers[k].weight, G.T.dot(kept[k]))
+                store(layers[k].bias, np.add.reduce(G, 0))
+            if k == 0: return G.dot(arrays[0][0]) if inputs else None
             G = G.dot(arrays[k][0])
             G *= slope(kept[k])
+        return None
 
     return kept[-1].dot(W.T) + b, pull
 

@@ -85,14 +85,14 @@ def play_round(
         alive &= ~(terminated | truncated)
     return returns[:k], lengths[:k]
 
-# %% ../../nbs/43_train.evaluate.ipynb #869f3656
+# %% ../../nbs/43_train.evaluate.ipynb #697a4e98
 def episode_noise(
     module: RLModule,                  # whose action distribution it is for
     rngs: list[np.random.Generator],   # one for each episode
     num_envs: int,                     # rows n ≥ len(rngs); spare rows repeat the first
 ) -> np.ndarray:                       # (n, noise_dim) float32
     "One step's action noise, each row from its episode's own stream"
-    rows = [module.dist.noise(r, ()) for r in rngs]
+    rows = [module.noise(r, ()) for r in rngs]
     return np.stack(rows + rows[:1] * (num_envs - len(rows)))
 
 # %% ../../nbs/43_train.evaluate.ipynb #5cd4f368

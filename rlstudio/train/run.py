@@ -111,14 +111,14 @@ def write_json(
         f.flush(); os.fsync(f.fileno())
     tmp.replace(path)
 
-# %% ../../nbs/45_train.run.ipynb #029f24fa
+# %% ../../nbs/45_train.run.ipynb #ad9b6cae
 def versions() -> dict[str, str]:  # distribution → version
     "What a result depends on"
     def of(name: str) -> str:
         try: return version(name)
         except PackageNotFoundError: return 'unknown'
     return {'python': platform.python_version(), 'code': code_hash()} | {n: of(n) for n in (
-        'rlstudio', 'torch', 'numpy', 'gymnasium', 'box2d', 'pygame-ce', 'safetensors')}
+        'rlstudio', 'torch', 'numpy', 'gymnasium', 'box2d', 'mujoco', 'ale-py', 'pygame-ce', 'safetensors')}
 
 def code_hash() -> str:  # 12 hexadecimal digits
     "Which code exactly: a hash of all modules of the package"

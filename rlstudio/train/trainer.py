@@ -11,7 +11,7 @@ What holds: `state_dict()` is *everything* that the next step depends on; so `tr
 
 # %% auto #0
 __all__ = ['EVENTS', 'Algorithm', 'Callback', 'register_trainer_metrics', 'Stopwatch', 'TrainerState', 'progress_record',
-           'located', 'Trainer', 'WriteMetrics', 'SaveCheckpoints']
+           'located', 'mean_of', 'Trainer', 'WriteMetrics', 'SaveCheckpoints']
 
 # %% ../../nbs/42_train.trainer.ipynb #87e9055e
 import math
@@ -35,11 +35,12 @@ from ..nets.modules import RLModule
 from .checkpoint import prune, save_checkpoint
 from .metrics import Sink, register_metric
 
-# %% ../../nbs/42_train.trainer.ipynb #7a2af30e
+# %% ../../nbs/42_train.trainer.ipynb #be9f7f69
 class Algorithm(Protocol):
     "What a trainer needs of an algorithm; found by name in `core.registry.algos`."
     Config: ClassVar[type[AlgoConfig]]  # its own section of the config file
     module: RLModule                    # what acts, with all learned weights
+    rounds: int                         # pairs of collect and update in one iteration, ≥ 1
 
     def __init__(self,
         config: RunConfig,     # the whole config; its `algo` section is a `Config` of the class
@@ -49,20 +50,20 @@ class Algorithm(Protocol):
     ): ...
     def collect(self,
         collector: Collector,  # steps the environments
-    ) -> Batch: ...            # what `update` will learn from
+    ) -> Batch: ...            # the new experience
     def update(self,
         batch: Batch,          # of `collect`
         progress: float,       # 0 → 1 over the training, for schedules
-    ) -> dict[str, float]: ... # metrics, each with a row in the glossary
+    ) -> dict[str, float]: ... # metrics, each with a row in the glossary; {}: nothing learned
     def state_dict(self) -> dict[str, Any]: ...  # all that collect and update depend on
     def load_state_dict(self,
         state: dict[str, Any],  # as state_dict gave it
     ) -> None: ...             # go on from there
 
-# %% ../../nbs/42_train.trainer.ipynb #69d17ed1
+# %% ../../nbs/42_train.trainer.ipynb #122e177c
 EVENTS = {
     'train_start': 'before the first iteration of this process, also after a resume',
-    'collect_end': '`trainer.batch` holds the new experience; nothing is learned yet',
+    'collect_end': 'in each round: `trainer.batch` holds the new experience, not learned from yet',
     'iteration_end': 'learned; `trainer.metrics` is this iteration\'s record; safe to checkpoint',
     'train_end': 'the last iteration of this process is over: `trainer.finished` or stopped',
     'error': 'an exception is on its way out; the state may be halfway through an iteration',
@@ -196,7 +197,16 @@ def located(
         if e.step is not None: raise
         raise NonFiniteError(e.source, e.value, e.index, step) from None
 
-# %% ../../nbs/42_train.trainer.ipynb #df361c88
+# %% ../../nbs/42_train.trainer.ipynb #954afef0
+def mean_of(
+    told: list[dict[str, float]],  # metrics of each round; {} where nothing was learned
+) -> dict[str, float]:             # of the iteration
+    "Mean of each metric over the rounds that have it"
+    if len(told) == 1: return told[0]
+    names = {name: None for t in told for name in t}  # in the order of their first telling
+    return {name: float(np.mean([t[name] for t in told if name in t])) for name in names}
+
+# %% ../../nbs/42_train.trainer.ipynb #c6144234
 class Trainer(TrainerState):
     "Collect, learn, tell; stop anywhere and go on bit for bit."
     def emit(self,
@@ -205,8 +215,8 @@ class Trainer(TrainerState):
         "Tell every callback"
         for c in self.callbacks: getattr(c, f'on_{event}')(self)
 
-    def step(self) -> dict[str, float]:  # this iteration's record
-        "One iteration: collect, then update"
+    def round(self) -> dict[str, float]:  # what was learned
+        "Collect, then update"
         steps, env_seconds, t0 = self.env_steps, self.collector.env_seconds, perf_counter()
         self.batch = self.algo.collect(self.collector)
         t1 = perf_counter()
@@ -215,6 +225,11 @@ class Trainer(TrainerState):
         with located(self.env_steps): learned = self.algo.update(self.batch, progress)
         self.watch.add(t1 - t0, perf_counter() - t2, self.collector.env_seconds - env_seconds,
                        self.env_steps - steps)
+        return learned
+
+    def step(self) -> dict[str, float]:  # this iteration's record
+        "One iteration: as many rounds as the algorithm wants"
+        learned = mean_of([self.round() for _ in range(self.algo.rounds)])
         self.iteration += 1
         self.metrics = progress_record(self) | learned | self.watch.metrics()
         self.emit('iteration_end')
