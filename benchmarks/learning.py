@@ -45,9 +45,17 @@ def summary(config: Path, rows: list[dict[str, Any]], threshold: float | None) -
     return f"\n{table(head, body)}\n\n{line}\n"
 
 
-PUBLISHED = {  # Stable-Baselines3 zoo, benchmark.md: one run each, return and training steps
-    "cartpole": "500 ± 0 [100k]", "acrobot": "-73.5 ± 18.2 [1M]", "mountaincar": "-110.4 ± 19.5 [1M]",
-    "pendulum": "-172.2 ± 104.2 [100k]", "lunarlander": "242.1 ± 31.8 [1M]"}
+PUBLISHED = {  # (algo, env) → return ± its spread over episodes [training steps]: Stable-Baselines3 zoo, benchmark.md, one run each
+    ("ppo", "CartPole-v1"): "500 ± 0 [100k]", ("ppo", "Acrobot-v1"): "-73.5 ± 18.2 [1M]", ("ppo", "MountainCar-v0"): "-110.4 ± 19.5 [1M]",
+    ("ppo", "Pendulum-v1"): "-172.2 ± 104.2 [100k]", ("ppo", "LunarLander-v3"): "242.1 ± 31.8 [1M]",
+    ("ppo", "HalfCheetah-v5"): "5819 ± 664 [1M]", ("ppo", "Hopper-v5"): "2410 ± 10 [1M]", ("ppo", "Walker2d-v5"): "3479 ± 822 [1M]",
+    ("dqn", "CartPole-v1"): "500 ± 0 [50k]", ("dqn", "Acrobot-v1"): "-76.6 ± 11.8 [100k]", ("dqn", "MountainCar-v0"): "-100.8 ± 9.9 [120k]",
+    ("dqn", "LunarLander-v3"): "154.4 ± 79.2 [100k]",
+    ("sac", "Pendulum-v1"): "-157.0 ± 88.7 [20k]", ("sac", "LunarLander-v3"): "260.4 ± 65.5 [500k]",
+    ("sac", "HalfCheetah-v5"): "9535 ± 100 [1M]", ("sac", "Hopper-v5"): "2326 ± 1130 [1M]", ("sac", "Walker2d-v5"): "3863 ± 254 [1M]",
+    ("td3", "Pendulum-v1"): "-151.9 ± 90.2 [20k]", ("td3", "LunarLander-v3"): "207.5 ± 67.6 [300k]",
+    ("td3", "HalfCheetah-v5"): "9656 ± 970 [1M]", ("td3", "Hopper-v5"): "3606 ± 4 [1M]", ("td3", "Walker2d-v5"): "4718 ± 46 [1M]",
+}  # theirs are LunarLander-v2 (for SAC and TD3 the continuous one, as ours) and MuJoCo's -v3
 
 
 def latest(path: Path) -> list[dict[str, Any]]:
@@ -56,16 +64,16 @@ def latest(path: Path) -> list[dict[str, Any]]:
     return list({r["seed"]: r for r in rows if r["config_sha256"] == rows[-1]["config_sha256"]}.values())
 
 
-def results_table() -> Any:
-    "What the stored results say, as a table for a notebook"
+def results_table(algo: str = "*") -> Any:
+    "What the stored results of one algorithm, or of all, say, as a table for a notebook"
     from IPython.display import Markdown
     lines = ["| config | env steps | seeds | mean return | spread over seeds | worst seed | published |", "|---|---|---|---|---|---|---|"]
-    for path in sorted(RESULTS.glob("*/*.jsonl")):
+    for path in sorted(RESULTS.glob(f"{algo}/*.jsonl")):
         rows = latest(path)
         means = [r["eval_return_mean"] for r in rows]
         name = path.relative_to(RESULTS).with_suffix("").as_posix()
         lines.append(f"| `{name}` | {rows[0]['total_steps']:,} | {len(rows)} | {statistics.fmean(means):.1f} | {statistics.pstdev(means):.1f} "
-                     f"| {min(means):.1f} | {PUBLISHED.get(path.stem, '–')} |")
+                     f"| {min(means):.1f} | {PUBLISHED.get((rows[0]['algo'], rows[0]['env']), '–')} |")
     return Markdown("\n".join(lines))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT, run, said
+from test_off_policy import config as off_policy
 
 from rlstudio.core.config import Config, config_from_dict
 from rlstudio.core.seeding import Streams, untouched_generators
@@ -96,18 +97,21 @@ def test_another_stream_or_env_shifts_no_other() -> None:
 
 # Golden values: a change that breaks one needs a reason in writing (CHANGELOG.md)
 
-def fingerprint(world: str) -> dict[str, object]:
-    "Initial weights, weights after the first update, and the hash at the end"
-    t = Trainer(config(world))
-    start = t.algo.module.actor[0].weight[0].detach().numpy().astype(float).round(9).tolist()  # type: ignore[attr-defined]
-    first = t.train(160).algo.module.actor[0].weight[0].detach().numpy().astype(float).round(9).tolist()  # type: ignore[attr-defined]
+GOLDEN_CASES = {w: config(w) for w in ("cartpole", "pendulum", "chain cut short")} | {c: off_policy(c) for c in ("dqn", "dqn, all parts", "sac", "td3")}
+
+
+def fingerprint(case: str) -> dict[str, object]:
+    "Initial weights, weights after the first updates, and the hash at the end"
+    t = Trainer(GOLDEN_CASES[case])
+    def row() -> list[float]: return next(t.algo.module.parameters())[0].detach().numpy().astype(float).round(9).tolist()
+    start, first = row(), (t.train(160), row())[1]
     return dict(start=start, first=first, end=weights_sha256(t.train().algo.module))
 
 
 def here() -> str: return f"torch {torch.__version__.split('+')[0]}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-@pytest.mark.parametrize("world", ["cartpole", "pendulum", "chain cut short"])
+@pytest.mark.parametrize("world", GOLDEN_CASES)
 def test_golden(world: str) -> None:
     golden = json.loads(GOLDEN.read_text())
     got = fingerprint(world)
@@ -119,4 +123,4 @@ def test_golden(world: str) -> None:
 
 if __name__ == "__main__":
     known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    GOLDEN.write_text(json.dumps(known | {here(): {w: fingerprint(w) for w in ("cartpole", "pendulum", "chain cut short")}}, indent=1) + "\n")
+    GOLDEN.write_text(json.dumps(known | {here(): {c: fingerprint(c) for c in GOLDEN_CASES}}, indent=1) + "\n")

@@ -65,7 +65,7 @@ def test_sdist_holds_the_book(dist: Path) -> None:
 
 def test_no_extra_is_there(bare: Path, outside: Path) -> None:
     "Else the tests below would prove nothing"
-    for module in ("tensorboard", "pytest", "nbdev", "IPython", "Box2D"):
+    for module in ("tensorboard", "pytest", "nbdev", "IPython", "Box2D", "mujoco", "ale_py"):
         assert run(bare / "python", "-c", f"import {module}", cwd=outside, coverage=False).returncode == 1, module
     where = run(bare / "python", "-c", "import rlstudio; print(rlstudio.__file__)", cwd=outside, coverage=False)
     assert Path(where.stdout.strip()).is_relative_to(bare.parent), said(where)
@@ -99,6 +99,8 @@ def test_every_command(bare: Path, outside: Path, config: str) -> None:
 
 @pytest.mark.parametrize("args, extra", [
     (["run", "configs/ppo/lunarlander.yaml"], "rlstudio[box2d]"),
+    (["run", "configs/sac/halfcheetah.yaml"], "rlstudio[mujoco]"),
+    (["run", "configs/ppo/cartpole.yaml", "env.id=ALE/Pong-v5"], "rlstudio[atari]"),
 ], ids=lambda a: str(a))
 def test_a_missing_extra_is_named(bare: Path, outside: Path, args: list[str], extra: str) -> None:
     done = run(bare / "rlstudio", *args, cwd=outside, coverage=False)

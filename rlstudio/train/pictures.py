@@ -11,12 +11,12 @@ pyplot or changes anybody's matplotlib settings. Matplotlib, Pillow and environm
 
 # %% auto #0
 __all__ = ['BLOCKS', 'BLUE', 'RED', 'GREY', 'UNSIGNED', 'sparkline', 'draw_training', 'draw_evaluations', 'learning_curve',
-           'replace_file', 'save_figure', 'shrink', 'draw', 'quiet_pygame', 'greedy_episode', 'rollout_frames',
-           'save_webp']
+           'replace_file', 'save_figure', 'shrink', 'draw', 'headless', 'greedy_episode', 'rollout_frames', 'save_webp']
 
-# %% ../../nbs/44_train.pictures.ipynb #e92b1044
+# %% ../../nbs/44_train.pictures.ipynb #dcab556e
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -158,12 +158,14 @@ def draw(
                        f'dtype {frame.dtype}, expected (H, W, 3) uint8; mend its render()')
     return frame
 
-# %% ../../nbs/44_train.pictures.ipynb #eea9e9c6
+# %% ../../nbs/44_train.pictures.ipynb #d4c1ccfb
 @contextmanager
-def quiet_pygame() -> Iterator[None]:
-    "Inside, pygame neither greets nor looks for a screen"
+def headless() -> Iterator[None]:
+    "Inside, nobody greets, and nobody looks for a screen"
     from fastcore.xtras import modified_env
     quiet = {'PYGAME_HIDE_SUPPORT_PROMPT': '1', 'SDL_VIDEODRIVER': 'dummy'}
+    if sys.platform == 'linux' and not {'DISPLAY', 'WAYLAND_DISPLAY'} & os.environ.keys():
+        quiet['MUJOCO_GL'] = 'egl'
     with modified_env(**quiet | {k: v for k, v in os.environ.items() if k in quiet}): yield
 
 # %% ../../nbs/44_train.pictures.ipynb #5506666c
@@ -186,7 +188,7 @@ def greedy_episode(
         obs, _, terminated, truncated, _ = env.step(action)
         yield (over := bool(terminated or truncated))
 
-# %% ../../nbs/44_train.pictures.ipynb #cd8353fa
+# %% ../../nbs/44_train.pictures.ipynb #5e93ccd9
 def rollout_frames(
     module: 'RLModule',       # the agent
     env_config: 'EnvConfig',  # its world
@@ -199,7 +201,7 @@ def rollout_frames(
     from rlstudio.core.seeding import Streams
     from rlstudio.envs.make import make_env
     frames, start = list[np.ndarray](), Streams(seed).seed('eval', 0)
-    with quiet_pygame():
+    with headless():
         env = make_env(env_config, 'rgb_array')
         try:
             for t, over in enumerate(greedy_episode(module, env, start)):

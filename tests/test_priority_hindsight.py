@@ -1,0 +1,364 @@
+"Prioritised and hindsight replay under random histories: heavier than what their chapters run."
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlstudio.core.batch import Batch
+from rlstudio.core.config import Config, EnvConfig, NetConfig, TrainConfig
+from rlstudio.core.seeding import Streams, arithmetic_threads
+from rlstudio.core.spec import spec_from_space
+from rlstudio.data.hindsight import HindsightReplay
+from rlstudio.data.priority import PrioritizedReplay, SumTree
+from rlstudio.data.replay import ReplayBuffer, ReplayError
+from rlstudio.data.rollout import Collector
+from rlstudio.envs.toy import BitFlip, bitflip_returns
+from rlstudio.envs.vector import Goal, VectorEnv, make_vector
+
+QUAD = spec_from_space(Box(-np.inf, np.inf, (4,)), "obs")
+PUSH = spec_from_space(Discrete(2), "action")
+BOTH = Goal(slice(0, 2), slice(2, 4), lambda a, d: (a == d).all(1) - np.float32(1), lambda a, d: (a == d).all(1))
+KW: dict[str, Any] = dict(deadline=None, derandomize=True)
+
+
+class Moments:
+    "N envs whose observation is (episode, moment, -1, -1): no two are alike"
+    def __init__(self, num_envs: int, seed: int) -> None:
+        self.rng, self.N, self.episodes = np.random.default_rng(seed), num_envs, num_envs
+        self.at = np.stack([np.arange(num_envs), np.zeros(num_envs)], 1).astype(np.float32)
+
+    def restart(self, which: np.ndarray) -> None:
+        fresh = np.stack([self.episodes + np.arange(self.N), np.zeros(self.N)], 1)
+        self.at = np.where(which[:, None], fresh, self.at).astype(np.float32)
+        self.episodes += self.N
+
+    def batch(self, T: int, ends: float, fake: float, torn: float = 0.) -> Batch:
+        rows = []
+        for _ in range(T):
+            self.restart(self.rng.random(self.N) < torn)
+            obs, next_obs = self.at, self.at + np.float32([0, 1])
+            over, real = self.rng.random(self.N) < ends, self.rng.random(self.N) >= fake
+            cut, self.at = over & (self.rng.random(self.N) < .5), next_obs
+            self.restart(over | ~real)
+            rows.append((obs, next_obs, over & ~cut, cut, real))
+        obs, next_obs, terminated, truncated, real = map(np.array, zip(*rows))
+        whole = [np.concatenate([x, 0 * x - 1], -1) for x in (obs, next_obs)]
+        return Batch(obs=whole[0], next_obs=whole[1], action=self.rng.integers(2, size=real.shape), terminated=terminated,
+                     truncated=truncated, reward=-np.ones(real.shape, np.float32), valid=real)
+
+
+def sampleable(replay: ReplayBuffer) -> np.ndarray:
+    "The places that `gather` takes"
+    good = []
+    for i in range(replay.ring.size):
+        try: replay.gather(np.array([i]))
+        except ReplayError: continue
+        good.append(i)
+    return np.array(good, np.int64)
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    return a.keys() == b.keys() and all(a.fields[k].tobytes() == b.fields[k].tobytes() for k in a.keys())
+
+
+HISTORY = st.tuples(st.integers(1, 4), st.integers(2, 12), st.lists(st.integers(1, 20), min_size=1, max_size=8),
+                    st.sampled_from([0., .02, .3, 1.]), st.sampled_from([0., .2]), st.sampled_from([0., .1]), st.integers(0, 99))
+
+
+# The tree
+
+@settings(max_examples=80, **KW)
+@given(st.sampled_from([1, 2, 16, 4095, 4096, 4097, 65_536, 65_537, 300_000]), st.integers(0, 999), st.integers(1, 400), st.integers(1, 6))
+def test_tree_depends_on_its_leaves_alone(capacity: int, seed: int, n: int, rounds: int) -> None:
+    "Every node of every level equals, bit for bit, that of a tree built at once from the same leaves, in another order"
+    rng, tree, other = np.random.default_rng(seed), SumTree(capacity), SumTree(capacity)
+    for _ in range(rounds):
+        index = rng.integers(capacity, size=n)
+        value = rng.exponential(size=n) ** rng.integers(1, 30) * (rng.random(n) < .8)
+        tree.set(index, value)
+        assert all(tree.leaves[i] == v for i, v in dict(zip(index.tolist(), value.tolist())).items())    # of equal ones the last
+    order = rng.permutation(capacity)
+    other.set(order, tree.leaves[order])
+    for a, b in zip(tree.lines, other.lines, strict=True): assert a.tobytes() == b.tobytes()
+    assert tree.total == other.total
+    exact = sum(map(Fraction, tree.leaves[tree.leaves > 0].tolist()))
+    assert abs(Fraction(tree.total) - exact) <= exact * Fraction(1e-14)
+
+
+@settings(max_examples=100, **KW)
+@given(st.sampled_from([1, 5, 4096, 5000, 70_000, 150_000]), st.integers(0, 999))
+def test_whole_numbers_are_summed_and_found_without_any_error(capacity: int, seed: int) -> None:
+    rng, tree = np.random.default_rng(seed), SumTree(capacity)
+    index = rng.choice(capacity, min(capacity, 300), replace=False)
+    tree.set(index, rng.integers(0, 50, len(index)).astype(float))
+    tree.set(index[:1], 3.)
+    line = tree.leaves.cumsum()
+    assert tree.total == line[-1]
+    points = rng.integers(0, int(line[-1]), 200) + rng.choice([0., .25, .5], 200)
+    assert (tree.find(points) == line.searchsorted(points, "right")).all()
+
+
+def test_beyond_the_end_is_the_last_leaf_above_zero() -> None:
+    for capacity in (10, 5000, 200_000):
+        tree = SumTree(capacity)
+        tree.set(np.array([3, 7]), np.array([.1, .2]))
+        assert tree.find(np.array([0., tree.total, 1e9])).tolist() == [3, 7, 7]
+
+
+@pytest.mark.parametrize("capacity", [5000, 70_000, 300_000])
+def test_a_point_a_hair_below_a_sum_stays_in_it(capacity: int) -> None:
+    "Where rounding would push a point beyond the last child, onto a leaf of 0"
+    rng, tree = np.random.default_rng(0), SumTree(capacity)
+    tree.set(np.arange(capacity), rng.exponential(size=capacity) * (rng.random(capacity) < .5))
+    edges = tree.root.cumsum()
+    found, inside = tree.find(np.nextafter(edges, 0)), tree.root > 0
+    assert (tree.leaves[found] > 0).all()
+    assert (found // 16 ** len(tree.levels) == np.arange(len(edges)))[inside].all()
+
+
+# The prioritised buffer
+
+@settings(max_examples=60, **KW)
+@given(HISTORY)
+def test_priority_is_above_zero_exactly_where_a_transition_lies(history: tuple) -> None:
+    N, slots, sizes, ends, fake, torn, seed = history
+    world, rng = Moments(N, seed), np.random.default_rng(seed)
+    replay, twin = (PrioritizedReplay(slots * N, N, QUAD, PUSH) for _ in range(2))
+    for T in sizes:
+        replay.add(world.batch(T, ends, fake, torn))
+        assert (replay.tree.leaves.nonzero()[0] == sampleable(replay)).all()
+        assert len(replay) == np.count_nonzero(replay.tree.leaves)
+        if not len(replay): continue
+        batch = replay.sample(7, rng)
+        assert equal(replay.gather(batch.index), Batch(**{k: v for k, v in batch.fields.items() if k != "weight"}))
+        assert 0 < batch.weight.min() <= batch.weight.max() == 1
+        replay.update_priorities(batch.index, rng.normal(size=7) * 10)
+        replay.update_priorities(rng.integers(replay.ring.size, size=5), rng.normal(size=5))    # of any place
+    twin.add(Moments(N, seed + 1).batch(9, .3, 0.))    # a life that is forgotten
+    twin.load_state_dict(replay.state_dict())
+    for a, b in zip(replay.tree.lines, twin.tree.lines, strict=True): assert a.tobytes() == b.tobytes()
+    more = world.batch(3, ends, fake)
+    for o in (replay, twin): o.add(more)
+    if len(replay): assert equal(*(o.sample(9, np.random.default_rng(1)) for o in (replay, twin)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_draws_follow_the_priorities(seed: int) -> None:
+    "Pearson's chi-square over 20 000 draws: 99.99 % of independent draws stay below the bound"
+    rng, replay = np.random.default_rng(seed), PrioritizedReplay(6000, 2, QUAD, PUSH, alpha=.7)
+    world = Moments(2, seed)
+    replay.add(world.batch(4000, .1, 0.))
+    at = replay.tree.leaves.nonzero()[0]
+    replay.update_priorities(at, error := rng.normal(size=len(at)))
+    assert np.allclose(replay.tree.leaves[at], (np.abs(error) + 1e-6) ** .7) and replay.largest == max(1, replay.tree.leaves.max())
+    groups = rng.integers(60, size=replay.ring.size)    # of about a hundred places each
+    chance = np.bincount(groups, replay.tree.leaves, 60) / replay.tree.total
+    counts = sum(np.bincount(groups[replay.sample(64, rng).index], minlength=60) for _ in range(313))
+    expected = 64 * 313 * chance
+    assert ((counts - expected) ** 2 / expected).sum() < 109    # 59 degrees of freedom
+    replay.add(world.batch(1, 0., 0.))
+    assert np.count_nonzero(replay.tree.leaves == replay.largest) == 3    # the two new ones come first
+
+
+@pytest.mark.parametrize("beta", [0., .4, 1.])
+def test_weights_take_out_the_bias(beta: float) -> None:
+    "Weights are the chances to the power of -beta; with beta = 1 the weighted mean, summed up over all rows, is the plain one"
+    rng, replay = np.random.default_rng(0), PrioritizedReplay(50, 1, QUAD, PUSH, beta=beta)
+    replay.add(Moments(1, 0).batch(50, .1, 0.))
+    replay.update_priorities(np.arange(50), rng.normal(size=50))
+    p, x, w = replay.tree.leaves[:50] / replay.tree.total, rng.normal(size=50), np.zeros(50)
+    batch = replay.sample(20_000, rng)
+    w[batch.index] = batch.weight
+    assert (w > 0).all() and np.allclose(w, (p / p.min()) ** -beta, rtol=1e-5)
+    weighted, plain, biased = (p * w * x).sum() / (p * w).sum(), x.mean(), (p * x).sum()
+    assert np.isclose(weighted, {0.: biased, 1.: plain}.get(beta, weighted)) and not np.isclose(biased, plain, rtol=.1)
+
+
+@pytest.mark.parametrize("kwargs", [dict(n_step=3), dict(storage="disk"), dict(gamma=.5, n_step=2)])
+def test_priorities_go_with_every_option(kwargs: dict) -> None:
+    world = Moments(2, 0)
+    a, b = PrioritizedReplay(40, 2, QUAD, PUSH, **kwargs), ReplayBuffer(40, 2, QUAD, PUSH, **kwargs)
+    for _ in range(6):
+        more = world.batch(7, .1, .1)
+        for o in (a, b): o.add(more)
+    batch = a.sample(64, np.random.default_rng(0))
+    assert equal(Batch(**{k: v for k, v in batch.fields.items() if k != "weight"}), b.gather(batch.index))
+
+
+def test_a_stack_of_frames_that_was_overwritten_is_not_drawn() -> None:
+    spec = spec_from_space(Box(0, 255, (3, 2), np.uint8), "obs")
+    replay, rng = PrioritizedReplay(10, 1, spec, PUSH, frame_stack=3), np.random.default_rng(0)
+    t = np.arange(37)
+    frames = np.stack([np.maximum(t + k, 0) for k in (-2, -1, 0, 1)], -1).astype(np.uint8)[:, None, :, None].repeat(2, -1)
+    steps = Batch(obs=frames[:, :, :3], next_obs=frames[:, :, 1:], action=np.zeros((37, 1), np.int64), reward=np.zeros((37, 1), np.float32),
+                  terminated=np.zeros((37, 1), bool), truncated=np.zeros((37, 1), bool))
+    for k in range(37):
+        replay.add(steps[k:k + 1])
+        batch = replay.sample(40, rng)
+        newest = batch.obs[:, 2, 0].astype(int)
+        assert (batch.obs[:, 0, 0] == np.maximum(newest - 2, 0)).all() and (replay.tree.leaves > 0).sum() == len(replay)
+
+
+def test_wrong_input_changes_nothing() -> None:
+    replay = PrioritizedReplay(20, 1, QUAD, PUSH)
+    replay.add(Moments(1, 0).batch(9, .1, 0.))
+    before = replay.tree.leaves.tobytes(), replay.largest
+    for error in (np.array([1., np.nan]), np.array([np.inf, 1.]), np.ones(3), np.ones((2, 1))):
+        with pytest.raises(ReplayError): replay.update_priorities(np.array([1, 2]), error)
+    assert (replay.tree.leaves.tobytes(), replay.largest) == before
+    with pytest.raises(ReplayError): PrioritizedReplay(30, 1, QUAD, PUSH).load_state_dict(replay.state_dict())
+
+
+# Hindsight
+
+@settings(max_examples=80, **KW)
+@given(HISTORY)
+def test_futures_stay_in_their_episode(history: tuple) -> None:
+    "Every possible substitute, not a sample of them: exactly the steps of the episode from here to its end, as far as it is known"
+    N, slots, sizes, ends, fake, torn, seed = history
+    world, rng = Moments(N, seed), np.random.default_rng(seed)
+    replay, twin = (HindsightReplay(slots * N, N, QUAD, PUSH, goal=BOTH, ratio=.6) for _ in range(2))
+    for T in sizes:
+        replay.add(world.batch(T, ends, fake, torn))
+        places = sampleable(replay)
+        if not len(places): continue
+        happened = replay.gather(places).obs[:, :2]
+        there = {(e, m) for e, m in happened.tolist()}
+        ahead = replay.ahead(places)
+        for place, (episode, moment), k in zip(places, happened.tolist(), ahead.tolist()):
+            assert k == sum((episode, moment + j) in there for j in range(1, 999))
+            run = (place + N * np.arange(k + 1)) % replay.ring.size
+            assert replay.gather(run).obs[:, :2].tolist() == [[episode, moment + j] for j in range(k + 1)]
+        batch = replay.sample(10, rng)
+        plain = replay.gather(batch.index)
+        goals, reached = batch.next_obs[:, 2:], batch.next_obs[:, :2]
+        assert (goals[6:] == -1).all() and (batch.obs[:, 2:] == goals).all() and (batch.obs[:, :2] == plain.obs[:, :2]).all()
+        assert (goals[:6, 0] == reached[:6, 0]).all() and (goals[:6, 1] >= reached[:6, 1]).all()
+        assert batch.reward.tolist() == BOTH.reward(reached, goals).tolist()
+        assert np.allclose(batch.discount[:6], .99 * ~BOTH.terminated(reached, goals)[:6])
+        assert (batch.discount[6:] == plain.discount[6:]).all()
+    twin.add(Moments(N, seed + 1).batch(9, .3, 0.))    # a life that is forgotten
+    twin.load_state_dict(replay.state_dict())
+    if len(replay): assert (twin.ahead(places) == replay.ahead(places)).all()
+    more = world.batch(3, ends, fake, torn)
+    for o in (replay, twin): o.add(more)
+    if len(replay): assert equal(*(o.sample(9, np.random.default_rng(1)) for o in (replay, twin)))
+
+
+def test_every_later_step_is_equally_likely() -> None:
+    replay = HindsightReplay(100, 1, QUAD, PUSH, goal=BOTH)
+    replay.add(Moments(1, 0).batch(100, 0., 0.))
+    counts = np.bincount(replay.future(np.full(40_000, 60), np.random.default_rng(0)), minlength=101)
+    assert counts[:60].sum() == 0 == counts[100]
+    assert ((counts[60:100] - 1000) ** 2 / 1000).sum() < 86    # 39 degrees of freedom, 99.999 %
+
+
+def test_hindsight_on_disk() -> None:
+    world = Moments(2, 0)
+    a, b = (HindsightReplay(60, 2, QUAD, PUSH, goal=BOTH, storage=s) for s in ("memory", "disk"))
+    for _ in range(5):
+        more = world.batch(20, .1, .1)
+        for o in (a, b): o.add(more)
+    assert equal(*(o.sample(64, np.random.default_rng(0)) for o in (a, b)))
+
+
+# BitFlip and what a vector env says about its goals
+
+def walk(env: VectorEnv, steps: int, seed: int = 0) -> Batch:
+    rng, obs, log = np.random.default_rng(seed), env.reset(range(env.num_envs)).copy(), []
+    for _ in range(steps):
+        action = env.action_spec.sample(rng, (env.num_envs,))
+        new, reward, terminated, truncated, final = env.step(action)
+        next_obs = np.where((terminated | truncated)[:, None], final, new)
+        log.append([x.copy() for x in (obs, action, reward, terminated, truncated, next_obs)])
+        obs = new.copy()
+    return Batch(**dict(zip(("obs", "action", "reward", "terminated", "truncated", "next_obs"), map(np.array, zip(*log)))))
+
+
+@pytest.mark.parametrize("backend", ["inprocess", "gymnasium"])
+def test_hindsight_rewards_are_those_of_the_env(backend: str) -> None:
+    env = make_vector(EnvConfig(id="rlstudio/BitFlip-v0", num_envs=3, backend=backend, kwargs=dict(n=4)))
+    goal, lived = env.goal, walk(env, 400)
+    assert goal is not None and goal.terminated is not None and lived.terminated.any() and lived.truncated.any()
+    x = lived.flatten().next_obs
+    assert (goal.reward(x[:, goal.achieved], x[:, goal.desired]) == lived.reward.ravel()).all()
+    assert (goal.terminated(x[:, goal.achieved], x[:, goal.desired]) == lived.terminated.ravel()).all()
+    replay = HindsightReplay(900, 3, env.observation_spec, env.action_spec, goal=goal)
+    replay.add(lived)
+    b, single = replay.sample(500, np.random.default_rng(0)), BitFlip(4)
+    for i in range(500):    # lived through again, with the goal of the batch
+        single.reset(seed=0)
+        single.bits, single.goal = (b.obs[i, s].astype(np.int8) for s in (goal.achieved, goal.desired))
+        obs, reward, terminated, _, _ = single.step(b.action[i])
+        assert (obs["achieved_goal"] == b.next_obs[i, goal.achieved]).all() and (obs["desired_goal"] == b.next_obs[i, goal.desired]).all()
+        assert (reward, np.float32(.99) * (not terminated)) == (b.reward[i], b.discount[i])
+
+
+def test_envs_without_goals_say_so() -> None:
+    for backend in ("inprocess", "gymnasium"):
+        assert make_vector(EnvConfig(id="CartPole-v1", backend=backend)).goal is None
+    assert make_vector(EnvConfig(id="CartPole-v1")).goal is None
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_bitflip_returns_are_exact(n: int) -> None:
+    "The best return over all starts and goals, and the random one over all of them and all actions"
+    env, best, every = BitFlip(n), [], list(product((0, 1), repeat=n))
+    for bits, goal in product(every, every):
+        env.reset(seed=0)
+        env.bits, env.goal, ended, total = np.array(bits, np.int8), np.array(goal, np.int8), False, 0.
+        while not ended:
+            _, reward, terminated, truncated, _ = env.step(int((env.bits != env.goal).argmax()))
+            total, ended = total + reward, terminated or truncated
+            assert not (terminated and truncated)
+        best.append(total)
+    assert np.isclose(np.mean(best), bitflip_returns(n)[1])
+    if n > 3: return
+    random = []
+    for goal, actions in product(every, product(range(n), repeat=n)):
+        env.reset(seed=0)
+        env.bits, env.goal, total = np.zeros(n, np.int8), np.array(goal, np.int8), 0.
+        for a in actions:
+            _, reward, terminated, _, _ = env.step(a)
+            total += reward
+            if terminated: break
+        random.append(total)
+    assert np.isclose(np.mean(random), bitflip_returns(n)[0])
+
+
+def test_a_wrapper_that_changes_the_goal_reward_is_asked() -> None:
+    class Double(gym.Wrapper):
+        def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
+            return 2 * self.unwrapped.compute_reward(achieved, desired, info)
+
+    from rlstudio.envs.vector import goal_of
+    env = gym.wrappers.TimeLimit(Double(BitFlip(3)), 3)
+    goal = goal_of(spec_from_space(env.observation_space), env)
+    assert goal is not None and goal.reward(np.eye(3, dtype=np.float32)[:1], np.zeros((1, 3), np.float32)).tolist() == [-2]
+
+
+# What it buys
+
+@pytest.mark.parametrize("hindsight", [0., .8])
+def test_dqn_learns_bitflip_with_hindsight_and_not_without(hindsight: float) -> None:
+    "8 bits in 4000 steps: the best return there is, or that of random flips (arXiv:1707.01495 fig. 1)"
+    from rlstudio.algos.dqn import DQN, DQNConfig
+    config = Config(env=EnvConfig(id="rlstudio/BitFlip-v0", num_envs=4, kwargs=dict(n=8)), net=NetConfig(activation="relu"),
+                    train=TrainConfig(total_steps=4000), algo=DQNConfig(name="dqn", learning_starts=500, epsilon_fraction=.3, hindsight=hindsight))
+    with arithmetic_threads(1):
+        env, episodes = make_vector(config.env), []
+        agent, collector = DQN(config, env, Streams(0)), Collector(env, [0, 1, 2, 3])
+        while collector.env_steps < 4000: agent.update(agent.collect(collector), collector.env_steps / 4000)
+        judge = Collector(make_vector(config.env), [4, 5, 6, 7])
+        noise = agent.module.noise(np.random.default_rng(0), (4,))
+        while len(episodes) < 200:
+            judge.step(agent.module.act(judge.obs, noise, greedy=True).action)
+            episodes += [r for r, _ in judge.tally.pop()]
+    random, best = bitflip_returns(8)
+    assert np.mean(episodes) > best - .7 if hindsight else np.mean(episodes) < random + .7
