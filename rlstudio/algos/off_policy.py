@@ -135,7 +135,7 @@ class StepBuffer:
         return Batch(obs=self.obs, action=self.action, reward=self.reward, next_obs=self.next_obs,
                      terminated=self.terminated, truncated=self.truncated, valid=self.valid)
 
-# %% ../../nbs/51_algos.off_policy.ipynb #bf837480
+# %% ../../nbs/51_algos.off_policy.ipynb #248aa18a
 def collect_steps(
     collector: Collector,                         # where to step
     buffer: StepBuffer,                           # where to write
@@ -151,7 +151,7 @@ def collect_steps(
         b.next_obs[t] = collector.obs
         if collector.env.valid is not None: b.valid[t] = collector.env.valid
         ended = b.terminated[t] | b.truncated[t]
-        if ended.any():
+        if np.count_nonzero(ended):
             b.next_obs[t, ended] = final_obs[ended]
             noise.reset(ended)
 

@@ -208,7 +208,7 @@ def make_room(
     f.first, f.end = 0, need - extra
     f.keys[:f.end], f.obs[:f.end] = keys[kept], obs[kept]
 
-# %% ../../nbs/32_data.replay.ipynb #c9742f4b
+# %% ../../nbs/32_data.replay.ipynb #a3664cd7
 def end_flags(
     terminated: np.ndarray,           # (T, N) bool
     truncated: np.ndarray,            # (T, N) bool
@@ -217,7 +217,7 @@ def end_flags(
     "How each step ended"
     end = truncated.view(np.uint8) * np.uint8(TRUNCATED)
     end |= terminated.view(np.uint8)
-    if valid is not None and not valid.all(): end[~valid] = INVALID
+    if valid is not None and np.count_nonzero(valid) < valid.size: end[~valid] = INVALID
     return end
 
 # %% ../../nbs/32_data.replay.ipynb #a675e4f9
@@ -421,7 +421,7 @@ def check_field(
     fix = f'x.astype({str(dtype)!r})' if isinstance(x, np.ndarray) else 'batch.numpy()'
     raise ReplayError(f'{name}: given dtype {x.dtype}, expected {dtype}; fix: {fix}')
 
-# %% ../../nbs/32_data.replay.ipynb #77af46d8
+# %% ../../nbs/32_data.replay.ipynb #fc147dca
 FIELDS = 'obs', 'action', 'reward', 'terminated', 'truncated', 'next_obs'
 
 def check_add(
@@ -440,7 +440,7 @@ def check_add(
     check_field('reward', f['reward'], lead, np.dtype(np.float32), convert=True)
     for name in ('terminated', 'truncated', 'valid'):
         if name in f: check_field(name, f[name], lead, np.dtype(bool))
-    if a.kind == 'box' or not (f['action'].astype(np.uint64) > a.high).any(): return
+    if a.kind == 'box' or not np.count_nonzero(f['action'].astype(np.uint64) > a.high): return
     low, high = f['action'].min(), f['action'].max()
     raise ReplayError(f'action: given {low} … {high}, expected 0 … {a.high.max()}; fix: '
                       'store what the policy chose, counted from zero')
@@ -463,7 +463,7 @@ def check_stacks(
         raise ReplayError('next_obs: given frames other than those of obs moved by one, '
                           'expected one new frame a step; fix: frame_stack=1, stored whole')
 
-# %% ../../nbs/32_data.replay.ipynb #baf44d30
+# %% ../../nbs/32_data.replay.ipynb #2938673d
 class ReplayLog(ReplayBase):
     "Writes steps that are known to fit"
     def wrote(self,
@@ -492,7 +492,7 @@ class ReplayLog(ReplayBase):
         r.time, self.led, self.led_end = stop, b.next_obs[-1].copy(), end[-1]
         x.obs[r.slot()] = self.led[x.newest]
         index = r.places(start, stop)
-        self.wrote(index[self.write_ends(b, end)] if end.any() else index)
+        self.wrote(index[self.write_ends(b, end)] if np.count_nonzero(end) else index)
 
     def write_ends(self,
         b: Batch,         # (T, N, …) just written
@@ -506,7 +506,7 @@ class ReplayLog(ReplayBase):
         self.gaps += int((~happened).sum())
         return happened
 
-# %% ../../nbs/32_data.replay.ipynb #6e80aa75
+# %% ../../nbs/32_data.replay.ipynb #113a0839
 class ReplayWriter(ReplayLog):
     "Adds what fits, and refuses what does not"
     def add(self,
@@ -516,7 +516,7 @@ class ReplayWriter(ReplayLog):
         check_add(batch.fields, self.observation_spec, self.action_spec, self.num_envs)
         if not len(batch.obs): return
         end = end_flags(batch.terminated, batch.truncated, batch.fields.get('valid'))
-        if (self.arrays.frame_stack > 1 or end.any()
+        if (self.arrays.frame_stack > 1 or np.count_nonzero(end)
             or not follows(self.led, batch.obs, batch.next_obs)): self.mend(batch, end)
         r, t = self.ring, 0
         while t < len(end):

@@ -89,7 +89,7 @@ class Eyes(nn.Sequential):
         x = frames.movedim(-1, -3) if self.last else frames
         return super().forward(x.to(next(self.parameters()).dtype) / 255).flatten(1)
 
-# %% ../../nbs/26_nets.qnets.ipynb #ff5de337
+# %% ../../nbs/26_nets.qnets.ipynb #04148fb3
 class QNetwork(nn.Module):
     "The value of each action, as a mean or as quantiles"
     def __init__(self,
@@ -122,7 +122,8 @@ class QNetwork(nn.Module):
         x: np.ndarray,     # frames (B, *shape), or rows of numbers (B, in)
     ) -> np.ndarray:       # (B, n, K) float32
         "The values, without gradient, from whatever device"
-        if self.eyes is None and self.mlp.on_cpu: return self.arrange(self.mlp.numpy(x))
+        mlp = self.mlp
+        if self.eyes is None and mlp.on_cpu: return self.arrange(mlp.numpy(x))
         t = torch.as_tensor(x, device=next(self.parameters()).device)
         with torch.no_grad(): return self(t).numpy(force=True)
 
@@ -160,7 +161,7 @@ def epsilon_greedy(
     anywhere = np.minimum((u * (n / epsilon)).astype(np.int64), n - 1)
     return np.where(explore, anywhere, best)
 
-# %% ../../nbs/26_nets.qnets.ipynb #609799cc
+# %% ../../nbs/26_nets.qnets.ipynb #5736ce29
 class QValues(VectorModule):
     "What each action is worth, for observations as they come"
     def __init__(self,
@@ -176,15 +177,15 @@ class QValues(VectorModule):
         if action_spec.kind != 'discrete': raise SpecError(
             f'{action_spec.name}: given kind {action_spec.kind!r}, expected discrete: '
             'one value for each action; fix: an algorithm with a policy (sac, td3, ppo)')
-        frames, n = is_frames(observation_spec), action_spec.nvec[0]
-        self.build_norms(replace(net, normalize_obs=False) if frames else net, num_envs)
+        self.frames, n = is_frames(observation_spec), action_spec.nvec[0]
+        self.build_norms(replace(net, normalize_obs=False) if self.frames else net, num_envs)
         self.q = QNetwork(observation_spec, n, net, rng, dueling, quantiles)
 
     def features(self, obs: np.ndarray) -> np.ndarray:  # (N, *shape) → what `q` takes
-        return obs if self.q.eyes else super().features(obs)
+        return obs if self.frames else super().features(obs)
 
     def features_torch(self, obs: torch.Tensor) -> torch.Tensor:  # the same for tensors
-        return obs if self.q.eyes else super().features_torch(obs)
+        return obs if self.frames else super().features_torch(obs)
 
     def values(self,
         obs: np.ndarray,  # (N, *shape)
