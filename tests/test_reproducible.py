@@ -103,7 +103,7 @@ GOLDEN_CASES = {w: config(w) for w in ("cartpole", "pendulum", "chain cut short"
 def fingerprint(case: str) -> dict[str, object]:
     "Initial weights, weights after the first updates, and the hash at the end"
     t = Trainer(GOLDEN_CASES[case])
-    def row() -> list[float]: return next(t.algo.module.parameters())[0].detach().numpy().astype(float).round(9).tolist()
+    def row() -> list[float]: return next(p for p in t.algo.module.parameters() if p.ndim > 1)[0].detach().numpy().astype(float).round(9).tolist()
     start, first = row(), (t.train(160), row())[1]
     return dict(start=start, first=first, end=weights_sha256(t.train().algo.module))
 

@@ -14,7 +14,7 @@ together. What holds: targets have no gradient; a truncated episode has a value 
 __all__ = ['best_next', 'td_target', 'huber', 'levels', 'quantile_huber', 'dqn_loss', 'quantile_huber_vjp', 'dqn_loss_vjp',
            'gradient_by_autograd', 'gradient_by_hand', 'DQNConfig', 'register_dqn_metrics', 'q_engine', 'DQN']
 
-# %% ../../nbs/52_algos.dqn.ipynb #a20c8889
+# %% ../../nbs/52_algos.dqn.ipynb #b4829089
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ from ..data.rollout import Collector
 from ..envs.vector import VectorEnv
 from ..nets.critics import Target
 from ..nets.dists import Array
-from ..nets.modules import flatten_parameters
+from ..nets.modules import FlatAdam, flatten_parameters
 from ..nets.qnets import QModule, QNetwork, can_do_q_by_hand, expected, q_vjp
 from ..train.metrics import register_metric
 
@@ -204,7 +204,7 @@ def q_engine(
                     'vectors on the CPU; give auto or eager')
     return engine
 
-# %% ../../nbs/52_algos.dqn.ipynb #e7767af8
+# %% ../../nbs/52_algos.dqn.ipynb #0f965ca4
 class DQN(OffPolicy):
     "Deep Q-learning with the parts of Rainbow, arXiv:1312.5602 to arXiv:1710.02298."
     Config = DQNConfig
@@ -224,7 +224,7 @@ class DQN(OffPolicy):
                               streams['init'], c.dueling, c.quantiles, env.num_envs
                               ).to(self.device)
         self.flat, self.target = flatten_parameters(self.module.q), Target(self.module.q)
-        self.optimizer = torch.optim.Adam([self.flat.vector], c.learning_rate, fused=True)
+        self.optimizer = FlatAdam(self.flat.vector, c.learning_rate)
         self.optimizers.append(self.optimizer)
         by_hand = q_engine(c.engine, self.module.q) == 'numpy'
         self.gradient = gradient_by_hand if by_hand else gradient_by_autograd
@@ -256,10 +256,10 @@ class DQN(OffPolicy):
     def learned_state(self) -> dict[str, Any]:  # tensors
         "Network, normalisers and ε; the slow copy; Adam's memory"
         return dict(module=dict(self.module.state_dict()), target=self.target.state_dict(),
-                    optimizer=dict(self.optimizer.state[self.flat.vector]))
+                    optimizer=self.optimizer.state_dict())
 
     def load_learned_state(self, state: dict[str, Any]) -> None:  # as learned_state gave it
         "Go on from there"
         self.module.load_state_dict(as_tensors(state['module'], self.device))
         self.target.load_state_dict(state['target'])
-        self.optimizer.state[self.flat.vector] = as_tensors(state['optimizer'], self.device)
+        self.optimizer.load_state_dict(state['optimizer'])

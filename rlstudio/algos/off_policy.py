@@ -16,7 +16,7 @@ pieces; the memory is part of the checkpoint; nothing here knows which algorithm
 __all__ = ['Many', 'updates_due', 'random_actions', 'linear_epsilon', 'WhiteNoise', 'OUNoise', 'StepBuffer', 'collect_steps',
            'OffPolicyConfig', 'fault', 'check_pace', 'need_actions', 'make_replay', 'Hooks', 'Explorer', 'OffPolicy']
 
-# %% ../../nbs/51_algos.off_policy.ipynb #0e797d14
+# %% ../../nbs/51_algos.off_policy.ipynb #add91fe9
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from ..data.priority import PrioritizedReplay
 from ..data.replay import ReplayBuffer, ReplayError
 from ..data.rollout import Collector, aligned_zeros
 from ..envs.vector import VectorEnv
-from ..nets.modules import RLModule
+from ..nets.modules import FlatAdam, RLModule
 from ..train.trainer import mean_of
 
 # %% ../../nbs/51_algos.off_policy.ipynb #cdd15d4b
@@ -235,11 +235,11 @@ def make_replay(
         return ReplayBuffer(*what, **how)
     except ReplayError as e: raise fault('buffer_size', str(e)) from None
 
-# %% ../../nbs/51_algos.off_policy.ipynb #9c30bf54
+# %% ../../nbs/51_algos.off_policy.ipynb #6820b798
 class Hooks:
     "What DQN, SAC and TD3 say for themselves"
     module: RLModule                           # what acts, with all learned weights; of `build`
-    optimizers: list[torch.optim.Optimizer]    # whose step sizes follow the schedule; of `build`
+    optimizers: list[FlatAdam]                 # whose step sizes follow the schedule; of `build`
 
     def build(self,
         config: RunConfig,  # the run's config
@@ -264,7 +264,7 @@ class Hooks:
         "Go on from there"
         raise NotImplementedError(f'{type(self).__name__}: define load_learned_state')
 
-# %% ../../nbs/51_algos.off_policy.ipynb #fc16a2ff
+# %% ../../nbs/51_algos.off_policy.ipynb #2cb989a0
 class Explorer(Hooks):
     "Acts, and writes down what happened."
     Config: type[OffPolicyConfig] = OffPolicyConfig
@@ -281,7 +281,7 @@ class Explorer(Hooks):
         self.action_rng, self.replay_rng = streams['action'], streams['replay']
         self.optimizers, self.noise = [], WhiteNoise()
         self.build(config, env, streams)
-        self.rates = [o.param_groups[0]['lr'] for o in self.optimizers]
+        self.rates = [o.lr for o in self.optimizers]
         self.replay, self.ones = make_replay(c, env), np.ones(c.batch_size, np.float32)
         self.steps = StepBuffer(c.train_every, env.num_envs, env.observation_spec, env.action_spec)
         self.rounds, self.env_steps, self.updates = c.num_steps // c.train_every, 0, 0
@@ -304,7 +304,7 @@ class Explorer(Hooks):
         self.env_steps = collector.env_steps
         return self.steps.batch()
 
-# %% ../../nbs/51_algos.off_policy.ipynb #3fd332a0
+# %% ../../nbs/51_algos.off_policy.ipynb #99a0214c
 class OffPolicy(Explorer):
     "Acts, remembers, learns from the memory: all but the learning itself."
     def update(self,
@@ -319,7 +319,7 @@ class OffPolicy(Explorer):
         due = updates_due(self.env_steps, c.learning_starts, c.update_ratio, self.updates)
         if not due: return {}
         for o, lr in zip(self.optimizers, self.rates):
-            o.param_groups[0]['lr'] = anneal(lr, c.learning_rate_schedule, progress)
+            o.lr = anneal(lr, c.learning_rate_schedule, progress)
         if isinstance(self.replay, PrioritizedReplay):
             self.replay.beta = c.priority_beta + (1 - c.priority_beta) * progress
         return mean_of([self.learn(self.sample(), progress) for _ in range(due)])

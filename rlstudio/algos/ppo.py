@@ -15,7 +15,7 @@ __all__ = ['STATS', 'Schedule', 'Unit', 'Positive', 'NonNegative', 'Count', 'cli
            'register_ppo_metrics', 'clip_gradient_', 'as_tensors', 'check_minibatches', 'choose_engine',
            'learning_rows', 'Learner', 'PPO']
 
-# %% ../../nbs/50_algos.ppo.ipynb #9e509fcf
+# %% ../../nbs/50_algos.ppo.ipynb #a1220247
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from ..data.rollout import Collector, RolloutBuffer, collect_rollout, next_value
 from ..envs.vector import VectorEnv
 from ..nets.by_hand import can_do_by_hand, evaluate_vjp
 from ..nets.dists import Array
-from ..nets.modules import ActorCritic, flatten_parameters
+from ..nets.modules import ActorCritic, FlatAdam, flatten_parameters
 from ..nets.normalize import RewardScale
 from ..train.metrics import register_metric
 
@@ -260,7 +260,7 @@ def learning_rows(
                  advantage=advantage, return_=advantage + b.value).flatten()
     return data if b.valid.all() else data[b.valid.ravel()]
 
-# %% ../../nbs/50_algos.ppo.ipynb #0e791b6a
+# %% ../../nbs/50_algos.ppo.ipynb #eaa4ff3b
 class Learner:
     "The network, its optimiser, and one gradient step."
     Config = PPOConfig
@@ -278,7 +278,7 @@ class Learner:
         self.module = ActorCritic(env.observation_spec, env.action_spec, config.net,
                                   streams['init'], num_envs=env.num_envs).to(device)
         self.flat = flatten_parameters(self.module)
-        self.optimizer = torch.optim.Adam([self.flat.vector], eps=1e-5, fused=True)
+        self.optimizer = FlatAdam(self.flat.vector, eps=1e-5)
         self.by_hand = choose_engine(self.config.engine, self) == 'numpy'
 
     def gradient(self,
@@ -317,16 +317,16 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:  # tensors
         "Weights, normalisers, and Adam's memory"
         return dict(module=dict(self.module.state_dict()),
-                    optimizer=dict(self.optimizer.state[self.flat.vector]))
+                    optimizer=self.optimizer.state_dict())
 
     def load_state_dict(self,
         state: dict[str, Any],  # as state_dict gave it
     ) -> None:
         "Go on from a saved state"
         self.module.load_state_dict(as_tensors(state['module'], self.device))
-        self.optimizer.state[self.flat.vector] = as_tensors(state['optimizer'], self.device)
+        self.optimizer.load_state_dict(state['optimizer'])
 
-# %% ../../nbs/50_algos.ppo.ipynb #32012395
+# %% ../../nbs/50_algos.ppo.ipynb #2eea8bc4
 class PPO(Learner):
     "Proximal policy optimisation (clip), arXiv:1707.06347."
     rounds = 1  # an iteration is one rollout and the learning from it
@@ -369,7 +369,7 @@ class PPO(Learner):
         data = learning_rows(batch, self.module.reward_scale, c.gamma, c.gae_lambda)
         lr = anneal(c.learning_rate, c.learning_rate_schedule, progress)
         clip_range = anneal(c.clip_range, c.clip_range_schedule, progress)
-        self.optimizer.param_groups[0]['lr'] = lr
+        self.optimizer.lr = lr
         said: list[list[float]] = []
         for _ in range(c.num_epochs):
             said += self.epoch(data, clip_range)

@@ -15,7 +15,7 @@ __all__ = ['soft_target', 'actor_loss', 'actor_loss_vjp', 'temperature_loss', 'S
            'SquashedActor', 'SACModule', 'draw', 'draw_vjp', 'Forward', 'Eager', 'ByHand', 'choose_engine', 'SACParts',
            'SAC']
 
-# %% ../../nbs/53_algos.sac.ipynb #749230de
+# %% ../../nbs/53_algos.sac.ipynb #931a94c7
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from ..nets.by_hand import Pull, mlp_vjp
 from ..nets.critics import (Target, TwinCritics, UnitActions, critics_vjp, min_q,
                                    min_q_vjp, plain_mlps, td_loss, td_loss_vjp)
 from ..nets.dists import Array
-from ..nets.modules import (MLP, FlatParameters, VectorModule, choose,
+from ..nets.modules import (MLP, FlatAdam, FlatParameters, VectorModule, choose,
                                    flatten_parameters)
 from ..nets.squashed import SquashedGaussian, squashed_vjp
 from ..train.metrics import register_metric
@@ -284,7 +284,7 @@ def choose_engine(
         "given 'numpy', expected a tanh, relu or elu net on the CPU; give auto or eager")
     return ByHand if possible and engine != 'eager' else Eager
 
-# %% ../../nbs/53_algos.sac.ipynb #32a4cbbb
+# %% ../../nbs/53_algos.sac.ipynb #da4cffaa
 class SACParts(OffPolicy):
     "What SAC is made of, and what of it must be saved."
     Config = SACConfig
@@ -304,20 +304,19 @@ class SACParts(OffPolicy):
         self.engine = choose_engine(c.engine, m)(m, actor, critics, self.target)
         self.learned = dict(actor=actor.vector, critics=critics.vector, alpha=m.log_alpha)
         rates = c.actor_learning_rate, None, c.ent_coef_learning_rate
-        self.optimizers = [torch.optim.Adam([p], lr=rate or c.learning_rate, fused=True)
+        self.optimizers = [FlatAdam(p, rate or c.learning_rate)
                            for p, rate in zip(self.learned.values(), rates)]
         self.target_entropy = -m.dist.n if c.target_entropy is None else c.target_entropy
 
     def learned_state(self) -> dict[str, Any]:
-        pairs = zip(self.learned.items(), self.optimizers)
-        return dict(module=dict(self.module.state_dict()), target=self.target.state_dict(),
-                    adams={name: dict(adam.state[p]) for (name, p), adam in pairs})
+        adams = {name: a.state_dict() for name, a in zip(self.learned, self.optimizers)}
+        return dict(module=dict(self.module.state_dict()), target=self.target.state_dict(), adams=adams)
 
     def load_learned_state(self, state: dict[str, Any]) -> None:  # as learned_state gave it
         self.module.load_state_dict(as_tensors(state['module'], self.device))
         self.target.load_state_dict(as_tensors(state['target'], self.device))
-        for (name, p), adam in zip(self.learned.items(), self.optimizers):
-            adam.state[p] = as_tensors(state['adams'][name], self.device)
+        for name, adam in zip(self.learned, self.optimizers):
+            adam.load_state_dict(state['adams'][name])
 
 # %% ../../nbs/53_algos.sac.ipynb #4254d2d2
 class SAC(SACParts):

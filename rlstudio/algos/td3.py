@@ -14,7 +14,7 @@ not finite is never stepped on."""
 __all__ = ['TanhMLP', 'policy_loss', 'policy_loss_vjp', 'smooth', 'next_value', 'TD3Config', 'TD3Module', 'Trained',
            'register_td3_metrics', 'by_hand', 'Learner', 'Reference', 'ByHand', 'TD3']
 
-# %% ../../nbs/54_algos.td3.ipynb #01c015e6
+# %% ../../nbs/54_algos.td3.ipynb #5ebb2eab
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,8 @@ from ..nets.by_hand import mlp_vjp
 from ..nets.critics import (Target, TwinCritics, UnitActions, critics_vjp, min_q,
                                    plain_mlps, td_loss, td_loss_vjp)
 from ..nets.dists import Array
-from ..nets.modules import MLP, FlatParameters, VectorModule, flatten_parameters
+from ..nets.modules import (MLP, FlatAdam, FlatParameters, VectorModule,
+                                   flatten_parameters)
 from ..train.metrics import register_metric
 
 # %% ../../nbs/54_algos.td3.ipynb #44fb1217
@@ -158,12 +159,12 @@ class TD3Module(VectorModule):
             'draw noise with module.noise(rng, (N,))')
         return Batch(action=self.units.to_env((u + self.sigma * noise).clip(-1, 1)))
 
-# %% ../../nbs/54_algos.td3.ipynb #dbf3bbc0
+# %% ../../nbs/54_algos.td3.ipynb #4c5160d1
 @dataclass(frozen=True, eq=False)
 class Trained:
     "A network that learns: one vector of parameters, an Adam, and a slow copy"
     flat: FlatParameters           # the parameters and their gradient
-    optimizer: torch.optim.Adam    # on the flat vector
+    optimizer: FlatAdam            # on the flat vector
     target: Target                 # the slow copy
 
     @classmethod
@@ -173,20 +174,18 @@ class Trained:
     ) -> 'Trained':                # with a copy that is as it is
         "Flatten a network, give it an optimiser, and copy it"
         flat = flatten_parameters(module)
-        adam = torch.optim.Adam([flat.vector], lr=learning_rate, fused=True)
-        return cls(flat, adam, Target(module))
+        return cls(flat, FlatAdam(flat.vector, learning_rate), Target(module))
 
     def state_dict(self) -> dict[str, Any]:   # tensors
         "Adam's memory and the copy; the network itself is saved by its owner"
-        return dict(optimizer=dict(self.optimizer.state[self.flat.vector]),
+        return dict(optimizer=self.optimizer.state_dict(),
                     target=self.target.state_dict())
 
     def load_state_dict(self,
         state: dict[str, Any],   # as state_dict gave it
     ) -> None:
         "Go on from a saved state"
-        device = str(self.flat.vector.device)
-        self.optimizer.state[self.flat.vector] = as_tensors(state['optimizer'], device)
+        self.optimizer.load_state_dict(state['optimizer'])
         self.target.load_state_dict(state['target'])
 
 # %% ../../nbs/54_algos.td3.ipynb #d4fd1267

@@ -16,7 +16,7 @@ vector, and `weights_sha256` names them by a hash. A network of your own defines
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'orthogonal', 'mlp_numpy', 'linear', 'MLP', 'RLModule', 'VectorModule', 'Heads', 'choose',
            'PolicyValue', 'GaussianMLP', 'ActorCritic', 'Slot', 'flat_layout', 'FlatParameters', 'flatten_parameters',
-           'weights_sha256']
+           'FlatAdam', 'weights_sha256']
 
 # %% ../../nbs/22_nets.modules.ipynb #7832cce9
 import hashlib
@@ -415,6 +415,39 @@ def flatten_parameters(
         params[name].data = view
     flat.zero_grad()
     return flat
+
+# %% ../../nbs/22_nets.modules.ipynb #2dcd5f4e
+class FlatAdam:
+    "Adam, arXiv:1412.6980 alg. 1, on one flat vector: `torch.optim.Adam(fused=True)` bit for bit"
+    def __init__(self,
+        vector: torch.Tensor,     # (P,), with its gradient in `vector.grad` at each step
+        lr: float = 1e-3,         # step size η; may be set anew before any step
+        eps: float = 1e-8,        # ε
+    ):
+        self.vector, self.lr, self.eps = vector, lr, eps
+        self.count = torch.zeros((), device=vector.device)   # t
+        self.mean, self.square = (torch.zeros_like(vector.detach()) for _ in range(2))  # m, v
+
+    def step(self) -> None:
+        "Move the vector against its gradient"
+        if self.vector.grad is None: raise RuntimeError(
+            'FlatAdam.step: given no gradient, expected one in vector.grad; run backward first')
+        with torch.no_grad():
+            self.count += 1
+            torch._fused_adam_([self.vector], [self.vector.grad], [self.mean], [self.square],
+                               [], [self.count], lr=self.lr, beta1=.9, beta2=.999,
+                               weight_decay=0., eps=self.eps, amsgrad=False, maximize=False)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:   # under torch's own names
+        "What the next step depends on, besides vector and lr"
+        return dict(step=self.count, exp_avg=self.mean, exp_avg_sq=self.square)
+
+    def load_state_dict(self,
+        state: dict[str, Any],   # as state_dict gave it; arrays or tensors
+    ) -> None:
+        "Go on from a saved state"
+        pairs = zip((self.count, self.mean, self.square), ('step', 'exp_avg', 'exp_avg_sq'))
+        for mine, name in pairs: mine.copy_(torch.as_tensor(state[name]))
 
 # %% ../../nbs/22_nets.modules.ipynb #e0b95389
 def weights_sha256(
