@@ -625,3 +625,19 @@ def test_headers_as_the_library_reads_them(arrays: dict) -> None:
     theirs = safetensors.numpy.load(data)
     assert theirs.keys() == arrays.keys() and all(same(arrays[k], theirs[k]) for k in arrays)
     assert header({}) + b"" == b"".join(pack({}))
+
+
+def test_large_arrays_are_mapped_not_read(tmp_path: Path) -> None:
+    "A memory of experience as large as the machine's can be saved and loaded"
+    import tracemalloc
+
+    from rlstudio.train.checkpoint import LARGE
+    big = np.arange(LARGE // 4 + 3, dtype=np.int32)
+    tracemalloc.start()
+    save_checkpoint(tmp_path, 1, {"big": big, "small": np.arange(3), "tensor": torch.ones(2)}, {})
+    state = load_checkpoint(next(tmp_path.iterdir())).state
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < big.nbytes / 4, f"{peak:,} bytes for an array of {big.nbytes:,}"
+    assert (state["big"] == big).all() and not state["big"].flags.writeable
+    assert state["small"].flags.writeable and (state["tensor"] == 1).all()

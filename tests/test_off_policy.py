@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support import ROOT, child_env, run, said
 
-from rlstudio.core.config import Config, config_from_dict
+from rlstudio.core.config import Config, config_from_dict, load_config
 from rlstudio.core.seeding import untouched_generators
 from rlstudio.nets.modules import weights_sha256
 from rlstudio.train.trainer import Trainer
@@ -31,6 +31,8 @@ CASES: dict[str, tuple[dict, dict, dict]] = {  # name → env, algo, net
     "sac, mujoco": (dict(id="HalfCheetah-v5", num_envs=1), dict(name="sac"), dict(activation="relu")),
     "sac, eager": (dict(id="Pendulum-v1"), dict(name="sac", engine="eager", n_step=2), {}),
     "td3": (dict(id="Pendulum-v1"), dict(name="td3"), dict(activation="relu")),
+    "td3, all parts": (dict(id="Pendulum-v1"), dict(name="td3", exploration="ou", prioritized=True, n_step=3), dict(normalize_obs=True, normalize_reward=True)),
+    "sac, all parts": (dict(id="Pendulum-v1"), dict(name="sac", ent_coef=.2, prioritized=True, n_step=3), dict(normalize_obs=True, normalize_reward=True)),
     "td3, box2d": (LANDER, dict(name="td3", update_ratio=.5), dict(activation="relu")),
     "td3, mujoco": (dict(id="Hopper-v5", num_envs=2), dict(name="td3"), dict(activation="relu")),
 }
@@ -94,7 +96,7 @@ def test_same_seed_same_hash_and_no_global_generator(case: str) -> None:
 
 @pytest.mark.parametrize("path", ["dqn/cartpole", "sac/pendulum", "td3/pendulum"])
 def test_killed_and_resumed(tmp_path: Path, path: str) -> None:
-    short = ("train.total_steps=1600", "algo.learning_starts=300", "algo.num_steps=50", "checkpoint.every=250", "eval.episodes=2", "net.hidden=[32,32]", "--runs-dir", tmp_path)
+    short = ("train.total_steps=1600", "algo.learning_starts=300", "algo.num_steps=40", "checkpoint.every=250", "eval.episodes=2", "net.hidden=[32,32]", "--runs-dir", tmp_path)
     done = run("rlstudio", "run", path, *short, "--json", "--name", "whole", cwd=tmp_path)
     assert done.returncode == 0, said(done)
     want, killed = json.loads(done.stdout), tmp_path / "killed"
@@ -118,6 +120,11 @@ def test_killed_and_resumed(tmp_path: Path, path: str) -> None:
     (("sac/pendulum", "algo.num_steps=10", "algo.train_every=4"), ["algo.num_steps", "multiple of train_every"]),
     (("sac/pendulum", "algo.buffer_size=10"), ["algo.buffer_size", "expected at least"]),
     (("sac/pendulum", "algo.hindsight=0.5"), ["algo.hindsight", "goal"]),
+    (("sac/pendulum", "algo.hindsight=0.5", "algo.n_step=3"), ["algo.n_step", "expected 1"]),
+    (("dqn/cartpole", "algo.n_step=10000000"), ["algo.n_step", "expected at most 50,000"]),
+    (("dqn/cartpole", "train.total_steps=900"), ["algo.learning_starts", "no update would be due"]),
+    (("dqn/cartpole", "algo.frame_stack=4"), ["algo.frame_stack", "frame_stack: 1"]),
+    (("sac/pendulum", "algo.engine=numpy", "net.activation=silu"), ["algo.engine", "give auto or eager"]),
     (("dqn/cartpole", "algo.epsilon_end=2"), ["algo.epsilon_end", "expected a number ≥ 0 and ≤ 1"]),
 ])
 def test_mistakes_are_explained(args: tuple[str, ...], hints: list[str], tmp_path: Path) -> None:
@@ -129,8 +136,10 @@ def test_mistakes_are_explained(args: tuple[str, ...], hints: list[str], tmp_pat
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!p]*/*.yaml"), key=str), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_no_config_is_a_dead_file(path: Path) -> None:
     "Every configuration learns for a few updates, on its own world, with its own networks"
-    from rlstudio.core.config import load_config
-    c = load_config(path, ["algo.learning_starts=128", "algo.num_steps=64", "algo.train_every=1", "algo.update_ratio=0.05", "algo.batch_size=64", "train.total_steps=256"])
-    t = Trainer(c).train()
-    assert t.env_steps >= 256 and t.algo.updates > 0  # type: ignore[attr-defined]
+    c = load_config(path)
+    assert c.train.total_steps % (c.algo.num_steps * c.env.num_envs) == 0, "the budget is no whole number of iterations"  # type: ignore[attr-defined]
+    Trainer(c).env.close()
+    steps = c.algo.num_steps * c.env.num_envs  # type: ignore[attr-defined]
+    t = Trainer(load_config(path, [f"algo.learning_starts={steps - steps // 8}", f"train.total_steps={steps}"])).train()
+    assert t.env_steps == steps and t.algo.updates > 0  # type: ignore[attr-defined]
     t.env.close()

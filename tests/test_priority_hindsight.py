@@ -1,5 +1,8 @@
 "Prioritised and hindsight replay under random histories: heavier than what their chapters run."
+from bisect import bisect_left
 from fractions import Fraction
+from functools import partial
+from inspect import signature
 from itertools import product
 from typing import Any
 
@@ -23,34 +26,39 @@ from rlstudio.envs.vector import Goal, VectorEnv, make_vector
 
 QUAD = spec_from_space(Box(-np.inf, np.inf, (4,)), "obs")
 PUSH = spec_from_space(Discrete(2), "action")
-BOTH = Goal(slice(0, 2), slice(2, 4), lambda a, d: (a == d).all(1) - np.float32(1), lambda a, d: (a == d).all(1))
+def same(a: np.ndarray, d: np.ndarray) -> np.ndarray: return (a == d).all(1)
+BOTH = Goal(slice(0, 2), slice(2, 4), lambda a, d: same(a, d) - np.float32(1), same)
 KW: dict[str, Any] = dict(deadline=None, derandomize=True)
 
 
 class Moments:
-    "N envs whose observation is (episode, moment, -1, -1): no two are alike"
+    """N envs whose observation is (episode, moment) and a goal of that kind, with -1 if there is none: no two moments are alike.
+    Half of the episodes have a goal and terminate there, the others are truncated at some time"""
     def __init__(self, num_envs: int, seed: int) -> None:
         self.rng, self.N, self.episodes = np.random.default_rng(seed), num_envs, num_envs
         self.at = np.stack([np.arange(num_envs), np.zeros(num_envs)], 1).astype(np.float32)
+        self.want = -np.ones((num_envs, 2), np.float32)
 
-    def restart(self, which: np.ndarray) -> None:
+    def restart(self, which: np.ndarray, ends: float) -> None:
         fresh = np.stack([self.episodes + np.arange(self.N), np.zeros(self.N)], 1)
-        self.at = np.where(which[:, None], fresh, self.at).astype(np.float32)
+        goal = np.stack([fresh[:, 0], self.rng.geometric(ends or 1e-9, self.N)], 1)
+        goal[self.rng.random(self.N) < .5] = -1
+        self.at, self.want = (np.where(which[:, None], x, y).astype(np.float32) for x, y in ((fresh, self.at), (goal, self.want)))
         self.episodes += self.N
 
     def batch(self, T: int, ends: float, fake: float, torn: float = 0.) -> Batch:
         rows = []
         for _ in range(T):
-            self.restart(self.rng.random(self.N) < torn)
-            obs, next_obs = self.at, self.at + np.float32([0, 1])
-            over, real = self.rng.random(self.N) < ends, self.rng.random(self.N) >= fake
-            cut, self.at = over & (self.rng.random(self.N) < .5), next_obs
-            self.restart(over | ~real)
-            rows.append((obs, next_obs, over & ~cut, cut, real))
+            self.restart(self.rng.random(self.N) < torn, ends)
+            obs, next_obs, want = self.at, self.at + np.float32([0, 1]), self.want
+            reached, real = same(next_obs, want), self.rng.random(self.N) >= fake
+            cut = (want[:, 0] < 0) & (self.rng.random(self.N) < ends)
+            self.at = next_obs
+            self.restart(reached | cut | ~real, ends)
+            rows.append((np.c_[obs, want], np.c_[next_obs, want], reached, cut, real))
         obs, next_obs, terminated, truncated, real = map(np.array, zip(*rows))
-        whole = [np.concatenate([x, 0 * x - 1], -1) for x in (obs, next_obs)]
-        return Batch(obs=whole[0], next_obs=whole[1], action=self.rng.integers(2, size=real.shape), terminated=terminated,
-                     truncated=truncated, reward=-np.ones(real.shape, np.float32), valid=real)
+        return Batch(obs=obs, next_obs=next_obs, action=self.rng.integers(2, size=real.shape), terminated=terminated,
+                     truncated=truncated, reward=terminated - np.float32(1), valid=real)
 
 
 def sampleable(replay: ReplayBuffer) -> np.ndarray:
@@ -120,6 +128,15 @@ def test_a_point_a_hair_below_a_sum_stays_in_it(capacity: int) -> None:
     found, inside = tree.find(np.nextafter(edges, 0)), tree.root > 0
     assert (tree.leaves[found] > 0).all()
     assert (found // 16 ** len(tree.levels) == np.arange(len(edges)))[inside].all()
+
+
+@pytest.mark.parametrize("capacity", [2, 5000, 70_000])
+def test_the_smallest_float_is_found(capacity: int) -> None:
+    "Times the largest float below 1 it would stay what it is, and the point beyond the last child"
+    for leaf in (0, 1, capacity - 1):
+        tree = SumTree(capacity)
+        tree.set(np.array([leaf]), 5e-324)
+        assert tree.find(np.array([0., 5e-324, 1.])).tolist() == [leaf] * 3
 
 
 # The prioritised buffer
@@ -215,6 +232,61 @@ def test_wrong_input_changes_nothing() -> None:
     with pytest.raises(ReplayError): PrioritizedReplay(30, 1, QUAD, PUSH).load_state_dict(replay.state_dict())
 
 
+@pytest.mark.parametrize("index, wrong", [
+    ([3], "an array of integers"), (np.array([1.]), "an array of integers"), (np.array([[1]]), "an array of integers"),
+    (np.array([], np.int64), "no index, expected one or more"), (np.array([], float), "an array of integers"),
+    (np.array([21]), r"places 21 … 21, expected 0 … 20"), (np.array([2, -1]), r"places -1 … 2, expected 0 … 20")])
+def test_a_report_about_no_place_is_refused(index: Any, wrong: str) -> None:
+    replay = PrioritizedReplay(20, 1, QUAD, PUSH)
+    replay.add(Moments(1, 0).batch(9, .1, 0.))
+    before = replay.tree.leaves.tobytes()
+    with pytest.raises(ReplayError, match=wrong): replay.update_priorities(index, np.ones(np.shape(index)))
+    assert replay.tree.leaves.tobytes() == before
+
+
+def test_a_late_report_goes_to_the_successor() -> None:
+    "As the chapter says: an index names a place. In time, the report goes to what was drawn"
+    replay = PrioritizedReplay(3, 1, QUAD, PUSH, alpha=1., eps=1e-9)
+    world = Moments(1, 0)
+    replay.add(world.batch(3, 0., 0.))
+    place = replay.sample(1, np.random.default_rng(0)).index
+    first = replay.gather(place).obs.copy()
+    replay.add(world.batch(4, 0., 0.))    # once round the ring, and the step in flight
+    replay.update_priorities(place, np.array([7.]))
+    assert replay.tree.leaves[place] == 7 + 1e-9 and (replay.gather(place).obs != first).any()
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_batch_has_rows(n: int) -> None:
+    replay = PrioritizedReplay(20, 1, QUAD, PUSH)
+    replay.add(Moments(1, 0).batch(9, .1, 0.))
+    with pytest.raises(ReplayError, match=f"given n={n}, expected 1 or more"): replay.sample(n, np.random.default_rng(0))
+
+
+def test_a_plain_state_is_refused_and_changes_nothing() -> None:
+    world, plain, replay = Moments(1, 0), ReplayBuffer(20, 1, QUAD, PUSH), PrioritizedReplay(20, 1, QUAD, PUSH)
+    for o in (plain, replay): o.add(world.batch(9, .1, 0.))
+    before = replay.sample(9, np.random.default_rng(0))
+    with pytest.raises(ReplayError, match="a buffer without priorities"): replay.load_state_dict(plain.state_dict())
+    assert equal(before, replay.sample(9, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("beta", [-.1, 1.1, np.nan])
+def test_beta_is_a_share_at_any_time(beta: float) -> None:
+    replay = PrioritizedReplay(20, 1, QUAD, PUSH, beta=.3)
+    with pytest.raises(ReplayError, match="given beta="): replay.beta = beta
+    assert replay.beta == .3
+    with pytest.raises(ReplayError, match="given beta="): PrioritizedReplay(20, 1, QUAD, PUSH, beta=beta)
+
+
+def test_constructors_name_their_parameters() -> None:
+    what: dict[str, Any] = dict(capacity=20, num_envs=1, observation_spec=QUAD, action_spec=PUSH)
+    PrioritizedReplay(**what, n_step=3)
+    HindsightReplay(**what, goal=BOTH)
+    for kind in (PrioritizedReplay, HindsightReplay):
+        assert list(signature(kind).parameters)[:4] == list(what)
+
+
 # Hindsight
 
 @settings(max_examples=80, **KW)
@@ -238,7 +310,7 @@ def test_futures_stay_in_their_episode(history: tuple) -> None:
         batch = replay.sample(10, rng)
         plain = replay.gather(batch.index)
         goals, reached = batch.next_obs[:, 2:], batch.next_obs[:, :2]
-        assert (goals[6:] == -1).all() and (batch.obs[:, 2:] == goals).all() and (batch.obs[:, :2] == plain.obs[:, :2]).all()
+        assert (batch.obs[6:] == plain.obs[6:]).all() and (batch.obs[:, 2:] == goals).all() and (batch.obs[:, :2] == plain.obs[:, :2]).all()
         assert (goals[:6, 0] == reached[:6, 0]).all() and (goals[:6, 1] >= reached[:6, 1]).all()
         assert batch.reward.tolist() == BOTH.reward(reached, goals).tolist()
         assert np.allclose(batch.discount[:6], .99 * ~BOTH.terminated(reached, goals)[:6])
@@ -266,6 +338,55 @@ def test_hindsight_on_disk() -> None:
         more = world.batch(20, .1, .1)
         for o in (a, b): o.add(more)
     assert equal(*(o.sample(64, np.random.default_rng(0)) for o in (a, b)))
+
+
+def test_the_first_thousand_rewards_are_compared() -> None:
+    "With steps one by one, the wrong one may be the last of them; and what is refused is not written, nor is what came before it in the batch"
+    world, replay = Moments(1, 0), HindsightReplay(50, 1, QUAD, PUSH, goal=BOTH)
+    good = world.batch(1000, .1, 0.)
+    for t in range(999): replay.add(good[t:t + 1])
+    last, before = good[999:], replay.state_dict()["rows"].copy()
+    with pytest.raises(ReplayError, match="expected .* as the env's compute_reward says"): replay.add(last.replace(reward=last.reward - 1))
+    assert replay.ring.time == 999 and (replay.state_dict()["rows"] == before).all()
+    long = HindsightReplay(50, 1, QUAD, PUSH, goal=BOTH)
+    with pytest.raises(ReplayError, match="compute_reward"): long.add(good.replace(reward=good.reward - (np.arange(1000) == 999)[:, None].astype(np.float32)))
+    assert long.ring.time == 0
+    fake = good.replace(reward=good.reward - 1, valid=np.zeros((1000, 1), bool))
+    long.add(fake)    # what never happened has no reward
+
+
+@pytest.mark.parametrize("when", [0, 500, 3000])
+def test_an_end_for_another_reason_is_refused(when: int) -> None:
+    "A fall, whenever it comes first: relabelled, it would be no end any more"
+    world, replay = Moments(1, 0), HindsightReplay(50, 1, QUAD, PUSH, goal=BOTH)
+    for _ in range(when): replay.add(world.batch(1, 0., 0.))
+    step = world.batch(1, 0., 0.)
+    with pytest.raises(ReplayError, match="given terminated=True, expected False as the env's compute_terminated says; fix"):
+        replay.add(step.replace(terminated=np.ones((1, 1), bool)))
+    replay.add(step)
+    unsaid = HindsightReplay(50, 1, QUAD, PUSH, goal=Goal(BOTH.achieved, BOTH.desired, BOTH.reward))
+    unsaid.add(step.replace(terminated=np.ones((1, 1), bool)))    # nothing was promised
+    assert unsaid.sample(9, np.random.default_rng(0)).discount.max() == 0
+
+
+def test_a_goal_that_does_not_end_the_episode_is_refused() -> None:
+    replay, good = HindsightReplay(50, 1, QUAD, PUSH, goal=BOTH), Moments(1, 0).batch(50, .3, 0.)
+    assert good.terminated.any()
+    with pytest.raises(ReplayError, match="given terminated=False, expected True"): replay.add(good.replace(terminated=good.terminated & False))
+
+
+@pytest.mark.parametrize("kind, extra", [(PrioritizedReplay, {}), (HindsightReplay, dict(goal=BOTH))])
+def test_what_is_held_besides_is_counted_and_has_to_fit(kind: Any, extra: dict) -> None:
+    def fits(made: Any, max_bytes: int, **more: Any) -> bool:
+        try: made(30_000, 2, QUAD, PUSH, max_bytes=max_bytes, **more)
+        except ReplayError: return False
+        return True
+
+    plain, own = ReplayBuffer(30_000, 2, QUAD, PUSH), kind(30_000, 2, QUAD, PUSH, **extra)
+    held = own.until.nbytes if extra else sum(line.nbytes for line in own.tree.lines)
+    assert held <= own.nbytes - plain.nbytes <= 1.06 * held
+    less, more = (bisect_left(range(2**24), True, key=lambda b, k=k, e=e: fits(k, b, **e)) for k, e in ((ReplayBuffer, {}), (kind, extra)))
+    assert held <= more - less <= 1.06 * held and more < 2**24
 
 
 # BitFlip and what a vector env says about its goals
@@ -341,6 +462,33 @@ def test_a_wrapper_that_changes_the_goal_reward_is_asked() -> None:
     env = gym.wrappers.TimeLimit(Double(BitFlip(3)), 3)
     goal = goal_of(spec_from_space(env.observation_space), env)
     assert goal is not None and goal.reward(np.eye(3, dtype=np.float32)[:1], np.zeros((1, 3), np.float32)).tolist() == [-2]
+
+
+def test_an_env_whose_reward_needs_info_says_so() -> None:
+    class Effort(gym.Wrapper):
+        def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
+            return self.unwrapped.compute_reward(achieved, desired, info) - info["effort"]
+
+    from rlstudio.envs.vector import EnvError, goal_function, goal_of
+    env = Effort(BitFlip(3))
+    goal = goal_of(spec_from_space(env.observation_space), env)
+    rows = np.eye(3, dtype=np.float32)[:2]
+    assert goal is not None
+    with pytest.raises(EnvError, match=r"compute_reward needs info\['effort'\], which is not remembered; fix: hindsight: 0"): goal.reward(rows, rows)
+    spec = spec_from_space(Box(0, 1, (3,)), "goal")
+    with pytest.raises(EnvError, match="partial: given 2 goals"): goal_function(partial(lambda a, d, info: a.sum()), spec, spec, float)(rows, rows)
+
+
+@pytest.mark.parametrize("n", [2.5, 0, "3", None])
+def test_bitflip_has_a_whole_number_of_bits(n: Any) -> None:
+    with pytest.raises(ValueError, match="expected a whole number"): BitFlip(n)
+
+
+def test_bitflip_begins_with_a_reset() -> None:
+    env = BitFlip(3)
+    with pytest.raises(gym.error.ResetNeeded, match="expected a reset"): env.step(0)
+    env.reset(seed=0)
+    env.step(0)
 
 
 # What it buys

@@ -1,6 +1,7 @@
 "The replay buffer against a list of everything that happened, under any sequence of adds (chapter data.replay)."
 import errno
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -197,6 +198,60 @@ def test_the_state_of_another_buffer_is_refused(other: dict[str, Any]) -> None:
         ReplayBuffer(**config).load_state_dict(ReplayBuffer(**config | other).state_dict())
 
 
+BYTES = np.dtype(np.uint8)
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    (dict(observation_spec=ArraySpec("obs", (4, 8, 8), BYTES), frame_stack=4), dict(observation_spec=ArraySpec("obs", (8, 8), BYTES))),
+    (dict(observation_spec=ArraySpec("obs", (4, 8, 8), BYTES), frame_stack=4), dict(observation_spec=ArraySpec("obs", (3, 8, 8), BYTES), frame_stack=3)),
+    (dict(action_spec=spec_from_space(spaces.Discrete(2), "action")), dict(action_spec=spec_from_space(spaces.Discrete(3), "action")))])
+def test_layouts_that_look_alike_in_memory_are_told_apart(one: dict[str, Any], other: dict[str, Any]) -> None:
+    config: dict[str, Any] = dict(capacity=10, num_envs=2, observation_spec=PAIR, action_spec=THREE)
+    a, b = ReplayBuffer(**config | one), ReplayBuffer(**config | other)
+    with pytest.raises(ReplayError, match="given the state of"): a.load_state_dict(b.state_dict())
+    a.load_state_dict(ReplayBuffer(**config | one).state_dict())
+
+
+def test_what_is_no_state_of_this_class_is_refused() -> None:
+    plain, watched = ReplayBuffer(10, 2, PAIR, THREE), Watched(10, 2, PAIR, THREE)
+    for state in ({}, dict(rows=np.zeros(3)), watched.state_dict()):
+        with pytest.raises(ReplayError, match="replay: given the state of a buffer with .*; fix: build it from the config"): plain.load_state_dict(state)
+    with pytest.raises(ReplayError, match="'kind': 'ReplayBuffer', .* expected {'kind': 'Watched'"): watched.load_state_dict(plain.state_dict())
+
+
+@many
+@given(num_envs=st.integers(1, 3), k=st.sampled_from([1, 3]), slots=st.integers(3, 7), p_end=st.sampled_from([.2, .6, 1.]), used=st.booleans(),
+       before=st.integers(0, 30), steps=st.lists(st.integers(1, 12), min_size=1, max_size=9))
+def test_a_state_does_not_depend_on_what_was_forgotten(num_envs: int, k: int, slots: int, p_end: float, used: bool, before: int, steps: list[int]) -> None:
+    world = World(num_envs, 0, (lambda x: film(x, k)) if k > 1 else np.float32)
+    spec = ArraySpec("obs", (k, 2), BYTES) if k > 1 else PAIR
+    a, b = (ReplayBuffer(slots * num_envs, num_envs, spec, THREE, frame_stack=k) for _ in range(2))
+    if before: a.add(world.batch(before, p_end, .1, .1))
+    if used: b.add(World(num_envs, 7, world.see).batch(17, .5))  # whatever was there before is gone
+    b.load_state_dict(frozen(a.state_dict()))
+    for T in [0, *steps]:
+        if T:
+            batch = world.batch(T, p_end, .1, .1)
+            for x in (a, b): x.add(batch)
+        one, other = a.state_dict(), b.state_dict()
+        assert one.keys() == other.keys()
+        for name in one: assert np.array_equal(one[name], other[name]), name
+        if len(one["final_keys"]): assert one["final_keys"][0] >= a.ring.oldest(a.ring.time) * num_envs
+
+
+@pytest.mark.parametrize("jump", [0., 1.])
+def test_one_long_add_keeps_only_what_can_be_drawn(jump: float) -> None:
+    world, buffer = World(2, 0), ReplayBuffer(60, 2, PAIR, THREE)
+    buffer.add(world.batch(5, 1.))
+    buffer.add(world.batch(300, 1., 0., jump))  # an end at every step, in one piece
+    assert len(buffer.finals) <= 60 + 2 and len(buffer.finals.keys) < 120
+    holds(buffer, world)
+    buffer.add(world.batch(300, 0., 0., jump))
+    buffer.add(world.batch(4, 1.))
+    assert len(buffer.finals.keys) < 120
+    holds(buffer, world)
+
+
 # ---- what is refused, and leaves no trace ------------------------------------------------------------------------------
 
 WRONG: dict[str, tuple[Callable[[Batch], Batch], str]] = {
@@ -211,7 +266,11 @@ WRONG: dict[str, tuple[Callable[[Batch], Batch], str]] = {
     "no such choice": (lambda b: b.replace(action=b.action * 0 + [0, 3]), "action: given 0 … 3, expected 0 … 2; fix: store what the policy"),
     "negative choice": (lambda b: b.replace(action=b.action * 0 - 1), "action: given -1 … -1, expected 0 … 2"),
     "int valid": (lambda b: b.replace(valid=np.ones((3, 2), int)), "valid: given dtype int64, expected bool"),
-    "torch": (lambda b: b.torch(), r"obs: given dtype torch.float32, expected float32; fix: batch.numpy\(\)"),
+    "torch": (lambda b: b.torch(), r"obs: given a Tensor, expected a NumPy array; fix: batch.numpy\(\)"),
+    "torch action": (lambda b: b.replace(action=b.torch().action), r"action: given a Tensor, expected a NumPy array; fix: batch.numpy\(\)"),
+    "torch reward": (lambda b: b.replace(reward=b.torch().reward), r"reward: given a Tensor, expected a NumPy array; fix: batch.numpy\(\)"),
+    "torch flags": (lambda b: b.replace(truncated=b.torch().truncated), "truncated: given a Tensor, expected a NumPy array"),
+    "nested": (lambda b: b.replace(obs=Batch(x=b.obs), next_obs=Batch(x=b.next_obs)), "obs: given a Batch, expected a NumPy array; .* else one array a field"),
 }
 
 
@@ -242,6 +301,33 @@ def test_stacks_that_are_not_frames_moved_by_one_are_refused(spoil: Callable[[Ba
     holds(buffer, world)
 
 
+@pytest.mark.parametrize(("wrong", "message"), [
+    (dict(capacity=1e6), "capacity: given 1000000.0, expected an integer, 2 or more; fix: capacity=1000000$"),
+    (dict(capacity="10"), "capacity: given '10', expected an integer"), (dict(capacity=float("inf")), "capacity: given inf, .* fix: capacity=2$"),
+    (dict(capacity=1), "capacity: given 1, .* fix: capacity=2$"), (dict(num_envs=2.), "num_envs: given 2.0, expected an integer, 1 or more; fix: num_envs=2$"),
+    (dict(num_envs=None), "num_envs: given None"), (dict(n_step=1.5), "n_step: given 1.5, .* fix: n_step=1$"), (dict(frame_stack=1.), "frame_stack: given 1.0")])
+def test_settings_are_integers(wrong: dict[str, Any], message: str) -> None:
+    config: dict[str, Any] = dict(capacity=10, num_envs=2, observation_spec=PAIR, action_spec=THREE)
+    with pytest.raises(ReplayError, match=message): ReplayBuffer(**config | wrong)
+    ReplayBuffer(**config | dict(capacity=np.int64(10)))
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_nothing_cannot_be_drawn(n: int) -> None:
+    buffer = ReplayBuffer(10, 2, PAIR, THREE)
+    buffer.add(World(2, 0).batch(3, 0.))
+    with pytest.raises(ReplayError, match=f"sample: given {n}, expected 1 or more"): buffer.sample(n, np.random.default_rng(0))
+
+
+def test_every_place_has_its_key() -> None:
+    for N, slots in ((1, 1), (2, 5), (3, 4)):
+        ring = replay.Ring(slots, N)
+        for ring.time in range(20):
+            keys = ring.key(ring.places(max(0, ring.time - slots), ring.time + 1))
+            assert keys.tolist() == [*range(max(0, ring.time - slots) * N, (ring.time + 1) * N)]
+            assert sorted(ring.key(np.arange(ring.size))) == [*range((ring.time - slots) * N, (ring.time + 1) * N)]
+
+
 def test_nothing_to_add_is_nothing() -> None:
     buffer = ReplayBuffer(10, 2, PAIR, THREE)
     buffer.add(World(2, 0).batch(1, 0.)[:0])
@@ -250,8 +336,8 @@ def test_nothing_to_add_is_nothing() -> None:
 
 def test_too_many_ends_are_refused_before_anything_is_written() -> None:
     world = World(1, 0)
-    small = ReplayBuffer(1000, 1, PAIR, THREE).nbytes
-    buffer = ReplayBuffer(1000, 1, PAIR, THREE, max_bytes=small + 100)
+    buffer = ReplayBuffer(1000, 1, PAIR, THREE)
+    buffer.finals.storage.free = 100
     buffer.add(world.batch(5, 0.))
     with pytest.raises(ReplayError, match="memory: given .* bytes, expected at most .*; fix: a smaller capacity, or more max_bytes"):
         buffer.add(World(1, 1).batch(50, 1.))
@@ -343,7 +429,7 @@ def test_the_smallest_control_group_counts(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
     monkeypatch.setattr(Path, "read_text", read)
     assert memory_limit() == 123456789
-    with pytest.raises(ReplayError, match="capacity: given 100,000,000 transitions .* at most 98,765,431 bytes of memory; fix: capacity="):
+    with pytest.raises(ReplayError, match=r"capacity: given 100,000,000 transitions .* GiB .* at most 94.19 MiB of memory; fix: capacity=.* \(algo.buffer_size\), or storage='disk' \(algo.buffer_storage: disk\)"):
         ReplayBuffer(100_000_000, 1, PAIR, THREE)
 
 
@@ -369,5 +455,62 @@ def test_a_disk_buffer_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
     buffer = ReplayBuffer(2000, 1, spec, THREE, storage="disk")
     assert list(tmp_path.iterdir()) == [] and buffer.nbytes > 2000 * 84 * 84
     assert not isinstance(buffer.arrays.rows, np.memmap) and free > 0
-    with pytest.raises(ReplayError, match="bytes of disk; fix: capacity=.*, or TMPDIR on a larger disk"):
+    with pytest.raises(ReplayError, match="GiB of disk; fix: capacity=.*, or TMPDIR on a larger disk"):
         ReplayBuffer(10**12, 1, spec, THREE, storage="disk")
+
+
+@pytest.mark.parametrize(("num_envs", "each"), [(1, 24), (4, 24), (64, 30)])
+@pytest.mark.parametrize("max_bytes", [10_000, 100_000, 3_000_000])
+@pytest.mark.parametrize("obs", [ArraySpec("obs", (), np.dtype(np.float32)), PAIR, ArraySpec("obs", (9, 9), BYTES)])
+def test_the_capacity_that_is_recommended_can_be_used(num_envs: int, each: int, max_bytes: int, obs: ArraySpec) -> None:
+    "To the end, and with episodes that are `each` steps long"
+    with pytest.raises(ReplayError) as e: ReplayBuffer(10**9, num_envs, obs, THREE, max_bytes=max_bytes)
+    found = re.search(r"fix: capacity=([\d_]+)", str(e.value))
+    if found is None:
+        assert max_bytes == 10_000  # no capacity at all would do
+        return
+    capacity = int(found[1])
+    with pytest.raises(ReplayError, match=rf"fix: capacity={found[1]}\b"):
+        ReplayBuffer(capacity + num_envs, num_envs, obs, THREE, max_bytes=max_bytes)
+    buffer, rng = ReplayBuffer(capacity, num_envs, obs, THREE, max_bytes=max_bytes), np.random.default_rng(0)
+    t = np.arange(3 * (capacity // num_envs) + 1)[:, None] + rng.integers(each, size=num_envs)
+    x = rng.integers(99, size=(len(t) + 1, num_envs, *obs.shape)).astype(obs.dtype)
+    batch = Batch(obs=x[:-1], next_obs=x[1:], action=0 * t, reward=t.astype(np.float32), terminated=t % each == 0, truncated=t < 0)
+    for i in range(0, len(t), 97): buffer.add(batch[i:i + 97])
+    assert buffer.nbytes <= max_bytes and len(buffer) == capacity
+
+
+class Counted(ReplayBuffer):
+    extra_bytes = 9
+
+
+def test_what_a_subclass_holds_is_counted() -> None:
+    plain, counted = ReplayBuffer(99, 3, PAIR, THREE), Counted(99, 3, PAIR, THREE)
+    assert counted.nbytes - plain.nbytes == 9 * 34 * 3
+    assert plain.finals.storage.free - counted.finals.storage.free == 9 * 34 * 3
+    enough = 102 * (plain.arrays.row.itemsize + 16 / 8) + 32 * 16
+    ReplayBuffer(99, 3, PAIR, THREE, max_bytes=int(enough))
+    with pytest.raises(ReplayError, match="transitions of 23 bytes"): Counted(99, 3, PAIR, THREE, max_bytes=int(enough))
+    Counted(99, 3, PAIR, THREE, max_bytes=int(enough) + 9 * 102)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_memory_is_not_touched_before_it_is_used(storage: str) -> None:
+    code = ("import numpy as np\nfrom pathlib import Path\nfrom rlstudio.core.spec import ArraySpec\nfrom rlstudio.data.replay import ReplayBuffer\n"
+            "def pages(): return int(Path('/proc/self/statm').read_text().split()[1])\n"
+            "box = lambda n: ArraySpec('x', (n,), np.dtype(np.float32))\n"
+            f"how = dict(n_step=3, storage='{storage}')\nReplayBuffer(10, 1, box(17), box(6), **how)\nbefore = pages()\n"
+            "b = ReplayBuffer(500_000, 1, box(17), box(6), **how)\nstate = b.state_dict()\nb.load_state_dict(state)\n"
+            "assert b.nbytes > 48e6\nprint((pages() - before) * 4096)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert int(done.stdout) < 4_000_000, done.stderr
+
+
+@pytest.mark.skipif(not replay.is_tmpfs("/dev/shm") if os.path.isdir("/dev/shm") else True, reason="needs a tmpfs")
+def test_a_disk_that_is_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
+    for how in ({}, dict(max_bytes=10**6)):
+        with pytest.raises(ReplayError, match="storage: given 'disk' and TMPDIR=/dev/shm, .*tmpfs.*; fix: TMPDIR=/var/tmp"):
+            ReplayBuffer(10, 1, PAIR, THREE, storage="disk", **how)
+    ReplayBuffer(10, 1, PAIR, THREE)

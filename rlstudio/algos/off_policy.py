@@ -14,9 +14,10 @@ pieces; the memory is part of the checkpoint; nothing here knows which algorithm
 
 # %% auto #0
 __all__ = ['Many', 'updates_due', 'random_actions', 'linear_epsilon', 'WhiteNoise', 'OUNoise', 'StepBuffer', 'collect_steps',
-           'OffPolicyConfig', 'fault', 'check_pace', 'need_actions', 'make_replay', 'Hooks', 'Explorer', 'OffPolicy']
+           'OffPolicyConfig', 'fault', 'check_pace', 'check_learns', 'by_hand', 'need_actions',
+           'register_critic_metrics', 'make_replay', 'Hooks', 'Explorer', 'OffPolicy']
 
-# %% ../../nbs/51_algos.off_policy.ipynb #add91fe9
+# %% ../../nbs/51_algos.off_policy.ipynb #3df183ad
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from ..data.replay import ReplayBuffer, ReplayError
 from ..data.rollout import Collector, aligned_zeros
 from ..envs.vector import VectorEnv
 from ..nets.modules import FlatAdam, RLModule
+from ..train.metrics import register_metric
 from ..train.trainer import mean_of
 
 # %% ../../nbs/51_algos.off_policy.ipynb #cdd15d4b
@@ -94,14 +96,14 @@ class WhiteNoise:
     def state_dict(self) -> dict[str, Any]: return {}              # nothing to remember
     def load_state_dict(self, state: dict[str, Any]) -> None: ...  # as state_dict gave it
 
-# %% ../../nbs/51_algos.off_policy.ipynb #1ce0f1fe
+# %% ../../nbs/51_algos.off_policy.ipynb #7fe0c7fb
 class OUNoise(WhiteNoise):
     "Noise that stays on one side for a while"
     def __init__(self,
         num_envs: int,        # N
         n: int,               # numbers in one action
         theta: float = .15,   # pull towards zero
-        dt: float = .01,      # time of one step
+        dt: float = .01,      # time of one step; its memory is 1 / (theta dt) = 667 steps
     ):
         self.x = np.zeros((num_envs, n), np.float32)  # its present value
         self.theta, self.dt = np.float32(theta), np.float32(dt)
@@ -155,7 +157,7 @@ def collect_steps(
             b.next_obs[t, ended] = final_obs[ended]
             noise.reset(ended)
 
-# %% ../../nbs/51_algos.off_policy.ipynb #85d3a9e8
+# %% ../../nbs/51_algos.off_policy.ipynb #0781ecae
 Many = Annotated[int, Field(ge=0, le=10**12)]
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +175,14 @@ class OffPolicyConfig(AlgoConfig):
     n_step: Count = 1                            # rewards summed before the target bootstraps
     buffer_size: Many = 1_000_000                # transitions remembered, of all envs
     buffer_storage: Literal['memory', 'disk'] = 'memory'  # where; disk: beyond the memory
+    frame_stack: Count = 1                       # frames in an observation (k, …) of bytes; each is stored once
     prioritized: bool = False                    # learn more from what surprises
     priority_alpha: Unit = 0.6                   # 0: uniform, 1: in proportion to the error
     priority_beta: Unit = 0.4                    # correction of the bias at first, 1 at the end
     hindsight: Unit = 0.0                        # share of rows with a goal reached later
     engine: Literal['auto', 'eager', 'numpy'] = 'auto'  # who computes gradients; auto: by hand if it can
 
-# %% ../../nbs/51_algos.off_policy.ipynb #e40be1db
+# %% ../../nbs/51_algos.off_policy.ipynb #e434148c
 def fault(
     key: str,  # which key of the `algo` section
     why: str,  # given, expected, fix
@@ -191,7 +194,7 @@ def check_pace(
     config: OffPolicyConfig,  # the `algo` section
     num_envs: int,            # N
 ) -> None:
-    "An iteration is whole bouts, and the memory holds at least one of them and one batch"
+    "Refuse keys that contradict each other"
     c, bout = config, config.train_every * num_envs
     if c.num_steps % c.train_every:
         raise fault('num_steps', f'given {c.num_steps}, expected a multiple of train_every = '
@@ -199,25 +202,66 @@ def check_pace(
     if c.buffer_size < max(bout, c.batch_size):
         raise fault('buffer_size', f'given {c.buffer_size:,}, expected at least '
                     f'{max(bout, c.batch_size):,}: one batch, and train_every × num_envs')
+    if c.n_step > c.buffer_size // num_envs:
+        raise fault('n_step', f'given {c.n_step:,}, expected at most {c.buffer_size // num_envs:,}: '
+                    'the steps of each env that are remembered')
+    if c.hindsight and c.n_step > 1:
+        raise fault('n_step', f'given {c.n_step} with hindsight: {c.hindsight}, expected 1: the '
+                    'rewards between belong to the old goal; fix: n_step: 1')
     if c.prioritized and c.hindsight:
-        raise fault('hindsight', 'given together with prioritized: true, expected one of them')
+        raise fault('hindsight', f'given {c.hindsight} with prioritized: true, expected one of '
+                    'them; fix: hindsight: 0, or prioritized: false')
 
-# %% ../../nbs/51_algos.off_policy.ipynb #a553ae29
+# %% ../../nbs/51_algos.off_policy.ipynb #3896769d
+def check_learns(
+    config: OffPolicyConfig,  # the `algo` section
+    total_steps: int,         # env steps of the training
+) -> None:
+    "Refuse a training that would learn nothing"
+    c = config
+    if updates_due(total_steps, c.learning_starts, c.update_ratio, 0): return
+    raise fault('learning_starts', f'given {c.learning_starts:,}, and update_ratio '
+                f'{c.update_ratio:g}: no update would be due within train.total_steps = '
+                f'{total_steps:,}; expected a shorter warm-up, such as {total_steps // 10:,}, or more steps')
+
+# %% ../../nbs/51_algos.off_policy.ipynb #e8555d47
+def by_hand(
+    engine: str,      # 'auto', 'eager' or 'numpy'
+    possible: bool,   # do these networks allow it?
+) -> bool:            # False: autograd
+    "Are gradients computed by hand, in NumPy?"
+    if engine == 'numpy' and not possible:
+        raise fault('engine', "given 'numpy', expected tanh, relu or elu networks for vectors, on the "
+                    'CPU; give auto or eager')
+    return possible and engine != 'eager'
+
+# %% ../../nbs/51_algos.off_policy.ipynb #f85dcc60
 def need_actions(
-    env: VectorEnv,         # the world
-    kind: str,              # 'discrete' or 'box'
-    name: str,              # of the algorithm
-    instead: str,           # which algorithms are for the others
+    env: VectorEnv,  # the world
+    kind: str,       # 'discrete' or 'box'
+    name: str,       # of the algorithm
 ) -> None:
     "Refuse a world whose actions an algorithm cannot choose"
-    spec, bounds = env.action_spec, ''
-    if spec.kind == kind == 'box' and not spec.bounded: bounds = ' without bounds'
-    elif spec.kind == kind: return
+    spec, which, instead = env.action_spec, '', 'ppo'
+    if spec.kind == 'discrete': instead = 'dqn or ppo'
+    if spec.kind == 'box':
+        with np.errstate(over='ignore'): bounded = np.isfinite(np.subtract(spec.high, spec.low)).all()
+        which, instead = ('', 'sac, td3 or ppo') if bounded else (' without bounds', 'ppo')
+    if spec.kind == kind and not which: return
     words = dict(discrete='one choice out of n (Discrete)', box='real numbers between bounds (Box)')
     raise fault('name', f'given {name!r}, but the actions of {env.env_id} are of kind {spec.kind!r}'
-                f'{bounds}; expected {words[kind]}; use {instead}')
+                f'{which}; expected {words[kind]}; use {instead}')
 
-# %% ../../nbs/51_algos.off_policy.ipynb #01ba69a4
+# %% ../../nbs/51_algos.off_policy.ipynb #e1a49ba2
+def register_critic_metrics() -> None:
+    "Add the rows of SAC and TD3 to the glossary (idempotent)"
+    for row in (
+        ('loss/critic', '½ mean (Q − y)², summed over the critics', 'value²', (0, math.inf)),
+        ('loss/actor', 'what the actor makes small: −mean Q, for SAC + α mean log π', 'value'),
+        ('value/q_mean', 'mean Q of the rows that were learned from', 'value'),
+    ): register_metric(*row)
+
+# %% ../../nbs/51_algos.off_policy.ipynb #4aae48c7
 def make_replay(
     config: OffPolicyConfig,  # the `algo` section
     env: VectorEnv,           # whose steps it remembers
@@ -225,7 +269,13 @@ def make_replay(
     "The memory that a config asks for; `ConfigError` if it does not fit"
     c = config
     what = c.buffer_size, env.num_envs, env.observation_spec, env.action_spec
-    how: dict[str, Any] = dict(n_step=c.n_step, gamma=c.gamma, storage=c.buffer_storage)
+    how: dict[str, Any] = dict(n_step=c.n_step, gamma=c.gamma, storage=c.buffer_storage,
+                               frame_stack=c.frame_stack)
+    frames = env.observation_spec
+    if c.frame_stack > 1 and (frames.dtype != np.uint8 or frames.shape[:1] != (c.frame_stack,)):
+        raise fault('frame_stack', f'given {c.frame_stack}, but an observation of {env.env_id} is '
+                    f'{frames.dtype} of shape {frames.shape}; expected {c.frame_stack} frames of '
+                    'bytes on the first axis; fix: frame_stack: 1')
     if c.hindsight and env.goal is None:
         raise fault('hindsight', f'given {c.hindsight}, but {env.env_id} has no goals; expected 0, or a world '
                     'whose observations are a Dict with achieved_goal and desired_goal')
@@ -264,7 +314,7 @@ class Hooks:
         "Go on from there"
         raise NotImplementedError(f'{type(self).__name__}: define load_learned_state')
 
-# %% ../../nbs/51_algos.off_policy.ipynb #2cb989a0
+# %% ../../nbs/51_algos.off_policy.ipynb #b1230357
 class Explorer(Hooks):
     "Acts, and writes down what happened."
     Config: type[OffPolicyConfig] = OffPolicyConfig
@@ -278,6 +328,7 @@ class Explorer(Hooks):
         assert isinstance(config.algo, OffPolicyConfig)
         self.config, self.device, self.spec = config.algo, device, env.action_spec
         check_pace(c := self.config, env.num_envs)
+        check_learns(c, config.train.total_steps)
         self.action_rng, self.replay_rng = streams['action'], streams['replay']
         self.optimizers, self.noise = [], WhiteNoise()
         self.build(config, env, streams)
@@ -304,7 +355,7 @@ class Explorer(Hooks):
         self.env_steps = collector.env_steps
         return self.steps.batch()
 
-# %% ../../nbs/51_algos.off_policy.ipynb #99a0214c
+# %% ../../nbs/51_algos.off_policy.ipynb #6f904319
 class OffPolicy(Explorer):
     "Acts, remembers, learns from the memory: all but the learning itself."
     def update(self,
@@ -312,10 +363,19 @@ class OffPolicy(Explorer):
         progress: float,  # 0 → 1 over the training
     ) -> dict[str, float]:  # metrics; {} if no update was due
         "Remember; then make the updates that are due"
-        c, b, scale = self.config, batch, self.module.reward_scale
+        b, scale = batch, self.module.reward_scale
         self.replay.add(b)
+        told = self.learn_what_is_due(progress)
         self.module.update_statistics(b.obs)
-        if scale is not None: scale.update(b.reward, b.terminated, b.truncated, c.gamma, b.valid)
+        if scale is not None:
+            scale.update(b.reward, b.terminated, b.truncated, self.config.gamma, b.valid)
+        return told
+
+    def learn_what_is_due(self,
+        progress: float,    # 0 → 1 over the training
+    ) -> dict[str, float]:  # metrics; {} if no update was due
+        "As many updates as the ratio asks for"
+        c = self.config
         due = updates_due(self.env_steps, c.learning_starts, c.update_ratio, self.updates)
         if not due: return {}
         for o, lr in zip(self.optimizers, self.rates):
@@ -325,11 +385,11 @@ class OffPolicy(Explorer):
         return mean_of([self.learn(self.sample(), progress) for _ in range(due)])
 
     def sample(self) -> Batch:  # obs, action, reward, next_obs, discount, index, weight: (B, …)
-        "Rows for one update"
+        "Rows for one update, which is counted"
         self.updates += 1
         batch, scale = self.replay.sample(self.config.batch_size, self.replay_rng), self.module.reward_scale
         fields = {'weight': self.ones} | batch.fields
-        if scale is not None: fields['reward'] = scale.numpy(batch.reward)
+        if scale is not None: fields['reward'] = batch.reward / np.float32(scale.scale())
         return Batch(**fields)
 
     def report_errors(self,

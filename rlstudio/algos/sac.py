@@ -12,10 +12,9 @@ same to rounding; a loss that is not finite stops the update before its step."""
 
 # %% auto #0
 __all__ = ['soft_target', 'actor_loss', 'actor_loss_vjp', 'temperature_loss', 'SACConfig', 'register_sac_metrics', 'answer',
-           'SquashedActor', 'SACModule', 'draw', 'draw_vjp', 'Forward', 'Eager', 'ByHand', 'choose_engine', 'SACParts',
-           'SAC']
+           'SquashedActor', 'SACModule', 'draw', 'draw_vjp', 'Forward', 'Eager', 'ByHand', 'SACParts', 'SAC']
 
-# %% ../../nbs/53_algos.sac.ipynb #931a94c7
+# %% ../../nbs/53_algos.sac.ipynb #12fde8c5
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .off_policy import OffPolicy, OffPolicyConfig, fault, need_actions
+from .off_policy import (OffPolicy, OffPolicyConfig, by_hand, need_actions,
+                                       register_critic_metrics)
 from .ppo import Positive, as_tensors
 from ..core.batch import Batch, check_finite
 from ..core.config import Config as RunConfig
@@ -34,8 +34,8 @@ from ..core.seeding import Streams
 from ..core.spec import ArraySpec
 from ..envs.vector import VectorEnv
 from ..nets.by_hand import Pull, mlp_vjp
-from ..nets.critics import (Target, TwinCritics, UnitActions, critics_vjp, min_q,
-                                   min_q_vjp, plain_mlps, td_loss, td_loss_vjp)
+from ..nets.critics import (TargetNetwork, TwinCritics, UnitActions, critics_vjp,
+                                   min_q, min_q_vjp, plain_mlps, td_loss, td_loss_vjp)
 from ..nets.dists import Array
 from ..nets.modules import (MLP, FlatAdam, FlatParameters, VectorModule, choose,
                                    flatten_parameters)
@@ -92,15 +92,13 @@ class SACConfig(OffPolicyConfig):
     ent_coef_learning_rate: Positive | None = None  # of log α; null: as learning_rate
     target_entropy: float | None = None             # nats, for auto; null: −1 per component
 
-# %% ../../nbs/53_algos.sac.ipynb #954c5d92
+# %% ../../nbs/53_algos.sac.ipynb #91d1daab
 def register_sac_metrics() -> None:
     "Add SAC's rows to the glossary (idempotent)"
+    register_critic_metrics()
     for row in (
-        ('loss/soft_critic', 'Σ over both critics of ½ (Q − y)²', 'value²', (0, math.inf)),
-        ('loss/soft_actor', 'α log π − min Q', 'value'),
         ('policy/temperature', 'α, the price of entropy', 'reward/nat', (0, math.inf)),
         ('policy/sampled_entropy', '−log π of fresh actions, in unit coordinates', 'nats'),
-        ('value/soft_q', 'mean of Q over minibatch and critics', 'value'),
     ): register_metric(*row)
 
 # %% ../../nbs/53_algos.sac.ipynb #43c2b0ec
@@ -188,14 +186,14 @@ def draw_vjp(
     action, log_prob, pull_sample = squashed_vjp(params, noise)
     return x, action, log_prob, lambda *G: pull_params(pull_sample(*G))
 
-# %% ../../nbs/53_algos.sac.ipynb #ce3e8ff2
+# %% ../../nbs/53_algos.sac.ipynb #f3505609
 class Forward:
     "The forward half of one update, by autograd, before anything has changed"
     def __init__(self,
         module: SACModule,            # what learns
         actor_flat: FlatParameters,   # its actor's parameters, where the gradient goes
         critic_flat: FlatParameters,  # its critics'
-        target: Target,               # the slow critics
+        target: TargetNetwork,        # the slow critics
     ) -> None:
         self.m, self.actor_flat, self.critic_flat = module, actor_flat, critic_flat
         self.slow: Any = target.module  # the target critics
@@ -273,18 +271,7 @@ class ByHand(Eager):
         pull_draw(pull(d_q, weights=False, inputs=True), d_log_prob)
         return loss
 
-# %% ../../nbs/53_algos.sac.ipynb #3b5de42c
-def choose_engine(
-    engine: str,        # 'auto', 'eager' or 'numpy'
-    module: SACModule,  # on its device
-) -> type[Eager]:       # `Eager` or `ByHand`
-    "Autograd, or by hand where that is known to be the same"
-    possible = plain_mlps(module.actor, *module.critics.nets)
-    if engine == 'numpy' and not possible: raise fault('engine',
-        "given 'numpy', expected a tanh, relu or elu net on the CPU; give auto or eager")
-    return ByHand if possible and engine != 'eager' else Eager
-
-# %% ../../nbs/53_algos.sac.ipynb #da4cffaa
+# %% ../../nbs/53_algos.sac.ipynb #2df6b898
 class SACParts(OffPolicy):
     "What SAC is made of, and what of it must be saved."
     Config = SACConfig
@@ -293,22 +280,24 @@ class SACParts(OffPolicy):
 
     def build(self, config: RunConfig, env: VectorEnv, streams: Streams  # as `Hooks`
               ) -> None:
-        need_actions(env, 'box', 'sac', 'dqn or ppo')
+        need_actions(env, 'box', 'sac')
         register_sac_metrics()
         c, self.learn_rng = self.config, streams['learn']
         alpha = c.ent_coef_init if c.ent_coef == 'auto' else c.ent_coef
         self.module = m = SACModule(env.observation_spec, env.action_spec, config.net,
                                     streams['init'], env.num_envs, alpha).to(self.device)
         actor, critics = flatten_parameters(m.actor), flatten_parameters(m.critics)
-        self.critic_flat, self.target = critics, Target(m.critics)
-        self.engine = choose_engine(c.engine, m)(m, actor, critics, self.target)
+        self.critic_flat, self.target = critics, TargetNetwork(m.critics)
+        engine = ByHand if by_hand(c.engine, plain_mlps(m.actor, *m.critics.nets)) else Eager
+        self.engine = engine(m, actor, critics, self.target)
         self.learned = dict(actor=actor.vector, critics=critics.vector, alpha=m.log_alpha)
         rates = c.actor_learning_rate, None, c.ent_coef_learning_rate
         self.optimizers = [FlatAdam(p, rate or c.learning_rate)
                            for p, rate in zip(self.learned.values(), rates)]
         self.target_entropy = -m.dist.n if c.target_entropy is None else c.target_entropy
 
-    def learned_state(self) -> dict[str, Any]:
+    def learned_state(self) -> dict[str, Any]:  # tensors
+        "Networks, temperature and normalisers; the slow critics; the memory of each Adam"
         adams = {name: a.state_dict() for name, a in zip(self.learned, self.optimizers)}
         return dict(module=dict(self.module.state_dict()), target=self.target.state_dict(), adams=adams)
 
@@ -318,7 +307,7 @@ class SACParts(OffPolicy):
         for name, adam in zip(self.learned, self.optimizers):
             adam.load_state_dict(state['adams'][name])
 
-# %% ../../nbs/53_algos.sac.ipynb #4254d2d2
+# %% ../../nbs/53_algos.sac.ipynb #ec03523f
 class SAC(SACParts):
     "Soft actor-critic, arXiv:1812.05905 alg. 1."
     def temperature_step(self,
@@ -326,7 +315,6 @@ class SAC(SACParts):
     ) -> float:                # their mean entropy, nats
         "One step of log α, by the gradient of `temperature_loss`"
         entropy, log_alpha = -float(log_prob.mean()), self.module.log_alpha
-        check_finite('loss', np.float64(entropy))
         if self.config.ent_coef == 'auto':
             log_alpha.grad = torch.full_like(log_alpha, entropy - self.target_entropy)
             self.optimizers[2].step()
@@ -336,16 +324,17 @@ class SAC(SACParts):
         b, e, (adam_actor, adam_critics, _) = batch, self.engine, self.optimizers
         alpha = self.module.alpha
         now, later = self.module.noise(self.learn_rng, (2, len(b)))
-        entropy = self.temperature_step(e.propose(b.obs, now))
+        log_prob = e.propose(b.obs, now)
         y = soft_target(b.reward, b.discount, *e.look_ahead(b.next_obs, later), alpha)
         critic, q = e.critic_gradient(batch, y)
-        check_finite('loss', np.float64(critic))
+        check_finite('loss', np.float64(critic + float(log_prob.sum())))  # before the first step
+        entropy = self.temperature_step(log_prob)
         adam_critics.step()
         actor = e.actor_gradient(alpha)
         check_finite('loss', np.float64(actor))
         adam_actor.step()
         self.target.update(self.critic_flat, self.config.tau)
         self.report_errors(batch, np.abs(q - y).mean(0))
-        return {'loss/soft_critic': critic, 'loss/soft_actor': actor,
-                'value/soft_q': float(q.mean()), 'policy/temperature': alpha,
+        return {'loss/critic': critic, 'loss/actor': actor,
+                'value/q_mean': float(q.mean()), 'policy/temperature': alpha,
                 'policy/sampled_entropy': entropy}

@@ -14,10 +14,10 @@ critic is `reward + discount * V(next_obs)`."""
 
 # %% auto #0
 __all__ = ['TERMINATED', 'TRUNCATED', 'INVALID', 'Where', 'FIELDS', 'Ring', 'row_dtype', 'ReplayError', 'memory_limit',
-           'mapped_zeros', 'bytes_there', 'Storage', 'Finals', 'make_room', 'end_flags', 'torn', 'follows',
-           'run_length', 'n_step_return', 'stack_steps', 'check_settings', 'check_room', 'ReplayArrays', 'stack_places',
-           'see', 'ReplayBase', 'check_field', 'check_add', 'check_stacks', 'ReplayLog', 'ReplayWriter', 'ReplaySource',
-           'ReplayReader', 'ReplayBuffer']
+           'mapped_zeros', 'is_tmpfs', 'bytes_there', 'Storage', 'Finals', 'make_room', 'end_flags', 'torn', 'follows',
+           'run_length', 'n_step_return', 'stack_steps', 'check_whole', 'check_settings', 'readable', 'check_room',
+           'ReplayArrays', 'stack_places', 'see', 'ReplayBase', 'check_field', 'check_add', 'check_stacks', 'ReplayLog',
+           'ReplayWriter', 'ReplaySource', 'ReplayReader', 'ReplayBuffer']
 
 # %% ../../nbs/32_data.replay.ipynb #63d34ccd
 import os
@@ -32,7 +32,7 @@ import numpy as np
 from ..core.batch import Batch, missing
 from ..core.spec import ArraySpec, policy_spec
 
-# %% ../../nbs/32_data.replay.ipynb #84eb61d8
+# %% ../../nbs/32_data.replay.ipynb #cd9852bc
 class Ring:
     "What lies where when the newest step of N environments overwrites the oldest"
     def __init__(self,
@@ -47,6 +47,10 @@ class Ring:
     def slot(self) -> int:  # 0 … slots
         "Where the step in flight lies"
         return self.time % (self.slots + 1)
+
+    def filled(self) -> int:  # 1 … slots + 1
+        "Slots that were written, the one in flight counted"
+        return min(self.time, self.slots) + 1
 
     def oldest(self,
         time: int,  # steps so far
@@ -68,7 +72,7 @@ class Ring:
         index: np.ndarray,  # places in the ring, int64
     ) -> np.ndarray:        # t N + i, int64
         "Which transitions lie there?"
-        newest = self.time * self.num_envs
+        newest = (self.time + 1) * self.num_envs - 1    # of the slot in flight
         return newest - (newest - index) % self.size
 
     def left(self,
@@ -106,7 +110,7 @@ def memory_limit() -> int:  # bytes
             except (OSError, ValueError): pass    # not there, or 'max'
     return min(limits)
 
-# %% ../../nbs/32_data.replay.ipynb #40c5754c
+# %% ../../nbs/32_data.replay.ipynb #7eba77c3
 Where: TypeAlias = Literal['memory', 'disk']
 
 def mapped_zeros(
@@ -121,14 +125,28 @@ def mapped_zeros(
         else: f.truncate(size)
         return np.memmap(f, dtype, 'r+', shape=shape).view(np.ndarray)
 
+def is_tmpfs(
+    folder: str,  # that exists
+) -> bool:        # False as well where nobody knows (other systems than Linux)
+    "Is a folder kept in memory?"
+    mounts = Path('/proc/self/mountinfo')
+    if not mounts.exists(): return False
+    device = os.stat(folder).st_dev
+    number = f'{os.major(device)}:{os.minor(device)}'
+    lines = mounts.read_text().splitlines()
+    return any(x.split()[2] == number and ' - tmpfs ' in x for x in lines)
+
 def bytes_there(
     where: Where,  # in memory, or on the disk of TMPDIR
 ) -> int:          # bytes
     "What this process may use, or what is free"
     if where == 'memory': return memory_limit()
-    return shutil.disk_usage(tempfile.gettempdir()).free
+    if is_tmpfs(folder := tempfile.gettempdir()):
+        raise ReplayError(f"storage: given 'disk' and TMPDIR={folder}, which is in memory "
+                          '(tmpfs), expected a folder on a disk; fix: TMPDIR=/var/tmp')
+    return shutil.disk_usage(folder).free
 
-# %% ../../nbs/32_data.replay.ipynb #91e17e6d
+# %% ../../nbs/32_data.replay.ipynb #363d6c32
 class Storage:
     "Where arrays come from, and how many bytes are left"
     def __init__(self,
@@ -138,13 +156,14 @@ class Storage:
         if where not in ('memory', 'disk'):
             raise ReplayError(f"storage: given {where!r}, expected 'memory' or 'disk'")
         self.where = where
-        self.free = max_bytes if max_bytes is not None else bytes_there(where) * 4 // 5
+        there = bytes_there(where)
+        self.free = there * 4 // 5 if max_bytes is None else max_bytes
 
     def zeros(self,
         shape: tuple[int, ...],  # of the array
         dtype: Any,              # of the array
     ) -> np.ndarray:             # zeros
-        "An array that has its memory, or its blocks on the disk, for sure"
+        "An array whose bytes count; on a disk its blocks are reserved, memory comes by use"
         d = np.dtype(dtype)
         size = prod(shape) * d.itemsize
         if size > self.free:
@@ -157,7 +176,7 @@ class Storage:
         self.free -= size
         return x
 
-# %% ../../nbs/32_data.replay.ipynb #2f302f21
+# %% ../../nbs/32_data.replay.ipynb #6f8c562a
 class Finals:
     "The last observations of episodes, by the key of the transition that led there"
     def __init__(self,
@@ -169,6 +188,13 @@ class Finals:
         self.keys, self.obs = np.zeros(0, np.int64), np.zeros((0, *shape), dtype)
 
     def __len__(self) -> int: return self.end - self.first
+
+    def since(self,
+        oldest: int,  # a key
+    ) -> slice:       # of `keys` and `obs`
+        "The entries from there on"
+        first = self.first + int(self.keys[self.first:self.end].searchsorted(oldest))
+        return slice(first, self.end)
 
     def push(self,
         keys: np.ndarray,  # (n,) int64, ascending
@@ -190,7 +216,7 @@ class Finals:
         at += self.first
         return self.obs.take(at, 0)
 
-# %% ../../nbs/32_data.replay.ipynb #e0ab7852
+# %% ../../nbs/32_data.replay.ipynb #21772a46
 def make_room(
     finals: Finals,  # that will receive
     extra: int,      # entries
@@ -199,12 +225,12 @@ def make_room(
     "Room for more final observations"
     f = finals
     if f.end + extra <= len(f.keys): return
-    f.first += int(f.keys[f.first:f.end].searchsorted(oldest))
-    need, kept = len(f) + extra, slice(f.first, f.end)
-    keys, obs = f.keys, f.obs
+    kept, keys, obs = f.since(oldest), f.keys, f.obs
+    need = kept.stop - kept.start + extra
     if need > len(keys) * 3 // 4:
-        f.obs = f.storage.zeros((need + need // 2 + 8, *obs.shape[1:]), obs.dtype)
-        f.keys, f.storage.free = np.zeros(len(f.obs), np.int64), f.storage.free + obs.nbytes
+        size = need + need // 2 + 8
+        f.obs = f.storage.zeros((size, *obs.shape[1:]), obs.dtype)
+        f.keys, f.storage.free = np.zeros(size, np.int64), f.storage.free + obs.nbytes
     f.first, f.end = 0, need - extra
     f.keys[:f.end], f.obs[:f.end] = keys[kept], obs[kept]
 
@@ -270,7 +296,18 @@ def stack_steps(
     reach = run_length(end[::-1])
     return np.minimum(np.arange(len(end), -1, -1)[:, None], reach)
 
-# %% ../../nbs/32_data.replay.ipynb #a82be397
+# %% ../../nbs/32_data.replay.ipynb #2be5d4d3
+def check_whole(
+    name: str,   # of the setting
+    x: Any,      # what was given
+    least: int,  # expected, or more
+) -> None:
+    "Refuse what is not an integer, or too small"
+    if isinstance(x, (int, np.integer)) and x >= least: return
+    fix = int(x) if isinstance(x, float) and least <= x < 2**53 else least
+    raise ReplayError(f'{name}: given {x!r}, expected an integer, {least} or more; '
+                      f'fix: {name}={fix}')
+
 def check_settings(
     capacity: int,                # transitions, at least as many as envs times frames
     num_envs: int,                # environments N, ≥ 1
@@ -281,10 +318,9 @@ def check_settings(
 ) -> None:
     "Refuse what cannot work"
     o, k, first = observation_spec, frame_stack, observation_spec.shape[:1]
-    for name, x, least in [('num_envs', num_envs, 1), ('n_step', n_step, 1),
-                           ('frame_stack', k, 1), ('capacity', capacity, k * num_envs)]:
-        if x < least: raise ReplayError(f'{name}: given {x}, expected {least} or more for '
-                                        f'{num_envs} envs; fix: {name}={least}')
+    for name, x in dict(num_envs=num_envs, n_step=n_step, frame_stack=k).items():
+        check_whole(name, x, 1)
+    check_whole('capacity', capacity, k * num_envs)
     if not 0 <= gamma <= 1:
         raise ReplayError(f'gamma: given {gamma}, expected 0 … 1; fix: gamma=0.99')
     if k > 1 and (len(o.shape) < 2 or first != (k,)):
@@ -292,22 +328,35 @@ def check_settings(
                           'expected the length of their first axis; fix: frame_stack=1 '
                           'stores them whole')
 
-# %% ../../nbs/32_data.replay.ipynb #42d1602e
+# %% ../../nbs/32_data.replay.ipynb #70c5eeea
+def readable(
+    size: float,  # bytes
+) -> str:         # in a unit that suits
+    "A size for people"
+    for unit in ('bytes', 'KiB', 'MiB'):
+        if size < 1024: return f'{size:,.4g} {unit}'
+        size /= 1024
+    return f'{size:,.1f} GiB'
+
 def check_room(
-    ring: Ring,         # how many places there shall be
-    each: int,          # bytes of one place
-    storage: Storage,   # where they shall be
+    ring: Ring,        # how many places there shall be
+    each: int,         # bytes of one place
+    final: int,        # bytes of one last observation, with its key
+    storage: Storage,  # where they shall be
 ) -> None:
     "Refuse a buffer that does not fit, and say which one would"
-    if (size := ring.size * each) <= storage.free: return
-    fits = max(0, storage.free // (each * ring.num_envs) - 1) * ring.num_envs
-    other = "storage='disk'" if storage.where == 'memory' else 'TMPDIR on a larger disk'
+    spare, each_all = 32 * final, each + final / 8
+    if (size := ring.size * each_all + spare) <= storage.free: return
+    slots = int((storage.free - spare) // (each_all * ring.num_envs)) - 1
+    fits = f'capacity={slots * ring.num_envs:_} (algo.buffer_size), or ' * (slots > 0)
+    other = ("storage='disk' (algo.buffer_storage: disk)" if storage.where == 'memory'
+             else 'TMPDIR on a larger disk')
     raise ReplayError(f'capacity: given {ring.slots * ring.num_envs:,} transitions of '
-                      f'{each:,} bytes, {size:,} in all, expected at most {storage.free:,} '
-                      f'bytes of {storage.where}; fix: capacity={fits:_}, or {other}, or '
-                      'frame_stack=k if observations are stacks of k frames')
+                      f'{each:,} bytes, {readable(size)} with the ends of episodes, expected '
+                      f'at most {readable(storage.free)} of {storage.where}; fix: {fits}'
+                      f'{other}, or frame_stack=k if observations are stacks of k frames')
 
-# %% ../../nbs/32_data.replay.ipynb #f0ef7098
+# %% ../../nbs/32_data.replay.ipynb #92bc4f97
 class ReplayArrays:
     "What a ring holds: a packed row for each transition, and images apart"
     def __init__(self,
@@ -316,6 +365,7 @@ class ReplayArrays:
         action_spec: ArraySpec,       # of an action as a policy emits it
         frame_stack: int,             # k: an observation is k frames; 1: it is stored whole
         storage: Storage,             # where they are
+        extra_bytes: int = 0,         # that somebody else holds for each place
     ):
         o, k, lead = observation_spec, frame_stack, (ring.slots + 1, ring.num_envs)
         self.ring, self.shape, self.frame_stack = ring, o.shape, k
@@ -323,19 +373,27 @@ class ReplayArrays:
         self.newest: Any = (..., -1, *[slice(None)] * len(self.frame)) if k > 1 else ...
         apart = k > 1 or (o.dtype == np.uint8 and len(o.shape) > 1)
         row = row_dtype(None if apart else o, action_spec)
-        image = apart * prod(self.frame) * o.dtype.itemsize
-        check_room(ring, row.itemsize + image, storage)
+        seen = prod(self.frame) * o.dtype.itemsize
+        check_room(ring, row.itemsize + apart * seen + extra_bytes, seen + 8, storage)
+        storage.free -= ring.size * extra_bytes
         self.rows = storage.zeros(lead, row)
-        self.rows['end'] = INVALID    # nothing happened yet
         self.frames = storage.zeros((*lead, *self.frame), o.dtype) if apart else None
         self.obs = self.rows['obs'] if self.frames is None else self.frames
         self.row = self.rows.reshape(-1)
+        self.clear(0)
+
+    def clear(self,
+        slots: int,  # that were written
+    ) -> None:
+        "Nothing happened yet; of what was never written, only the last slots are looked at"
+        self.rows[:slots] = np.zeros((), self.row.dtype)
+        self.rows['end'][self.ring.slots + 2 - self.frame_stack:] = INVALID
 
     def flags(self,
-        index: np.ndarray,  # places, of any shape, at most one round too far
+        index: np.ndarray,  # places, of any shape; below 0: counted from the end
     ) -> np.ndarray:        # uint8
         "How the steps there ended"
-        return self.row.take(index, mode='wrap')['end']
+        return self.row['end'][index]
 
 # %% ../../nbs/32_data.replay.ipynb #f72e8792
 def stack_places(
@@ -364,9 +422,11 @@ def see(
     if last is not first: obs = frames.take(stack_places(arrays, first), 0, mode='wrap')
     return obs.reshape(shape), x[:, 1:].reshape(shape)
 
-# %% ../../nbs/32_data.replay.ipynb #77fcb6a8
+# %% ../../nbs/32_data.replay.ipynb #9136f907
 class ReplayBase:
     "A ring, its arrays, and what the next step has to fit to"
+    extra_bytes: int = 0    # that a subclass holds for each place, to be counted
+
     def __init__(self,
         capacity: int,                 # transitions kept, rounded down to whole steps
         num_envs: int,                 # environments N
@@ -376,7 +436,7 @@ class ReplayBase:
         n_step: int = 1,               # rewards in a sample, ≥ 1
         gamma: float = .99,            # discount γ in [0, 1]
         frame_stack: int = 1,          # k: an observation is k frames, and one is stored
-        storage: Where = 'memory',     # 'disk': a file without a name in TMPDIR
+        storage: Where = 'memory',     # 'disk': a nameless file in TMPDIR (not a tmpfs)
         max_bytes: int | None = None,  # None: 80 % of the memory, or of the free disk
     ):
         check_settings(capacity, num_envs, observation_spec, n_step, gamma, frame_stack)
@@ -386,7 +446,8 @@ class ReplayBase:
         self.n_step, self.gamma = n_step, gamma
         self.observation_spec, self.action_spec = o, a
         self.ring = Ring(capacity // num_envs, num_envs, frame_stack - 1)
-        self.arrays = ReplayArrays(self.ring, o, a, frame_stack, store)
+        self.arrays = ReplayArrays(self.ring, o, a, frame_stack, store,
+                                   self.extra_bytes)
         self.finals = Finals(self.arrays.frame, o.dtype, store)
         self.led = o.zeros((num_envs,))                      # next_obs of the newest step
         self.led_end = np.full(num_envs, INVALID, np.uint8)  # its flags
@@ -403,9 +464,9 @@ class ReplayBase:
         "How much memory, or disk, is held"
         frames = 0 if self.arrays.frames is None else self.arrays.frames.nbytes
         parts = self.arrays.rows, self.finals.keys, self.finals.obs, self.led
-        return frames + sum(x.nbytes for x in parts)
+        return frames + sum(x.nbytes for x in parts) + self.extra_bytes * self.ring.size
 
-# %% ../../nbs/32_data.replay.ipynb #6a72e1c2
+# %% ../../nbs/32_data.replay.ipynb #e535bfb9
 def check_field(
     name: str,               # of the field
     x: Any,                  # what was given, None if nothing
@@ -414,14 +475,17 @@ def check_field(
     convert: bool = False,   # may it be a similar dtype?
 ) -> None:
     "Refuse one array that does not fit"
+    if not isinstance(x, np.ndarray):
+        raise ReplayError(f'{name}: given a {type(x).__name__}, expected a NumPy array; '
+                          'fix: batch.numpy() for tensors, else one array a field')
     if x.shape != shape:
         raise ReplayError(f'{name}: given shape {tuple(x.shape)}, expected {shape} for '
                           '(T, N, …); fix: stack the steps, as in x[None] for one')
     if x.dtype == dtype or convert and np.can_cast(x.dtype, dtype, 'same_kind'): return
-    fix = f'x.astype({str(dtype)!r})' if isinstance(x, np.ndarray) else 'batch.numpy()'
-    raise ReplayError(f'{name}: given dtype {x.dtype}, expected {dtype}; fix: {fix}')
+    raise ReplayError(f'{name}: given dtype {x.dtype}, expected {dtype}; '
+                      f'fix: x.astype({str(dtype)!r})')
 
-# %% ../../nbs/32_data.replay.ipynb #fc147dca
+# %% ../../nbs/32_data.replay.ipynb #13d73d96
 FIELDS = 'obs', 'action', 'reward', 'terminated', 'truncated', 'next_obs'
 
 def check_add(
@@ -434,7 +498,7 @@ def check_add(
     for name in FIELDS:
         if name not in fields: raise ReplayError(missing(name, list(fields)))
     f, o, a = fields, observation_spec, action_spec
-    lead = (*f['obs'].shape[:1], num_envs)
+    lead = (*getattr(f['obs'], 'shape', ())[:1], num_envs)
     for name in ('obs', 'next_obs'): check_field(name, f[name], lead + o.shape, o.dtype)
     check_field('action', f['action'], lead + a.shape, a.dtype, convert=True)
     check_field('reward', f['reward'], lead, np.dtype(np.float32), convert=True)
@@ -463,7 +527,7 @@ def check_stacks(
         raise ReplayError('next_obs: given frames other than those of obs moved by one, '
                           'expected one new frame a step; fix: frame_stack=1, stored whole')
 
-# %% ../../nbs/32_data.replay.ipynb #2938673d
+# %% ../../nbs/32_data.replay.ipynb #7447db76
 class ReplayLog(ReplayBase):
     "Writes steps that are known to fit"
     def wrote(self,
@@ -492,21 +556,12 @@ class ReplayLog(ReplayBase):
         r.time, self.led, self.led_end = stop, b.next_obs[-1].copy(), end[-1]
         x.obs[r.slot()] = self.led[x.newest]
         index = r.places(start, stop)
-        self.wrote(index[self.write_ends(b, end)] if np.count_nonzero(end) else index)
+        if np.count_nonzero(end):
+            index = index[end.ravel() != INVALID]
+            self.gaps += end.size - len(index)
+        self.wrote(index)
 
-    def write_ends(self,
-        b: Batch,         # (T, N, …) just written
-        end: np.ndarray,  # (T, N) flags
-    ) -> np.ndarray:      # (T N,) bool: did it happen?
-        "Keep the last observations of the piece, count what never happened"
-        t, i = (end & (TERMINATED | TRUNCATED)).nonzero()
-        keys = (self.ring.time - len(end) + t) * self.num_envs + i
-        if len(keys): self.finals.push(keys, b.next_obs[t, i][self.arrays.newest])
-        happened = end.ravel() != INVALID
-        self.gaps += int((~happened).sum())
-        return happened
-
-# %% ../../nbs/32_data.replay.ipynb #113a0839
+# %% ../../nbs/32_data.replay.ipynb #34d85c90
 class ReplayWriter(ReplayLog):
     "Adds what fits, and refuses what does not"
     def add(self,
@@ -528,15 +583,18 @@ class ReplayWriter(ReplayLog):
         b: Batch,         # (T, N, …) as given to `add`
         end: np.ndarray,  # (T, N) flags; TRUNCATED is added where the next step is torn off
     ) -> None:
-        "Find what does not follow from the step before, and make room for all that ended"
-        r, before = self.ring, np.concatenate([self.led_end[None], end[:-1]])
+        "Find what does not follow from the step before, and keep what the ends led to"
+        r, x, before = self.ring, self.arrays, np.concatenate([self.led_end[None], end[:-1]])
         gap = torn(np.concatenate([self.led[None], b.next_obs[:-1]]), b.obs, before, end)
         start = gap | (before != 0)
-        if self.arrays.frame_stack > 1: check_stacks(b.obs, b.next_obs, end, start)
+        if x.frame_stack > 1: check_stacks(b.obs, b.next_obs, end, start)
         end[:-1][gap[1:]] = TRUNCATED
-        num = np.count_nonzero(end & (TERMINATED | TRUNCATED)) + np.count_nonzero(gap[0])
-        make_room(self.finals, int(num), r.oldest(r.time) * r.num_envs)
+        t, i = (end[-r.slots:] & (TERMINATED | TRUNCATED)).nonzero()
+        t += max(0, len(end) - r.slots)
+        num, oldest = len(t) + np.count_nonzero(gap[0]), r.oldest(r.time + len(end))
+        make_room(self.finals, int(num), oldest * r.num_envs)
         if gap[0].any(): self.cut(gap[0].nonzero()[0])
+        if len(t): self.finals.push((r.time + t) * r.num_envs + i, b.next_obs[t, i][x.newest])
 
     def cut(self,
         envs: np.ndarray,  # (n,) int64
@@ -546,7 +604,7 @@ class ReplayWriter(ReplayLog):
         x.rows['end'][(r.time - 1) % (r.slots + 1), envs] = TRUNCATED
         self.finals.push((r.time - 1) * r.num_envs + envs, self.led[envs][x.newest])
 
-# %% ../../nbs/32_data.replay.ipynb #081436ee
+# %% ../../nbs/32_data.replay.ipynb #dc347448
 class ReplaySource(ReplayWriter):
     "Finds transitions"
     def draw(self,
@@ -557,6 +615,7 @@ class ReplaySource(ReplayWriter):
         if not len(self):
             raise ReplayError('sample: given an empty buffer, expected transitions; '
                               'fix: add first')
+        if n < 1: raise ReplayError(f'sample: given {n}, expected 1 or more; fix: n=1')
         r, x = self.ring, self.arrays
         low, high = r.oldest(r.time) * r.num_envs, r.time * r.num_envs
         if 2 * self.gaps > high - low:
@@ -626,19 +685,20 @@ class ReplayReader(ReplaySource):
         end = ahead['end'][m - 1, np.arange(len(m))]
         return ahead[0], reward, end, self.discounts[m, end], (index + N * (m - 1)) % r.size
 
-# %% ../../nbs/32_data.replay.ipynb #265e5d6a
+# %% ../../nbs/32_data.replay.ipynb #3beea85e
 class ReplayBuffer(ReplayReader):
     "The last `capacity` transitions of N environments, to be drawn again and again"
     def layout(self) -> dict[str, Any]:  # plain values
         "What must be the same in a buffer that shall go on with a state"
-        x, o = self.arrays, self.observation_spec
-        return dict(slots=self.ring.slots, num_envs=self.num_envs,
-                    row=str(x.row.dtype.descr), frame=f'{o.dtype} {x.frame}')
+        o, a = self.observation_spec, self.action_spec
+        return dict(kind=type(self).__name__, slots=self.ring.slots, num_envs=self.num_envs,
+                    observation=f'{o.dtype} {o.shape}', frame_stack=self.arrays.frame_stack,
+                    action=f'{a.kind} {a.dtype} {a.shape} {a.nvec}')
 
     def state_dict(self) -> dict[str, Any]:  # arrays and plain values
         "All that another process needs to go on from here"
         r, f, x = self.ring, self.finals, self.arrays
-        filled, kept = min(r.time, r.slots) + 1, slice(f.first, f.end)
+        filled, kept = r.filled(), f.since(r.oldest(r.time) * r.num_envs)
         frames = {} if x.frames is None else dict(frames=x.frames[:filled])
         return dict(layout=self.layout(), time=r.time, gaps=self.gaps, led=self.led,
                     led_end=self.led_end, rows=x.rows[:filled].view(np.uint8),
@@ -646,14 +706,14 @@ class ReplayBuffer(ReplayReader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # as state_dict gave it
         "Go on from a saved state"
-        if (given := state['layout']) != self.layout():
+        if (given := state.get('layout')) != self.layout():
             raise ReplayError(f'replay: given the state of a buffer with {given}, expected '
                               f'{self.layout()}; fix: build it from the config of that run')
         f, x, filled = self.finals, self.arrays, len(state['rows'])
         f.first = f.end = 0
         make_room(f, len(state['final_keys']), 0)
         f.push(state['final_keys'], state['final_obs'])
-        x.rows['end'] = INVALID
+        x.clear(self.ring.filled())
         x.rows[:filled] = np.ascontiguousarray(state['rows']).view(x.row.dtype)
         if x.frames is not None: x.frames[:filled] = state['frames']
         self.ring.time, self.gaps = state['time'], state['gaps']

@@ -15,13 +15,14 @@ __all__ = ['Step', 'IDENTITY_ACTIONS', 'TOYS', 'Toy', 'Bandit', 'bandit_return',
            'Identity', 'identity_rewards', 'Chain', 'chain_values', 'chain_optimal_values', 'BitFlip',
            'bitflip_returns', 'register_toys']
 
-# %% ../../nbs/10_envs.toy.ipynb #48777ff6
+# %% ../../nbs/10_envs.toy.ipynb #b57dcaf6
 from collections.abc import Callable, Sequence
 from math import comb
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
 # %% ../../nbs/10_envs.toy.ipynb #b44b0538
@@ -183,14 +184,16 @@ def chain_optimal_values(
     "Exact optimal values of `Chain`"
     return gamma ** np.arange(n - 1., -1., -1.)
 
-# %% ../../nbs/10_envs.toy.ipynb #c22f44c4
+# %% ../../nbs/10_envs.toy.ipynb #42a96c82
 class BitFlip(Toy):
     "Flip one of `n` bits a step until they equal the goal (arXiv:1707.01495 sec. 3.1)"
     def __init__(
         self,
         n: int = 8,  # number of bits, of actions, and of steps before the cut; ≥ 1
     ) -> None:
-        if n < 1: raise ValueError(f'BitFlip: given n={n} bits, expected 1 or more')
+        if not (isinstance(n, int | np.integer) and n >= 1):
+            raise ValueError(f'BitFlip: given {n=} bits, expected a whole number of 1 or more; '
+                             'for example n=8')
         self.n, names = n, ('observation', 'achieved_goal', 'desired_goal')
         self.observation_space = Dict({name: MultiBinary(n) for name in names})
         self.action_space = Discrete(n)
@@ -224,6 +227,9 @@ class BitFlip(Toy):
         return self.seen()
 
     def step(self, action: int) -> Step:  # which bit, 0 … n-1
+        if not hasattr(self, 'bits'):
+            raise ResetNeeded('BitFlip: given a step, expected a reset before it; '
+                              'fix: env.reset(seed=0)')
         self.bits[action] ^= 1
         self.t += 1
         reached = bool(self.compute_terminated(self.bits, self.goal, {}))

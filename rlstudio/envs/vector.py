@@ -71,7 +71,7 @@ class Goal:
     reward: GoalFunction  # rows of both, two of (B, g) → reward, (B,) float32
     terminated: GoalFunction | None = None  # → does the episode end?, (B,) bool; None: unsaid
 
-# %% ../../nbs/13_envs.vector.ipynb #184f4bdc
+# %% ../../nbs/13_envs.vector.ipynb #c4c31967
 def goal_function(
     compute: Callable[..., Any],  # the env's: (achieved, desired, info) → one answer a row
     achieved: Spec,               # of one achieved goal
@@ -79,11 +79,15 @@ def goal_function(
     dtype: Any,                   # of the answers
 ) -> GoalFunction:                # the same for rows of flat observations
     "Ask an env about rows"
+    name = getattr(compute, '__qualname__', type(compute).__qualname__)
     def _ask(a: np.ndarray, d: np.ndarray) -> np.ndarray:
         both = unflatten(achieved, a), unflatten(desired, d)
-        answer = np.asarray(compute(*both, {}), dtype)
+        try: answer = np.asarray(compute(*both, {}), dtype)
+        except KeyError as e:
+            raise EnvError(f'{name} needs info[{e}], which is not remembered; '
+                           'fix: hindsight: 0') from e
         if answer.shape == (len(a),): return answer
-        raise EnvError(f'{compute.__qualname__}: given {len(a)} goals, it answers with shape '
+        raise EnvError(f'{name}: given {len(a)} goals, it answers with shape '
                        f'{answer.shape}, expected ({len(a)},); fix: reduce the last axis only')
     return _ask
 

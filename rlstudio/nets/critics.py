@@ -4,7 +4,7 @@ Learning from a replay buffer needs a critic $Q(s, a)$ of *actions*, and three p
 
 - `UnitActions` gives every component of an action the range [-1, 1], whatever the unit of the world.
 - `TwinCritics` asks two networks, and `min_q` believes the more modest one.
-- `Target` is a slow copy to learn from, moved by `polyak_` averaging.
+- `TargetNetwork` is a slow copy to learn from, moved by `polyak_` averaging.
 - `td_loss` joins them, with a weight for each row if the replay is prioritised.
 
 What holds: `critics_vjp`, `td_loss_vjp` and `min_q_vjp` are the same without autograd, equal to rounding; a target with `tau=1` is a copy bit for
@@ -14,9 +14,9 @@ bit, with `tau=0` it rests; a target never gets a gradient."""
 
 # %% auto #0
 __all__ = ['UnitActions', 'TwinCritics', 'critics_vjp', 'plain_mlps', 'min_q', 'min_q_vjp', 'td_loss', 'td_loss_vjp', 'polyak_',
-           'Target']
+           'TargetNetwork']
 
-# %% ../../nbs/24_nets.critics.ipynb #3a164fb1
+# %% ../../nbs/24_nets.critics.ipynb #7f09c822
 import copy
 from typing import Any
 
@@ -25,27 +25,27 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import NetConfig
-from ..core.spec import ArraySpec, SpecError
+from ..core.spec import ArraySpec, Spec, SpecError
 from .by_hand import SLOPES, Pull, mlp_vjp
 from .dists import Array
 from .modules import MLP, FlatParameters, flatten_parameters
 
-# %% ../../nbs/24_nets.critics.ipynb #81864a5e
+# %% ../../nbs/24_nets.critics.ipynb #01aebec0
 class UnitActions:
     "The actions of a bounded box, with every component in [-1, 1]"
     def __init__(self,
-        spec: ArraySpec,   # of one action: a box, all ends finite
+        spec: Spec,   # of one action: a box, all ends finite
     ) -> None:
-        if spec.kind != 'box' or not spec.bounded: raise SpecError(
-            f'{spec.name}: given a {spec.kind} with bounds {_ends(spec)}, expected a box '
-            'with finite ones; fix: give the action space a finite low and high, or use ppo '
-            '(or dqn, for one choice out of n)')
+        if not (isinstance(spec, ArraySpec) and spec.kind == 'box' and spec.bounded):
+            raise SpecError(f'{spec.name}: given {_told(spec)}, expected a box with finite '
+                            'bounds; fix: give the action space a finite low and high, or '
+                            'use ppo (or dqn, for one choice out of n)')
         low, high = (np.ravel(end).astype(np.float64) for end in (spec.low, spec.high))
         self.shape, self.n = spec.shape, spec.flat_dim
         self.centre = ((low + high) / 2).astype(np.float32)      # c, (n,)
         self.half = ((high - low) / 2).astype(np.float32)        # h, (n,)
-        width = np.where(self.half > 0, self.half, 1)
-        self.inverse = ((self.half > 0) / width).astype(np.float32)   # 1/h, (n,)
+        self.inverse = np.divide(1, self.half, out=np.zeros_like(self.half),
+                                 where=self.half > 0)            # 1/h, (n,)
 
     def to_unit(self, action: Array) -> Array:   # env units (*lead, *shape) → (*lead, n)
         "From the world's units to [-1, 1], flat"
@@ -57,12 +57,18 @@ class UnitActions:
         a = unit * _like(unit, self.half) + _like(unit, self.centre)
         return a.reshape((*unit.shape[:-1], *self.shape))
 
-def _like(x: Array, constant: np.ndarray) -> Array:
+def _like(
+    x: Array,               # NumPy or torch
+    constant: np.ndarray,   # (n,) float32
+) -> Array:                 # (n,), of x's kind, type and device
     return constant if isinstance(x, np.ndarray) else torch.as_tensor(
         constant, dtype=x.dtype, device=x.device)
 
-def _ends(spec: ArraySpec) -> str:
-    return f'{np.min(spec.low):g} … {np.max(spec.high):g}'
+def _told(
+    spec: Spec,   # any
+) -> str:         # its kind and bounds, for an error
+    if not isinstance(spec, ArraySpec): return 'a tree of specs'
+    return f'a {spec.kind} with bounds {np.min(spec.low):g} … {np.max(spec.high):g}'
 
 # %% ../../nbs/24_nets.critics.ipynb #85649de4
 class TwinCritics(nn.Module):
@@ -150,13 +156,13 @@ def min_q_vjp(
 
     return np.take_along_axis(q, which, 0)[0], pull
 
-# %% ../../nbs/24_nets.critics.ipynb #0d7cb665
+# %% ../../nbs/24_nets.critics.ipynb #76709fa3
 def td_loss(
     q: Tensor,                      # Q(s, a) of each critic, (num, B)
     target: Tensor,                 # y, (B,), without gradient
     weight: Tensor | None = None,   # of each row, (B,); None: ones
 ) -> Tensor:                        # a number
-    "½ mean squared TD error, summed over the critics, arXiv:1802.09477 alg. 1"
+    "Summed over critics: as 1802.09477 alg. 1, with the ½ of 1812.05905 eq. 5"
     error = (q - target).square()
     return .5 * (error if weight is None else error * weight).mean(-1).sum()
 
@@ -171,7 +177,7 @@ def td_loss_vjp(
     G = (error if weight is None else error * weight) * np.float32(1 / q.shape[1])
     return .5 * float(np.vdot(G, error)), G
 
-# %% ../../nbs/24_nets.critics.ipynb #2f2a5fe3
+# %% ../../nbs/24_nets.critics.ipynb #02e3cb0a
 def polyak_(
     target: Tensor,   # (P,), changed in place
     source: Tensor,   # (P,)
@@ -180,10 +186,11 @@ def polyak_(
     "target ← (1 − τ) target + τ source, arXiv:1509.02971 alg. 1"
     if not 0 <= tau <= 1: raise ValueError(
         f'polyak_: given tau = {tau}, expected 0 ≤ tau ≤ 1; 0.005 is usual, 1 copies')
-    target.detach().lerp_(source.detach(), tau)
+    if tau == 1: target.detach().copy_(source.detach())   # lerp: inf − inf is NaN
+    else: target.detach().lerp_(source.detach(), tau)
 
-# %% ../../nbs/24_nets.critics.ipynb #981d941a
-class Target:
+# %% ../../nbs/24_nets.critics.ipynb #565eecd7
+class TargetNetwork:
     "The slow copy of a module: it is asked, never trained"
     def __init__(self,
         module: nn.Module,   # any module, on its final device

@@ -416,7 +416,7 @@ def flatten_parameters(
     flat.zero_grad()
     return flat
 
-# %% ../../nbs/22_nets.modules.ipynb #2dcd5f4e
+# %% ../../nbs/22_nets.modules.ipynb #9c00a51d
 class FlatAdam:
     "Adam, arXiv:1412.6980 alg. 1, on one flat vector: `torch.optim.Adam(fused=True)` bit for bit"
     def __init__(self,
@@ -432,22 +432,21 @@ class FlatAdam:
         "Move the vector against its gradient"
         if self.vector.grad is None: raise RuntimeError(
             'FlatAdam.step: given no gradient, expected one in vector.grad; run backward first')
-        with torch.no_grad():
-            self.count += 1
-            torch._fused_adam_([self.vector], [self.vector.grad], [self.mean], [self.square],
-                               [], [self.count], lr=self.lr, beta1=.9, beta2=.999,
-                               weight_decay=0., eps=self.eps, amsgrad=False, maximize=False)
+        self.count += 1
+        torch._fused_adam_([self.vector.detach()], [self.vector.grad], [self.mean],
+                           [self.square], [], [self.count], lr=self.lr, beta1=.9, beta2=.999,
+                           weight_decay=0., eps=self.eps, amsgrad=False, maximize=False)
 
     def state_dict(self) -> dict[str, torch.Tensor]:   # under torch's own names
         "What the next step depends on, besides vector and lr"
         return dict(step=self.count, exp_avg=self.mean, exp_avg_sq=self.square)
 
     def load_state_dict(self,
-        state: dict[str, Any],   # as state_dict gave it; arrays or tensors
+        state: dict[str, Any],   # as state_dict gave it; {}: torch's, before its first step
     ) -> None:
         "Go on from a saved state"
         pairs = zip((self.count, self.mean, self.square), ('step', 'exp_avg', 'exp_avg_sq'))
-        for mine, name in pairs: mine.copy_(torch.as_tensor(state[name]))
+        for mine, name in pairs: mine.copy_(torch.as_tensor(state[name] if state else 0.))
 
 # %% ../../nbs/22_nets.modules.ipynb #e0b95389
 def weights_sha256(

@@ -24,11 +24,11 @@ import torch
 
 from .dists import HALF_LOG_2PI, ActionDist, Array, library
 
-# %% ../../nbs/25_nets.squashed.ipynb #4c829acd
+# %% ../../nbs/25_nets.squashed.ipynb #45230a08
 def log_one_minus_tanh2(
     u: Array,  # any real numbers
 ) -> Array:    # log(1 − tanh² u), ≤ 0, same shape
-    "Log of the slope of tanh, exact where tanh² has rounded to one"
+    "Log of the slope of tanh, good even where tanh² has rounded to one"
     xp = library(u)
     far = xp.abs(u)
     return 2 * (math.log(2) - far - xp.log1p(xp.exp(-2 * far)))

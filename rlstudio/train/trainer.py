@@ -81,11 +81,11 @@ class Callback:
     def state_dict(self) -> dict[str, Any]: return {}              # what it remembers
     def load_state_dict(self, state: dict[str, Any]) -> None: ...  # as state_dict gave it
 
-# %% ../../nbs/42_train.trainer.ipynb #e57a8c99
+# %% ../../nbs/42_train.trainer.ipynb #b847797f
 def register_trainer_metrics() -> None:
     "Add the trainer's own rows to the glossary (idempotent)"
     for row in (
-        ('train/iteration', 'number of updates so far', 'iterations', (0, math.inf)),
+        ('train/iteration', 'iterations so far', 'iterations', (0, math.inf)),
         ('train/progress', 'env steps / total steps', '', (0, 1)),
         ('episode/return_mean', 'mean return of the last 100 training episodes', 'reward'),
         ('episode/length_mean', 'mean length of the last 100 training episodes', 'env steps'),
