@@ -96,7 +96,7 @@ class WhiteNoise:
     def state_dict(self) -> dict[str, Any]: return {}              # nothing to remember
     def load_state_dict(self, state: dict[str, Any]) -> None: ...  # as state_dict gave it
 
-# %% ../../nbs/51_algos.off_policy.ipynb #7fe0c7fb
+# %% ../../nbs/51_algos.off_policy.ipynb #ea7b1509
 class OUNoise(WhiteNoise):
     "Noise that stays on one side for a while"
     def __init__(self,
@@ -114,7 +114,10 @@ class OUNoise(WhiteNoise):
 
     def reset(self, ended: np.ndarray) -> None: self.x[ended] = 0        # (N,) bool
     def state_dict(self) -> dict[str, Any]: return dict(x=self.x)        # where it is
-    def load_state_dict(self, state: dict[str, Any]) -> None: self.x[:] = state['x']
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # as state_dict gave it
+        "Go on from there"
+        self.x[:] = state['x']
 
 # %% ../../nbs/51_algos.off_policy.ipynb #65d4219c
 class StepBuffer:
@@ -182,11 +185,11 @@ class OffPolicyConfig(AlgoConfig):
     hindsight: Unit = 0.0                        # share of rows with a goal reached later
     engine: Literal['auto', 'eager', 'numpy'] = 'auto'  # who computes gradients; auto: by hand if it can
 
-# %% ../../nbs/51_algos.off_policy.ipynb #e434148c
+# %% ../../nbs/51_algos.off_policy.ipynb #5da39d17
 def fault(
     key: str,  # which key of the `algo` section
     why: str,  # given, expected, fix
-) -> ConfigError:
+) -> ConfigError:  # to raise
     "A config whose parts do not fit together"
     return ConfigError([Problem('config', 0, 0, f'algo.{key}', why)])
 

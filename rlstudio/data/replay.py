@@ -246,7 +246,7 @@ def end_flags(
     if valid is not None and np.count_nonzero(valid) < valid.size: end[~valid] = INVALID
     return end
 
-# %% ../../nbs/32_data.replay.ipynb #a675e4f9
+# %% ../../nbs/32_data.replay.ipynb #280e6728
 def torn(
     seen: np.ndarray,  # (T, N, …) next_obs of the steps before
     obs: np.ndarray,   # (T, N, …) what the steps began with
@@ -262,7 +262,7 @@ def follows(
     led: np.ndarray,       # (N, …) the newest next_obs so far
     obs: np.ndarray,       # (T, N, …) of the steps after it
     next_obs: np.ndarray,  # (T, N, …) of the same steps
-) -> bool:
+) -> bool:               # False: look closer
     "Does every step begin with the very bytes to which the one before led? (A quick look)"
     return (led.tobytes() == obs[0].tobytes()
             and (len(obs) == 1 or obs[1:].tobytes() == next_obs[:-1].tobytes()))
@@ -328,7 +328,7 @@ def check_settings(
                           'expected the length of their first axis; fix: frame_stack=1 '
                           'stores them whole')
 
-# %% ../../nbs/32_data.replay.ipynb #70c5eeea
+# %% ../../nbs/32_data.replay.ipynb #b24911b7
 def readable(
     size: float,  # bytes
 ) -> str:         # in a unit that suits
@@ -352,9 +352,9 @@ def check_room(
     other = ("storage='disk' (algo.buffer_storage: disk)" if storage.where == 'memory'
              else 'TMPDIR on a larger disk')
     raise ReplayError(f'capacity: given {ring.slots * ring.num_envs:,} transitions of '
-                      f'{each:,} bytes, {readable(size)} with the ends of episodes, expected '
-                      f'at most {readable(storage.free)} of {storage.where}; fix: {fits}'
-                      f'{other}, or frame_stack=k if observations are stacks of k frames')
+                      f'{each:,} bytes, {readable(size)} with the ends of episodes, '
+                      f'expected at most {readable(storage.free)} of {storage.where}; fix: '
+                      f'{fits}{other}, or frame_stack=k if observations are stacks of k frames')
 
 # %% ../../nbs/32_data.replay.ipynb #92bc4f97
 class ReplayArrays:
@@ -561,7 +561,7 @@ class ReplayLog(ReplayBase):
             self.gaps += end.size - len(index)
         self.wrote(index)
 
-# %% ../../nbs/32_data.replay.ipynb #34d85c90
+# %% ../../nbs/32_data.replay.ipynb #9755a77a
 class ReplayWriter(ReplayLog):
     "Adds what fits, and refuses what does not"
     def add(self,
@@ -584,17 +584,19 @@ class ReplayWriter(ReplayLog):
         end: np.ndarray,  # (T, N) flags; TRUNCATED is added where the next step is torn off
     ) -> None:
         "Find what does not follow from the step before, and keep what the ends led to"
-        r, x, before = self.ring, self.arrays, np.concatenate([self.led_end[None], end[:-1]])
+        r, x, T = self.ring, self.arrays, len(end)
+        before = np.concatenate([self.led_end[None], end[:-1]])
         gap = torn(np.concatenate([self.led[None], b.next_obs[:-1]]), b.obs, before, end)
         start = gap | (before != 0)
         if x.frame_stack > 1: check_stacks(b.obs, b.next_obs, end, start)
         end[:-1][gap[1:]] = TRUNCATED
         t, i = (end[-r.slots:] & (TERMINATED | TRUNCATED)).nonzero()
-        t += max(0, len(end) - r.slots)
-        num, oldest = len(t) + np.count_nonzero(gap[0]), r.oldest(r.time + len(end))
+        t += max(0, T - r.slots)
+        num, oldest = len(t) + np.count_nonzero(gap[0]), r.oldest(r.time + T)
         make_room(self.finals, int(num), oldest * r.num_envs)
         if gap[0].any(): self.cut(gap[0].nonzero()[0])
-        if len(t): self.finals.push((r.time + t) * r.num_envs + i, b.next_obs[t, i][x.newest])
+        keys = (r.time + t) * r.num_envs + i
+        if len(keys): self.finals.push(keys, b.next_obs[t, i][x.newest])
 
     def cut(self,
         envs: np.ndarray,  # (n,) int64
