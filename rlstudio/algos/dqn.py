@@ -191,7 +191,7 @@ def register_dqn_metrics() -> None:
         ('schedule/epsilon', 'probability of a random action', '', (0, 1)),
     ): register_metric(*row)
 
-# %% ../../nbs/52_algos.dqn.ipynb #51d1ec83
+# %% ../../nbs/52_algos.dqn.ipynb #fdf9faa3
 class DQN(OffPolicy):
     "Deep Q-learning with the parts of Rainbow, arXiv:1312.5602 to arXiv:1710.02298."
     Config = DQNConfig
@@ -238,7 +238,7 @@ class DQN(OffPolicy):
         self.optimizer.step()
         self.report_errors(batch, error)
         if self.updates % c.target_every == 0: self.target.update(self.flat, c.tau)
-        return {'loss/td': loss, 'value/td_error': float(np.abs(error).sum()) / len(error),
+        return {'loss/td': loss, 'value/td_error': float(np.abs(error).dot(self.ones)) / len(error),
                 'grad/norm': norm, 'schedule/epsilon': self.module.epsilon}
 
     def learned_state(self) -> dict[str, Any]:  # tensors

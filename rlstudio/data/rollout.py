@@ -24,7 +24,7 @@ from ..core.batch import Batch, check_finite
 from ..core.spec import ArraySpec, to_env
 from ..envs.vector import VectorEnv
 
-# %% ../../nbs/31_data.rollout.ipynb #e9fcf268
+# %% ../../nbs/31_data.rollout.ipynb #f26ec64d
 class EpisodeTally:
     "Return and length of the episodes in flight, and of those that ended since last asked."
     def __init__(self, num_envs: int):  # environments N
@@ -39,7 +39,7 @@ class EpisodeTally:
     ) -> None:
         "Count one step of each environment"
         self.running_return += reward
-        self.running_length += valid
+        self.running_length += 1 if valid is True else valid  # a bool is slow to add
         if not np.count_nonzero(done): return
         for i in done.nonzero()[0]:
             self.ended.append((float(self.running_return[i]), int(self.running_length[i])))
