@@ -14,7 +14,7 @@ together. What holds: targets have no gradient; a truncated episode has a value 
 __all__ = ['best_next', 'td_target', 'huber', 'levels', 'quantile_huber', 'dqn_loss', 'quantile_huber_vjp', 'dqn_loss_vjp',
            'gradient_by_autograd', 'gradient_by_hand', 'DQNConfig', 'register_dqn_metrics', 'DQN']
 
-# %% ../../nbs/52_algos.dqn.ipynb #12e401b1
+# %% ../../nbs/52_algos.dqn.ipynb #3262e5d4
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -24,8 +24,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .off_policy import (OffPolicy, OffPolicyConfig, by_hand, linear_epsilon,
-                                       need_actions)
+from .off_policy import (OffPolicy, OffPolicyConfig, Share, by_hand,
+                                       linear_epsilon, need_actions)
 from .ppo import Count, Positive, Unit, as_tensors, clip_gradient_
 from ..core.batch import Batch, check_finite
 from ..core.config import Config as RunConfig
@@ -162,7 +162,7 @@ def gradient_by_hand(
     pull(G)
     return loss, error
 
-# %% ../../nbs/52_algos.dqn.ipynb #2a677584
+# %% ../../nbs/52_algos.dqn.ipynb #6b83553b
 @dataclass(frozen=True, kw_only=True)
 class DQNConfig(OffPolicyConfig):
     "The `algo` section of a config file for DQN."
@@ -171,7 +171,7 @@ class DQNConfig(OffPolicyConfig):
     buffer_size: Annotated[int, Field(ge=1, le=10**12)] = 100_000  # transitions remembered
     train_every: Count = 4              # steps of each env between two bouts of updates
     update_ratio: Positive = 0.25       # gradient updates for each env step
-    tau: Unit = 1.0                     # share of the new in the target network; 1: copy
+    tau: Share = 1.0                    # share of the new in the target network; 1: copy
     target_every: Count = 100           # gradient updates between two moves of the target
     epsilon_start: Unit = 1.0           # probability of a random action at first
     epsilon_end: Unit = 0.05            # probability of a random action at the end
