@@ -81,7 +81,8 @@ x = buffer.gather(np.array([0, length - 1, length]))
 assert x.discount[[0, 2]].min() > .9 and (x.next_obs == content(0, capacity)[1][[0, length - 1, length]].astype(spec.dtype)).all()
 ring = iter(range(10**9))
 one = [batch(*content(t, t + 1)) for t in range(2 * length)]
-serve(held, sample=lambda: buffer.sample(batch_size, rng).torch(), sample_numpy=lambda: buffer.sample(batch_size, rng), add=lambda: buffer.add(one[next(ring) % len(one)]))
+def tensors(b): return [torch.from_numpy(x) for x in (b.obs, b.action, b.reward, b.next_obs, b.discount)]  # what SB3 gives
+serve(held, sample=lambda: tensors(buffer.sample(batch_size, rng)), sample_numpy=lambda: buffer.sample(batch_size, rng), add=lambda: buffer.add(one[next(ring) % len(one)]))
 """
 SB3 = """
 from stable_baselines3.common.buffers import ReplayBuffer
