@@ -329,7 +329,7 @@ def try_out(
     raise ConfigError(Problem(*source.marks.get(tuple(p.key.split('.')), Mark(str(path))),
                               p.key, p.message) for p in problems)
 
-# %% ../../nbs/45_train.run.ipynb #5aa7fdf9
+# %% ../../nbs/45_train.run.ipynb #00b28ffb
 class Run(RunFiles):
     "A folder with a config, and everything that came of it."
     @classmethod
@@ -379,8 +379,8 @@ class Run(RunFiles):
         "Train, then finish; stopped at any point, leave word of it"
         try:
             with stop_on_signals(trainer): trainer.train()
-            if trainer.finished: return finish(self, trainer)
-            reason = trainer.stop_reason
+            reason = trainer.stop_reason or trainer.stop_asked  # also if it came with the last step
+            if trainer.finished and not reason: return finish(self, trainer)
         except KeyboardInterrupt as e: reason = str(e) or 'SIGINT'
         self.note(status='interrupted', stopped_by=reason, env_steps=trainer.env_steps)
         return summarize(self, trainer, 'interrupted')
