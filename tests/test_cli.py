@@ -317,3 +317,17 @@ def test_terminated_while_evaluating(folder: Path) -> None:
 def test_ascii_streams(folder: Path, reference: dict[str, Any]) -> None:
     done = run("rlstudio", "show", reference["run"], PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "+-" in done.stdout, said(done)
+
+
+def test_a_stop_that_comes_with_the_last_step(tmp_path: Path) -> None:
+    "It is not swallowed, and the run is completed later"
+    from rlstudio.train.run import Run
+    from rlstudio.train.trainer import Callback, Trainer
+
+    class Late(Callback):
+        def on_train_end(self, trainer: Trainer) -> None: trainer.stop("SIGTERM")
+
+    run_ = Run.from_config("ppo/cartpole", ["train.total_steps=1024", "eval.episodes=2"], runs_dir=tmp_path)
+    assert run_.train([Late()])["status"] == "interrupted" and run_.manifest["stopped_by"] == "SIGTERM"
+    again = Run.open(run_.folder)
+    assert again.train()["status"] == "completed" and again.manifest["status"] == "completed"
