@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium import spaces
 from support import ROOT, child_env, run, said
 
 from rlstudio.core.config import Config, config_from_dict, load_config
@@ -144,3 +147,30 @@ def test_no_config_is_a_dead_file(path: Path) -> None:
     t = Trainer(load_config(path, [f"algo.learning_starts={steps - steps // 8}", f"train.total_steps={steps}"])).train()
     assert t.env_steps == steps and t.algo.updates > 0  # type: ignore[attr-defined]
     t.env.close()
+
+
+class Film(gymnasium.Env):
+    "Four frames a stack, as a wrapper for Atari gives them: the first one repeated at an episode's start"
+    observation_space, action_space = spaces.Box(0, 255, (4, 36, 36), np.uint8), spaces.Discrete(2)
+
+    def frame(self) -> np.ndarray: return self.np_random.integers(0, 256, (36, 36), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.t, self.seen = 0, [self.frame()] * 4
+        return np.stack(self.seen), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.t, self.seen = self.t + 1, [*self.seen[1:], self.frame()]
+        return np.stack(self.seen), float(action), self.t % 7 == 0, False, {}
+
+
+def test_frames_are_stored_once_and_learned_from() -> None:
+    if "Film-v0" not in gymnasium.registry: gymnasium.register("Film-v0", Film)
+    def algo(stack: int) -> Any:
+        c = config_from_dict(dict(env=dict(id="Film-v0", num_envs=2), algo=SMALL | dict(name="dqn", frame_stack=stack, buffer_size=128, num_steps=32),
+                                  net=dict(hidden=[16], normalize_obs=False, normalize_reward=False), train=dict(total_steps=128)))
+        return Trainer(c).train().algo
+    once, whole = algo(4), algo(1)
+    assert once.updates > 0 and weights_sha256(once.module) == weights_sha256(whole.module)
+    assert once.replay.nbytes < .5 * whole.replay.nbytes
