@@ -13,7 +13,7 @@ Modules:
 - `rlstudio.core.registry`: Algorithms, environments and sinks are found by name; strangers are listed, and loaded only when you allow them.
 - `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and arithmetic that adds up the same way twice.
 - `rlstudio.core.spec`: What an array is, said once: name, shape, type and range.
-- `rlstudio.data.hindsight`: Who missed the goal has reached another one: the memory says which, and pays for it.
+- `rlstudio.data.hindsight`: A failed episode still reached some goal: the memory says which, and pays for it.
 - `rlstudio.data.priority`: Draw more often what surprised most, and say by how much it was drawn too often.
 - `rlstudio.data.replay`: The last million transitions, drawn again and again, exactly as they happened.
 - `rlstudio.data.returns`: From rewards to learning targets, exact at every end of an episode.
