@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlstudio.core.batch import Batch
-from rlstudio.core.config import Config, EnvConfig, NetConfig, TrainConfig
+from rlstudio.core.options import Config, EnvConfig, NetConfig, TrainConfig
 from rlstudio.core.seeding import Streams, arithmetic_threads
 from rlstudio.core.spec import spec_from_space
 from rlstudio.data.hindsight import HindsightReplay

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlstudio.core.batch import Batch
-from rlstudio.core.config import EnvConfig
+from rlstudio.core.options import EnvConfig
 from rlstudio.core.spec import ArraySpec, spec_from_space
 from rlstudio.data import replay
 from rlstudio.data.replay import ReplayBuffer, ReplayError, memory_limit

@@ -10,7 +10,7 @@ import torch
 from support import ROOT, run, said
 from test_off_policy import config as off_policy
 
-from rlstudio.core.config import Config, config_from_dict
+from rlstudio.core.options import Config, config_from_dict
 from rlstudio.core.seeding import Streams, untouched_generators
 from rlstudio.nets.modules import weights_sha256
 from rlstudio.train.trainer import Trainer

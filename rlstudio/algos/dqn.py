@@ -27,8 +27,9 @@ from torch import Tensor
 from .off_policy import (OffPolicy, OffPolicyConfig, Share, by_hand,
                                        linear_epsilon, need_actions)
 from .ppo import Count, Positive, Unit, as_tensors, clip_gradient_
-from ..core.batch import Batch, check_finite
-from ..core.config import Config as RunConfig
+from ..core.batch import Batch
+from ..core.finite import check_finite
+from ..core.options import Config as RunConfig
 from ..core.seeding import Streams
 from ..data.rollout import Collector
 from ..envs.vector import VectorEnv

@@ -29,15 +29,16 @@ from pydantic import Field
 
 from .ppo import Count, Positive, Schedule, Unit, anneal
 from ..core.batch import Batch
-from ..core.config import AlgoConfig
-from ..core.config import Config as RunConfig
-from ..core.plain import ConfigError, Problem
+from ..core.options import AlgoConfig
+from ..core.options import Config as RunConfig
+from ..core.options import ConfigError, Problem
 from ..core.seeding import Streams
 from ..core.spec import ArraySpec
 from ..data.hindsight import HindsightReplay
 from ..data.priority import PrioritizedReplay
 from ..data.replay import ReplayBuffer, ReplayError
-from ..data.rollout import Collector, aligned_zeros
+from ..data.rollout import Collector
+from ..core.batch import aligned_zeros
 from ..envs.vector import VectorEnv
 from ..nets.modules import FlatAdam, RLModule
 from ..train.metrics import register_metric

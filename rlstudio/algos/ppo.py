@@ -26,10 +26,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.batch import Batch, check_finite
-from ..core.config import AlgoConfig
-from ..core.config import Config as RunConfig
-from ..core.plain import ConfigError, Problem
+from ..core.batch import Batch
+from ..core.finite import check_finite
+from ..core.options import AlgoConfig
+from ..core.options import Config as RunConfig
+from ..core.options import ConfigError, Problem
 from ..core.seeding import Streams
 from ..data.returns import gae
 from ..data.rollout import Collector, RolloutBuffer, collect_rollout, next_values

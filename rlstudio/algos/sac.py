@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from .off_policy import (OffPolicy, OffPolicyConfig, by_hand, need_actions,
                                        register_critic_metrics)
 from .ppo import Positive, as_tensors
-from ..core.batch import Batch, check_finite
-from ..core.config import Config as RunConfig
-from ..core.config import NetConfig
+from ..core.batch import Batch
+from ..core.finite import check_finite
+from ..core.options import Config as RunConfig
+from ..core.options import NetConfig
 from ..core.seeding import Streams
 from ..core.spec import ArraySpec
 from ..envs.vector import VectorEnv

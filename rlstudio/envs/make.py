@@ -24,7 +24,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from ..core.config import EnvConfig
+from ..core.options import EnvConfig
 from ..core.registry import suggest
 from .toy import register_toys
 

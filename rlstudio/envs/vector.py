@@ -30,7 +30,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from ..core.config import EnvConfig
+from ..core.options import EnvConfig
 from ..core.registry import envs as native_envs
 from ..core.spec import (
     ArraySpec, Spec, SpecError, TreeSpec, flat_spec, flatten, spec_from_space, unflatten)

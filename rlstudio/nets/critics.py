@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.config import NetConfig
+from ..core.options import NetConfig
 from ..core.spec import ArraySpec, Spec, SpecError
 from .by_hand import SLOPES, Pull, mlp_vjp
 from .dists import Array

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from ..core.batch import Batch
-from ..core.config import NetConfig
+from ..core.options import NetConfig
 from ..core.spec import ArraySpec, SpecError
 from .dists import ActionDist, DiagGaussian, dist_for
 from .normalize import RewardScale, RunningNorm

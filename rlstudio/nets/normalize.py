@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.batch import check_finite
+from ..core.finite import check_finite
 
 # %% ../../nbs/21_nets.normalize.ipynb #3cc93a6d
 @dataclass(frozen=True)

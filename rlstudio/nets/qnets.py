@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from ..core.batch import Batch
-from ..core.config import NetConfig
+from ..core.options import NetConfig
 from ..core.spec import ArraySpec, SpecError
 from .by_hand import Pull, mlp_vjp
 from .dists import Array

@@ -31,8 +31,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from rlstudio.core.config import EnvConfig
-    from rlstudio.train.run import Run
+    from rlstudio.core.options import EnvConfig
+    from rlstudio.runs.run import Run
     from rlstudio.train.trainer import Callback, Trainer
 else: Callback = object  # the trainer asks for the methods, not for the class
 

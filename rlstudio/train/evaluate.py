@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.batch import check_finite
-from ..core.config import EnvConfig, EvalConfig
+from ..core.finite import check_finite
+from ..core.options import EnvConfig, EvalConfig
 from ..core.seeding import Streams
 from ..core.spec import to_env
 from ..envs.make import reward_threshold

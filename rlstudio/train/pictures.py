@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rlstudio.core.config import EnvConfig
+    from rlstudio.core.options import EnvConfig
     from rlstudio.nets.modules import RLModule
 
 # %% ../../nbs/44_train.pictures.ipynb #29509e80

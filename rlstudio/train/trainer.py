@@ -24,9 +24,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..core.batch import Batch, NonFiniteError
-from ..core.config import AlgoConfig
-from ..core.config import Config as RunConfig
+from ..core.batch import Batch
+from ..core.finite import NonFiniteError
+from ..core.options import AlgoConfig
+from ..core.options import Config as RunConfig
 from ..core.registry import algos
 from ..core.seeding import Streams, arithmetic_threads
 from ..data.rollout import Collector
