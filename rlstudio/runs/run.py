@@ -306,7 +306,7 @@ def summarize(
 def try_out(
     config: Config,                 # loaded, each value right by itself
     settings: Settings,             # of the workspace
-    places: Places = {},            # where its keys stand
+    places: Places,                 # where its keys stand
 ) -> None:
     "Put a training together and take it apart again; `ConfigError` if that fails"
     for name in settings.sinks: sinks.get(name)
