@@ -12,11 +12,12 @@ Modules:
 - `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name; strangers are listed, and loaded only when you allow them.
 - `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and arithmetic that adds up the same way twice.
 - `rlstudio.core.spec`: What an array is, said once: name, shape, type and range.
-- `rlstudio.data.hindsight`: Who missed the goal has reached another one: the memory says which, and pays for it.
+- `rlstudio.data.hindsight`: A failed episode still reached some goal: the memory says which, and pays for it.
 - `rlstudio.data.priority`: Draw more often what surprised most, and say by how much it was drawn too often.
-- `rlstudio.data.replay`: A million past transitions in a ring: each stored once, drawn in microseconds, exactly as it happened.
+- `rlstudio.data.replay`: The last million transitions, drawn again and again, exactly as they happened.
 - `rlstudio.data.returns`: From rewards to learning targets, exact at every end of an episode.
 - `rlstudio.data.rollout`: The steps of many environments, written once into arrays that the learner reads without a copy.
+- `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
 - `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for hardly more than the price of one.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
 - `rlstudio.envs.snapshot`: The exact state of any environment: where its generator stood at the last reset, and what was done since.
