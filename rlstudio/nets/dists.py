@@ -30,6 +30,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 
+from .tape import Var, node
 from ..core.spec import ArraySpec, SpecError, TreeSpec
 
 Array: TypeAlias = Any   # a NumPy array or a torch tensor; what comes in goes out
@@ -37,14 +38,14 @@ Array: TypeAlias = Any   # a NumPy array or a torch tensor; what comes in goes o
 # %% ../../nbs/20_nets.dists.ipynb #e1834e76
 def library(x: Array) -> ModuleType:   # an array or tensor
     "The library whose functions fit `x`: `numpy` or `torch`"
-    return torch if isinstance(x, torch.Tensor) else np
+    return np if isinstance(x, np.ndarray | np.generic) else torch
 
 # %% ../../nbs/20_nets.dists.ipynb #fdf99654
 def log_softmax(
     logits: Array,   # any real numbers, (*lead, n)
 ) -> Array:          # their log-probabilities, (*lead, n)
     "Log-probabilities of logits, over the last axis"
-    if isinstance(logits, torch.Tensor): return torch.log_softmax(logits, -1)
+    if not isinstance(logits, np.ndarray): return logits.log_softmax(-1)
     z = logits - np.maximum.reduce(logits, -1, keepdims=True)
     return z - np.log(np.add.reduce(np.exp(z), -1, keepdims=True))
 
@@ -54,7 +55,7 @@ def pick(
     index: Array,   # which one of each row, (*lead,) int64 in [0, n)
 ) -> Array:         # x[..., index], (*lead,)
     "One value of each row"
-    if isinstance(x, torch.Tensor): return x.gather(-1, index[..., None])[..., 0]
+    if not isinstance(x, np.ndarray): return x.gather(-1, index[..., None]).squeeze(-1)
     rows = x.reshape(-1, x.shape[-1])
     return rows[np.arange(len(rows)), index.reshape(-1)].reshape(index.shape)
 
@@ -63,7 +64,45 @@ def entropy_of(
     logp: Array,   # log-probabilities, (*lead, n)
 ) -> Array:        # nats in [0, log n], (*lead,)
     "Entropy of a choice"
+    if isinstance(logp, Var): return entropy_node(logp)
     return -(library(logp).exp(logp) * logp).sum(-1)
+
+def entropy_node(
+    logp: Var,   # log-probabilities, (*lead, n)
+) -> Var:        # (*lead,)
+    "`entropy_of` as one node of the tape"
+    y = logp.value
+    p = np.exp(y)
+    return node(-np.add.reduce(p * y, -1), lambda G, _: logp.receive(p * (y + 1) * -G[..., None]), logp)
+
+def pick_rows(
+    x: Array,       # values, (B, n, K)
+    index: Array,   # which one of each row, (B,) int64
+) -> Array:         # x[row, index[row]], (B, K)
+    "One row of numbers of each table"
+    if isinstance(x, torch.Tensor): return x[torch.arange(len(x), device=x.device), index]
+    if isinstance(x, np.ndarray): return x[np.arange(len(x)), index]
+    rows, i = np.arange(len(x)), index.value
+    def pull(G: np.ndarray, _: Any) -> None:
+        full = np.zeros_like(x.value)
+        full[rows, i] = G
+        x.receive(full)
+    return node(x.value[rows, i], pull, x)
+
+def like(
+    constant: np.ndarray,   # any array
+    x: Array,               # an array, a tensor or a variable
+) -> Array:                 # the constant, of a kind, type and place that go with x
+    "A constant beside something of any kind"
+    if isinstance(x, torch.Tensor): return torch.as_tensor(constant, dtype=x.dtype, device=x.device)
+    return constant
+
+def as_plain(
+    x: Array,        # an array, a tensor or a variable
+) -> np.ndarray:     # its numbers
+    "The numbers of anything"
+    if isinstance(x, Var): return x.value
+    return x.numpy(force=True) if isinstance(x, torch.Tensor) else x
 
 # %% ../../nbs/20_nets.dists.ipynb #33b7ac23
 def inverse_cdf(
@@ -189,7 +228,7 @@ def log_sigmoid(
     x: Array,   # logits
 ) -> Array:     # log σ(x), same shape
     "Logarithm of the logistic function"
-    if isinstance(x, torch.Tensor): return torch.nn.functional.logsigmoid(x)
+    if not isinstance(x, np.ndarray): return torch.nn.functional.logsigmoid(x)
     return -np.logaddexp(0, -x)
 
 # %% ../../nbs/20_nets.dists.ipynb #4a31b8ff

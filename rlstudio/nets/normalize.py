@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from ..core.finite import check_finite
+from .tape import Var
 
 # %% ../../nbs/21_nets.normalize.ipynb #3cc93a6d
 @dataclass(frozen=True)
@@ -114,11 +115,13 @@ class RunningNorm(RunningMoments):
         self._refresh()
 
     def forward(self,
-        x: torch.Tensor,   # raw observations, (*lead, *shape)
-    ) -> torch.Tensor:     # about ±1, same shape
-        return ((x - self.shift) * self.scale).clamp(-self.clip, self.clip)
+        x: Any,   # raw observations, (*lead, *shape): an array, a tensor, or a variable
+    ) -> Any:     # about ±1, the same shape and kind
+        if isinstance(x, torch.Tensor): return ((x - self.shift) * self.scale).clamp(-self.clip, self.clip)
+        if isinstance(x, Var): return Var(self.array(x.value), x.tape)
+        return self.array(x)
 
-    def numpy(self,
+    def array(self,
         x: np.ndarray,   # raw observations, (*lead, *shape)
     ) -> np.ndarray:     # about ±1, same shape
         "`forward` for arrays, on the CPU"
@@ -171,7 +174,7 @@ class RewardScale(RunningMoments):
         "What to divide a reward by: sqrt(var + eps), and 1 before the first update"
         return float((self.var + self.eps).sqrt()) if self.count else 1.
 
-    def numpy(self,
+    def array(self,
         reward: np.ndarray,   # raw rewards, any shape
     ) -> np.ndarray:          # scaled and clipped, float32
         "Scaled rewards, for learning only: what is reported stays raw"
