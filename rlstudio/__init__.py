@@ -7,10 +7,11 @@ Modules:
 - `rlstudio.algos.ppo`: Proximal policy optimisation: improve the policy with the data at hand, but not further than the data can be trusted.
 - `rlstudio.algos.sac`: Soft actor-critic: as much reward as possible, acting as randomly as that allows.
 - `rlstudio.algos.td3`: Twin delayed deep deterministic policy gradient: a policy that climbs its critic, and three precautions against a critic that is wrong.
+- `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
 - `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
 - `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name; strangers are listed, and loaded only when you allow them.
-- `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and arithmetic that adds up the same way twice.
+- `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
 - `rlstudio.core.spec`: What an array is, said once: name, shape, type and range.
 - `rlstudio.data.hindsight`: A failed episode still reached some goal: the memory says which, and pays for it.
 - `rlstudio.data.priority`: Draw more often what surprised most, and say by how much it was drawn too often.
@@ -30,14 +31,14 @@ Modules:
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.qnets`: What is each action worth? One network answers for all of them, as a number or as a distribution, and the best answer acts.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
+- `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
+- `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
 - `rlstudio.studio.cli`: Five commands over the same objects that the notebooks use: run, resume, evaluate, show, list.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
-- `rlstudio.train.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
-- `rlstudio.train.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
 
 __version__ = "0.1.0.dev0"

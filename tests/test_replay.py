@@ -22,7 +22,7 @@ from rlstudio.data import replay
 from rlstudio.data.replay import ReplayBuffer, ReplayError, memory_limit
 from rlstudio.data.rollout import Collector
 from rlstudio.envs.vector import make_vector
-from rlstudio.train.checkpoint import load_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import load_checkpoint, save_checkpoint
 
 PAIR = spec_from_space(spaces.Box(-np.inf, np.inf, (2,)), "obs")
 THREE = spec_from_space(spaces.Discrete(3), "action")
