@@ -179,15 +179,16 @@ def chain_values(
     r[-1] = p[-1]
     return np.linalg.solve(np.eye(n) - gamma * P, r)
 
-# %% ../../nbs/10_envs.toy.ipynb #8234dd04
+# %% ../../nbs/10_envs.toy.ipynb #06ee5ef8
 def chain_optimal_values(
     n: int = 5,           # number of states
     gamma: float = 0.99,  # discount γ in [0, 1]
 ) -> np.ndarray:          # v* of each state, (n,) float64
     "Exact optimal values of `Chain`"
-    return np.power(gamma, np.arange(n - 1., -1., -1.))
+    values: np.ndarray = gamma ** np.arange(n - 1., -1., -1.)
+    return values
 
-# %% ../../nbs/10_envs.toy.ipynb #42a96c82
+# %% ../../nbs/10_envs.toy.ipynb #9515348c
 class BitFlip(Toy):
     "Flip one of `n` bits a step until they equal the goal (arXiv:1707.01495 sec. 3.1)"
     def __init__(
@@ -208,7 +209,8 @@ class BitFlip(Toy):
         info: Any,             # not used
     ) -> np.ndarray:           # are all of them equal?, (…) bool
         "Does the episode end there? For one goal or for a batch of them"
-        return (achieved == desired).all(-1)
+        reached: np.ndarray = (achieved == desired).all(-1)
+        return reached
 
     def compute_reward(
         self,
