@@ -5,7 +5,7 @@
 - a **native** env steps all its copies as arrays. It is registered by name; chapter `envs.classic` has five.
 - `InProcess` steps any Gymnasium id, one copy after the other, in this process. Its snapshots are exact where the env allows it, and it can
   draw pictures.
-- `GymVector` translates Gymnasium's own vector envs, whenever they restart their episodes.
+- `GymVector` translates Gymnasium's own vector envs, in whichever step they restart their episodes.
 
 All three return the same fields and raise the same errors, so no later chapter knows which one it has."""
 

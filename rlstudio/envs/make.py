@@ -167,9 +167,9 @@ def make_env(
     except Exception as e:
         raise EnvError(f'{config.id} cannot be made with {kwargs}: {e}') from e
 
-# %% ../../nbs/11_envs.make.ipynb #eb825857
+# %% ../../nbs/11_envs.make.ipynb #3593a069
 def reward_threshold(
     env_id: str,     # a Gymnasium id with its version
-) -> float | None:   # mean return of an episode; None if nobody has set one
+) -> float | None:   # mean return of an episode; None if it has none
     "The return that counts as solved"
     return env_spec(env_id).reward_threshold
