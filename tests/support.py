@@ -76,7 +76,7 @@ def disguise() -> dict[str, str]:
     simple = {"x86_64": "Nehalem" if "Haswell" in here["blas"] else "Haswell"}.get(here["system"].split()[-1], "ARMV8")
     wide = [name for name in dispatched if re.search("AVX512|V4|SVE", name)]
     return {"OPENBLAS_CORETYPE": simple, "ATEN_CPU_CAPABILITY": "avx2" if here["torch_simd"] == "AVX512" else "default",
-            "NPY_DISABLE_CPU_FEATURES": " ".join(wide or dispatched)}
+            "NPY_DISABLE_CPU_FEATURES": " ".join([*os.environ.get("NPY_DISABLE_CPU_FEATURES", "").split(), *(wide or dispatched)])}
 
 
 def run(*args: object, cwd: Path = ROOT, timeout: float = 600, coverage: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
