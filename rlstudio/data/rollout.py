@@ -25,7 +25,7 @@ import numpy as np
 
 from ..core.batch import Batch, allocate
 from ..core.finite import check_finite
-from ..core.spec import Spec, to_env
+from ..core.spec import to_env
 from ..envs.vector import VectorEnv
 from ..nets.modules import RLModule
 
@@ -181,7 +181,7 @@ class RolloutBuffer:
         emitted: dict[str, Any],  # what `act` gives and shall be stored, name → spec or schema
     ) -> None:
         self.num_steps, self.num_envs = num_steps, env.num_envs
-        inputs, rest = {}, {}
+        inputs, rest = dict[str, Any](), dict[str, Any]()
         for name, spec in (emitted | env.fields).items():
             (inputs if name in ('obs', 'mask', 'state') else rest)[name] = spec
         del rest['final_obs']
@@ -212,7 +212,8 @@ def collect(
         put(seen, t, stepper.seen)
         out = act(stepper.seen, t)
         world = stepper.step(out)
-        for name, x in rows.items(): put(x, t, out.fields[name] if name in out.fields else world.fields[name])
+        given = world.fields | out.fields
+        for name, x in rows.items(): put(x, t, given[name])
         for i in (world.terminated | world.truncated).nonzero()[0].tolist():
             last = dict(obs=world.final_obs, state=out.state) if stateful else dict(obs=world.final_obs)
             buffer.finals.append((t, i, copied(Batch(**last)[i])))
