@@ -18,11 +18,13 @@ Modules:
 - `rlstudio.data.returns`: From rewards to learning targets, exact at every end of an episode.
 - `rlstudio.data.rollout`: The steps of many environments, written once into arrays that the learner reads without a copy.
 - `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
-- `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for hardly more than the price of one.
+- `rlstudio.envs.backends`: Any Gymnasium id, and any of Gymnasium's own vector envs, behind the one contract.
+- `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
+- `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
-- `rlstudio.envs.snapshot`: The exact state of any environment: where its generator stood at the last reset, and what was done since.
-- `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly: an algorithm is proved on them, not just watched.
-- `rlstudio.envs.vector`: N environments behind one contract: arrays in, arrays out, and no last observation is ever lost.
+- `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
+- `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
+- `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.nets.by_hand`: Backpropagation through an actor-critic, written out in NumPy: the same numbers as autograd, in a fraction of the time.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics that answer, a slow copy of them that holds still, and the loss between the two.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.

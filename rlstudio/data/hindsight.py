@@ -22,7 +22,7 @@ import numpy as np
 from ..core.batch import Batch
 from .replay import Relabeller, discount_table, n_step_return, put_finals
 from .storage import ReplayError, ReplayMemory
-from ..envs.vector import Goal
+from ..envs.goals import Goal
 
 # %% ../../nbs/35_data.hindsight.ipynb #72fe2121
 RUNNING = -1  # in `until`: the episode has not ended yet
@@ -217,6 +217,7 @@ class Hindsight(Relabeller):
         batch.reward[rows], over, m = hindsight_return(reached, wanted, steps, goal, self.gamma)
         if len(short := (m < steps).nonzero()[0]):
             at = np.arange(len(batch))[rows][short]
-            batch.next_obs[at] = led_to(memory, batch.index[at] + memory.ring.num_envs * (m[short] - 1))
+            final = (index[short] + memory.ring.num_envs * (m[short] - 1)) % memory.ring.size
+            batch.next_obs[at] = led_to(memory, final)
         if goal.terminated is not None: batch.discount[rows] = self.discounts[m, over.view(np.uint8)]
         swap_goals(batch, rows, wanted, goal.desired)
