@@ -7,10 +7,11 @@ Modules:
 - `rlstudio.algos.ppo`: Proximal policy optimisation: improve the policy with the data at hand, but not further than the data can be trusted.
 - `rlstudio.algos.sac`: Soft actor-critic: as much reward as possible, acting as randomly as that allows.
 - `rlstudio.algos.td3`: Twin delayed deep deterministic policy gradient: a policy that climbs its critic, and three precautions against a critic that is wrong.
+- `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
 - `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
 - `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name; strangers are listed, and loaded only when you allow them.
-- `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and arithmetic that adds up the same way twice.
+- `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
 - `rlstudio.core.spec`: What an array is, said once: name, shape, type and range.
 - `rlstudio.data.hindsight`: A failed episode still reached some goal: the memory says which, and pays for it.
 - `rlstudio.data.priority`: Draw more often what surprised most, and say by how much it was drawn too often.
