@@ -14,9 +14,10 @@ from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlstudio.core.arithmetic import arithmetic_threads
 from rlstudio.core.batch import Batch
 from rlstudio.core.options import Config, EnvConfig, NetConfig, TrainConfig
-from rlstudio.core.seeding import Streams, arithmetic_threads
+from rlstudio.core.seeding import Streams
 from rlstudio.core.spec import ArraySpec, spec_from_space
 from rlstudio.data.hindsight import Hindsight
 from rlstudio.data.priority import Prioritized, SumTree

@@ -29,7 +29,8 @@ from ..core.finite import NonFiniteError
 from ..core.options import AlgoConfig
 from ..core.options import Config as RunConfig
 from ..core.registry import algos
-from ..core.seeding import Streams, arithmetic_threads
+from ..core.arithmetic import arithmetic_threads
+from ..core.seeding import Streams
 from ..data.rollout import Collector
 from ..envs.vector import VectorEnv, make_vector
 from ..nets.modules import RLModule
