@@ -33,14 +33,14 @@ Modules:
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.qnets`: What is each action worth? One network answers for all of them, as a number or as a distribution, and the best answer acts.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
+- `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
+- `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
 - `rlstudio.studio.cli`: Five commands over the same objects that the notebooks use: run, resume, evaluate, show, list.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
-- `rlstudio.train.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
-- `rlstudio.train.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
 
 __version__ = "0.1.0.dev0"

@@ -59,7 +59,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, 'tests')
 from test_off_policy import *
-from rlstudio.train.checkpoint import latest_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import latest_checkpoint, save_checkpoint
 half, folder, ends = sys.argv[1], Path(sys.argv[2]), {}
 for case in CASES:
     t, k = Trainer(config(case)), random.Random(case).randint(6, 11)

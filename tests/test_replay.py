@@ -23,7 +23,7 @@ from rlstudio.data.replay import ReplayBuffer, ReplayPart, Sampler, Uniform
 from rlstudio.data.rollout import Collector
 from rlstudio.data.storage import ReplayError, memory_limit
 from rlstudio.envs.backends import make_vector
-from rlstudio.train.checkpoint import load_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import load_checkpoint, save_checkpoint
 
 PAIR = spec_from_space(spaces.Box(-np.inf, np.inf, (2,)), "obs")
 THREE = spec_from_space(spaces.Discrete(3), "action")

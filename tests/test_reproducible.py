@@ -17,7 +17,7 @@ from rlstudio.core.arithmetic import changed_facts, identity, identity_key
 from rlstudio.core.options import Config, config_from_dict
 from rlstudio.core.seeding import Streams, untouched_generators
 from rlstudio.nets.modules import weights_sha256
-from rlstudio.train.checkpoint import latest_checkpoint
+from rlstudio.runs.checkpoint import latest_checkpoint
 from rlstudio.train.trainer import Callback, Trainer
 
 GOLDEN = ROOT / "tests" / "golden.json"
@@ -46,7 +46,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, 'tests')
 from test_reproducible import *
-from rlstudio.train.checkpoint import latest_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import latest_checkpoint, save_checkpoint
 half, folder, ends = sys.argv[1], Path(sys.argv[2]), {}
 for world in WORLDS:
     t, k = Trainer(config(world)), random.Random(world).randint(1, 5)
