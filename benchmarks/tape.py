@@ -8,6 +8,7 @@ the batch to the gradient in the flat vector, by autograd and by the tape (chapt
 one round is what means anything; a machine's speed drifts.
 """
 import argparse
+import os
 import statistics
 import timeit
 from typing import Any
@@ -71,7 +72,7 @@ def main() -> None:
             for k in range(options.rounds):
                 order = list(ways) if k % 2 else list(ways)[::-1]
                 rounds.append({name: timeit.timeit(ways[name], number=options.calls) / options.calls * 1e6 for name in order})
-                if not options.no_store: append(RESULTS / "tape.jsonl", record(width=width, rows=rows, round=k + 1, **rounds[-1]))
+                if not options.no_store: append(RESULTS / "tape.jsonl", record(width=width, rows=rows, round=k + 1, load=round(os.getloadavg()[0], 1), **rounds[-1]))
             middle = [statistics.median(r[name] for r in rounds) for name in ways]
             lines.append([width, rows, *middle, statistics.median(r["autograd"] / r["tape"] for r in rounds)])
     print(table(("width", "rows", "autograd µs", "tape µs", "× tape"), lines))

@@ -363,3 +363,20 @@ def test_readme_is_fresh() -> None:
 def test_notebooks_have_stable_names() -> None:
     wrong = [p.name for p in notebooks() if not re.fullmatch(r"(index|\d\d_[a-z0-9_]+\.[a-z0-9_]+)\.ipynb", p.name)]
     assert not wrong, f"chapters are named NN_package.module.ipynb: {wrong}"
+
+
+# The tape
+
+def not_in_torch(names: Iterator[str]) -> list[str]:
+    "Names that no tensor has: a loss that uses one of them would not run on torch"
+    return [n for n in names if not n.startswith("_") and not hasattr(nn.Parameter, n)]
+
+
+def test_the_tape_speaks_torch() -> None:
+    "Every public method and property of `Var` is one of torch.Tensor, apart from what makes it a variable"
+    tape = import_module("rlstudio.nets.tape")
+    assert sorted(not_in_torch(iter(vars(tape.Var)))) == ["needs", "receive", "tape", "value"]
+
+
+def test_tape_gate_can_fail() -> None:
+    assert not_in_torch(iter(["exp", "clip", "shape", "_hidden", "shrink", "logsoftmax"])) == ["shrink", "logsoftmax"]

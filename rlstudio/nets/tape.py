@@ -1,4 +1,4 @@
-"""Backpropagation in a page: a loss is written once, and runs on torch tensors or, several times faster for small networks, on NumPy arrays.
+"""Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
 
 To learn is to follow a gradient. For networks of 64 units, torch spends most of its time on bookkeeping around small operations. NumPy has far less of it,
 but NumPy has no gradients. This chapter adds them. A `Tape` is a list: of each result, and of the way back from it. A `Var` is an array whose history is on
@@ -17,14 +17,14 @@ What holds: values and gradients equal autograd's to rounding. `torch.no_grad` i
 __all__ = ['Pull', 'TORCH_FUNCTIONS', 'SPENT', 'TapeError', 'Sink', 'unbroadcast', 'on_tape', 'node', 'parameter_var', 'array_of',
            'operand', 'unary', 'binary', 'comparison', 'plain_array', 'Var', 'tape_of', 'Spent', 'Tape']
 
-# %% ../../nbs/20_nets.tape.ipynb #756431e3
+# %% ../../nbs/20_nets.tape.ipynb #892f45cb
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
 
-# %% ../../nbs/20_nets.tape.ipynb #f13155c8
+# %% ../../nbs/20_nets.tape.ipynb #2090dd8a
 Pull: TypeAlias = Callable[..., Any]   # pull(G, sink): the way back from a result
 
 class TapeError(TypeError, AttributeError):
@@ -36,7 +36,7 @@ class TapeError(TypeError, AttributeError):
     ) -> None:
         super().__init__(f'{given}; fix: {fix}')
 
-# %% ../../nbs/20_nets.tape.ipynb #6dfd29c2
+# %% ../../nbs/20_nets.tape.ipynb #9d34bc62
 class Sink:
     "Where gradients of parameters go: the first is written to its place, others are added"
     def __init__(self,
@@ -78,7 +78,7 @@ class Sink:
         for key, at in self.places.items():
             if key not in self.written: at[...] = 0
 
-# %% ../../nbs/20_nets.tape.ipynb #dde420e1
+# %% ../../nbs/20_nets.tape.ipynb #a7a2c499
 def unbroadcast(
     G: np.ndarray,             # a gradient
     shape: tuple[int, ...],    # of what was stretched to the shape of G
@@ -89,7 +89,7 @@ def unbroadcast(
     axes = tuple(i for i, n in enumerate(shape) if n == 1 and G.shape[i] != 1)
     return np.add.reduce(G, axes, keepdims=True) if axes else G
 
-# %% ../../nbs/20_nets.tape.ipynb #ccf52820
+# %% ../../nbs/20_nets.tape.ipynb #2af85e0b
 def on_tape(
     value: Any,    # the result, an array
     pull: Pull,    # the way back from it
@@ -110,7 +110,7 @@ def node(
         if p.needs and torch.is_grad_enabled(): return on_tape(value, pull, p.tape)
     return Var(value, parents[0].tape)
 
-# %% ../../nbs/20_nets.tape.ipynb #375306b3
+# %% ../../nbs/20_nets.tape.ipynb #b79c12a5
 def parameter_var(
     p: torch.Tensor,   # a parameter or a constant, on the CPU
     tape: Any,         # a `Tape`; None: nowhere
@@ -137,7 +137,7 @@ def operand(
     if isinstance(x, Var): return x
     return parameter_var(x, tape) if isinstance(x, torch.Tensor) else Var(x, tape)
 
-# %% ../../nbs/20_nets.tape.ipynb #1a63d87b
+# %% ../../nbs/20_nets.tape.ipynb #08517bb4
 def unary(
     f: Callable[[Any], Any],            # y = f(x), on arrays
     slope: Callable[[Any, Any], Any],   # (x, y) → dy/dx
@@ -178,12 +178,12 @@ def plain_array(
     if isinstance(x, Var): return x.value
     return x.numpy(force=True) if isinstance(x, torch.Tensor) else x
 
-# %% ../../nbs/20_nets.tape.ipynb #f98eec37
+# %% ../../nbs/20_nets.tape.ipynb #5312e224
 def _log_softmax(x: np.ndarray, dim: int) -> np.ndarray:
     z = x - np.maximum.reduce(x, dim, keepdims=True)
     return z - np.log(np.add.reduce(np.exp(z), dim, keepdims=True))
 
-# %% ../../nbs/20_nets.tape.ipynb #dd2823b7
+# %% ../../nbs/20_nets.tape.ipynb #70f6d637
 class Var:
     "An array whose history is on a tape; its methods are named as torch's are"
     __slots__ = 'value', 'tape', 'needs', 'grad'
@@ -260,7 +260,8 @@ class Var:
         def pull(G: Any, _: Sink) -> None:
             if dim is not None and not keepdim: G = np.expand_dims(G, dim)
             self.receive(np.broadcast_to(G, x.shape))
-        return node(np.add.reduce(x, dim, keepdims=keepdim), pull, self)
+        y = np.add.reduce(x, dim, keepdims=keepdim)   # type: ignore[call-overload]
+        return node(y, pull, self)
     def mean(self, dim: Any = None, keepdim: bool = False) -> 'Var':   # dim: as in `sum`
         x = self.value
         if dim is not None:
@@ -327,7 +328,7 @@ class Var:
         if not hasattr(cls, name): raise TapeError(f'given torch.{name}, expected a function that the tape has')
         return getattr(cls, name)(operand(args[0], tape_of(args)), *args[1:], **said)
 
-# %% ../../nbs/20_nets.tape.ipynb #d2ce293b
+# %% ../../nbs/20_nets.tape.ipynb #167908e1
 def tape_of(
     things: Iterable[Any],   # variables and others
 ) -> Any:                    # a `Tape`, or None
@@ -352,7 +353,7 @@ def _where(condition: Any, a: Any, b: Any) -> Var:
         if b.needs: b.receive(unbroadcast(np.where(c, 0, G).astype(G.dtype), b.shape))
     return node(np.where(c, a.value, b.value), pull, a, b)
 
-# %% ../../nbs/20_nets.tape.ipynb #2e6ee089
+# %% ../../nbs/20_nets.tape.ipynb #48631849
 def _linear(x: Any, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Var:
     if not isinstance(x, Var) or x.ndim != 2: raise TapeError(
         f'linear: given {type(x).__name__} of shape {tuple(x.shape)}, expected a Var (B, n)', 'reshape to (B, n) first')
@@ -366,7 +367,7 @@ def _linear(x: Any, weight: torch.Tensor, bias: torch.Tensor | None = None) -> V
     needed = torch.is_grad_enabled() and (x.needs or learns)
     return on_tape(y, pull, x.tape) if needed else Var(y, x.tape)
 
-# %% ../../nbs/20_nets.tape.ipynb #bfc5f75f
+# %% ../../nbs/20_nets.tape.ipynb #2ba5f4ab
 def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Var:
     if len(shape) != 1: raise TapeError(f'layer_norm: given the shape {tuple(shape)}, expected one axis')
     centred = x - x.mean(-1, True)
@@ -384,7 +385,7 @@ TORCH_FUNCTIONS: dict[str, Callable[..., Var]] = {   # name in torch → what th
     'cat': _cat, 'concat': _cat, 'stack': _stack, 'where': _where, 'linear': _linear,
     'layer_norm': _layer_norm, 'log_sigmoid': _log_sigmoid, 'silu': _silu}
 
-# %% ../../nbs/20_nets.tape.ipynb #1057fd36
+# %% ../../nbs/20_nets.tape.ipynb #42d5aa65
 class Spent:
     "The gradient of a result whose history is gone"
     def __add__(self, G: Any) -> NoReturn: raise TapeError(
