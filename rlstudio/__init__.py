@@ -2,11 +2,7 @@
 
 Modules:
 
-- `rlstudio.algos.dqn`: Deep Q-learning, from the plain form of 2013 to Rainbow: learn what each action is worth from what is remembered, and take the best.
-- `rlstudio.algos.off_policy`: What DQN, SAC and TD3 have in common: act, remember, and learn again and again from what is remembered.
-- `rlstudio.algos.ppo`: Proximal policy optimisation: improve the policy with the data at hand, but not further than the data can be trusted.
-- `rlstudio.algos.sac`: Soft actor-critic: as much reward as possible, acting as randomly as that allows.
-- `rlstudio.algos.td3`: Twin delayed deep deterministic policy gradient: a policy that climbs its critic, and three precautions against a critic that is wrong.
+- `rlstudio.algos.common`: An agent, its parts, and one gradient step for each loss: an algorithm says what its losses are, and this chapter does the rest.
 - `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
 - `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
@@ -17,7 +13,7 @@ Modules:
 - `rlstudio.data.priority`: Draw more often what surprised most, and say by how much it was drawn too often.
 - `rlstudio.data.replay`: The last million transitions, drawn again and again, exactly as they happened.
 - `rlstudio.data.returns`: From rewards to learning targets, exact at every end of an episode.
-- `rlstudio.data.rollout`: The steps of many environments, written once into arrays that the learner reads without a copy.
+- `rlstudio.data.rollout`: One loop steps an agent in its environments; what happens is written once, into arrays that the learner reads without a copy.
 - `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
 - `rlstudio.envs.backends`: Any Gymnasium id, and any of Gymnasium's own vector envs, behind the one contract.
 - `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
@@ -26,12 +22,8 @@ Modules:
 - `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
 - `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
-- `rlstudio.nets.by_hand`: Backpropagation through an actor-critic, written out in NumPy: the same numbers as autograd, in a fraction of the time.
-- `rlstudio.nets.critics`: How good is this action in this state? Two critics that answer, a slow copy of them that holds still, and the loss between the two.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
-- `rlstudio.nets.modules`: A policy and a value function behind one contract: fast to act with, pure to learn with.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
-- `rlstudio.nets.qnets`: What is each action worth? One network answers for all of them, as a number or as a distribution, and the best answer acts.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
