@@ -156,8 +156,9 @@ def binary(
 ) -> Callable[..., 'Var']:                    # a method of `Var`
     "An operation of two operands"
     def method(self: 'Var', x: Any) -> 'Var':
-        o, a = operand(x, self.tape), self.value
-        b = o.value
+        o = x if type(x) is Var else operand(x, self.tape)
+        a, b = self.value, o.value
+        if not (self.needs or o.needs): return Var(f(a, b), self.tape)   # nobody to go back to
         def pull(G: np.ndarray, _: Sink) -> None:
             if self.needs: self.receive(unbroadcast(back_a(G, a, b), a.shape))
             if o.needs: o.receive(unbroadcast(back_b(G, a, b), b.shape))
@@ -287,9 +288,11 @@ class Var:
         return node(x.reshape(*shape), lambda G, _: self.receive(G.reshape(x.shape)), self)
     view = reshape
     def squeeze(self, dim: int) -> 'Var':     # without an axis of size 1
-        return node(self.value.squeeze(dim), lambda G, _: self.receive(np.expand_dims(G, dim)), self)
+        x = self.value
+        return node(x.squeeze(dim), lambda G, _: self.receive(G.reshape(x.shape)), self)
     def unsqueeze(self, dim: int) -> 'Var':   # with a new axis of size 1
-        return node(np.expand_dims(self.value, dim), lambda G, _: self.receive(G.squeeze(dim)), self)
+        x = self.value
+        return node(np.expand_dims(x, dim), lambda G, _: self.receive(G.reshape(x.shape)), self)
     def expand_as(self, other: Any) -> 'Var':   # stretched to the shape of another
         x = self.value
         return node(np.broadcast_to(x, other.shape), lambda G, _: self.receive(unbroadcast(G, x.shape)), self)
