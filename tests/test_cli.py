@@ -321,7 +321,7 @@ def test_ascii_streams(folder: Path, reference: dict[str, Any]) -> None:
 
 def test_a_stop_that_comes_with_the_last_step(tmp_path: Path) -> None:
     "It is not swallowed, and the run is completed later"
-    from rlstudio.train.run import Run
+    from rlstudio.runs.run import Run
     from rlstudio.train.trainer import Callback, Trainer
 
     class Late(Callback):

@@ -14,9 +14,10 @@ import pytest
 from gymnasium import spaces
 from support import ROOT, child_env, run, said
 
-from rlstudio.core.config import Config, config_from_dict, load_config
+from rlstudio.core.options import Config, config_from_dict
 from rlstudio.core.seeding import untouched_generators
-from rlstudio.nets.modules import weights_sha256
+from rlstudio.nets.flat import weights_sha256
+from rlstudio.runs.config import load_config
 from rlstudio.train.trainer import Trainer
 
 SMALL: dict[str, Any] = dict(batch_size=16, learning_starts=64, num_steps=16, buffer_size=300)
@@ -58,7 +59,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, 'tests')
 from test_off_policy import *
-from rlstudio.train.checkpoint import latest_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import latest_checkpoint, save_checkpoint
 half, folder, ends = sys.argv[1], Path(sys.argv[2]), {}
 for case in CASES:
     t, k = Trainer(config(case)), random.Random(case).randint(6, 11)
@@ -140,11 +141,11 @@ def test_mistakes_are_explained(args: tuple[str, ...], hints: list[str], tmp_pat
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!p]*/*.yaml"), key=str), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_no_config_is_a_dead_file(path: Path) -> None:
     "Every configuration learns for a few updates, on its own world, with its own networks"
-    c = load_config(path)
+    c = load_config(path)[0]
     assert c.train.total_steps % (c.algo.num_steps * c.env.num_envs) == 0, "the budget is no whole number of iterations"  # type: ignore[attr-defined]
     Trainer(c).env.close()
     steps = c.algo.num_steps * c.env.num_envs  # type: ignore[attr-defined]
-    t = Trainer(load_config(path, [f"algo.learning_starts={steps - steps // 8}", f"train.total_steps={steps}"])).train()
+    t = Trainer(load_config(path, [f"algo.learning_starts={steps - steps // 8}", f"train.total_steps={steps}"])[0]).train()
     assert t.env_steps == steps and t.algo.updates > 0  # type: ignore[attr-defined]
     t.env.close()
 

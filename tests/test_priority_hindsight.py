@@ -15,17 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlstudio.core.batch import Batch
-from rlstudio.core.config import Config, EnvConfig, NetConfig, TrainConfig
-from rlstudio.core.seeding import Streams, arithmetic_threads
+from rlstudio.core.options import Config, EnvConfig, NetConfig, TrainConfig
+from rlstudio.core.arithmetic import arithmetic_threads
+from rlstudio.core.seeding import Streams
 from rlstudio.core.spec import ArraySpec, spec_from_space
 from rlstudio.data.hindsight import Hindsight
 from rlstudio.data.priority import Prioritized, SumTree
 from rlstudio.data.replay import ReplayBuffer, Uniform
-from rlstudio.data.rollout import Collector
+from rlstudio.data.rollout import Stepper
 from rlstudio.data.storage import ReplayError
+from rlstudio.envs.backends import make_vector
+from rlstudio.envs.goals import Goal
 from rlstudio.envs.toy import BitFlip, bitflip_returns
-from rlstudio.envs.vector import Goal, VectorEnv, make_vector
-from rlstudio.train.checkpoint import load_checkpoint
+from rlstudio.envs.vector import VectorEnv
+from rlstudio.runs.checkpoint import load_checkpoint
 
 QUAD = spec_from_space(Box(-np.inf, np.inf, (4,)), "obs")
 PUSH = spec_from_space(Discrete(2), "action")
@@ -483,26 +486,6 @@ def test_beta_is_set_through_the_sampler() -> None:
     assert replay.sample(9, np.random.default_rng(0)).weight.min() < .5
 
 
-@pytest.mark.parametrize("name", ["dqn-interrupted", "sac-interrupted"])
-def test_states_of_version_1_go_on(name: str) -> None:
-    "Replay states in checkpoints that were written when a buffer was one of three classes"
-    folder = max((Path(__file__).parent / "fixtures" / "v1" / name / "checkpoints").iterdir())
-    state = load_checkpoint(folder).state["algo"]["replay"]
-    layout, obs = state["layout"], state["led"]
-    kind, dtype, _, nvec = re.fullmatch(r"(\w+) (\w+) (\(.*?\)) (\(.*\)|None)", layout["action"]).groups()  # type: ignore[union-attr]
-    space = Discrete(int(nvec.strip("(),"))) if kind == "discrete" else Box(-2, 2, (1,), np.dtype(dtype).type)
-    N = layout["num_envs"]
-    def make() -> ReplayBuffer:
-        spec = ArraySpec("obs", obs.shape[1:], obs.dtype)
-        return ReplayBuffer(layout["slots"] * N, N, spec, spec_from_space(space, "action"), sampler=Prioritized() if "priority" in state else None)
-    a, b = make(), make()
-    a.load_state_dict(state)
-    assert len(a) > 0 and a.sample(64, np.random.default_rng(0)).weight.max() == 1
-    b.load_state_dict(a.state_dict())
-    assert equal(*(o.sample(64, np.random.default_rng(0)) for o in (a, b)))
-    assert "kind" in layout and "kind" not in a.state_dict()["layout"]
-
-
 def test_hindsight_needs_flat_observations() -> None:
     with pytest.raises(ReplayError, match=r"hindsight: given observations of shape \(2, 4\), expected flat ones"):
         ReplayBuffer(20, 1, ArraySpec("obs", (2, 4), np.dtype(np.float32)), PUSH, relabel=Hindsight(BOTH))
@@ -511,13 +494,13 @@ def test_hindsight_needs_flat_observations() -> None:
 # BitFlip and what a vector env says about its goals
 
 def walk(env: VectorEnv, steps: int, seed: int = 0) -> Batch:
-    rng, obs, log = np.random.default_rng(seed), env.reset(range(env.num_envs)).copy(), []
+    rng, obs, log = np.random.default_rng(seed), env.reset(range(env.num_envs)).obs.copy(), []
     for _ in range(steps):
         action = env.action_spec.sample(rng, (env.num_envs,))
-        new, reward, terminated, truncated, final = env.step(action)
-        next_obs = np.where((terminated | truncated)[:, None], final, new)
-        log.append([x.copy() for x in (obs, action, reward, terminated, truncated, next_obs)])
-        obs = new.copy()
+        b = env.step(action)
+        next_obs = np.where(b.done[:, None], b.final_obs, b.obs)
+        log.append([x.copy() for x in (obs, action, b.reward, b.terminated, b.truncated, next_obs)])
+        obs = b.obs.copy()
     return Batch(**dict(zip(("obs", "action", "reward", "terminated", "truncated", "next_obs"), map(np.array, zip(*log)))))
 
 
@@ -577,9 +560,9 @@ def test_a_wrapper_that_changes_the_goal_reward_is_asked() -> None:
         def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
             return 2 * self.unwrapped.compute_reward(achieved, desired, info)
 
-    from rlstudio.envs.vector import goal_of
+    from rlstudio.envs.goals import find_goal
     env = gym.wrappers.TimeLimit(Double(BitFlip(3)), 3)
-    goal = goal_of(spec_from_space(env.observation_space), env)
+    goal = find_goal(spec_from_space(env.observation_space), env)
     assert goal is not None and goal.reward(np.eye(3, dtype=np.float32)[:1], np.zeros((1, 3), np.float32)).tolist() == [-2]
 
 
@@ -588,9 +571,10 @@ def test_an_env_whose_reward_needs_info_says_so() -> None:
         def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
             return self.unwrapped.compute_reward(achieved, desired, info) - info["effort"]
 
-    from rlstudio.envs.vector import EnvError, goal_function, goal_of
+    from rlstudio.envs.goals import find_goal, goal_function
+    from rlstudio.envs.make import EnvError
     env = Effort(BitFlip(3))
-    goal = goal_of(spec_from_space(env.observation_space), env)
+    goal = find_goal(spec_from_space(env.observation_space), env)
     rows = np.eye(3, dtype=np.float32)[:2]
     assert goal is not None
     with pytest.raises(EnvError, match=r"compute_reward needs info\['effort'\], which is not remembered; fix: hindsight: 0"): goal.reward(rows, rows)
@@ -621,12 +605,12 @@ def test_dqn_learns_bitflip_with_hindsight_and_not_without(how: dict[str, Any], 
                     train=TrainConfig(total_steps=4000), algo=DQNConfig(name="dqn", learning_starts=500, epsilon_fraction=.3, **how))
     with arithmetic_threads(1):
         env, episodes = make_vector(config.env), []
-        agent, collector = DQN(config, env, Streams(0)), Collector(env, [0, 1, 2, 3])
-        while collector.env_steps < 4000: agent.update(agent.collect(collector), collector.env_steps / 4000)
-        judge = Collector(make_vector(config.env), [4, 5, 6, 7])
-        noise = agent.module.noise(np.random.default_rng(0), (4,))
+        agent = DQN(config, env, Streams(0))
+        stepper = Stepper(env, agent.module, [0, 1, 2, 3])
+        while stepper.env_steps < 4000: agent.update(agent.collect(stepper), stepper.env_steps / 4000)
+        judge = Stepper(make_vector(config.env), agent.module, [4, 5, 6, 7])
         while len(episodes) < 200:
-            judge.step(agent.module.act(judge.obs, noise, greedy=True).action)
-            episodes += [r for r, _ in judge.tally.pop()]
+            judge.step(agent.module.act(judge.seen, greedy=True))
+            episodes += [r for _, r, _ in judge.tally.pop()]
     random, best = bitflip_returns(8)
     assert np.mean(episodes) < random + .7 if below is None else np.mean(episodes) > best - below

@@ -22,7 +22,7 @@ import numpy as np
 from ..core.batch import Batch
 from .replay import Relabeller, discount_table, n_step_return, put_finals
 from .storage import ReplayError, ReplayMemory
-from ..envs.vector import Goal
+from ..envs.goals import Goal
 
 # %% ../../nbs/35_data.hindsight.ipynb #72fe2121
 RUNNING = -1  # in `until`: the episode has not ended yet

@@ -135,7 +135,7 @@ def run(
     with explained(as_json) as emit:
         say = speaker(quiet, as_json)
         say(f'rlstudio {__version__}: {config} {" ".join(given)}'.rstrip())
-        with importing(emit): from rlstudio.train.run import Run
+        with importing(emit): from rlstudio.runs.run import Run
         live(Run.from_config(config, given, runs_dir, name), given, quiet, as_json, emit)
 
 # %% ../../nbs/71_studio.cli.ipynb #3b3181b0
@@ -159,9 +159,10 @@ def live(
     emit: Emit,            # gets the summary
 ) -> None:
     "Train to the end, and say how it went; exits with 130 or 143 when it was stopped"
-    from rlstudio.studio.console import (Progress, files_written, header, next_commands, verdict)
+    from rlstudio.studio.console import (
+        Progress, files_written, next_commands, run_header, verdict)
     say, started = speaker(quiet, as_json), monotonic()
-    say(header(run, overrides))
+    say(run_header(run, overrides))
     progress = Progress(sys.stderr if as_json else sys.stdout, 'silent' if quiet else 'auto')
     try: summary = run.train([progress])
     except Exception as e:
@@ -185,7 +186,7 @@ def resume(
     with explained(as_json) as emit:
         say = speaker(quiet, as_json)
         say(f'rlstudio {__version__}: resume {run}')
-        with importing(emit): from rlstudio.train.run import Run
+        with importing(emit): from rlstudio.runs.run import Run
         live(Run.open(run), [], quiet, as_json, emit)
 
 # %% ../../nbs/71_studio.cli.ipynb #f78730d4
@@ -198,7 +199,7 @@ def evaluate(
 ) -> None:
     "Evaluate the newest weights of a run in fresh episodes"
     with explained(as_json) as emit:
-        with importing(emit): from rlstudio.train.run import Run, judge, locked, summarize
+        with importing(emit): from rlstudio.runs.run import Run, judge, locked, summarize
         r = Run.open(run)
         with locked(r.folder):
             trainer = r.restored()
@@ -213,9 +214,9 @@ def run_row(
     folder: Path,  # a run's folder
 ) -> dict[str, Any]:  # run, algo, env, seed, status, env_steps, eval_return_mean
     "A run in one line"
-    from rlstudio.core.plain import read_file, read_json
+    from rlstudio.runs.yaml import read_file, read_json
     if not (folder / 'config.yaml').is_file():
-        from rlstudio.train.run import RunError
+        from rlstudio.runs.run import RunError
         raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
     manifest, result = (read_json(folder / f'{n}.json') or {} for n in ('manifest', 'result'))
     config = read_file(folder / 'config.yaml').values
@@ -232,7 +233,7 @@ def show(
 ) -> None:
     "What a run is, how it went, and what to do with it"
     with explained(as_json) as emit:
-        from rlstudio.core.plain import read_json
+        from rlstudio.runs.yaml import read_json
         row, manifest, result = run_row(run), *(read_json(run / f'{n}.json') or {}
                                                 for n in ('manifest', 'result'))
         emit(row | dict(manifest=manifest, result=result))
@@ -248,7 +249,7 @@ def card(
     "A run at a glance"
     from rlstudio.studio.console import files_written, labelled, next_commands, verdict
     from rlstudio.train.metrics import read_metrics, series
-    from rlstudio.train.pictures import sparkline
+    from rlstudio.runs.pictures import sparkline
     facts = [f'{row["algo"]} on {row["env"]}, seed {row["seed"]}: {row["status"]}',
              f'level {manifest.get("level", "?")} ({manifest.get("why", "not begun")})']
     means = [float(m) for m in series(list(read_metrics(run)), 'episode/return_mean')[1]]
@@ -282,7 +283,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:  # a row each, equal keys
     "What there is"
     from rlstudio.core import registry
-    from rlstudio.core.config import load_settings, packaged_configs
+    from rlstudio.runs.config import load_settings, packaged_configs
     settings = load_settings()
     if kind is Kind.algos:
         return [dict(name=n, source=s) for n, s in registry.algos.describe().items()]
