@@ -1,10 +1,8 @@
 "Prioritised and hindsight replay under random histories: heavier than what their chapters run."
-import re
 from bisect import bisect_left
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,9 +12,9 @@ from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlstudio.core.arithmetic import arithmetic_threads
 from rlstudio.core.batch import Batch
 from rlstudio.core.options import Config, EnvConfig, NetConfig, TrainConfig
-from rlstudio.core.arithmetic import arithmetic_threads
 from rlstudio.core.seeding import Streams
 from rlstudio.core.spec import ArraySpec, spec_from_space
 from rlstudio.data.hindsight import Hindsight
@@ -28,7 +26,6 @@ from rlstudio.envs.backends import make_vector
 from rlstudio.envs.goals import Goal
 from rlstudio.envs.toy import BitFlip, bitflip_returns
 from rlstudio.envs.vector import VectorEnv
-from rlstudio.runs.checkpoint import load_checkpoint
 
 QUAD = spec_from_space(Box(-np.inf, np.inf, (4,)), "obs")
 PUSH = spec_from_space(Discrete(2), "action")
@@ -484,6 +481,15 @@ def test_beta_is_set_through_the_sampler() -> None:
     assert (replay.sample(9, np.random.default_rng(0)).weight == 1).all()
     replay.sampler.beta = 1.  # type: ignore[attr-defined]
     assert replay.sample(9, np.random.default_rng(0)).weight.min() < .5
+
+
+def test_an_older_state_that_names_its_class_goes_on() -> None:
+    "Until checkpoint version 1 a buffer was one of three classes, and its state said which"
+    (a, _), (b, _) = prioritized(20, 1), prioritized(20, 1)
+    a.add(Moments(1, 0).batch(30, .2, .1))
+    state = a.state_dict()
+    b.load_state_dict(state | dict(layout=dict(kind="PrioritizedReplay", **state["layout"])))
+    assert equal(*(o.sample(9, np.random.default_rng(0)) for o in (a, b))) and "kind" not in state["layout"]
 
 
 def test_hindsight_needs_flat_observations() -> None:
