@@ -20,6 +20,7 @@ Modules:
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
 - `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.
+- `rlstudio.nets.modules`: One contract for every agent: what it sees goes in, what it does comes out, and the network behind it may be ours or yours.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
