@@ -126,7 +126,7 @@ def make_encoder(
     net: NetConfig,               # names it; 'auto': nature for frames, else flat
     observation_spec: ArraySpec,  # of one observation
     rng: np.random.Generator,     # draws the first weights
-) -> nn.Module:                   # (B, *shape) → (B, out); `out` is an attribute
+) -> Any:                         # a module (B, *shape) → (B, out) with `out`, its width
     "The encoder that a config names"
     spec, name = vector_spec(observation_spec), net.encoder
     if name == 'auto': name = 'nature' if is_frames(spec) else 'flat'

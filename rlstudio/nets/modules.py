@@ -24,7 +24,7 @@ __all__ = ['can_read', 'RLModule', 'is_numbers', 'checked_obs', 'required_noise'
 # %% ../../nbs/27_nets.modules.ipynb #07784024
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -123,7 +123,7 @@ class RLModule(nn.Module):
 
 def is_numbers(
     spec: Spec,   # of one observation
-) -> bool:        # one box of numbers that are no pixels?
+) -> TypeGuard[ArraySpec]:   # one box of numbers that are no pixels?
     "Can observations be normalised?"
     return isinstance(spec, ArraySpec) and spec.kind == 'box' and not is_frames(spec)
 
