@@ -17,14 +17,14 @@ What holds: values and gradients equal autograd's to rounding. `torch.no_grad` i
 __all__ = ['Pull', 'TORCH_FUNCTIONS', 'SPENT', 'TapeError', 'Sink', 'unbroadcast', 'on_tape', 'node', 'parameter_var', 'array_of',
            'operand', 'unary', 'binary', 'comparison', 'plain_array', 'Var', 'is_default', 'tape_of', 'Spent', 'Tape']
 
-# %% ../../nbs/20_nets.tape.ipynb #5bf67364
+# %% ../../nbs/20_nets.tape.ipynb #892f45cb
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
 
-# %% ../../nbs/20_nets.tape.ipynb #b6439b11
+# %% ../../nbs/20_nets.tape.ipynb #2090dd8a
 Pull: TypeAlias = Callable[..., Any]   # pull(G, sink): the way back from a result
 
 _USE_AUTOGRAD = ('write it with the methods of nets.tape.Var, or set engine = auto (or autograd) '
@@ -38,7 +38,7 @@ class TapeError(TypeError, AttributeError):
     ) -> None:
         super().__init__(f'{given}; fix: {fix}')
 
-# %% ../../nbs/20_nets.tape.ipynb #1a30c8f4
+# %% ../../nbs/20_nets.tape.ipynb #9d34bc62
 class Sink:
     "Where gradients of parameters go: the first is written to its place, others are added"
     def __init__(self,
@@ -81,7 +81,7 @@ class Sink:
         for key, at in self.places.items():
             if key not in self.written: at[...] = 0
 
-# %% ../../nbs/20_nets.tape.ipynb #6f73b473
+# %% ../../nbs/20_nets.tape.ipynb #a7a2c499
 def unbroadcast(
     G: np.ndarray,             # a gradient
     shape: tuple[int, ...],    # of what was stretched to the shape of G
@@ -92,7 +92,7 @@ def unbroadcast(
     axes = tuple(i for i, n in enumerate(shape) if n == 1 and G.shape[i] != 1)
     return np.add.reduce(G, axes, keepdims=True) if axes else G
 
-# %% ../../nbs/20_nets.tape.ipynb #1e682ca8
+# %% ../../nbs/20_nets.tape.ipynb #2af85e0b
 def on_tape(
     value: Any,    # the result, an array
     pull: Pull,    # the way back from it
@@ -113,7 +113,7 @@ def node(
         if p.needs and torch.is_grad_enabled(): return on_tape(value, pull, p.tape)
     return Var(value, parents[0].tape)
 
-# %% ../../nbs/20_nets.tape.ipynb #01fe046f
+# %% ../../nbs/20_nets.tape.ipynb #b79c12a5
 def parameter_var(
     p: torch.Tensor,   # a parameter or a constant, on the CPU
     tape: Any,         # a `Tape`; None: nowhere
@@ -141,7 +141,7 @@ def operand(
     if isinstance(x, Var): return x
     return parameter_var(x, tape) if isinstance(x, torch.Tensor) else Var(x, tape)
 
-# %% ../../nbs/20_nets.tape.ipynb #ae456e65
+# %% ../../nbs/20_nets.tape.ipynb #08517bb4
 def unary(
     f: Callable[[Any], Any],            # y = f(x), on arrays
     slope: Callable[[Any, Any], Any],   # (x, y) → dy/dx
@@ -160,8 +160,9 @@ def binary(
 ) -> Callable[..., 'Var']:                    # a method of `Var`
     "An operation of two operands"
     def method(self: 'Var', x: Any) -> 'Var':
-        o, a = operand(x, self.tape), self.value
-        b = o.value
+        o = x if type(x) is Var else operand(x, self.tape)
+        a, b = self.value, o.value
+        if not (self.needs or o.needs): return Var(f(a, b), self.tape)   # nobody to go back to
         def pull(G: np.ndarray, _: Sink) -> None:
             if self.needs: self.receive(unbroadcast(back_a(G, a, b), a.shape))
             if o.needs: o.receive(unbroadcast(back_b(G, a, b), b.shape))
@@ -183,12 +184,12 @@ def plain_array(
     if isinstance(x, Var): return x.value
     return x.numpy(force=True) if isinstance(x, torch.Tensor) else x
 
-# %% ../../nbs/20_nets.tape.ipynb #6f45bcbd
+# %% ../../nbs/20_nets.tape.ipynb #5312e224
 def _log_softmax(x: np.ndarray, dim: int) -> np.ndarray:
     z = x - np.maximum.reduce(x, dim, keepdims=True)
     return z - np.log(np.add.reduce(np.exp(z), dim, keepdims=True))
 
-# %% ../../nbs/20_nets.tape.ipynb #b0748aa2
+# %% ../../nbs/20_nets.tape.ipynb #70f6d637
 _ONCE = int, slice, type(None), type(...)   # kinds of index that take no place twice
 
 class Var:
@@ -303,11 +304,11 @@ class Var:
         return node(x.reshape(*shape), lambda G, _: self.receive(G.reshape(x.shape)), self)
     view = reshape
     def squeeze(self, dim: int) -> 'Var':     # without an axis of size 1
-        y = self.value.squeeze(dim)
-        return node(y, lambda G, _: self.receive(np.expand_dims(G, dim)), self)
+        x = self.value
+        return node(x.squeeze(dim), lambda G, _: self.receive(G.reshape(x.shape)), self)
     def unsqueeze(self, dim: int) -> 'Var':   # with a new axis of size 1
-        y = np.expand_dims(self.value, dim)
-        return node(y, lambda G, _: self.receive(G.squeeze(dim)), self)
+        x, y = self.value, np.expand_dims(self.value, dim)
+        return node(y, lambda G, _: self.receive(G.reshape(x.shape)), self)
     def expand_as(self, other: Any) -> 'Var':   # stretched to the shape of another
         x, y = self.value, np.broadcast_to(self.value, other.shape)
         return node(y, lambda G, _: self.receive(unbroadcast(G, x.shape)), self)
@@ -350,7 +351,7 @@ class Var:
             return getattr(cls, name)(operand(args[0], tape_of(args)), *args[1:], **options)
         raise TapeError(f'given torch.{name}, expected a function that the tape has')
 
-# %% ../../nbs/20_nets.tape.ipynb #e783fdb5
+# %% ../../nbs/20_nets.tape.ipynb #167908e1
 def is_default(
     option: str,   # of a function of torch.nn.functional
     value: Any,    # as torch passes it on
@@ -382,7 +383,7 @@ def _where(condition: Any, a: Any, b: Any) -> Var:
         if b.needs: b.receive(unbroadcast(np.where(c, 0, G).astype(G.dtype), b.shape))
     return node(np.where(c, a.value, b.value), pull, a, b)
 
-# %% ../../nbs/20_nets.tape.ipynb #93ce1f1e
+# %% ../../nbs/20_nets.tape.ipynb #48631849
 def _linear(x: Any, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Var:
     if not isinstance(x, Var) or x.ndim != 2: raise TapeError(
         f'linear: given {type(x).__name__} of shape {tuple(x.shape)}, expected a Var (B, n)',
@@ -397,7 +398,7 @@ def _linear(x: Any, weight: torch.Tensor, bias: torch.Tensor | None = None) -> V
     needed = x.tape is not None and torch.is_grad_enabled() and (x.needs or learns)
     return on_tape(y, pull, x.tape) if needed else Var(y, x.tape)
 
-# %% ../../nbs/20_nets.tape.ipynb #9c3bf890
+# %% ../../nbs/20_nets.tape.ipynb #2ba5f4ab
 def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
                 ) -> Var:
     if len(shape) != 1: raise TapeError(
@@ -417,7 +418,7 @@ TORCH_FUNCTIONS: dict[str, Callable[..., Var]] = {   # name in torch → what th
     'cat': _cat, 'concat': _cat, 'stack': _stack, 'where': _where, 'linear': _linear,
     'layer_norm': _layer_norm, 'log_sigmoid': _log_sigmoid, 'silu': _silu}
 
-# %% ../../nbs/20_nets.tape.ipynb #b1dd4219
+# %% ../../nbs/20_nets.tape.ipynb #42d5aa65
 class Spent:
     "The gradient of a result whose history is gone"
     def __add__(self, G: Any) -> NoReturn: raise TapeError(
