@@ -2,35 +2,45 @@
 
 Modules:
 
+- `rlstudio.algos.common`: An agent, its parts, and one gradient step for each loss: an algorithm says what its losses are, and this chapter does the rest.
+- `rlstudio.algos.dqn`: Deep Q-learning, from the plain form of 2013 to Rainbow: learn what each action is worth from what is remembered, and take the best.
+- `rlstudio.algos.off_policy`: What DQN, SAC and TD3 have in common: act, remember, and learn many times from what is remembered.
+- `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
 - `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
 - `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name; strangers are listed, and loaded only when you allow them.
-- `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and arithmetic that adds up the same way twice.
+- `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
 - `rlstudio.core.spec`: What an array is, said once: name, shape, type and range.
 - `rlstudio.data.hindsight`: A failed episode still reached some goal: the memory says which, and pays for it.
 - `rlstudio.data.priority`: Draw more often what surprised most, and say by how much it was drawn too often.
 - `rlstudio.data.replay`: The last million transitions, drawn again and again, exactly as they happened.
 - `rlstudio.data.returns`: From rewards to learning targets, exact at every end of an episode.
+- `rlstudio.data.rollout`: One loop steps an agent in its environments; what happens is written once, into arrays that the learner reads without a copy.
 - `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
-- `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for hardly more than the price of one.
+- `rlstudio.envs.backends`: Any Gymnasium id, and any of Gymnasium's own vector envs, behind the one contract.
+- `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
+- `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
-- `rlstudio.envs.snapshot`: The exact state of any environment: where its generator stood at the last reset, and what was done since.
-- `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly: an algorithm is proved on them, not just watched.
-- `rlstudio.envs.vector`: N environments behind one contract: arrays in, arrays out, and no last observation is ever lost.
+- `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
+- `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
+- `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
 - `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.
+- `rlstudio.nets.flat`: All parameters of a network in one vector: one step of Adam, one slow copy, one name.
+- `rlstudio.nets.layers`: One network for tensors, for arrays and for variables of a tape, with weights that start well.
 - `rlstudio.nets.modules`: One contract for every agent: what it sees goes in, what it does comes out, and the network behind it may be ours or yours.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
+- `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
+- `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
+- `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
 - `rlstudio.studio.cli`: Five commands over the same objects that the notebooks use: run, resume, evaluate, show, list.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
-- `rlstudio.train.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
-- `rlstudio.train.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
 
 __version__ = "0.1.0.dev0"

@@ -1,4 +1,4 @@
-"""One seed a run, a stream of its own for every purpose, and arithmetic that adds up the same way twice.
+"""One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
 
 A run draws random numbers for many purposes: initial weights, exploration, the order of minibatches, every environment. `Streams` gives each purpose
 a generator of its own, derived from the run's seed, the purpose's *name* and an index. So nobody's draws depend on who else draws, and
@@ -6,7 +6,6 @@ adding a stream or an environment shifts no other.
 
 - `Streams`: named generators, integer seeds for environments, and their exact state for a checkpoint.
 - `untouched_generators`: proves that a block of code left the global generators of python, numpy and torch alone.
-- `arithmetic_threads`: one thread for arithmetic, because the order of a sum is part of its result.
 
 The library never draws from, nor seeds, a global generator."""
 
@@ -14,7 +13,7 @@ The library never draws from, nor seeds, a global generator."""
 
 # %% auto #0
 __all__ = ['check_seed', 'seed_sequence', 'make_generator', 'generator_state', 'set_generator_state', 'Streams',
-           'untouched_generators', 'arithmetic_threads']
+           'untouched_generators']
 
 # %% ../../nbs/03_core.seeding.ipynb #965bfcd5
 import hashlib
@@ -167,19 +166,3 @@ def untouched_generators() -> Iterator[None]:
     if moved: raise RuntimeError(
         f'the global generator of {" and ".join(moved)} was used; expected it untouched; '
         "draw from a stream of your own, such as streams['action']")
-
-# %% ../../nbs/03_core.seeding.ipynb #952e8d34
-@contextmanager
-def arithmetic_threads(
-    n: int = 1,  # threads for torch, BLAS and OpenMP, ≥ 1
-) -> Iterator[None]:
-    "Arithmetic on `n` threads inside the block; afterwards as before"
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f'threads: given {n!r}; expected a whole number ≥ 1; 1 is exact')
-    import torch
-    from threadpoolctl import threadpool_limits
-    before = torch.get_num_threads()
-    with threadpool_limits(n):
-        torch.set_num_threads(n)
-        try: yield
-        finally: torch.set_num_threads(before)

@@ -159,9 +159,10 @@ def live(
     emit: Emit,            # gets the summary
 ) -> None:
     "Train to the end, and say how it went; exits with 130 or 143 when it was stopped"
-    from rlstudio.studio.console import (Progress, files_written, header, next_commands, verdict)
+    from rlstudio.studio.console import (
+        Progress, files_written, next_commands, run_header, verdict)
     say, started = speaker(quiet, as_json), monotonic()
-    say(header(run, overrides))
+    say(run_header(run, overrides))
     progress = Progress(sys.stderr if as_json else sys.stdout, 'silent' if quiet else 'auto')
     try: summary = run.train([progress])
     except Exception as e:
@@ -248,7 +249,7 @@ def card(
     "A run at a glance"
     from rlstudio.studio.console import files_written, labelled, next_commands, verdict
     from rlstudio.train.metrics import read_metrics, series
-    from rlstudio.train.pictures import sparkline
+    from rlstudio.runs.pictures import sparkline
     facts = [f'{row["algo"]} on {row["env"]}, seed {row["seed"]}: {row["status"]}',
              f'level {manifest.get("level", "?")} ({manifest.get("why", "not begun")})']
     means = [float(m) for m in series(list(read_metrics(run)), 'episode/return_mean')[1]]
