@@ -2,6 +2,7 @@
 
 Modules:
 
+- `rlstudio.algos.a2c`: Advantage actor-critic: make the actions that went better than expected likelier, a little after every few steps.
 - `rlstudio.algos.common`: An agent, its parts, and one gradient step for each loss: an algorithm says what its losses are, and this chapter does the rest.
 - `rlstudio.algos.on_policy`: Collect with the present policy, learn from it, throw it away.
 - `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
