@@ -2,10 +2,9 @@
 
 Modules:
 
-- `rlstudio.algos.a2c`: Advantage actor-critic: make the actions that went better than expected likelier, a little after every few steps.
 - `rlstudio.algos.common`: An agent, its parts, and one gradient step for each loss: an algorithm says what its losses are, and this chapter does the rest.
-- `rlstudio.algos.on_policy`: Collect with the present policy, learn from it, throw it away.
-- `rlstudio.algos.ppo`: Proximal policy optimisation: improve the policy with the data at hand, but not further than the data can be trusted.
+- `rlstudio.algos.dqn`: Deep Q-learning, from the plain form of 2013 to Rainbow: learn what each action is worth from what is remembered, and take the best.
+- `rlstudio.algos.off_policy`: What DQN, SAC and TD3 have in common: act, remember, and learn many times from what is remembered.
 - `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
 - `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
@@ -28,6 +27,7 @@ Modules:
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
+- `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
