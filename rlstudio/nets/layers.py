@@ -18,7 +18,7 @@ views of the parameters, never copies. Torch's global generator is never touched
 __all__ = ['ACTIVATIONS', 'orthogonal', 'orthogonal_linear', 'Activation', 'affine', 'normed', 'bent', 'MLP', 'mlp_array',
            'mlp_node', 'GaussianMLP']
 
-# %% ../../nbs/24_nets.layers.ipynb #ca608479
+# %% ../../nbs/24_nets.layers.ipynb #26fe62c2
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
