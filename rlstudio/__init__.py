@@ -2,34 +2,32 @@
 
 Modules:
 
+- `rlstudio.algos.common`: An agent, its parts, and one gradient step for each loss: an algorithm says what its losses are, and this chapter does the rest.
 - `rlstudio.algos.dqn`: Deep Q-learning, from the plain form of 2013 to Rainbow: learn what each action is worth from what is remembered, and take the best.
-- `rlstudio.algos.off_policy`: What DQN, SAC and TD3 have in common: act, remember, and learn again and again from what is remembered.
-- `rlstudio.algos.ppo`: Proximal policy optimisation: improve the policy with the data at hand, but not further than the data can be trusted.
-- `rlstudio.algos.sac`: Soft actor-critic: as much reward as possible, acting as randomly as that allows.
-- `rlstudio.algos.td3`: Twin delayed deep deterministic policy gradient: a policy that climbs its critic, and three precautions against a critic that is wrong.
+- `rlstudio.algos.off_policy`: What DQN, SAC and TD3 have in common: act, remember, and learn many times from what is remembered.
 - `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
 - `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
 - `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name; strangers are listed, and loaded only when you allow them.
 - `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
 - `rlstudio.core.spec`: What an array is, said once: name, shape, type and range.
-- `rlstudio.data.hindsight`: Who missed the goal has reached another one: the memory says which, and pays for it.
+- `rlstudio.data.hindsight`: A failed episode still reached some goal: the memory says which, and pays for it.
 - `rlstudio.data.priority`: Draw more often what surprised most, and say by how much it was drawn too often.
-- `rlstudio.data.replay`: A million past transitions in a ring: each stored once, drawn in microseconds, exactly as it happened.
+- `rlstudio.data.replay`: The last million transitions, drawn again and again, exactly as they happened.
 - `rlstudio.data.returns`: From rewards to learning targets, exact at every end of an episode.
-- `rlstudio.data.rollout`: The steps of many environments, written once into arrays that the learner reads without a copy.
-- `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for hardly more than the price of one.
+- `rlstudio.data.rollout`: One loop steps an agent in its environments; what happens is written once, into arrays that the learner reads without a copy.
+- `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
+- `rlstudio.envs.backends`: Any Gymnasium id, and any of Gymnasium's own vector envs, behind the one contract.
+- `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
+- `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
-- `rlstudio.envs.snapshot`: The exact state of any environment: where its generator stood at the last reset, and what was done since.
-- `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly: an algorithm is proved on them, not just watched.
-- `rlstudio.envs.vector`: N environments behind one contract: arrays in, arrays out, and no last observation is ever lost.
-- `rlstudio.nets.by_hand`: Backpropagation through an actor-critic, written out in NumPy: the same numbers as autograd, in a fraction of the time.
-- `rlstudio.nets.critics`: How good is this action in this state? Two critics that answer, a slow copy of them that holds still, and the loss between the two.
+- `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
+- `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
+- `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
-- `rlstudio.nets.modules`: A policy and a value function behind one contract: fast to act with, pure to learn with.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
-- `rlstudio.nets.qnets`: What is each action worth? One network answers for all of them, as a number or as a distribution, and the best answer acts.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
+- `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.

@@ -16,7 +16,7 @@ from support import ROOT, child_env, run, said
 
 from rlstudio.core.options import Config, config_from_dict
 from rlstudio.core.seeding import untouched_generators
-from rlstudio.nets.modules import weights_sha256
+from rlstudio.nets.flat import weights_sha256
 from rlstudio.runs.config import load_config
 from rlstudio.train.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"The replay buffer against a list of everything that happened, under any sequence of adds (chapter data.replay)."
+"The replay buffer against a list of everything that happened, under any sequence of adds (chapters data.storage and data.replay)."
 import errno
 import os
 import re
@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from rlstudio.core.batch import Batch
 from rlstudio.core.options import EnvConfig
-from rlstudio.core.spec import ArraySpec, spec_from_space
-from rlstudio.data import replay
-from rlstudio.data.replay import ReplayBuffer, ReplayError, memory_limit
-from rlstudio.data.rollout import Collector
-from rlstudio.envs.vector import make_vector
+from rlstudio.core.spec import ArraySpec, policy_spec, spec_from_space
+from rlstudio.data import storage as storage_chapter
+from rlstudio.data.replay import ReplayBuffer, ReplayPart, Sampler, Uniform
+from rlstudio.data.storage import ReplayError, memory_limit
+from rlstudio.envs.backends import make_vector
 from rlstudio.runs.checkpoint import load_checkpoint, save_checkpoint
 
 PAIR = spec_from_space(spaces.Box(-np.inf, np.inf, (2,)), "obs")
@@ -91,9 +91,9 @@ def film(pair: np.ndarray, k: int) -> np.ndarray:
 
 def holds(buffer: ReplayBuffer, world: World) -> None:
     "The buffer gives every transition that is within reach, as it happened, and nothing else"
-    want = world.expected(buffer.ring.slots, buffer.ring.blurred, buffer.n_step, buffer.gamma)
+    want = world.expected(buffer.memory.ring.slots, buffer.memory.ring.blurred, buffer.n_step, buffer.gamma)
     assert len(buffer) == len(want)
-    for index in range(buffer.ring.size):
+    for index in range(buffer.memory.ring.size):
         if index in want: continue
         with pytest.raises(ReplayError, match=f"index: given {index}, expected the place of a transition"): buffer.gather(np.array([index]))
     if not want:
@@ -143,7 +143,7 @@ def test_last_observations_are_forgotten_no_sooner_and_no_later(steps: int) -> N
     for _ in range(60):
         buffer.add(world.batch(steps, 1.))
         holds(buffer, world)
-    assert len(buffer.finals.keys) < 100  # of at least 120 that there were
+    assert len(buffer.memory.finals.keys) < 100  # of at least 120 that there were
 
 
 # ---- state -------------------------------------------------------------------------------------------------------------
@@ -212,11 +212,12 @@ def test_layouts_that_look_alike_in_memory_are_told_apart(one: dict[str, Any], o
     a.load_state_dict(ReplayBuffer(**config | one).state_dict())
 
 
-def test_what_is_no_state_of_this_class_is_refused() -> None:
-    plain, watched = ReplayBuffer(10, 2, PAIR, THREE), Watched(10, 2, PAIR, THREE)
+def test_what_is_no_state_of_such_a_buffer_is_refused() -> None:
+    plain, watched = ReplayBuffer(10, 2, PAIR, THREE), ReplayBuffer(10, 2, PAIR, THREE, sampler=Watched())
     for state in ({}, dict(rows=np.zeros(3)), watched.state_dict()):
         with pytest.raises(ReplayError, match="replay: given the state of a buffer with .*; fix: build it from the config"): plain.load_state_dict(state)
-    with pytest.raises(ReplayError, match="'kind': 'ReplayBuffer', .* expected {'kind': 'Watched'"): watched.load_state_dict(plain.state_dict())
+    with pytest.raises(ReplayError, match="a buffer with there, expected one without it"): plain.load_state_dict(watched.state_dict())
+    with pytest.raises(ReplayError, match="a buffer without there, expected one with it"): watched.load_state_dict(plain.state_dict())
 
 
 @many
@@ -236,7 +237,7 @@ def test_a_state_does_not_depend_on_what_was_forgotten(num_envs: int, k: int, sl
         one, other = a.state_dict(), b.state_dict()
         assert one.keys() == other.keys()
         for name in one: assert np.array_equal(one[name], other[name]), name
-        if len(one["final_keys"]): assert one["final_keys"][0] >= a.ring.oldest(a.ring.time) * num_envs
+        if len(one["final_keys"]): assert one["final_keys"][0] >= a.memory.ring.oldest(a.memory.ring.time) * num_envs
 
 
 @pytest.mark.parametrize("jump", [0., 1.])
@@ -244,11 +245,11 @@ def test_one_long_add_keeps_only_what_can_be_drawn(jump: float) -> None:
     world, buffer = World(2, 0), ReplayBuffer(60, 2, PAIR, THREE)
     buffer.add(world.batch(5, 1.))
     buffer.add(world.batch(300, 1., 0., jump))  # an end at every step, in one piece
-    assert len(buffer.finals) <= 60 + 2 and len(buffer.finals.keys) < 120
+    assert len(buffer.memory.finals) <= 60 + 2 and len(buffer.memory.finals.keys) < 120
     holds(buffer, world)
     buffer.add(world.batch(300, 0., 0., jump))
     buffer.add(world.batch(4, 1.))
-    assert len(buffer.finals.keys) < 120
+    assert len(buffer.memory.finals.keys) < 120
     holds(buffer, world)
 
 
@@ -316,12 +317,12 @@ def test_settings_are_integers(wrong: dict[str, Any], message: str) -> None:
 def test_nothing_cannot_be_drawn(n: int) -> None:
     buffer = ReplayBuffer(10, 2, PAIR, THREE)
     buffer.add(World(2, 0).batch(3, 0.))
-    with pytest.raises(ReplayError, match=f"sample: given {n}, expected 1 or more"): buffer.sample(n, np.random.default_rng(0))
+    with pytest.raises(ReplayError, match=f"sample: given n={n}, expected 1 or more"): buffer.sample(n, np.random.default_rng(0))
 
 
 def test_every_place_has_its_key() -> None:
     for N, slots in ((1, 1), (2, 5), (3, 4)):
-        ring = replay.Ring(slots, N)
+        ring = storage_chapter.Ring(slots, N)
         for ring.time in range(20):
             keys = ring.key(ring.places(max(0, ring.time - slots), ring.time + 1))
             assert keys.tolist() == [*range(max(0, ring.time - slots) * N, (ring.time + 1) * N)]
@@ -331,13 +332,13 @@ def test_every_place_has_its_key() -> None:
 def test_nothing_to_add_is_nothing() -> None:
     buffer = ReplayBuffer(10, 2, PAIR, THREE)
     buffer.add(World(2, 0).batch(1, 0.)[:0])
-    assert len(buffer) == 0 and buffer.ring.time == 0
+    assert len(buffer) == 0 and buffer.memory.ring.time == 0
 
 
 def test_too_many_ends_are_refused_before_anything_is_written() -> None:
     world = World(1, 0)
     buffer = ReplayBuffer(1000, 1, PAIR, THREE)
-    buffer.finals.storage.free = 100
+    buffer.memory.finals.storage.free = 100
     buffer.add(world.batch(5, 0.))
     with pytest.raises(ReplayError, match="memory: given .* bytes, expected at most .*; fix: a smaller capacity, or more max_bytes"):
         buffer.add(World(1, 1).batch(50, 1.))
@@ -348,26 +349,29 @@ def test_too_many_ends_are_refused_before_anything_is_written() -> None:
 
 # ---- hooks, chance, kinds of actions -----------------------------------------------------------------------------------
 
-class Watched(ReplayBuffer):
-    "Believes its hooks"
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+class Watched(Uniform):
+    "Believes its hooks, and remembers them in its state"
+    def attach(self, memory: Any, n_step: int, gamma: float) -> None:
+        super().attach(memory, n_step, gamma)
         self.there: list[int] = []
 
     def wrote(self, index: np.ndarray) -> None: self.there += index.tolist()
     def forgot(self, index: np.ndarray) -> None: self.there = [i for i in self.there if i not in set(index.tolist())]
+    def state_dict(self) -> dict[str, Any]: return dict(there=np.array(self.there, np.int64))
+    def load_state_dict(self, state: dict[str, Any]) -> None: self.there = state["there"].tolist()
 
 
 @many
 @given(num_envs=st.integers(1, 3), k=st.sampled_from([1, 3]), slots=st.integers(4, 9), seed=st.integers(0, 99), adds=adds)
 def test_hooks_tell_what_can_be_sampled(num_envs: int, k: int, slots: int, seed: int, adds: list) -> None:
     world = World(num_envs, seed, (lambda x: film(x, k)) if k > 1 else np.float32)
-    buffer = Watched(slots * num_envs, num_envs, ArraySpec("obs", (k, 2), np.dtype(np.uint8)) if k > 1 else PAIR, THREE, frame_stack=k)
+    watch, spec = Watched(), ArraySpec("obs", (k, 2), np.dtype(np.uint8)) if k > 1 else PAIR
+    buffer = ReplayBuffer(slots * num_envs, num_envs, spec, THREE, frame_stack=k, sampler=watch)
     for add in adds:
         buffer.add(world.batch(*add))
         want = world.expected(slots, k - 1, 1, .99)
-        assert sorted(buffer.there) == sorted(want)  # each of them once …
-        keys = buffer.ring.key(np.array(buffer.there, int))
+        assert sorted(watch.there) == sorted(want)  # each of them once …
+        keys = buffer.memory.ring.key(np.array(watch.there, int))
         assert (np.diff(keys) > 0).all()  # … and in order of time
 
 
@@ -376,7 +380,7 @@ def test_every_transition_has_the_same_chance(fake: float) -> None:
     world, buffer = World(3, 0), ReplayBuffer(90, 3, PAIR, THREE)
     buffer.add(world.batch(47, .1, fake))
     index, n = buffer.sample(200_000, np.random.default_rng(0)).index, len(buffer)
-    counts = np.bincount(index, minlength=buffer.ring.size)
+    counts = np.bincount(index, minlength=buffer.memory.ring.size)
     there = counts[[*world.expected(30, 0, 1, .99)]]
     chi2 = ((there - len(index) / n)**2).sum() / (len(index) / n)
     assert there.sum() == len(index) and chi2 < n + 5 * (2 * n)**.5
@@ -388,7 +392,7 @@ def test_every_transition_has_the_same_chance(fake: float) -> None:
                                  ArraySpec("obs", (128,), np.dtype(np.uint8)), ArraySpec("obs", (2, 5, 5), np.dtype(np.uint8))])
 def test_every_kind_comes_back_exactly(space: spaces.Space, obs: ArraySpec) -> None:
     rng, spec = np.random.default_rng(0), spec_from_space(space, "action")
-    a = replay.policy_spec(spec)
+    a = policy_spec(spec)
     action = a.sample(rng, (20, 2))
     x = obs.sample(rng, (21, 2))
     no = np.zeros((20, 2), bool)
@@ -403,17 +407,17 @@ def test_every_kind_comes_back_exactly(space: spaces.Space, obs: ArraySpec) -> N
 
 def test_what_a_real_env_did() -> None:
     env = make_vector(EnvConfig(id="CartPole-v1", num_envs=3, max_episode_steps=20))
-    collector, rng, rows = Collector(env, [0, 1, 2]), np.random.default_rng(0), []
+    world, rng, rows = env.reset([0, 1, 2]), np.random.default_rng(0), []
     for _ in range(300):
-        obs, action = collector.obs.copy(), rng.integers(2, size=3)
-        reward, terminated, truncated, final = (x.copy() for x in collector.step(action))
-        done = (terminated | truncated)[:, None]
-        rows.append(dict(obs=obs, action=action, reward=reward, terminated=terminated, truncated=truncated, next_obs=np.where(done, final, collector.obs)))
+        obs, action = world.obs.copy(), rng.integers(2, size=3)
+        after = env.step(action).map(np.copy)
+        rows.append(dict(obs=obs, action=action, reward=after.reward, terminated=after.terminated, truncated=after.truncated,
+                         next_obs=np.where(after.done[:, None], after.final_obs, after.obs)))
     all_rows = Batch(**{k: np.stack([row[k] for row in rows]) for k in rows[0]})
     buffer = ReplayBuffer(600, 3, env.observation_spec, env.action_spec)
     for t in range(0, 300, 4): buffer.add(all_rows[t:t + 4])
     b = buffer.sample(2000, np.random.default_rng(0))
-    t, i = np.divmod(buffer.ring.key(b.index), 3)
+    t, i = np.divmod(buffer.memory.ring.key(b.index), 3)
     for name in ("obs", "action", "reward", "next_obs"): assert (b.fields[name] == all_rows.fields[name][t, i]).all(), name
     assert (b.discount == np.where(all_rows.terminated[t, i], 0, np.float32(.99))).all()
     assert all_rows.truncated.any() and all_rows.terminated.any() and t.min() >= 100
@@ -435,7 +439,7 @@ def test_the_smallest_control_group_counts(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space")
 def test_memory_that_the_system_refuses_is_a_replay_error() -> None:
-    code = ("import resource\nimport numpy as np\nfrom rlstudio.data.replay import Storage\n"
+    code = ("import resource\nimport numpy as np\nfrom rlstudio.data.storage import Storage\n"
             f"resource.setrlimit(resource.RLIMIT_AS, ({2**33}, {2**33}))\nStorage(max_bytes=2**40).zeros((2**33,), np.float32)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ReplayError: memory: given 34,359,738,368 bytes, expected the system to grant them" in done.stderr
@@ -454,7 +458,7 @@ def test_a_disk_buffer_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
     free = os.statvfs(tmp_path).f_bavail
     buffer = ReplayBuffer(2000, 1, spec, THREE, storage="disk")
     assert list(tmp_path.iterdir()) == [] and buffer.nbytes > 2000 * 84 * 84
-    assert not isinstance(buffer.arrays.rows, np.memmap) and free > 0
+    assert not isinstance(buffer.memory.arrays.rows, np.memmap) and free > 0
     with pytest.raises(ReplayError, match="GiB of disk; fix: capacity=.*, or TMPDIR on a larger disk"):
         ReplayBuffer(10**12, 1, spec, THREE, storage="disk")
 
@@ -480,18 +484,64 @@ def test_the_capacity_that_is_recommended_can_be_used(num_envs: int, each: int, 
     assert buffer.nbytes <= max_bytes and len(buffer) == capacity
 
 
-class Counted(ReplayBuffer):
+class Counted(Uniform):
     extra_bytes = 9
 
 
-def test_what_a_subclass_holds_is_counted() -> None:
-    plain, counted = ReplayBuffer(99, 3, PAIR, THREE), Counted(99, 3, PAIR, THREE)
+def test_what_a_part_holds_is_counted() -> None:
+    def make(**how: Any) -> ReplayBuffer: return ReplayBuffer(99, 3, PAIR, THREE, **how)
+    plain, counted = make(), make(sampler=Counted())
     assert counted.nbytes - plain.nbytes == 9 * 34 * 3
-    assert plain.finals.storage.free - counted.finals.storage.free == 9 * 34 * 3
-    enough = 102 * (plain.arrays.row.itemsize + 16 / 8) + 32 * 16
-    ReplayBuffer(99, 3, PAIR, THREE, max_bytes=int(enough))
-    with pytest.raises(ReplayError, match="transitions of 23 bytes"): Counted(99, 3, PAIR, THREE, max_bytes=int(enough))
-    Counted(99, 3, PAIR, THREE, max_bytes=int(enough) + 9 * 102)
+    assert plain.memory.finals.storage.free - counted.memory.finals.storage.free == 9 * 34 * 3
+    enough = 102 * (plain.memory.arrays.row.itemsize + 16 / 8) + 32 * 16
+    make(max_bytes=int(enough))
+    with pytest.raises(ReplayError, match="transitions of 23 bytes"): make(sampler=Counted(), max_bytes=int(enough))
+    make(sampler=Counted(), max_bytes=int(enough) + 9 * 102)
+
+
+def test_a_part_belongs_to_one_buffer() -> None:
+    shared = Watched()
+    ReplayBuffer(10, 2, PAIR, THREE, sampler=shared)
+    with pytest.raises(ReplayError, match="Watched: given one that belongs to another buffer, expected a new one; fix: make one for each"):
+        ReplayBuffer(10, 2, PAIR, THREE, sampler=shared)
+
+
+class Oldest(Sampler):
+    "The least that a sampler has to say"
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        ring = self.memory.ring
+        return ring.places(ring.oldest(ring.time), ring.time)[rng.integers(ring.num_envs, size=n)]
+
+
+def test_a_sampler_is_one_method() -> None:
+    world, buffer = World(2, 0), ReplayBuffer(20, 2, PAIR, THREE, n_step=2, sampler=Oldest())
+    for _ in range(4): buffer.add(world.batch(7, .2))
+    batch = buffer.sample(30, np.random.default_rng(0))
+    assert set(buffer.memory.ring.key(batch.index).tolist()) == {18 * 2, 18 * 2 + 1} and (batch.weight == 1).all()
+    assert equal(buffer.gather(batch.index), Batch(**{k: x for k, x in batch.fields.items() if k != "weight"}))
+    buffer.report(batch.index, np.ones(30))  # nobody minds
+    with pytest.raises(NotImplementedError, match="Sampler: define draw"):
+        nothing = ReplayBuffer(20, 2, PAIR, THREE, sampler=Sampler())
+        nothing.add(world.batch(3, 0.))
+        nothing.sample(1, np.random.default_rng(0))
+
+
+def test_a_part_may_refuse_a_batch_before_anything_is_written() -> None:
+    class Strict(Uniform):
+        def check(self, batch: Batch) -> None:
+            if batch.reward.max() > 99: raise ReplayError("too much")
+
+    world, buffer = World(2, 0), ReplayBuffer(20, 2, PAIR, THREE, sampler=Strict())
+    buffer.add(world.batch(5, .2))
+    before, batch = frozen(buffer.state_dict()), World(2, 1).batch(3, .2)
+    with pytest.raises(ReplayError, match="too much"): buffer.add(batch.replace(reward=batch.reward + 100))
+    assert all(np.array_equal(x, before[k]) for k, x in buffer.state_dict().items())
+
+
+def test_hooks_of_a_part_do_nothing() -> None:
+    part = ReplayPart()
+    assert part.state_dict() == {} and part.extra_bytes == 0
+    for hook in (part.wrote, part.forgot, part.load_state_dict, part.check): assert hook(np.zeros(3)) is None  # type: ignore[operator]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
@@ -507,7 +557,7 @@ def test_memory_is_not_touched_before_it_is_used(storage: str) -> None:
     assert int(done.stdout) < 4_000_000, done.stderr
 
 
-@pytest.mark.skipif(not replay.is_tmpfs("/dev/shm") if os.path.isdir("/dev/shm") else True, reason="needs a tmpfs")
+@pytest.mark.skipif(not storage_chapter.is_tmpfs("/dev/shm") if os.path.isdir("/dev/shm") else True, reason="needs a tmpfs")
 def test_a_disk_that_is_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
     for how in ({}, dict(max_bytes=10**6)):

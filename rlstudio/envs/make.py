@@ -1,7 +1,7 @@
 """From a config to a Gymnasium environment, or to an error that says what to write instead.
 
-`make_env` turns an `EnvConfig` into one `gymnasium.Env`. All that can go wrong is found here, before anything is trained: an id that does not
-exist, a package that is not installed, an argument that the environment does not take. Each is an `EnvError` with the fix.
+`make_env` turns an `EnvConfig` into one `gymnasium.Env`. It finds every mistake before anything is trained: an id that does not exist, a
+package that is not installed, an argument that the environment does not take. Each mistake is an `EnvError` that states the fix.
 
 `env_ids` lists what can be made on this machine, and `reward_threshold` says which return counts as solved."""
 
@@ -11,11 +11,11 @@ exist, a package that is not installed, an argument that the environment does no
 __all__ = ['EXTRAS', 'PLUGINS', 'EnvError', 'missing_extra', 'register_plugin', 'env_ids', 'env_spec', 'env_class',
            'check_kwargs', 'check_render_mode', 'quiet_mujoco', 'make_env', 'reward_threshold']
 
-# %% ../../nbs/11_envs.make.ipynb #fb209f09
+# %% ../../nbs/11_envs.make.ipynb #ba795dd2
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -98,15 +98,15 @@ def env_spec(
         near = '; see rlstudio list envs; if it is from another package, import that first'
     raise EnvError(f'unknown environment {env_id!r}{near}')
 
-# %% ../../nbs/11_envs.make.ipynb #8e7254ba
+# %% ../../nbs/11_envs.make.ipynb #2920dba6
 def env_class(
     spec: EnvSpec,  # a registered environment
-) -> Any:           # the class, or function, that makes it
+) -> Callable[..., Any]:  # the class, or function, that makes it
     "Import what makes this environment"
     if extra := missing_extra(spec):
         raise EnvError(f"{spec.id}: a package is missing; fix: pip install '{extra}'")
-    if not isinstance(spec.entry_point, str): return spec.entry_point
-    try: return load_env_creator(spec.entry_point)
+    if callable(spec.entry_point): return spec.entry_point
+    try: return load_env_creator(str(spec.entry_point))
     except Exception as e:
         raise EnvError(f'{spec.id} cannot be imported from {spec.entry_point}: {e}') from e
 
@@ -167,9 +167,9 @@ def make_env(
     except Exception as e:
         raise EnvError(f'{config.id} cannot be made with {kwargs}: {e}') from e
 
-# %% ../../nbs/11_envs.make.ipynb #eb825857
+# %% ../../nbs/11_envs.make.ipynb #3593a069
 def reward_threshold(
     env_id: str,     # a Gymnasium id with its version
-) -> float | None:   # mean return of an episode; None if nobody has set one
+) -> float | None:   # mean return of an episode; None if it has none
     "The return that counts as solved"
     return env_spec(env_id).reward_threshold
