@@ -1026,6 +1026,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rlstudio.nets.layers.GaussianMLP.forward': ( 'nets.layers.html#gaussianmlp.forward',
                                                                                     'rlstudio/nets/layers.py'),
                                       'rlstudio.nets.layers.MLP': ('nets.layers.html#mlp', 'rlstudio/nets/layers.py'),
+                                      'rlstudio.nets.layers.MLP.__call__': ('nets.layers.html#mlp.__call__', 'rlstudio/nets/layers.py'),
                                       'rlstudio.nets.layers.MLP.__getstate__': ( 'nets.layers.html#mlp.__getstate__',
                                                                                  'rlstudio/nets/layers.py'),
                                       'rlstudio.nets.layers.MLP.__init__': ('nets.layers.html#mlp.__init__', 'rlstudio/nets/layers.py'),
