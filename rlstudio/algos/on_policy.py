@@ -25,7 +25,8 @@ import numpy as np
 from .common import Learner, Part, Schedule, anneal
 from ..core.batch import Batch, allocate
 from ..core.finite import check_finite
-from ..core.options import AlgoConfig, Config, Count, NetConfig, NonNegative, Positive, Unit
+from ..core.options import AlgoConfig, Count, NetConfig, NonNegative, Positive, Unit
+from ..core.options import Config as RunConfig
 from ..core.seeding import Streams
 from ..core.spec import ArraySpec
 from ..data.returns import gae
@@ -100,7 +101,7 @@ class OnPolicy(Learner):
     )
 
     def __init__(self,
-        config: Config,           # as `Learner`
+        config: RunConfig,        # as `Learner`
         env: VectorEnv,           # as `Learner`
         streams: Streams,         # as `Learner`
         device: str = 'cpu',      # as `Learner`

@@ -25,7 +25,7 @@ from .common import Schedule, Told, anneal
 from .on_policy import OnPolicy, OnPolicyConfig
 from ..core.batch import Batch
 from ..core.options import Config, Count, Positive, Problem
-from ..core.spec import ArraySpec
+from ..core.spec import ArraySpec, Spec
 from ..nets.dists import Array
 
 # %% ../../nbs/53_algos.ppo.ipynb #d688d37d
@@ -86,7 +86,7 @@ class PPOConfig(OnPolicyConfig):
     clip_range_vf: Positive | None = None         # clip of the critic, in value units; null: off
     target_kl: Positive | None = None             # end the epochs beyond 1.5 × this; null: never
 
-    def check(self, config: Config, observation_spec: ArraySpec, action_spec: ArraySpec) -> list[Problem]:   # as `AlgoConfig`
+    def check(self, config: Config, observation_spec: ArraySpec, action_spec: Spec) -> list[Problem]:   # as `AlgoConfig`
         return minibatch_problems(self.num_minibatches, self.num_steps, config.env.num_envs)
 
 # %% ../../nbs/53_algos.ppo.ipynb #b9854eba
