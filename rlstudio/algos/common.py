@@ -26,7 +26,8 @@ import torch
 
 from ..core.batch import Batch
 from ..core.finite import check_finite
-from ..core.options import AlgoConfig, Config, ConfigError, NetConfig
+from ..core.options import AlgoConfig, ConfigError, NetConfig
+from ..core.options import Config as RunConfig
 from ..core.seeding import Streams
 from ..core.spec import ArraySpec
 from ..envs.vector import VectorEnv
@@ -193,7 +194,7 @@ class Learner:
     progress = 0.   # 0 → 1 over the training, for schedules
 
     def __init__(self,
-        config: Config,           # the run's config; its `algo` section is of the class `Config`
+        config: RunConfig,        # the run's config; its `algo` section is of the class `Config`
         env: VectorEnv,           # N environments
         streams: Streams,         # init, action and more by name
         device: str = 'cpu',      # where the learner lives

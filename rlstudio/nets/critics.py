@@ -96,7 +96,7 @@ class TwinCritics(nn.Module):
     ) -> Array:        # (num, B)
         "What each critic says of each row"
         both = side_by_side(self.encoder(x), u)
-        return columns_as_rows([q(both) for q in self.nets[:num]])
+        return columns_as_rows([q(both) for q in [*self.nets][:num]])
 
 # %% ../../nbs/26_nets.critics.ipynb #134cc77f
 def td_loss(

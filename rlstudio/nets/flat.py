@@ -17,7 +17,7 @@ vector is noticed at the next gradient, and refused."""
 __all__ = ['Slot', 'flat_layout', 'FlatParameters', 'flatten_parameters', 'FlatAdam', 'weights_sha256', 'polyak_',
            'TargetNetwork']
 
-# %% ../../nbs/28_nets.flat.ipynb #25f8ad4f
+# %% ../../nbs/28_nets.flat.ipynb #39fd52a6
 import copy
 import hashlib
 import json

@@ -18,7 +18,7 @@ views of the parameters, never copies. Torch's global generator is never touched
 __all__ = ['ACTIVATIONS', 'orthogonal', 'orthogonal_linear', 'Activation', 'affine', 'normed', 'bent', 'MLP', 'mlp_array',
            'mlp_node', 'GaussianMLP']
 
-# %% ../../nbs/24_nets.layers.ipynb #ca608479
+# %% ../../nbs/24_nets.layers.ipynb #26fe62c2
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,6 +162,9 @@ class MLP(nn.Sequential):
         if at != self._at:
             self._at, self._views = at, [t.detach().numpy().T for t in tensors]
         return self._views
+
+    def __call__(self, x: Any) -> Any:   # arrays need nothing of what nn.Module does around `forward`
+        return self.forward(x) if type(x) is np.ndarray else super().__call__(x)
 
     def forward(self, x: Any) -> Any:   # (B, in) → (B, out): of the kind that is given
         if isinstance(x, np.ndarray): return mlp_array(self, x)

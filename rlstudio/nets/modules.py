@@ -65,6 +65,7 @@ class RLModule(nn.Module):
         self.observation_spec, self.action_spec = observation_spec, action_spec
         self.obs_norm: RunningNorm | None = None       # normaliser of observations, if any
         self.reward_scale: RewardScale | None = None   # normaliser of rewards, if any
+        self.frames = is_frames(observation_spec)      # pixels?
         self.takes_arrays: bool | None = None          # do its networks? None: not tried
         if net is None: return
         if net.normalize_obs and is_numbers(observation_spec):
@@ -107,8 +108,9 @@ class RLModule(nn.Module):
         obs: Array,   # (B, *shape): an array, a tensor or a variable
     ) -> Array:       # the same kind; frames stay bytes
         "Observations as the networks see them"
-        if is_frames(self.observation_spec): return obs
-        return as_float(obs) if self.obs_norm is None else self.obs_norm(as_float(obs))
+        if self.frames: return obs
+        x, norm = as_float(obs), self._modules.get('obs_norm')   # faster than self.obs_norm
+        return x if norm is None else norm.forward(x)
 
     def ask(self,
         network: Callable[..., Any],   # takes what is given, of any one kind

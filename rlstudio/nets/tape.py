@@ -17,7 +17,7 @@ What holds: values and gradients equal autograd's to rounding. `torch.no_grad` i
 __all__ = ['Pull', 'TORCH_FUNCTIONS', 'SPENT', 'TapeError', 'Sink', 'unbroadcast', 'on_tape', 'node', 'parameter_var', 'array_of',
            'operand', 'unary', 'binary', 'comparison', 'plain_array', 'Var', 'is_default', 'tape_of', 'Spent', 'Tape']
 
-# %% ../../nbs/20_nets.tape.ipynb #892f45cb
+# %% ../../nbs/20_nets.tape.ipynb #5b8d81d7
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeAlias
 
