@@ -32,9 +32,9 @@ class UnitActions:
         spec: Spec,   # of one action: a box, all ends finite
     ) -> None:
         if not (isinstance(spec, ArraySpec) and spec.kind == 'box' and spec.bounded):
-            raise SpecError(f'{spec.name}: given {_bounds_of(spec)}, expected a box with finite '
-                            'bounds; fix: give the action space a finite low and high, or '
-                            'use ppo (or dqn, for one choice out of n)')
+            raise SpecError(f'{spec.name}: given {_bounds_of(spec)}, expected a box with '
+                            'finite bounds; fix: give the action space a finite low and high, '
+                            'or use ppo (or dqn, for one choice out of n)')
         low, high = (np.ravel(end).astype(np.float64) for end in (spec.low, spec.high))
         self.shape, self.n = spec.shape, spec.flat_dim
         self.centre = ((low + high) / 2).astype(np.float32)      # c, (n,)
@@ -75,7 +75,7 @@ def columns_as_rows(
 
 # %% ../../nbs/26_nets.critics.ipynb #2aaf1cf3
 class TwinCritics(nn.Module):
-    "An encoder, and independent MLPs on [features | unit action], each with an opinion of its own"
+    "An encoder, and independent MLPs on [features | unit action], each with its own opinion"
     def __init__(self,
         observation_spec: ArraySpec,  # of one observation
         action_dim: int,              # components n of an action

@@ -35,7 +35,7 @@ import torch
 from ..core.spec import ArraySpec, SpecError, TreeSpec
 from .tape import Var, node
 
-Array: TypeAlias = Any   # a NumPy array, a torch tensor or a tape's variable; what comes in goes out
+Array: TypeAlias = Any   # NumPy array, torch tensor or tape variable; what comes in goes out
 
 # %% ../../nbs/21_nets.dists.ipynb #e1834e76
 def library(x: Array) -> ModuleType:   # an array, a tensor or a variable
@@ -48,8 +48,8 @@ def like(
     x: Array,               # an array, a tensor or a variable
 ) -> Array:                 # the constant, of a kind, type and place that go with x
     "A constant beside something of any kind"
-    if isinstance(x, torch.Tensor): return torch.as_tensor(constant, dtype=x.dtype, device=x.device)
-    return constant
+    if not isinstance(x, torch.Tensor): return constant
+    return torch.as_tensor(constant, dtype=x.dtype, device=x.device)
 
 # %% ../../nbs/21_nets.dists.ipynb #b49f03c5
 def log_softmax(
@@ -99,7 +99,8 @@ def entropy_node(
     "`entropy_of` as one node of the tape"
     y = logp.value
     p = np.exp(y)
-    return node(-np.add.reduce(p * y, -1), lambda G, _: logp.receive(p * (y + 1) * -G[..., None]), logp)
+    def pull(G: np.ndarray, _: Any) -> None: logp.receive(p * (y + 1) * -G[..., None])
+    return node(-np.add.reduce(p * y, -1), pull, logp)
 
 # %% ../../nbs/21_nets.dists.ipynb #33b7ac23
 def inverse_cdf(
@@ -118,7 +119,7 @@ class ActionDist(Protocol):
     @property
     def event_shape(self) -> tuple[int, ...]: ...    # of one action
     @property
-    def noise_dim(self) -> int: return math.prod(self.event_shape)   # random numbers per action
+    def noise_dim(self) -> int: return math.prod(self.event_shape)   # random numbers
 
     def noise(self,
         rng: np.random.Generator,     # a named stream, such as streams['action']
@@ -203,7 +204,7 @@ class MultiCategorical(ActionDist):
     @property
     def num_params(self) -> int: return sum(self.nvec)   # logits of all choices
     @property
-    def event_shape(self) -> tuple[int, ...]: return (len(self.nvec),)   # one number a choice
+    def event_shape(self) -> tuple[int, ...]: return (len(self.nvec),)   # a number a choice
 
     def _logp(self, params: Array) -> list[Array]:
         ends = accumulate(self.nvec)

@@ -34,8 +34,8 @@ def vector_spec(
 ) -> ArraySpec:  # the same
     "Refuse what is not one box"
     if not isinstance(spec, ArraySpec): raise SpecError(
-        f'{spec.name}: given a {type(spec).__name__}, expected one ArraySpec; fix: flatten it '
-        '(core.spec.flatten), or give the algorithm a module of your own')
+        f'{spec.name}: given a {type(spec).__name__}, expected one ArraySpec; '
+        'fix: flatten it (core.spec.flatten), or give the algorithm a module of your own')
     if spec.nvec: raise SpecError(f'{spec.name}: given kind {spec.kind!r}, expected a '
                                   'box; flatten it to one-hot numbers (core.spec.flatten)')
     return spec
@@ -45,14 +45,16 @@ def is_frames(
     spec: Any,   # of one observation
 ) -> bool:       # (C, H, W) or (H, W, C) bytes?
     "Are these pixels, for convolutions to look at?"
-    return isinstance(spec, ArraySpec) and spec.kind == 'box' and spec.dtype == np.uint8 and len(spec.shape) == 3
+    if not isinstance(spec, ArraySpec) or spec.kind != 'box': return False
+    return spec.dtype == np.uint8 and len(spec.shape) == 3
 
 def as_float(
     x: Array,   # of any type and kind
 ) -> Array:     # float32, or as it is
     "Numbers that a network can work with"
     if isinstance(x, torch.Tensor): return x if x.is_floating_point() else x.float()
-    return x if x.dtype.kind == 'f' else x.astype(np.float32) if isinstance(x, np.ndarray) else x.float()
+    if x.dtype.kind == 'f': return x
+    return x.astype(np.float32) if isinstance(x, np.ndarray) else x.float()
 
 # %% ../../nbs/25_nets.encoders.ipynb #75b59863
 class Flat(nn.Module):
@@ -78,9 +80,9 @@ NATURE_LAYERS = (32, 8, 4), (64, 4, 2), (64, 3, 1)  # filters, size, stride
 class NatureCNN(nn.Sequential):
     "The convolutions of Mnih et al. 2015"
     def __init__(self,
-        observation_spec: ArraySpec,      # frames (C, H, W) or (H, W, C) of at least 36 × 36 bytes
-        net: NetConfig | None,            # not needed
-        rng: np.random.Generator,         # draws the first weights
+        observation_spec: ArraySpec,   # bytes (C, H, W) or (H, W, C), at least 36 × 36
+        net: NetConfig | None,         # not needed
+        rng: np.random.Generator,      # draws the first weights
     ) -> None:
         super().__init__()
         shape = observation_spec.shape

@@ -59,14 +59,14 @@ class RLModule(nn.Module):
         observation_spec: Spec,        # of one observation
         action_spec: Any,              # of one action
         net: NetConfig | None = None,  # says whether there are normalisers; None: none
-        num_envs: int | None = None,   # N of the training envs; None: no normaliser of rewards
+        num_envs: int | None = None,   # N of the training envs; None: no reward_scale
     ) -> None:
         super().__init__()
         self.observation_spec, self.action_spec = observation_spec, action_spec
         self.obs_norm: RunningNorm | None = None       # normaliser of observations, if any
         self.reward_scale: RewardScale | None = None   # normaliser of rewards, if any
         self.frames = is_frames(observation_spec)      # pixels?
-        self.takes_arrays: bool | None = None          # can its networks read arrays? None: not tried
+        self.takes_arrays: bool | None = None          # do its networks? None: not tried
         if net is None: return
         if net.normalize_obs and is_numbers(observation_spec):
             self.obs_norm = RunningNorm(observation_spec.shape)
@@ -91,10 +91,10 @@ class RLModule(nn.Module):
         raise NotImplementedError(f'{type(self).__name__}: define noise → (*lead, k)')
 
     def act(self,
-        seen: Batch,                       # obs (N, *shape), and state and mask if there are any
+        seen: Batch,                       # obs (N, *shape); state and mask if there are any
         noise: np.ndarray | None = None,   # noise(rng, (N,)); not needed if greedy
         greedy: bool = False,              # what it thinks best, without randomness
-    ) -> Batch:                            # `fields` (N, …), and the next state if it has one: arrays
+    ) -> Batch:                            # arrays: `fields` (N, …), the next state if any
         "What to do in each of N states"
         raise NotImplementedError(f'{type(self).__name__}: define act → Batch(action=…)')
 
@@ -121,7 +121,8 @@ class RLModule(nn.Module):
         if self.takes_arrays: return network(*inputs)
         device = next(self.parameters()).device
         with torch.no_grad(): out = network(*(Batch(x=x).to(device).x for x in inputs))
-        return tuple(x.numpy(force=True) for x in out) if isinstance(out, tuple) else out.numpy(force=True)
+        if not isinstance(out, tuple): return out.numpy(force=True)
+        return tuple(x.numpy(force=True) for x in out)
 
 def is_numbers(
     spec: Spec,   # of one observation
@@ -190,8 +191,8 @@ class PolicyValue(RLModule):
         "The network: what to do, and what the state is worth"
         raise NotImplementedError(f'{type(self).__name__}: define heads → (params, value)')
 
-    def act(self, seen: Batch, noise: np.ndarray | None = None, greedy: bool = False   # as `RLModule`
-            ) -> Batch:   # action (N, …), log_prob (N,), value (N,): arrays
+    def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`
+            greedy: bool = False) -> Batch:   # action (N, …), log_prob and value (N,)
         params, value = self.ask(self.heads, checked_obs(self.observation_spec, seen))
         action, log_prob = sample_or_mode(self.dist, params, noise, greedy)
         if self.dist.event_shape != self.action_spec.shape:
@@ -230,7 +231,8 @@ class ActorCritic(PolicyValue):
         self.encoder = make_encoder(net, observation_spec, rng)
         inner, how = (self.encoder.out, *net.hidden), (net.activation, .01, net.layer_norm)
         if isinstance(self.dist, DiagGaussian):
-            self.actor: MLP = GaussianMLP((*inner, self.dist.n), rng, *how, net.log_std_init)
+            sizes = *inner, self.dist.n
+            self.actor: MLP = GaussianMLP(sizes, rng, *how, net.log_std_init)
         else: self.actor = MLP((*inner, self.dist.num_params), rng, *how)
         self.critic = MLP((*inner, 1), rng, net.activation, layer_norm=net.layer_norm)
 
@@ -240,7 +242,7 @@ class ActorCritic(PolicyValue):
     def heads(self, obs: Array) -> tuple[Array, Array]:   # (B, *shape)
         x = self.features(obs)
         return self.actor(x), self.critic(x).squeeze(-1)
-    def value(self, obs: np.ndarray) -> np.ndarray:   # (N, *shape) → (N,), without the actor
+    def value(self, obs: np.ndarray) -> np.ndarray:   # (N, *shape) → (N,), no actor
         return self.ask(lambda x: self.critic(self.features(x)).squeeze(-1), obs)
 
 # %% ../../nbs/27_nets.modules.ipynb #12c06004
@@ -264,7 +266,7 @@ class QModule(RLModule):
     def __init__(self,
         observation_spec: ArraySpec,  # a box of any rank; of bytes with three axes: frames
         action_spec: ArraySpec,       # discrete
-        net: NetConfig,               # encoder, sizes, activation, normalisers (not for frames)
+        net: NetConfig,               # encoder, sizes, activation, normalisers
         rng: np.random.Generator,     # draws the first weights, streams['init']
         num_envs: int | None = None,  # N of the training envs; None: no reward_scale
         dueling: bool = False,        # two streams?
@@ -274,7 +276,8 @@ class QModule(RLModule):
         if action_spec.kind != 'discrete': raise SpecError(
             f'{action_spec.name}: given kind {action_spec.kind!r}, expected discrete: '
             'one value for each action; fix: an algorithm with a policy (sac, td3, ppo)')
-        self.q = QNetwork(observation_spec, action_spec.nvec[0], net, rng, dueling, quantiles)
+        n = action_spec.nvec[0]
+        self.q = QNetwork(observation_spec, n, net, rng, dueling, quantiles)
         self.register_buffer('_epsilon', torch.ones(()))
 
     @property
@@ -299,8 +302,8 @@ class QModule(RLModule):
               ) -> np.ndarray:  # (*lead, 1) float32 in [0, 1)
         return rng.random((*lead, 1), np.float32)
 
-    def act(self, seen: Batch, noise: np.ndarray | None = None, greedy: bool = False   # as `RLModule`
-            ) -> Batch:   # action (N,) int64
+    def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`
+            greedy: bool = False) -> Batch:   # action (N,) int64
         Q = self.values(checked_obs(self.observation_spec, seen))
         best, one_each = Q.argmax(1), (len(Q), 1)
         if greedy: return Batch(action=best)
@@ -318,11 +321,11 @@ def without_gradient(
 
 # %% ../../nbs/27_nets.modules.ipynb #9154c3d3
 class SquashedModule(RLModule):
-    "A squashed Gaussian within the bounds of the action, its critics, and the price of its entropy"
+    "A squashed Gaussian within the action's bounds, its critics, and a temperature"
     def __init__(self,
         observation_spec: ArraySpec,  # a box of any rank
         action_spec: ArraySpec,       # a box with finite bounds
-        net: NetConfig,               # encoder, hidden sizes, activation, first log σ, normalisers
+        net: NetConfig,               # encoder, sizes, activation, first log σ, normalisers
         rng: np.random.Generator,     # draws the first weights, streams['init']
         num_envs: int | None = None,  # N of the training envs; None: no reward_scale
         alpha: float = 1.,            # first temperature α > 0
@@ -346,14 +349,15 @@ class SquashedModule(RLModule):
         return self.dist.noise(rng, lead)
 
     def params(self, x: Array) -> Array:  # normalised (B, *shape) → (B, 2n)
-        "What the actor says: all μ, then all log σ; the encoder learns from the critics alone"
+        "All μ, then all log σ; the encoder learns from the critics alone"
         return self.actor(without_gradient(self.critics.encoder(x)))
 
-    def act(self, seen: Batch, noise: np.ndarray | None = None, greedy: bool = False   # as `RLModule`
-            ) -> Batch:   # action (N, *shape), in the env's units
+    def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`
+            greedy: bool = False) -> Batch:   # action (N, *shape), in the env's units
         obs = checked_obs(self.observation_spec, seen)
         params = self.ask(lambda x: self.params(self.normed(x)), obs)
-        unit = self.dist.mode(params) if greedy else self.dist.sample(params, required_noise(noise))
+        if greedy: unit = self.dist.mode(params)
+        else: unit = self.dist.sample(params, required_noise(noise))
         return Batch(action=self.units.to_env(unit))
 
 # %% ../../nbs/27_nets.modules.ipynb #263b9743
@@ -378,16 +382,18 @@ class DeterministicModule(RLModule):
         num_envs: int | None = None,     # N of the training envs; None: no reward_scale
         num_critics: int = 2,            # 1: as in DDPG
         sigma: float = .1,               # σ of exploration, in [-1, 1] units
-        drift: tuple[float, float] | None = None,   # θ and Δt of an Ornstein–Uhlenbeck process; None: white noise
+        drift: tuple[float, float] | None = None,   # θ, Δt of the process; None: white
     ) -> None:
         super().__init__(observation_spec, action_spec, net, num_envs)
-        self.units, self.sigma, self.drift = UnitActions(action_spec), np.float32(sigma), drift
+        self.units = UnitActions(action_spec)
+        self.sigma, self.drift = np.float32(sigma), drift
         self.critics = TwinCritics(observation_spec, self.units.n, net, rng, num_critics)
         sizes = self.critics.encoder.out, *net.hidden, self.units.n
         self.actor = MLP(sizes, rng, net.activation, .01, net.layer_norm)
 
     def initial_state(self, num_envs: int) -> Batch | None:  # where the noise starts: at 0
-        return Batch(noise=np.zeros((num_envs, self.units.n), np.float32)) if self.drift else None
+        if not self.drift: return None
+        return Batch(noise=np.zeros((num_envs, self.units.n), np.float32))
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
               ) -> np.ndarray:   # standard normal, (*lead, n) float32
@@ -398,8 +404,8 @@ class DeterministicModule(RLModule):
         u = self.actor(without_gradient(self.critics.encoder(x)))
         return np.tanh(u) if isinstance(u, np.ndarray) else u.tanh()
 
-    def act(self, seen: Batch, noise: np.ndarray | None = None, greedy: bool = False   # as `RLModule`
-            ) -> Batch:   # action (N, *shape) in the env's units, and the noise as it is now
+    def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`
+            greedy: bool = False) -> Batch:   # action (N, *shape) in the env's units; state
         obs = checked_obs(self.observation_spec, seen)
         u = self.ask(lambda x: self.policy(self.normed(x)), obs)
         state = {}
