@@ -138,7 +138,7 @@ def test_mistakes_are_explained(args: tuple[str, ...], hints: list[str], tmp_pat
     for hint in hints: assert hint in done.stderr, said(done)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!p]*/*.yaml"), key=str), ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[dst]*/*.yaml"), key=str), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_no_config_is_a_dead_file(path: Path) -> None:
     "Every configuration learns for a few updates, on its own world, with its own networks"
     c = load_config(path)[0]
