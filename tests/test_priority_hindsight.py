@@ -1,10 +1,8 @@
 "Prioritised and hindsight replay under random histories: heavier than what their chapters run."
-import re
 from bisect import bisect_left
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,9 +12,9 @@ from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlstudio.core.arithmetic import arithmetic_threads
 from rlstudio.core.batch import Batch
 from rlstudio.core.options import Config, EnvConfig, NetConfig, TrainConfig
-from rlstudio.core.arithmetic import arithmetic_threads
 from rlstudio.core.seeding import Streams
 from rlstudio.core.spec import ArraySpec, spec_from_space
 from rlstudio.data.hindsight import Hindsight
@@ -28,7 +26,6 @@ from rlstudio.envs.backends import make_vector
 from rlstudio.envs.goals import Goal
 from rlstudio.envs.toy import BitFlip, bitflip_returns
 from rlstudio.envs.vector import VectorEnv
-from rlstudio.runs.checkpoint import load_checkpoint
 
 QUAD = spec_from_space(Box(-np.inf, np.inf, (4,)), "obs")
 PUSH = spec_from_space(Discrete(2), "action")
