@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rlstudio.runs import checkpoint as module
-from rlstudio.train import metrics
 from rlstudio.runs.checkpoint import (
     ARRAYS,
     CODES,
@@ -36,15 +35,16 @@ from rlstudio.runs.checkpoint import (
     checkpoint_path,
     checkpoints,
     crash_point,
-    layout_header,
     latest_checkpoint,
+    layout_header,
     load_checkpoint,
     pack,
-    prune,
     parse_json,
+    prune,
     save_checkpoint,
     spell,
 )
+from rlstudio.train import metrics
 
 FILES = (MANIFEST, TREE, ARRAYS)
 

@@ -35,7 +35,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from .registry import PluginError, UnknownName, algos, suggest
 
-if TYPE_CHECKING: from rlstudio.core.spec import ArraySpec, Spec
+if TYPE_CHECKING: from rlstudio.core.spec import ArraySpec
 
 # %% ../../nbs/06_core.options.ipynb #97ef2d62
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def expected(
 class FieldSpec(NamedTuple):
     "What a field takes"
     hint: Any           # its type, with its range
-    check: TypeAdapter  # pydantic's checker of that type
+    check: TypeAdapter[Any]  # pydantic's checker of that type
     required: bool      # has it no default?
 
 
@@ -283,7 +283,7 @@ class AlgoConfig(Section):
     def check(self,
         config: 'Config',               # the whole experiment
         observation_spec: 'ArraySpec',  # of one environment
-        action_spec: 'Spec',            # of one environment
+        action_spec: 'ArraySpec',       # of one environment
     ) -> list[Problem]:                 # empty: all fits
         "What does not fit together"
         return []
@@ -462,7 +462,8 @@ def to_dict(
     config: Section,  # a config, or a section of one
 ) -> dict[str, Any]:  # JSON-able; shares nothing with it
     "As plain values, every default written out"
-    return plain(asdict(config))
+    values: dict[str, Any] = plain(asdict(config))
+    return values
 
 # %% ../../nbs/06_core.options.ipynb #85933c76
 def config_hash(

@@ -181,7 +181,7 @@ def check_free(
     obj: Any,            # what
 ) -> None:
     "Refuse a name that is taken, unless by an earlier run of the same definition"
-    def _definition(o: Any) -> tuple:
+    def _definition(o: Any) -> tuple[Any, ...]:
         return getattr(o, '__module__', ''), getattr(o, '__qualname__', id(o))
     here, claims = registry._here, registry._claims.get(name, {})
     if name in here and _definition(here[name]) == _definition(obj): return

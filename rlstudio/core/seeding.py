@@ -106,14 +106,16 @@ class Streams:
     def __getitem__(self,
         key: str | tuple[str, int],  # a name and an index ≥ 0; a name alone has index 0
     ) -> np.random.Generator:        # one key, one object
-        return self._get('numpy', *((key, 0) if isinstance(key, str) else key))
+        generator: np.random.Generator = self._get('numpy', *((key, 0) if isinstance(key, str) else key))
+        return generator
 
     def torch(self,
         name: str,          # the purpose
         index: int = 0,     # which one of its kind, ≥ 0
     ) -> 'TorchGenerator':  # on the CPU; one key, one object
         "The stream as a torch generator"
-        return self._get('torch', name, index)
+        generator: TorchGenerator = self._get('torch', name, index)
+        return generator
 
     def seed(self,
         name: str,       # the purpose, such as 'env'
