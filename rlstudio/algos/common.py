@@ -128,7 +128,7 @@ def given(
 # %% ../../nbs/50_algos.common.ipynb #529bec72
 def number(
     x: Any,   # a number, a tensor or a variable of one element
-) -> float:
+) -> float:   # its value
     "A plain number"
     return x if isinstance(x, float) else float(x.item()) if hasattr(x, 'item') else float(x)
 
