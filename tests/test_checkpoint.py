@@ -183,7 +183,8 @@ KILL_AT_EACH_CALL = """
 import os, signal, sys
 from pathlib import Path
 from faults import FaultyOS
-from rlstudio.train import checkpoint, metrics
+from rlstudio.runs import checkpoint
+from rlstudio.train import metrics
 from checkpoint_cases import save
 for at in range(1, int(sys.argv[2]) + 1):
     pid = os.fork()

@@ -165,6 +165,7 @@ def set_out(
 ) -> Trainer:                            # where the folder says it is
     "The trainer of a run, ready to go on; from here on it writes into the folder"
     files, c, s = run.files, run.config, run.settings
+    check_version(files)
     saved, damaged = restore_point(files, c)
     for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
     positions = saved.state['callbacks']['metrics'] if saved else {}
@@ -302,9 +303,11 @@ class Run:
         folder, s = Path(folder), settings or load_settings()
         if not (folder / 'config.yaml').is_file():
             raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
-        check_version(RunFolder(folder))
         allow(*s.plugins)
-        config, places = load_config(folder / 'config.yaml')
+        try: config, places = load_config(folder / 'config.yaml')
+        except ConfigError:
+            check_version(RunFolder(folder))  # an older config is no mistake of anybody
+            raise
         return cls(folder, config, s, places)
 
     @property
