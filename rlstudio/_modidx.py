@@ -43,6 +43,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/algos/common.py'),
                                        'rlstudio.algos.common.given': ('algos.common.html#given', 'rlstudio/algos/common.py'),
                                        'rlstudio.algos.common.number': ('algos.common.html#number', 'rlstudio/algos/common.py'),
+                                       'rlstudio.algos.common.part_of': ('algos.common.html#part_of', 'rlstudio/algos/common.py'),
                                        'rlstudio.algos.common.register_rows': ( 'algos.common.html#register_rows',
                                                                                 'rlstudio/algos/common.py'),
                                        'rlstudio.algos.common.torch_seeded': ('algos.common.html#torch_seeded', 'rlstudio/algos/common.py'),

@@ -29,11 +29,13 @@ WORLDS = {  # name → the config's env section
     "lunarlander": dict(id="LunarLander-v3"), "frozenlake": dict(id="FrozenLake-v1"), "taxi": dict(id="Taxi-v4"),
     "chain cut short": dict(id="rlstudio/Chain-v0", max_episode_steps=7),
     "identity": dict(id="rlstudio/Identity-v0", kwargs=dict(action="multi_binary")),
+    "cartpole, a2c": dict(id="CartPole-v1"), "pendulum, a2c": dict(id="Pendulum-v1"),
 }
 
 
 def config(world: str, seed: int = 1, num_envs: int = 4) -> Config:
-    return config_from_dict(dict(env=dict(num_envs=num_envs, **WORLDS[world]), algo=dict(name="ppo", num_steps=40, num_epochs=2, num_minibatches=2),
+    algo = dict(name="a2c", num_steps=8) if world.endswith("a2c") else dict(name="ppo", num_steps=40, num_epochs=2, num_minibatches=2)
+    return config_from_dict(dict(env=dict(num_envs=num_envs, **WORLDS[world]), algo=algo,
                                  net=dict(hidden=[16]), train=dict(total_steps=6 * 40 * num_envs, seed=seed)))
 
 

@@ -11,7 +11,7 @@ short rollout, and the rollout is forgotten.
 # %% auto #0
 __all__ = ['policy_gradient_loss', 'A2CConfig', 'A2C']
 
-# %% ../../nbs/52_algos.a2c.ipynb #1281baff
+# %% ../../nbs/52_algos.a2c.ipynb #bdcf6bbf
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -15,7 +15,7 @@ that acted."""
 # %% auto #0
 __all__ = ['OnPolicyConfig', 'learning_rows', 'normalize_advantage', 'explained_variance', 'OnPolicy']
 
-# %% ../../nbs/51_algos.on_policy.ipynb #8477c4a6
+# %% ../../nbs/51_algos.on_policy.ipynb #0af57993
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -12,7 +12,7 @@ At the first minibatch the probability ratio is one, whatever is normalised. All
 # %% auto #0
 __all__ = ['clipped_surrogate', 'approx_kl', 'value_loss', 'minibatch_problems', 'PPOConfig', 'PPO']
 
-# %% ../../nbs/53_algos.ppo.ipynb #e93a57bf
+# %% ../../nbs/53_algos.ppo.ipynb #3ba338c2
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
