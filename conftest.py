@@ -1,5 +1,6 @@
 "Hooks of the whole test run: stored outputs of tutorials count as run, and the slowest notebooks are printed."
 import pytest
+from printed import Printed
 
 NOTEBOOK_SECONDS = pytest.StashKey[dict[str, float]]()
 
@@ -9,10 +10,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "nbdev-clean clears execution counts, which nbval takes for cells that never ran"
+    "nbdev-clean clears execution counts, which nbval takes for cells that never ran; and the outputs of tutorials are compared as those of chapters are"
     for item in items:
-        cell = getattr(item, "cell", None)
-        if cell is not None: cell["execution_count"] = 1
+        if (cell := getattr(item, "cell", None)) is None: continue
+        cell["execution_count"] = 1
+        item.sanitize = lambda text, clean=item.sanitize: Printed(clean(text)) if isinstance(text, str) else text
 
 
 @pytest.fixture(scope="session")

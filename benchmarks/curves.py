@@ -121,7 +121,7 @@ def curves_figure(env: str = "HalfCheetah-v5", algo: str = "sac", seed: int = 1,
     "Return of the evaluations against env steps, one line for each library, with a band of one deviation of their episodes"
     from matplotlib.figure import Figure
 
-    from rlstudio.train.pictures import BLUE, RED
+    from rlstudio.runs.pictures import BLUE, RED
     rows = stored(env, algo, seed, path)
     if not rows: raise ValueError(f"no curve of {algo} on {env} with seed {seed} is stored in {path.name}; run benchmarks/curves.py first")
     figure = Figure(figsize=(6, 3), layout="constrained")
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="run nothing: draw what is stored into this .svg or .png")
     options = parser.parse_args()
     if options.figure:
-        from rlstudio.train.pictures import save_figure
+        from rlstudio.runs.pictures import save_figure
         return save_figure(curves_figure(ENVS[options.name], seed=options.seed), options.figure)
     row = measure(options.name, options.library, options.seed, options.steps, options.every, options.venv)
     if not options.no_store: append(STORED, row)

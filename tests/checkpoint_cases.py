@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlstudio.train.checkpoint import save_checkpoint
+from rlstudio.runs.checkpoint import save_checkpoint
 
 FLAT = torch.arange(40.0)
 STATE = {

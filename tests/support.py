@@ -67,6 +67,18 @@ def child_env(coverage: bool = True, **extra: str) -> dict[str, str]:
     return env | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}", "NO_COLOR": "1", "TERM": "dumb"} | extra
 
 
+def disguise() -> dict[str, str]:
+    "The environment in which every library chooses the kernels of a simpler processor than this one"
+    import numpy as np
+
+    from rlstudio.core.arithmetic import identity
+    here, dispatched = identity(), np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    simple = {"x86_64": "Nehalem" if "Haswell" in here["blas"] else "Haswell"}.get(here["system"].split()[-1], "ARMV8")
+    wide = [name for name in dispatched if re.search("AVX512|V4|SVE", name)]
+    return {"OPENBLAS_CORETYPE": simple, "ATEN_CPU_CAPABILITY": "avx2" if here["torch_simd"] == "AVX512" else "default",
+            "NPY_DISABLE_CPU_FEATURES": " ".join([*os.environ.get("NPY_DISABLE_CPU_FEATURES", "").split(), *(wide or dispatched)])}
+
+
 def run(*args: object, cwd: Path = ROOT, timeout: float = 600, coverage: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
     "Run a command to its end; the caller judges the return code"
     return subprocess.run([str(a) for a in args], cwd=cwd, env=child_env(coverage, **env), timeout=timeout,

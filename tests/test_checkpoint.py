@@ -1,4 +1,4 @@
-"Checkpoints under every kill, full disk, flipped bit and hostile file (chapter train.checkpoint)."
+"Checkpoints under every kill, full disk, flipped bit and hostile file (chapter runs.checkpoint)."
 import errno
 import hashlib
 import io
@@ -24,9 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rlstudio.train import checkpoint as module
+from rlstudio.runs import checkpoint as module
 from rlstudio.train import metrics
-from rlstudio.train.checkpoint import (
+from rlstudio.runs.checkpoint import (
     ARRAYS,
     CODES,
     CRASH_POINTS,
@@ -36,12 +36,12 @@ from rlstudio.train.checkpoint import (
     checkpoint_path,
     checkpoints,
     crash_point,
-    header,
+    layout_header,
     latest_checkpoint,
     load_checkpoint,
     pack,
     prune,
-    read_json,
+    parse_json,
     save_checkpoint,
     spell,
 )
@@ -183,7 +183,8 @@ KILL_AT_EACH_CALL = """
 import os, signal, sys
 from pathlib import Path
 from faults import FaultyOS
-from rlstudio.train import checkpoint, metrics
+from rlstudio.runs import checkpoint
+from rlstudio.train import metrics
 from checkpoint_cases import save
 for at in range(1, int(sys.argv[2]) + 1):
     pid = os.fork()
@@ -223,7 +224,7 @@ def test_killed_at_every_call_that_changes_the_disk(tmp_path: Path) -> None:
 KILL_AT_RANDOM = """
 import os, random, signal, sys, time
 from pathlib import Path
-from rlstudio.train.checkpoint import latest_checkpoint, prune
+from rlstudio.runs.checkpoint import latest_checkpoint, prune
 from checkpoint_cases import STATE, same, save
 folder, dice, acknowledged = Path(sys.argv[1]), random.Random(0), 0
 save(folder, 0)
@@ -324,7 +325,7 @@ def test_rlimit_fsize(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from checkpoint_cases import *
-from rlstudio.train.checkpoint import CheckpointError
+from rlstudio.runs.checkpoint import CheckpointError
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try: save(Path(sys.argv[1]), 2, big=np.zeros(10**4))
 except CheckpointError as e: print(e)
@@ -577,7 +578,7 @@ def edits() -> dict[str, Callable[[dict], Any]]:
             for k in keys[:-1]: doc = doc[k]
             doc[keys[-1]] = value
         return edit
-    versions = {f"version {v!r}": setter(v, "schema_version") for v in (2, 999, 10**30, 0, -1, 1.0, "1", True, None, [1])}
+    versions = {f"version {v!r}": setter(v, "schema_version") for v in (1, 3, 999, 10**30, 0, -1, 1.0, "1", True, None, [1])}
     steps = {f"step {v!r}": setter(v, "step") for v in (2, -1, 1.0, "1", True, None, 10**30)}
     others = {
         "no version": lambda d: d.pop("schema_version") and None, "no step": lambda d: d.pop("step") and None, "no files": lambda d: d.pop("files") and None,
@@ -598,7 +599,8 @@ def test_hostile_manifests(tmp_path: Path, name: str) -> None:
     forge(path, edits()[name])
     reason = why(path)
     assert str(path) in reason
-    if name in ("version 2", "version 999"): assert "upgrade it" in reason
+    if name in ("version 3", "version 999"): assert "upgrade it" in reason
+    if name == "version 1": assert "written by an older RLStudio" in reason
 
 
 @pytest.mark.parametrize("data", [b"", b"null\n", b"[]\n", b"{}\n", b"\0" * 500, b"[" * 10**6, b'{"a":' * 10**5, b"x" * 10**8, b"1" * 10**6],
@@ -612,7 +614,7 @@ def test_manifests_that_are_none(tmp_path: Path, data: bytes) -> None:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,0123456789.eE+-nulltrefas \n$', max_size=40).map(str.encode))
 def test_any_bytes_are_one_spelling_or_refused(data: bytes) -> None:
-    try: doc = read_json(data)
+    try: doc = parse_json(data)
     except ValueError: return
     assert spell(doc) == data
 
@@ -624,14 +626,14 @@ def test_headers_as_the_library_reads_them(arrays: dict) -> None:
     data = b"".join(pack(arrays))
     theirs = safetensors.numpy.load(data)
     assert theirs.keys() == arrays.keys() and all(same(arrays[k], theirs[k]) for k in arrays)
-    assert header({}) + b"" == b"".join(pack({}))
+    assert layout_header({}) + b"" == b"".join(pack({}))
 
 
 def test_large_arrays_are_mapped_not_read(tmp_path: Path) -> None:
     "A memory of experience as large as the machine's can be saved and loaded"
     import tracemalloc
 
-    from rlstudio.train.checkpoint import LARGE
+    from rlstudio.runs.checkpoint import LARGE
     big = np.arange(LARGE // 4 + 3, dtype=np.int32)
     tracemalloc.start()
     save_checkpoint(tmp_path, 1, {"big": big, "small": np.arange(3), "tensor": torch.ones(2)}, {})

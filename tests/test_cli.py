@@ -2,6 +2,7 @@
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import ROOT, child_env, run, said
+from support import ROOT, child_env, run, said, snapshot
 
 CARTPOLE = ROOT / "configs" / "ppo" / "cartpole.yaml"
 SHORT = ("train.total_steps=20480", "checkpoint.every=4096", "eval.episodes=5")
@@ -331,3 +332,38 @@ def test_a_stop_that_comes_with_the_last_step(tmp_path: Path) -> None:
     assert run_.train([Late()])["status"] == "interrupted" and run_.manifest["stopped_by"] == "SIGTERM"
     again = Run.open(run_.folder)
     assert again.train()["status"] == "completed" and again.manifest["status"] == "completed"
+
+
+@pytest.mark.parametrize("name", ["ppo-completed", "dqn-interrupted", "sac-interrupted"])
+def test_runs_of_version_1(tmp_path: Path, name: str) -> None:
+    "A run of before the contracts changed is shown and listed; to go on with it is refused, and nothing in it is touched"
+    old = tmp_path / name
+    shutil.copytree(ROOT / "tests/fixtures/v1" / name, old)
+    before = snapshot(old)
+    for command in ("resume", "evaluate"):
+        done = run("rlstudio", command, old)
+        assert done.returncode == 2 and "made by an older RLStudio" in done.stderr and "Traceback" not in done.stderr, said(done)
+    assert snapshot(old) == before
+    for command in (("show", old), ("list", "runs", "--runs-dir", tmp_path)):
+        done = run("rlstudio", *command)
+        assert done.returncode == 0 and name in done.stdout and "damaged" not in done.stdout, said(done)
+
+
+def test_the_engine_is_a_setting(tmp_path: Path) -> None:
+    "It is noted in the manifest; in a config it is refused, with the place where it belongs"
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nengine = autograd\n")
+    done = run("rlstudio", "run", CARTPOLE, "train.total_steps=512", "eval.episodes=0", "--quiet", "--name", "a", cwd=tmp_path)
+    assert done.returncode == 0, said(done)
+    manifest = json.loads((tmp_path / "runs/a/manifest.json").read_text())
+    assert (manifest["engine"], manifest["machine"]["engine"]) == ("autograd", "autograd") and manifest["engine_why"]
+    done = run("rlstudio", "run", CARTPOLE, "algo.engine=torch", cwd=tmp_path)
+    assert done.returncode == 2 and "algo.engine: no key of a config any more" in done.stderr and "settings.ini" in done.stderr, said(done)
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nengine = numpy\n")
+    done = run("rlstudio", "run", CARTPOLE, cwd=tmp_path)
+    assert done.returncode == 2 and "settings.ini:2:1: engine: given 'numpy', expected one of" in done.stderr, said(done)
+
+
+def test_what_each_algorithm_is_for() -> None:
+    rows = {r["name"]: r for r in json.loads(run("rlstudio", "list", "algos", "--json").stdout)["algos"]}
+    assert "discrete" in rows["dqn"]["actions"].split() and rows["sac"]["actions"] == "box"
+    assert all(r["about"] for r in rows.values())

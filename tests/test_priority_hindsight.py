@@ -1,10 +1,8 @@
 "Prioritised and hindsight replay under random histories: heavier than what their chapters run."
-import re
 from bisect import bisect_left
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -22,13 +20,12 @@ from rlstudio.core.spec import ArraySpec, spec_from_space
 from rlstudio.data.hindsight import Hindsight
 from rlstudio.data.priority import Prioritized, SumTree
 from rlstudio.data.replay import ReplayBuffer, Uniform
-from rlstudio.data.rollout import Collector
+from rlstudio.data.rollout import Stepper
 from rlstudio.data.storage import ReplayError
 from rlstudio.envs.backends import make_vector
 from rlstudio.envs.goals import Goal
 from rlstudio.envs.toy import BitFlip, bitflip_returns
 from rlstudio.envs.vector import VectorEnv
-from rlstudio.train.checkpoint import load_checkpoint
 
 QUAD = spec_from_space(Box(-np.inf, np.inf, (4,)), "obs")
 PUSH = spec_from_space(Discrete(2), "action")
@@ -486,24 +483,13 @@ def test_beta_is_set_through_the_sampler() -> None:
     assert replay.sample(9, np.random.default_rng(0)).weight.min() < .5
 
 
-@pytest.mark.parametrize("name", ["dqn-interrupted", "sac-interrupted"])
-def test_states_of_version_1_go_on(name: str) -> None:
-    "Replay states in checkpoints that were written when a buffer was one of three classes"
-    folder = max((Path(__file__).parent / "fixtures" / "v1" / name / "checkpoints").iterdir())
-    state = load_checkpoint(folder).state["algo"]["replay"]
-    layout, obs = state["layout"], state["led"]
-    kind, dtype, _, nvec = re.fullmatch(r"(\w+) (\w+) (\(.*?\)) (\(.*\)|None)", layout["action"]).groups()  # type: ignore[union-attr]
-    space = Discrete(int(nvec.strip("(),"))) if kind == "discrete" else Box(-2, 2, (1,), np.dtype(dtype).type)
-    N = layout["num_envs"]
-    def make() -> ReplayBuffer:
-        spec = ArraySpec("obs", obs.shape[1:], obs.dtype)
-        return ReplayBuffer(layout["slots"] * N, N, spec, spec_from_space(space, "action"), sampler=Prioritized() if "priority" in state else None)
-    a, b = make(), make()
-    a.load_state_dict(state)
-    assert len(a) > 0 and a.sample(64, np.random.default_rng(0)).weight.max() == 1
-    b.load_state_dict(a.state_dict())
-    assert equal(*(o.sample(64, np.random.default_rng(0)) for o in (a, b)))
-    assert "kind" in layout and "kind" not in a.state_dict()["layout"]
+def test_an_older_state_that_names_its_class_goes_on() -> None:
+    "Until checkpoint version 1 a buffer was one of three classes, and its state said which"
+    (a, _), (b, _) = prioritized(20, 1), prioritized(20, 1)
+    a.add(Moments(1, 0).batch(30, .2, .1))
+    state = a.state_dict()
+    b.load_state_dict(state | dict(layout=dict(kind="PrioritizedReplay", **state["layout"])))
+    assert equal(*(o.sample(9, np.random.default_rng(0)) for o in (a, b))) and "kind" not in state["layout"]
 
 
 def test_hindsight_needs_flat_observations() -> None:
@@ -616,20 +602,21 @@ def test_bitflip_begins_with_a_reset() -> None:
 
 # What it buys
 
-@pytest.mark.parametrize("hindsight", [0., .8])
-def test_dqn_learns_bitflip_with_hindsight_and_not_without(hindsight: float) -> None:
-    "8 bits in 4000 steps: the best return there is, or that of random flips (arXiv:1707.01495 fig. 1)"
+@pytest.mark.parametrize(("how", "below"), [
+    ({}, None), (dict(prioritized=True), None), (dict(hindsight=.8), .7), (dict(hindsight=.8, prioritized=True), .7), (dict(hindsight=.8, n_step=2), 1.5)])
+def test_dqn_learns_bitflip_with_hindsight_and_not_without(how: dict[str, Any], below: float | None) -> None:
+    "8 bits in 4000 steps: nearly the best return there is, or (None) that of random flips (arXiv:1707.01495 fig. 1)"
     from rlstudio.algos.dqn import DQN, DQNConfig
     config = Config(env=EnvConfig(id="rlstudio/BitFlip-v0", num_envs=4, kwargs=dict(n=8)), net=NetConfig(activation="relu"),
-                    train=TrainConfig(total_steps=4000), algo=DQNConfig(name="dqn", learning_starts=500, epsilon_fraction=.3, hindsight=hindsight))
+                    train=TrainConfig(total_steps=4000), algo=DQNConfig(name="dqn", learning_starts=500, epsilon_fraction=.3, **how))
     with arithmetic_threads(1):
         env, episodes = make_vector(config.env), []
-        agent, collector = DQN(config, env, Streams(0)), Collector(env, [0, 1, 2, 3])
-        while collector.env_steps < 4000: agent.update(agent.collect(collector), collector.env_steps / 4000)
-        judge = Collector(make_vector(config.env), [4, 5, 6, 7])
-        noise = agent.module.noise(np.random.default_rng(0), (4,))
+        agent = DQN(config, env, Streams(0))
+        stepper = Stepper(env, agent.module, [0, 1, 2, 3])
+        while stepper.env_steps < 4000: agent.update(agent.collect(stepper), stepper.env_steps / 4000)
+        judge = Stepper(make_vector(config.env), agent.module, [4, 5, 6, 7])
         while len(episodes) < 200:
-            judge.step(agent.module.act(judge.obs, noise, greedy=True).action)
-            episodes += [r for r, _ in judge.tally.pop()]
+            judge.step(agent.module.act(judge.seen, greedy=True))
+            episodes += [r for _, r, _ in judge.tally.pop()]
     random, best = bitflip_returns(8)
-    assert np.mean(episodes) > best - .7 if hindsight else np.mean(episodes) < random + .7
+    assert np.mean(episodes) < random + .7 if below is None else np.mean(episodes) > best - below

@@ -20,10 +20,9 @@ from rlstudio.core.options import EnvConfig
 from rlstudio.core.spec import ArraySpec, policy_spec, spec_from_space
 from rlstudio.data import storage as storage_chapter
 from rlstudio.data.replay import ReplayBuffer, ReplayPart, Sampler, Uniform
-from rlstudio.data.rollout import Collector
 from rlstudio.data.storage import ReplayError, memory_limit
 from rlstudio.envs.backends import make_vector
-from rlstudio.train.checkpoint import load_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import load_checkpoint, save_checkpoint
 
 PAIR = spec_from_space(spaces.Box(-np.inf, np.inf, (2,)), "obs")
 THREE = spec_from_space(spaces.Discrete(3), "action")
@@ -408,12 +407,12 @@ def test_every_kind_comes_back_exactly(space: spaces.Space, obs: ArraySpec) -> N
 
 def test_what_a_real_env_did() -> None:
     env = make_vector(EnvConfig(id="CartPole-v1", num_envs=3, max_episode_steps=20))
-    collector, rng, rows = Collector(env, [0, 1, 2]), np.random.default_rng(0), []
+    world, rng, rows = env.reset([0, 1, 2]), np.random.default_rng(0), []
     for _ in range(300):
-        obs, action = collector.obs.copy(), rng.integers(2, size=3)
-        reward, terminated, truncated, final = (x.copy() for x in collector.step(action))
-        done = (terminated | truncated)[:, None]
-        rows.append(dict(obs=obs, action=action, reward=reward, terminated=terminated, truncated=truncated, next_obs=np.where(done, final, collector.obs)))
+        obs, action = world.obs.copy(), rng.integers(2, size=3)
+        after = env.step(action).map(np.copy)
+        rows.append(dict(obs=obs, action=action, reward=after.reward, terminated=after.terminated, truncated=after.truncated,
+                         next_obs=np.where(after.done[:, None], after.final_obs, after.obs)))
     all_rows = Batch(**{k: np.stack([row[k] for row in rows]) for k in rows[0]})
     buffer = ReplayBuffer(600, 3, env.observation_spec, env.action_spec)
     for t in range(0, 300, 4): buffer.add(all_rows[t:t + 4])

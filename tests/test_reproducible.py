@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rlstudio.train.run import Run
+from rlstudio.runs.run import Run
 from support import ROOT, run, said
 from test_off_policy import config as off_policy
 
 from rlstudio.core.arithmetic import changed_facts, identity, identity_key
+from rlstudio.core.batch import Batch
 from rlstudio.core.options import Config, config_from_dict
 from rlstudio.core.seeding import Streams, untouched_generators
-from rlstudio.nets.modules import weights_sha256
-from rlstudio.train.checkpoint import latest_checkpoint
+from rlstudio.nets.flat import weights_sha256
+from rlstudio.runs.checkpoint import latest_checkpoint
 from rlstudio.train.trainer import Callback, Trainer
 
 GOLDEN = ROOT / "tests" / "golden.json"
@@ -46,7 +47,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, 'tests')
 from test_reproducible import *
-from rlstudio.train.checkpoint import latest_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import latest_checkpoint, save_checkpoint
 half, folder, ends = sys.argv[1], Path(sys.argv[2]), {}
 for world in WORLDS:
     t, k = Trainer(config(world)), random.Random(world).randint(1, 5)
@@ -93,11 +94,11 @@ def test_another_stream_or_env_shifts_no_other() -> None:
     for name in ("env", "a new purpose", "action2"): crowded[name, 7].random(5)
     assert [alone.seed("env", i) for i in range(4)] == [crowded.seed("env", i) for i in range(64)][:4]
     for name in ("action", "minibatch", "init"): assert (alone[name].random(9) == crowded[name].random(9)).all()
-    few, many = (Trainer(config("cartpole", num_envs=n)).collector for n in (4, 16))
+    few, many = (Trainer(config("cartpole", num_envs=n)).stepper for n in (4, 16))
     right = np.ones(16, np.int64)
     for _ in range(60):
-        a, b = few.step(right[:4]), many.step(right)
-        assert all((x == y[:4]).all() for x, y in zip(a, b)) and (few.obs == many.obs[:4]).all()
+        a, b = few.step(Batch(action=right[:4])), many.step(Batch(action=right))
+        assert all((x == b.fields[name][:4]).all() for name, x in a.fields.items())
 
 
 # Golden values: a change that breaks one needs a reason in writing (CHANGELOG.md). Hashes are kept under the identity of the arithmetic
@@ -166,7 +167,7 @@ GO_ON = "import sys; sys.path.insert(0, 'tests'); from test_reproducible import 
 def test_other_arithmetic_lowers_the_level(tmp_path: Path) -> None:
     "For good: in the manifest, in every checkpoint and in the result, also when the run comes back"
     begun = Run.from_config("ppo/cartpole", ["train.total_steps=12288", "checkpoint.every=2048", "eval.episodes=2"], runs_dir=tmp_path)
-    assert begun.train([stop_at(2)])["level"] == "L3" and begun.manifest["machine"] == identity()
+    assert begun.train([stop_at(2)])["level"] == "L3" and begun.manifest["machine"] == identity("tape")
     stay, go, back = (Run.open(shutil.copytree(begun.folder, tmp_path / name)) for name in ("stay", "go", "back"))
     assert stay.train()["level"] == stay.manifest["level"] == "L3"
 

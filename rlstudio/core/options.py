@@ -14,10 +14,11 @@ No file is read here: chapter `runs.config` reads YAML, and knows lines and colu
 
 # %% auto #0
 __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Positive', 'NonNegative', 'Count', 'Whole', 'Width',
-           'Steps', 'S', 'Problem', 'ConfigError', 'fault', 'plain', 'show', 'scalar', 'fit', 'expected', 'FieldSpec',
-           'field_specs', 'check_value', 'repair', 'as_lines', 'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig',
-           'TrainConfig', 'EvalConfig', 'CheckpointConfig', 'LogConfig', 'Config', 'unknown_key', 'key_homes', 'build',
-           'named_algo', 'with_defaults', 'build_config', 'config_from_dict', 'to_dict', 'config_hash', 'diff']
+           'Steps', 'S', 'Problem', 'ConfigError', 'fault', 'plain', 'as_text', 'scalar', 'fit', 'expected',
+           'FieldSpec', 'field_specs', 'check_value', 'repair', 'as_lines', 'Section', 'EnvConfig', 'AlgoConfig',
+           'NetConfig', 'TrainConfig', 'EvalConfig', 'CheckpointConfig', 'LogConfig', 'Config', 'unknown_key',
+           'key_homes', 'build_section', 'named_algo', 'with_defaults', 'build_config', 'config_from_dict', 'to_dict',
+           'config_hash', 'diff']
 
 # %% ../../nbs/06_core.options.ipynb #293fff5e
 import hashlib
@@ -83,12 +84,12 @@ def plain(
     if levels and isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {k: plain(v, levels - 1) for k, v in value.items()}
     raise ValueError(
-        f'given {show(value)} of type {type(value).__name__}, expected plain values: text, '
+        f'given {as_text(value)} of type {type(value).__name__}, expected plain values: text, '
         'finite numbers, true, false, null, and lists and mappings of them; '
         'convert it, as in int(x)')
 
 # %% ../../nbs/06_core.options.ipynb #83476df6
-def show(
+def as_text(
     value: Any,  # any value
 ) -> str:        # at most 60 characters
     "A value for a message, as one would write it in YAML"
@@ -146,7 +147,7 @@ def expected(
         signs = [f'{sign} {getattr(m, k)}' for k, sign in _SIGNS.items()
                  for m in limits if hasattr(m, k)]
         return ' '.join([expected(args[0]), ' and '.join(signs)]).strip()
-    if origin is Literal: return 'one of ' + ', '.join(map(show, args))
+    if origin is Literal: return 'one of ' + ', '.join(map(as_text, args))
     if origin in (Union, UnionType): return ' or '.join(map(expected, args))
     if origin is tuple: return f'a list, each item {expected(args[0])}'
     return _NOUNS.get(origin or hint, str(hint))
@@ -190,7 +191,7 @@ def check_value(
         if get_origin(hint) is tuple and error['loc']:
             at, hint = (*path, str(error['loc'][0])), get_args(hint)[0]
             given = error['input']
-        why = f'given {show(given)}, expected {expected(hint)}{repair(hint, given)}'
+        why = f'given {as_text(given)}, expected {expected(hint)}{repair(hint, given)}'
         faults[at] = str(error['ctx']['error']) if error['type'] == 'value_error' else why
     return value, list(faults.items())
 
@@ -208,7 +209,7 @@ def repair(
     for other in [scalar(value), words.get(value.lower())] if text else [[value]]:
         try: TypeAdapter(hint, config=STRICT).validate_python(fit(hint, other))
         except ValidationError: continue
-        if other is not None: return f'; write {show(other)}'
+        if other is not None: return f'; write {as_text(other)}'
     return ''
 
 # %% ../../nbs/06_core.options.ipynb #3f264931
@@ -220,7 +221,7 @@ def as_lines(
     def _line(key: str, v: Any) -> str:
         if isinstance(v, dict) and v: return f'{indent}{key}:\n{as_lines(v, indent + "  ")}'
         word = isinstance(v, str) and v.isprintable() and scalar(v) == v
-        return f'{indent}{key}: {v if word else show(v)}\n'
+        return f'{indent}{key}: {v if word else as_text(v)}\n'
     return ''.join(_line(k, v) for k, v in values.items())
 
 # %% ../../nbs/06_core.options.ipynb #325d0636
@@ -243,7 +244,7 @@ def _env_id(text: str) -> str:
     if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', text): return text
     why = 'a module in front of it would be imported' if ':' in text else 'that is no id'
     raise ValueError(
-        f'given {show(text)}, but {why}; expected a registered id, such as CartPole-v1')
+        f'given {as_text(text)}, but {why}; expected a registered id, such as CartPole-v1')
 
 
 def _kwargs(values: dict[str, Any]) -> dict[str, Any]:
@@ -343,7 +344,7 @@ class Config(Section):
     log: LogConfig = field(default_factory=LogConfig)        # what is recorded
 
     def __post_init__(self) -> None:
-        wrong = [(key, f'given {show(getattr(self, key))}, expected {cls.__name__}(…)')
+        wrong = [(key, f'given {as_text(getattr(self, key))}, expected {cls.__name__}(…)')
                  for key, cls in get_type_hints(Config).items()
                  if not isinstance(getattr(self, key), cls)]
         if wrong: raise ConfigError(Problem('Config', 0, 0, key, why) for key, why in wrong)
@@ -375,7 +376,7 @@ def key_homes(
 # %% ../../nbs/06_core.options.ipynb #d312ac5c
 S = TypeVar('S', bound=Section)
 
-def build(
+def build_section(
     cls: type[S],                   # the section's class
     values: Any,                    # what was written; None: nothing
     path: tuple[str, ...] = (),     # where that stands
@@ -386,7 +387,7 @@ def build(
     values = {} if values is None else values
     if not isinstance(values, Mapping):
         keys = ', '.join([*specs][:3])
-        return None, [(path, f'given {show(values)}, expected a section, keys as {keys}')]
+        return None, [(path, f'given {as_text(values)}, expected a section, keys as {keys}')]
     for key, value in values.items():
         at = *path, str(key)
         if key in specs: clean[key], more = check_value(specs[key], value, at)
@@ -405,7 +406,7 @@ def named_algo(
     "The algorithm that is named; it has a `Config` that derives from `AlgoConfig`"
     if isinstance(section, Mapping):
         section = {key: v for key, v in section.items() if key == 'name'}
-    named, faults = build(AlgoConfig, section, ('algo',))
+    named, faults = build_section(AlgoConfig, section, ('algo',))
     if named is None: return None, faults
     why = f'algorithm {named.name!r} has no Config that derives from AlgoConfig'
     try: algo = algos.get(named.name)
@@ -433,7 +434,7 @@ def build_config(
     classes: dict[str, Any] = get_type_hints(Config)
     if not isinstance(values, Mapping):
         names = ', '.join(classes)
-        return None, [((), f'given {show(values)}, expected the sections {names}')]
+        return None, [((), f'given {as_text(values)}, expected the sections {names}')]
     algo, faults = named_algo(values.get('algo'))
     classes['algo'] = algo and algo.Config
     homes = key_homes({name: cls for name, cls in classes.items() if cls})
@@ -443,7 +444,7 @@ def build_config(
     parts: dict[str, Any] = {}
     for name, cls in classes.items():
         if not cls: continue
-        parts[name], more = build(cls, values.get(name), (name,), homes)
+        parts[name], more = build_section(cls, values.get(name), (name,), homes)
         faults += more
     return (None, faults) if faults else (Config(**parts), [])
 

@@ -14,7 +14,7 @@ Errors: `UnknownName` with a suggestion, `DuplicateName`, `PluginError`."""
 
 # %% auto #0
 __all__ = ['T', 'Claims', 'algos', 'envs', 'nets', 'sinks', 'UnknownName', 'DuplicateName', 'PluginError', 'suggest',
-           'installed_claims', 'same_name', 'load', 'choose', 'Registry', 'owner', 'check_free', 'check_plugin',
+           'installed_claims', 'same_name', 'load', 'choose_claim', 'Registry', 'owner', 'check_free', 'check_plugin',
            'allow']
 
 # %% ../../nbs/05_core.registry.ipynb #8541f591
@@ -90,7 +90,7 @@ def load(
             f'{why}; update it, or take it out of `plugins` in settings.ini') from e
 
 # %% ../../nbs/05_core.registry.ipynb #b4f413ad
-def choose(
+def choose_claim(
     kind: str,                          # for the message
     name: str,                          # what was asked for
     claims: dict[str, 'EntryPoint'],    # distribution → its entry point; not empty
@@ -161,7 +161,7 @@ class Registry:
         if name in self._here: return self._here[name]
         if name not in self:
             raise UnknownName(f'unknown {self.kind} {name!r}{suggest(name, self.names())}')
-        dist = choose(self.kind, name, self._claims[name], self._allowed)
+        dist = choose_claim(self.kind, name, self._claims[name], self._allowed)
         return load(self.kind, self._claims[name][dist])
 
 # %% ../../nbs/05_core.registry.ipynb #9a96565c

@@ -83,6 +83,7 @@ def reached_ahead(
     n: int,                # the longest window
 ) -> np.ndarray:           # (n, K, g); behind the end of a window: `last` again
     "What each step of a window achieved"
+    if n == 1: return last[None]
     k = np.arange(1, n)[:, None]
     rows = memory.arrays.row.take(index + memory.ring.num_envs * k, mode='wrap')
     inside = (k < steps)[..., None]
@@ -98,9 +99,10 @@ def hindsight_return(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # G' (K,); is there an end (K,) bool; m' (K,)
     "The rewards of windows, had these been the goals"
     n, K, g = reached.shape
-    both = reached.reshape(n * K, g), np.tile(wanted, (n, 1))
-    reward, over = goal.reward(*both).reshape(n, K), np.zeros((n, K), bool)
-    if goal.terminated is not None: over = goal.terminated(*both).reshape(n, K)
+    both = reached.reshape(n * K, g), np.concatenate([wanted] * n)
+    over = np.zeros(n * K, bool) if goal.terminated is None else goal.terminated(*both)
+    reward, over = goal.reward(*both).reshape(n, K), over.reshape(n, K)
+    if n == 1: return reward[0], over[0], steps
     G, m = n_step_return(reward, over, steps, gamma)
     return G, over[m - 1, np.arange(K)], m
 
@@ -215,7 +217,7 @@ class Hindsight(Relabeller):
         steps, last = np.minimum(ahead + 1, self.n_step), batch.next_obs[rows, goal.achieved]
         reached = reached_ahead(memory, index, steps, last, goal.achieved, self.n_step)
         batch.reward[rows], over, m = hindsight_return(reached, wanted, steps, goal, self.gamma)
-        if len(short := (m < steps).nonzero()[0]):
+        if m is not steps and len(short := (m < steps).nonzero()[0]):
             at = np.arange(len(batch))[rows][short]
             final = (index[short] + memory.ring.num_envs * (m[short] - 1)) % memory.ring.size
             batch.next_obs[at] = led_to(memory, final)

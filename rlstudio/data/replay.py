@@ -17,8 +17,8 @@ used but the generator that `sample` is given. Whatever `n_step` is, the target 
 # %% auto #0
 __all__ = ['FIELDS', 'check_whole', 'check_settings', 'check_field', 'check_add', 'end_flags', 'torn', 'follows', 'check_stacks',
            'mend', 'run_length', 'n_step_return', 'discount_table', 'window', 'stack_steps', 'stack_places', 'see',
-           'put_finals', 'ReplayPart', 'Sampler', 'Relabeller', 'Uniform', 'check_index', 'check_replay_state',
-           'ReplayBuffer']
+           'put_finals', 'transitions', 'ReplayPart', 'Sampler', 'Relabeller', 'Uniform', 'check_draw', 'check_index',
+           'check_replay_state', 'ReplayBuffer']
 
 # %% ../../nbs/33_data.replay.ipynb #63d34ccd
 from typing import Any
@@ -126,8 +126,9 @@ def torn(
 ) -> np.ndarray:       # (T, N) bool
     "Where does a step not begin where the one before, which did not end, led?"
     T, N = end.shape
-    moved = (seen != obs).reshape(T, N, -1).any(-1)
-    return (moved | (now == INVALID)) & (end == 0)
+    moved = np.not_equal(seen, obs).reshape(T, N, -1).any(-1)
+    gap: np.ndarray = (moved | (now == INVALID)) & (end == 0)
+    return gap
 
 def follows(
     led: np.ndarray,       # (N, …) the newest next_obs so far
@@ -184,7 +185,8 @@ def run_length(
 ) -> np.ndarray:      # (B,) int64, 0 … K
     "How many steps pass before the first at which an episode ended"
     goes_on = np.logical_and.accumulate(end == 0)
-    return np.add.reduce(goes_on, 0)
+    length: np.ndarray = np.add.reduce(goes_on, 0)
+    return length
 
 def n_step_return(
     reward: np.ndarray,  # (n, B) float32 rewards of n steps in a row
@@ -230,7 +232,8 @@ def stack_steps(
 ) -> np.ndarray:      # (k, B) int64: how many steps back each frame is, the oldest first
     "Which frames make a stack?"
     reach = run_length(end[::-1])
-    return np.minimum(np.arange(len(end), -1, -1)[:, None], reach)
+    back: np.ndarray = np.minimum(np.arange(len(end), -1, -1)[:, None], reach)
+    return back
 
 # %% ../../nbs/33_data.replay.ipynb #f72e8792
 def stack_places(
@@ -240,7 +243,8 @@ def stack_places(
     "Where the frames of a stack lie"
     N, k = arrays.ring.num_envs, arrays.frame_stack
     before = index - N * np.arange(k - 1, 0, -1)[:, None]
-    return (index - N * stack_steps(arrays.flags(before))).T
+    places: np.ndarray = index - N * stack_steps(arrays.flags(before))
+    return places.T
 
 def see(
     arrays: ReplayArrays,  # where to look
@@ -270,6 +274,21 @@ def put_finals(
     if len(ended := end.nonzero()[0]):
         keys = memory.ring.key(last[ended])
         next_obs[memory.arrays.newest][ended] = memory.finals.find(keys)
+
+# %% ../../nbs/33_data.replay.ipynb #b1ca20eb
+def transitions(
+    memory: ReplayMemory,   # where to look
+    index: np.ndarray,      # (B,) int64 places of transitions
+    gamma: float,           # discount γ in [0, 1]
+    discounts: np.ndarray,  # (n+1, 8) of `discount_table`, for windows of up to n steps
+) -> dict[str, np.ndarray]:  # obs, action, reward, next_obs, discount, index; each (B, …)
+    "What happened from there on"
+    rows, reward, end, discount, last = window(memory, index, gamma, discounts)
+    obs, next_obs = see(memory.arrays, rows, index, last)
+    put_finals(memory, next_obs, last, end)
+    action = rows['action'].astype(memory.action_spec.dtype)
+    return dict(obs=obs, action=action, reward=reward, next_obs=next_obs,
+                discount=discount, index=index)
 
 # %% ../../nbs/33_data.replay.ipynb #1dac7047
 class ReplayPart:
@@ -364,6 +383,15 @@ class Uniform(Sampler):
         return index
 
 # %% ../../nbs/33_data.replay.ipynb #45fe2d82
+def check_draw(
+    n: int,      # rows that were asked for
+    there: int,  # transitions that there are
+) -> None:
+    "Refuse to draw nothing, or from nothing"
+    if not there:
+        raise ReplayError('sample: given an empty buffer, expected transitions; fix: add first')
+    if n < 1: raise ReplayError(f'sample: given {n=}, expected 1 or more; fix: n=1')
+
 def check_index(
     memory: ReplayMemory,  # where to look
     index: Any,            # as given to `gather`
@@ -454,28 +482,18 @@ class ReplayBuffer:
 
     def sample(self, n: int, rng: np.random.Generator) -> Batch:  # n ≥ 1 rows; source of chance
         "Rows of obs, action, reward, next_obs, discount, index and weight, each (n, …)"
-        if not len(self):
-            raise ReplayError('sample: given an empty buffer, expected transitions; fix: add first')
-        if n < 1: raise ReplayError(f'sample: given {n=}, expected 1 or more; fix: n=1')
+        check_draw(n, len(self.memory))
         index = self.sampler.draw(n, rng)
-        batch = Batch(**self.read(index), weight=self.sampler.weight(index))
+        fields = transitions(self.memory, index, self.gamma, self.discounts)
+        batch = Batch(**fields, weight=self.sampler.weight(index))
         if change := self.relabel:
             change.change(batch, self.sampler.subset(round(change.ratio * n), n, rng), rng)
         return batch
 
     def gather(self, index: np.ndarray) -> Batch:  # (n,) integers, as `index` of a sample
         "Chosen transitions as they happened: as `sample`, without `weight`"
-        return Batch(**self.read(check_index(self.memory, index)))
-
-    def read(self, index: np.ndarray) -> dict[str, np.ndarray]:  # (n,) int64 places; the fields
-        "`gather` without a look at the index"
-        m = self.memory
-        rows, reward, end, discount, last = window(m, index, self.gamma, self.discounts)
-        obs, next_obs = see(m.arrays, rows, index, last)
-        put_finals(m, next_obs, last, end)
-        action = rows['action'].astype(m.action_spec.dtype)
-        return dict(obs=obs, action=action, reward=reward, next_obs=next_obs,
-                    discount=discount, index=index)
+        index = check_index(self.memory, index)
+        return Batch(**transitions(self.memory, index, self.gamma, self.discounts))
 
     def report(self, index: np.ndarray, error: np.ndarray) -> None:  # of a batch: (n,), (n,)
         "Tell the sampler the TD errors of a batch, before the next `add`"

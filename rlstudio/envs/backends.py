@@ -5,7 +5,7 @@
 - a **native** env steps all its copies as arrays. It is registered by name; chapter `envs.classic` has five.
 - `InProcess` steps any Gymnasium id, one copy after the other, in this process. Its snapshots are exact where the env allows it, and it can
   draw pictures.
-- `GymVector` translates Gymnasium's own vector envs, whenever they restart their episodes.
+- `GymVector` translates Gymnasium's own vector envs, in whichever step they restart their episodes.
 
 All three return the same fields and raise the same errors, so no later chapter knows which one it has."""
 
@@ -15,7 +15,7 @@ All three return the same fields and raise the same errors, so no later chapter 
 __all__ = ['sub_env_failed', 'no_pictures', 'InProcess', 'autoreset_mode', 'next_seeds', 'GymVector', 'native_env',
            'gymnasium_env', 'make_vector']
 
-# %% ../../nbs/15_envs.backends.ipynb #9b8bb326
+# %% ../../nbs/15_envs.backends.ipynb #1a2bfa0e
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
@@ -31,7 +31,7 @@ from ..core.registry import envs as native_envs
 from ..core.spec import spec_from_space
 from .goals import find_goal
 from .make import EnvError, env_spec, make_env
-from .snapshot import Recorder, action_spec_of, snapshot_level
+from .snapshot import EnvState, Recorder, action_spec_of, snapshot_level
 from .vector import (
     VectorEnv, check_action, check_seeds, check_state, flag_spec, seen_obs, seen_spec, warn_boundary)
 
@@ -53,7 +53,7 @@ def no_pictures(
     return EnvError(f'{env.env_id}: given no render_mode, expected one to draw with; '
                     "fix: InProcess(config, 'rgb_array')")
 
-# %% ../../nbs/15_envs.backends.ipynb #3e572bb5
+# %% ../../nbs/15_envs.backends.ipynb #f78a43b0
 class InProcess(VectorEnv):
     "Any Gymnasium id, stepped one after the other in this process"
     backend = 'inprocess'
@@ -109,11 +109,11 @@ class InProcess(VectorEnv):
         try: return self.envs[i].env.render()
         except Exception as e: raise sub_env_failed(self, i, 'render', e) from e
 
-    def state_dict(self) -> dict[str, Any]:  # env_id, and `Recorder.state` by index
+    def state_dict(self) -> EnvState:  # env_id, and `Recorder.state` by index
         states = {str(i): env.state() for i, env in enumerate(self.envs)}
         return dict(env_id=self.env_id, envs=states)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # from an env of the same config
+    def load_state_dict(self, state: EnvState) -> None:  # from an env of the same config
         "Replay each episode in flight, or restart it if the level is 'boundary'"
         check_state(self, state, len(state['envs']))
         self.clear()
@@ -137,24 +137,24 @@ def autoreset_mode(
     raise EnvError(f"{envs}: given metadata['autoreset_mode'] = {mode!r}, expected a member "
                    "of gymnasium's AutoresetMode; fix: set it to what the vector env does")
 
-# %% ../../nbs/15_envs.backends.ipynb #7a47c312
+# %% ../../nbs/15_envs.backends.ipynb #94b88e88
 def next_seeds(
-    state: dict[str, Any],  # seeds (N,), and steps since they were used
-    num_envs: int,          # how many are needed
-) -> list[int]:             # that many others
+    state: EnvState,  # seeds (N,), and steps since they were used
+    num_envs: int,    # how many are needed
+) -> list[int]:       # that many others
     "Seeds that follow from the old ones and the number of steps"
     follow = np.random.SeedSequence([*map(int, state['seeds']), state['steps']])
     return [int(seed) for seed in follow.generate_state(num_envs)]
 
-# %% ../../nbs/15_envs.backends.ipynb #29c973ae
+# %% ../../nbs/15_envs.backends.ipynb #fbc10115
 class GymVector(VectorEnv):
     "One of Gymnasium's vector envs behind our contract, whatever its `AutoresetMode`"
     backend = 'gymnasium'
 
     def __init__(
         self,
-        envs: gym.vector.VectorEnv[Any, Any, Any],  # Sync, Async, or natively batched
-        env_id: str = '',  # name for messages and manifests; '': what `envs` says
+        envs: gym.vector.VectorEnv,  # Sync, Async, or natively batched
+        env_id: str = '',            # name for messages and manifests; '': what `envs` says
     ) -> None:
         self.envs, self.mode = envs, autoreset_mode(envs)
         self._space = spec_from_space(envs.single_observation_space)
@@ -200,10 +200,10 @@ class GymVector(VectorEnv):
             x, _ = self.envs.reset(options={'reset_mask': ended})
             out.obs[:] = seen_obs(self._space, x, (self.num_envs,))
 
-    def state_dict(self) -> dict[str, Any]:  # env_id, seeds (N,), steps
+    def state_dict(self) -> EnvState:  # env_id, seeds (N,), steps
         return dict(env_id=self.env_id, seeds=np.array(self._seeds), steps=self._steps)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # from an env of the same config
+    def load_state_dict(self, state: EnvState) -> None:  # from an env of the same config
         "Begin new episodes, with seeds that follow from the state, and warn"
         check_state(self, state, len(state['seeds']))
         warn_boundary(self)

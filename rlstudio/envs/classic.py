@@ -16,7 +16,7 @@ __all__ = ['Next', 'MAX_X', 'MAX_LEAN', 'CAR_SPACE', 'gymnasium_generator', 'rng
            'cartpole_fallen', 'CartPole', 'car_next', 'MountainCar', 'MountainCarContinuous', 'pendulum_next',
            'pendulum_cost', 'Pendulum', 'acrobot_rates', 'rk4', 'acrobot_next', 'acrobot_height', 'Acrobot']
 
-# %% ../../nbs/16_envs.classic.ipynb #a471ff29
+# %% ../../nbs/16_envs.classic.ipynb #abcdb69e
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +27,7 @@ from gymnasium.spaces import Box, Discrete
 from ..core.batch import Batch
 from ..core.spec import spec_from_space
 from .make import EnvError
-from .snapshot import action_spec_of
+from .snapshot import EnvState, action_spec_of
 from .vector import VectorEnv, check_action, check_seeds, check_state, seen_spec
 
 # %% ../../nbs/16_envs.classic.ipynb #6389d528
@@ -40,22 +40,22 @@ def gymnasium_generator(
     "The generator that Gymnasium makes of a seed"
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
-# %% ../../nbs/16_envs.classic.ipynb #4b311759
+# %% ../../nbs/16_envs.classic.ipynb #440b9bd3
 def rng_states(
     rngs: Sequence[np.random.Generator],  # one for each sub-env
-) -> dict[str, Any]:                      # their states by index, names and integers
+) -> EnvState:                            # their states by index, names and integers
     "Where N generators stand"
     return {str(i): rng.bit_generator.state for i, rng in enumerate(rngs)}
 
 def rngs_from(
-    states: dict[str, Any],         # from `rng_states`
-) -> list[np.random.Generator]:     # new ones that stand there
+    states: EnvState,            # from `rng_states`
+) -> list[np.random.Generator]:  # new ones that stand there
     "Make N generators again"
     rngs = [gymnasium_generator(0) for _ in states]
     for i, rng in enumerate(rngs): rng.bit_generator.state = states[str(i)]
     return rngs
 
-# %% ../../nbs/16_envs.classic.ipynb #053fd281
+# %% ../../nbs/16_envs.classic.ipynb #96485acf
 class Classic(VectorEnv):
     "N copies of a small world, which adds `begin`, `advance` and perhaps `observe`"
     backend, level = 'native', 'exact'
@@ -115,11 +115,11 @@ class Classic(VectorEnv):
         self._steps[which] = 0
         self.out.obs[which] = self.observe(self._state[:, which]).T
 
-    def state_dict(self) -> dict[str, Any]:  # env_id, three arrays, N generators
+    def state_dict(self) -> EnvState:  # env_id, three arrays, N generators
         return dict(env_id=self.env_id, state=self._state.copy(), steps=self._steps.copy(),
                     obs=self.out.obs.copy(), rngs=rng_states(self._rngs))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # from the same world and N
+    def load_state_dict(self, state: EnvState) -> None:  # from the same world and N
         check_state(self, state, len(state['steps']))
         self.clear()
         self._state[:], self._steps[:] = state['state'], state['steps']

@@ -56,11 +56,11 @@ def goal_function(
                        f'{answer.shape}, expected ({len(a)},); fix: reduce the last axis only')
     return _ask
 
-# %% ../../nbs/13_envs.goals.ipynb #48f9ea1e
+# %% ../../nbs/13_envs.goals.ipynb #16306813
 def find_goal(
-    spec: Spec,              # of the env's observation space
-    env: gym.Env[Any, Any],  # that may have `compute_reward` and `compute_terminated`
-) -> Goal | None:            # None: it has no goals
+    spec: Spec,    # of the env's observation space
+    env: gym.Env,  # that may have `compute_reward` and `compute_terminated`
+) -> Goal | None:  # None: it has no goals
     "How an env's goals lie in its flat observation"
     two = 'achieved_goal', 'desired_goal'
     if not (isinstance(spec, TreeSpec) and set(two) <= spec.children.keys()

@@ -149,11 +149,11 @@ def quiet_mujoco() -> Iterator[None]:
     for text in said:
         if 'deprecated' not in text: warnings.warn(f'MuJoCo: {text}', stacklevel=4)
 
-# %% ../../nbs/11_envs.make.ipynb #93569fba
+# %% ../../nbs/11_envs.make.ipynb #0c2a7d5f
 def make_env(
     config: EnvConfig,                # id, kwargs, max_episode_steps (None: as registered)
     render_mode: str | None = None,   # e.g. 'rgb_array'; None: no pictures
-) -> gym.Env[Any, Any]:               # one environment with its time limit
+) -> gym.Env:                         # one environment with its time limit
     "Make one Gymnasium environment"
     spec, kwargs = env_spec(config.id), dict(config.kwargs)
     check_kwargs(spec, kwargs)
@@ -167,9 +167,9 @@ def make_env(
     except Exception as e:
         raise EnvError(f'{config.id} cannot be made with {kwargs}: {e}') from e
 
-# %% ../../nbs/11_envs.make.ipynb #eb825857
+# %% ../../nbs/11_envs.make.ipynb #3593a069
 def reward_threshold(
     env_id: str,     # a Gymnasium id with its version
-) -> float | None:   # mean return of an episode; None if nobody has set one
+) -> float | None:   # mean return of an episode; None if it has none
     "The return that counts as solved"
     return env_spec(env_id).reward_threshold

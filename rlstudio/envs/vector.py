@@ -16,7 +16,7 @@ later chapters know; the backends behind it are in chapters `envs.backends` and 
 __all__ = ['flag_spec', 'step_fields', 'VectorEnv', 'one_array', 'check_seeds', 'check_action', 'check_state', 'warn_boundary',
            'seen_spec', 'seen_obs']
 
-# %% ../../nbs/14_envs.vector.ipynb #6bba53da
+# %% ../../nbs/14_envs.vector.ipynb #cbf26c05
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +28,7 @@ from ..core.batch import Batch, allocate
 from ..core.spec import ArraySpec, Spec, SpecError, flat_spec, flatten
 from .goals import Goal
 from .make import EnvError
+from .snapshot import EnvState
 
 # %% ../../nbs/14_envs.vector.ipynb #1b32684b
 def flag_spec(
@@ -44,7 +45,7 @@ def step_fields(
                 terminated=flag_spec('terminated'), truncated=flag_spec('truncated'),
                 final_obs=replace(observation_spec, name='final_obs'))
 
-# %% ../../nbs/14_envs.vector.ipynb #d04405a2
+# %% ../../nbs/14_envs.vector.ipynb #fce29c14
 class VectorEnv:
     "N copies of one environment: arrays in, a batch out, restarts within the step"
     backend: str = ''
@@ -90,11 +91,11 @@ class VectorEnv:
         self.out.terminated[:] = self.out.truncated[:] = False
         if self.valid is not None: self.valid[:] = True
 
-    def state_dict(self) -> dict[str, Any]:  # nested dict of arrays, numbers and text
+    def state_dict(self) -> EnvState:  # nested dict of arrays, numbers and text
         "All that another process needs to go on from here"
         raise NotImplementedError
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # from an env of the same config
+    def load_state_dict(self, state: EnvState) -> None:  # from an env of the same config
         "Go on from there: exactly, or with new episodes and a warning, as `level` says"
         raise NotImplementedError
 
@@ -135,11 +136,11 @@ def check_action(
         except SpecError as e: raise EnvError(f'{env.env_id}: {e}') from e
     return np.asarray(action, spec.dtype)
 
-# %% ../../nbs/14_envs.vector.ipynb #7de0a83e
+# %% ../../nbs/14_envs.vector.ipynb #ffe66295
 def check_state(
-    env: VectorEnv,         # that shall go on
-    state: dict[str, Any],  # from a `state_dict`
-    num_envs: int,          # number of sub-envs in it
+    env: VectorEnv,   # that shall go on
+    state: EnvState,  # from a `state_dict`
+    num_envs: int,    # number of sub-envs in it
 ) -> None:
     "Refuse the state of another vector env"
     if (state['env_id'], num_envs) != (env.env_id, env.num_envs):

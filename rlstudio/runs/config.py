@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from ..core.options import (Config, ConfigError, Problem, Section, build, build_config,
-                                   scalar, show, to_dict)
+from ..core.options import (Config, ConfigError, Problem, Section, as_text, build_config,
+                                   build_section, scalar, to_dict)
 from ..core.registry import suggest
 from .yaml import Mark, Source, override, read_file, write_yaml
 
@@ -106,7 +106,7 @@ def to_yaml(
 # %% ../../nbs/61_runs.config.ipynb #1213ab31
 def _device(text: str) -> str:
     if re.fullmatch(r'cpu|mps|cuda(:[0-9]+)?', text): return text
-    raise ValueError(f'given {show(text)}, expected cpu, mps, cuda, or cuda:1 and so on')
+    raise ValueError(f'given {as_text(text)}, expected cpu, mps, cuda, or cuda:1 and so on')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def read_settings(
         if 'no section' in why: why = 'given a key above the first section; expected [DEFAULT] above all keys'
         raise ConfigError([Problem(name, getattr(e, 'lineno', 0), 1, '', why)]) from None
     values = {key: setting(key, ini.get(key), path.parent) for key in ini.d}
-    settings, faults = build(Settings, values)
+    settings, faults = build_section(Settings, values)
     faults += [((section,), 'unknown section; expected all keys below [DEFAULT]')
                for section in re.findall(r'^\[.*\]', text, re.M) if section != '[DEFAULT]']
     if settings and not faults: return settings

@@ -17,8 +17,8 @@ on standard output and everything else on standard error; `--help` imports neith
 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunFolder', 'exit_code', 'Broken', 'explained', 'importing', 'top', 'run',
-           'speaker', 'live', 'resume', 'evaluate', 'run_row', 'show', 'card', 'about', 'Kind', 'rows_of',
-           'row_or_damage', 'list_', 'table', 'main']
+           'speaker', 'live', 'resume', 'evaluate_run', 'run_row', 'show_run', 'card', 'about', 'algo_rows', 'Listing',
+           'rows_of', 'row_or_damage', 'list_', 'table', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -28,7 +28,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
@@ -159,9 +159,10 @@ def live(
     emit: Emit,            # gets the summary
 ) -> None:
     "Train to the end, and say how it went; exits with 130 or 143 when it was stopped"
-    from rlstudio.studio.console import (Progress, files_written, header, next_commands, verdict)
+    from rlstudio.studio.console import (
+        Progress, files_written, next_commands, run_header, verdict)
     say, started = speaker(quiet, as_json), monotonic()
-    say(header(run, overrides))
+    say(run_header(run, overrides))
     progress = Progress(sys.stderr if as_json else sys.stdout, 'silent' if quiet else 'auto')
     try: summary = run.train([progress])
     except Exception as e:
@@ -189,8 +190,8 @@ def resume(
         live(Run.open(run), [], quiet, as_json, emit)
 
 # %% ../../nbs/71_studio.cli.ipynb #f78730d4
-@app.command()
-def evaluate(
+@app.command('evaluate')
+def evaluate_run(
     run: RunFolder,  # of any run that has begun
     episodes: Annotated[int | None, typer.Option(min=1, help='How many.')] = None,  # as configured
     sampled: Annotated[bool, typer.Option(help='Sample actions, not the likeliest.')] = False,  # explore
@@ -198,7 +199,9 @@ def evaluate(
 ) -> None:
     "Evaluate the newest weights of a run in fresh episodes"
     with explained(as_json) as emit:
-        with importing(emit): from rlstudio.runs.run import Run, judge, locked, summarize
+        with importing(emit): 
+            from rlstudio.runs.folder import locked
+            from rlstudio.runs.run import Run, judge, summarize
         r = Run.open(run)
         with locked(r.folder):
             trainer = r.restored()
@@ -215,7 +218,7 @@ def run_row(
     "A run in one line"
     from rlstudio.runs.yaml import read_file, read_json
     if not (folder / 'config.yaml').is_file():
-        from rlstudio.runs.run import RunError
+        from rlstudio.runs.folder import RunError
         raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
     manifest, result = (read_json(folder / f'{n}.json') or {} for n in ('manifest', 'result'))
     config = read_file(folder / 'config.yaml').values
@@ -225,8 +228,8 @@ def run_row(
                 eval_return_mean=result.get('eval_return_mean'))
 
 # %% ../../nbs/71_studio.cli.ipynb #5bc3217e
-@app.command()
-def show(
+@app.command('show')
+def show_run(
     run: RunFolder,         # of any run
     as_json: Json = False,  # for programs
 ) -> None:
@@ -248,7 +251,7 @@ def card(
     "A run at a glance"
     from rlstudio.studio.console import files_written, labelled, next_commands, verdict
     from rlstudio.train.metrics import read_metrics, series
-    from rlstudio.train.pictures import sparkline
+    from rlstudio.runs.pictures import sparkline
     facts = [f'{row["algo"]} on {row["env"]}, seed {row["seed"]}: {row["status"]}',
              f'level {manifest.get("level", "?")} ({manifest.get("why", "not begun")})']
     means = [float(m) for m in series(list(read_metrics(run)), 'episode/return_mean')[1]]
@@ -272,23 +275,38 @@ def about(
     return line[1:].strip() if line.startswith('#') else ''
 
 # %% ../../nbs/71_studio.cli.ipynb #c16cd431
-class Kind(StrEnum):
+def algo_rows() -> list[dict[str, Any]]:  # name, source, actions, about
+    "What each algorithm is for; a plugin that is not allowed is named, and not asked"
+    from rlstudio.core.registry import PluginError, algos
+    def _row(name: str, source: str) -> dict[str, Any]:
+        try: algo = algos.get(name)
+        except PluginError as e: return dict(name=name, source=source, actions='', about=str(e))
+        doc = (algo.__doc__ or '').strip().partition('\n')[0]
+        return dict(name=name, source=source, actions=' '.join(getattr(algo, 'actions', ())), about=doc)
+    return [_row(name, source) for name, source in algos.describe().items()]
+
+
+class Listing(StrEnum):
     "What can be listed"
-    algos, envs, configs, runs = 'algos', 'envs', 'configs', 'runs'
+    algos, envs, nets, configs, runs = 'algos', 'envs', 'nets', 'configs', 'runs'
 
 def rows_of(
-    kind: Kind,             # what
+    listing: Listing,       # what
     runs_dir: Path | None,  # where runs live
 ) -> list[dict[str, Any]]:  # a row each, equal keys
     "What there is"
     from rlstudio.core import registry
     from rlstudio.runs.config import load_settings, packaged_configs
     settings = load_settings()
-    if kind is Kind.algos:
-        return [dict(name=n, source=s) for n, s in registry.algos.describe().items()]
-    if kind is Kind.configs:
+    if listing is Listing.algos:
+        for plugin in settings.plugins:     # one that is missing does not hide the others
+            with suppress(registry.PluginError): registry.allow(plugin)
+        return algo_rows()
+    if listing is Listing.nets:
+        return [dict(name=n, source=s) for n, s in registry.nets.describe().items()]
+    if listing is Listing.configs:
         return [dict(name=n, about=about(f)) for n, f in packaged_configs().items()]
-    if kind is Kind.envs:
+    if listing is Listing.envs:
         from rlstudio.envs.make import env_ids
         return [dict(id=i, native=i in registry.envs) for i in env_ids()]
     folders = sorted((runs_dir or Path(settings.runs_dir)).glob('*/config.yaml'))
@@ -307,11 +325,11 @@ def row_or_damage(
 # %% ../../nbs/71_studio.cli.ipynb #e322d5c6
 @app.command('list')
 def list_(
-    kind: Kind,                # what
+    kind: Listing,             # what
     runs_dir: RunsDir = None,  # for runs: where they live
     as_json: Json = False,     # for programs
 ) -> None:
-    "List algos, envs, configs or runs"
+    "List algos, envs, nets, configs or runs"
     with explained(as_json) as emit:
         rows = rows_of(kind, runs_dir)
         emit({kind.value: rows})

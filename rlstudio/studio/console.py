@@ -1,6 +1,6 @@
 """What a person sees of a run: a header, five living lines, a verdict, and what to type next.
 
-A training that prints 454 lines of tables tells nobody anything. This chapter says what matters, once: `header` what runs, `Progress` how it
+A training that prints 454 lines of tables tells nobody anything. This chapter says what matters, once: `run_header` what runs, `Progress` how it
 goes, `verdict` how it went, `files_written` and `next_commands` what to do with it.
 
 What holds: the texts are pure functions of a config, a record or a summary; a `Progress` has three forms (*live* on a terminal, *plain* lines
@@ -11,7 +11,7 @@ came from a file is printed as markup or as an escape code. Neither torch nor nu
 
 # %% auto #0
 __all__ = ['VITALS', 'NO_SYMPTOM', 'Form', 'OUTCOME_STYLES', 'duration', 'mean_std', 'bar', 'labelled', 'command', 'printable',
-           'tell', 'backend_of', 'header', 'Snapshot', 'train_line', 'return_line', 'eval_line', 'vitals', 'health',
+           'tell', 'backend_of', 'run_header', 'Snapshot', 'train_line', 'return_line', 'eval_line', 'vitals', 'health',
            'health_line', 'speed_line', 'live_block', 'plain_line', 'Thinned', 'Watcher', 'form_for', 'Listener',
            'Progress', 'outcome', 'verdict', 'size', 'files_written', 'next_commands']
 
@@ -102,11 +102,11 @@ def backend_of(
     env: 'EnvConfig',  # the world
 ) -> str:              # 'native', 'inprocess' or 'gymnasium'
     "Which backend will step the copies"
-    from rlstudio.envs.vector import native_env
+    from rlstudio.envs.backends import native_env
     if env.backend != 'auto': return env.backend
     return 'inprocess' if native_env(replace(env, num_envs=1)) is None else 'native'
 
-def header(
+def run_header(
     run: 'Run',                    # its folder, config and settings
     overrides: Sequence[str] = (),  # given on the command line
 ) -> str:                          # four lines, five with overrides
@@ -152,7 +152,7 @@ def return_line(
     s: Snapshot,  # of a training
 ) -> Text:        # a sparkline and the latest mean
     "What the last training episodes brought"
-    from rlstudio.train.pictures import sparkline
+    from rlstudio.runs.pictures import sparkline
     now = s.metric('episode/return_mean')
     if math.isnan(now): return Text('no episode has ended yet', 'dim')
     ended = f' of {s.metrics["episode/count"]:,}' if 'episode/count' in s.metrics else ''
@@ -273,9 +273,9 @@ class Watcher:
         trainer: 'Trainer',         # about to start
         clock: Callable[[], float],  # seconds
     ):
-        from rlstudio.train.evaluate import goal_of
+        from rlstudio.train.evaluate import goal_return
         self.trainer, self.clock, self.returns = trainer, clock, Thinned()
-        self.goal = goal_of(trainer.config.env, trainer.config.eval)
+        self.goal = goal_return(trainer.config.env, trainer.config.eval)
         self.start, self.began = trainer.env_steps, clock()
         self.evaluation: tuple[int, float, float] | None = None
 

@@ -11,9 +11,9 @@ byte; a resumed run never shows a step twice."""
 
 # %% auto #0
 __all__ = ['GLOSSARY', 'MAX_LINE', 'CURRENT', 'ASIDE', 'MetricError', 'check_name', 'Metric', 'Glossary', 'register_metric',
-           'undocumented', 'plain', 'encode', 'Sink', 'metric_files', 'LineFile', 'sync_folder', 'whole_bytes',
-           'move_aside', 'rewind', 'repair', 'rotate', 'begin', 'JSONLSink', 'lines', 'decode', 'read_metrics',
-           'series', 'TensorBoardSink']
+           'undocumented', 'metric_value', 'encode', 'Sink', 'metric_files', 'LineFile', 'sync_folder', 'whole_bytes',
+           'move_aside', 'rewind', 'mend', 'rotate', 'begin', 'JSONLSink', 'lines', 'decode', 'read_metrics', 'series',
+           'TensorBoardSink']
 
 # %% ../../nbs/40_train.metrics.ipynb #a65b7759
 import json
@@ -102,12 +102,12 @@ def undocumented(
     return sorted(set(record) - GLOSSARY.keys())
 
 # %% ../../nbs/40_train.metrics.ipynb #c7bbeeea
-def plain(
+def metric_value(
     value: Any,  # a number, bool, str, None, an array, or a list of them
 ) -> Any:        # the same with Python's own types only
     "A value as JSON can hold it: NaN and infinity become None"
     if hasattr(value, 'tolist'): value = value.tolist()    # numpy, torch: scalars, arrays
-    if isinstance(value, list | tuple): return [plain(v) for v in value]
+    if isinstance(value, list | tuple): return [metric_value(v) for v in value]
     if isinstance(value, float): return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str): return value
     raise MetricError(f'a metric of type {type(value).__name__}: expected a number, bool, '
@@ -120,7 +120,7 @@ def encode(
     record: dict[str, Any],  # names and values
 ) -> bytes:                  # one line of JSON, its newline included
     "A record as one line"
-    fields = {check_name(k): plain(v) for k, v in record.items()}
+    fields = {check_name(k): metric_value(v) for k, v in record.items()}
     line = json.dumps(fields, allow_nan=False, separators=(',', ':')).encode() + b'\n'
     if len(line) > MAX_LINE:
         longest = max(fields, key=lambda k: len(json.dumps(fields[k])))
@@ -257,7 +257,7 @@ def _offset(offset: dict[str, int]) -> tuple[int, int]:
                       "returns, such as {'file': 1, 'bytes': 0}")
 
 # %% ../../nbs/40_train.metrics.ipynb #40bb071a
-def repair(
+def mend(
     folder: Path,  # the run's folder
     offset: dict[str, int] | None = None,  # go back here first
 ) -> tuple[int, int]:  # bytes of a torn tail, records behind the offset: both gone aside
@@ -304,7 +304,7 @@ class JSONLSink:
         self.close()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.torn, self.dropped = repair(self.folder, offset)
+        self.torn, self.dropped = mend(self.folder, offset)
         self.out = begin(self.folder)
 
     def write(self,
@@ -401,7 +401,7 @@ class TensorBoardSink:
         record: dict[str, Any],  # names and values, with 'step'
     ) -> None:
         "Keep the record's numbers; NaN, texts and lists have no place in a curve"
-        fields = {check_name(k): plain(v) for k, v in record.items()}
+        fields = {check_name(k): metric_value(v) for k, v in record.items()}
         if not self.writer or 'step' not in fields:
             raise MetricError("expected open(folder) first, and a 'step' in each record")
         self.step = fields.pop('step')
