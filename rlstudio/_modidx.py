@@ -1206,6 +1206,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'rlstudio.nets.tape.TapeError': ('nets.tape.html#tapeerror', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.TapeError.__init__': ('nets.tape.html#tapeerror.__init__', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.Var': ('nets.tape.html#var', 'rlstudio/nets/tape.py'),
+                                    'rlstudio.nets.tape.Var.__bool__': ('nets.tape.html#var.__bool__', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.Var.__getattr__': ('nets.tape.html#var.__getattr__', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.Var.__getitem__': ('nets.tape.html#var.__getitem__', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.Var.__init__': ('nets.tape.html#var.__init__', 'rlstudio/nets/tape.py'),

@@ -44,7 +44,7 @@ class A2C(OnPolicy):
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
         c = self.config
-        log_prob, entropy, value = self.module.evaluate(b.obs, b.action)
+        log_prob, entropy, value = self.module.evaluate(b, b.action)
         policy, H = policy_gradient_loss(log_prob, b.advantage), entropy.mean()
         critic = .5 * (value - b.return_).square().mean()
         yield 'agent', policy + c.vf_coef * critic - c.ent_coef * H, {

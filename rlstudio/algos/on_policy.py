@@ -128,7 +128,7 @@ class OnPolicy(Learner):
         act, buffer = self.module.act, self.buffer
         noise = self.module.noise(self.streams['action'], (buffer.num_steps, buffer.num_envs))
         collect(stepper, buffer, lambda seen, t: act(seen, noise[t]))
-        return buffer.batch().replace(next_value=next_values(buffer, lambda seen: self.module.value(seen.obs)))
+        return buffer.batch().replace(next_value=next_values(buffer, self.module.value))
 
     def update(self,
         batch: Batch,     # of `collect`

@@ -103,7 +103,7 @@ class PPO(OnPolicy):
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
         c, clip_range = self.config, self.clip_range
-        log_prob, entropy, value = self.module.evaluate(b.obs, b.action)
+        log_prob, entropy, value = self.module.evaluate(b, b.action)
         log_ratio = log_prob - b.log_prob
         policy = -self.surrogate(log_ratio, b.advantage, clip_range)
         critic, H = value_loss(value, b.return_, b.value, c.clip_range_vf), entropy.mean()

@@ -118,7 +118,9 @@ class RLModule(nn.Module):
     ) -> Any:                          # arrays, without a gradient
         "Run a network on arrays: as they are if it can, else as tensors on its device"
         if self.takes_arrays is None: self.takes_arrays = can_read(self, network, *inputs)
-        if self.takes_arrays: return network(*inputs)
+        if self.takes_arrays:
+            try: return network(*inputs)
+            except (TypeError, AttributeError): self.takes_arrays = False   # this network cannot
         device = next(self.parameters()).device
         with torch.no_grad(): out = network(*(Batch(x=x).to(device).x for x in inputs))
         if not isinstance(out, tuple): return out.numpy(force=True)
@@ -200,11 +202,11 @@ class PolicyValue(RLModule):
         return Batch(action=action, log_prob=log_prob, value=value)
 
     def evaluate(self,
-        obs: Array,      # (B, *shape): tensors, or variables of a tape
+        seen: Batch,     # as for `act`, (B, …): of tensors, or of variables of a tape
         action: Array,   # as `act` gave it, (B, …)
     ) -> tuple[Array, Array, Array]:   # log_prob, entropy, value: (B,) each
         "How likely the actions are, how open the policy is, what the states are worth"
-        params, value = self.heads(obs)
+        params, value = self.heads(seen.obs)
         if self.dist.event_shape != self.action_spec.shape:
             action = action.reshape(value.shape[0], *self.dist.event_shape)
         return *self.dist.log_prob_and_entropy(params, action), value
@@ -212,10 +214,10 @@ class PolicyValue(RLModule):
     forward = evaluate
 
     def value(self,
-        obs: np.ndarray,   # (N, *shape)
-    ) -> np.ndarray:       # (N,)
+        seen: Batch,    # as for `act`, (N, …)
+    ) -> np.ndarray:    # (N,)
         "What the critic says"
-        return self.ask(self.heads, obs)[1]
+        return self.ask(self.heads, seen.obs)[1]
 
 # %% ../../nbs/27_nets.modules.ipynb #2e712b84
 class ActorCritic(PolicyValue):
@@ -242,8 +244,8 @@ class ActorCritic(PolicyValue):
     def heads(self, obs: Array) -> tuple[Array, Array]:   # (B, *shape)
         x = self.features(obs)
         return self.actor(x), self.critic(x).squeeze(-1)
-    def value(self, obs: np.ndarray) -> np.ndarray:   # (N, *shape) → (N,), no actor
-        return self.ask(lambda x: self.critic(self.features(x)).squeeze(-1), obs)
+    def value(self, seen: Batch) -> np.ndarray:   # as in `PolicyValue`; the actor is not asked
+        return self.ask(lambda x: self.critic(self.features(x)).squeeze(-1), seen.obs)
 
 # %% ../../nbs/27_nets.modules.ipynb #12c06004
 def epsilon_greedy(
@@ -294,9 +296,9 @@ class QModule(RLModule):
         "What each action is worth"
         return self.ask(lambda x: expected_q(self.q(self.normed(x))), obs)
 
-    def value(self, obs: np.ndarray) -> np.ndarray:  # (N, *shape) → max Q(s, a), (N,)
+    def value(self, seen: Batch) -> np.ndarray:  # obs (N, *shape) → max Q(s, a), (N,)
         "What the state is worth"
-        return np.maximum.reduce(self.values(obs), 1)
+        return np.maximum.reduce(self.values(seen.obs), 1)
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()  # stream, how many
               ) -> np.ndarray:  # (*lead, 1) float32 in [0, 1)

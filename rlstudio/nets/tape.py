@@ -215,6 +215,7 @@ class Var:
     @property
     def dtype(self) -> Any: return self.value.dtype               # NumPy's
     def __len__(self) -> int: return len(self.value)
+    def __bool__(self) -> bool: return bool(self.value)
     def __repr__(self) -> str: return f'Var({self.value!r})'
 
     # element by element, one operand: y = f(x), dy/dx
