@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -200,6 +201,115 @@ def test_import_rule_can_fail() -> None:
     assert list(imports(source, "rlstudio.a.one")) == ["rlstudio.b.two", "rlstudio.c.three", "rlstudio.a.four.x"]
     if len(book := chapters()) > 1 and any("rlstudio" in "".join(imports(c.file.read_text(), c.module)) for c in book):
         assert out_of_order(book[::-1])
+
+
+# What chapters use by name: a registered name is a later chapter's, too
+
+def registered() -> dict[str, dict[str, str]]:
+    "registry → name → the module that brings it, from the entry points in pyproject.toml"
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    return {group.removeprefix("rlstudio."): {name: target.partition(":")[0] for name, target in names.items()}
+            for group, names in points.items() if group.startswith("rlstudio.")}
+
+
+def text_of(node: ast.AST | None) -> str: return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def entries(node: ast.AST) -> dict[str, ast.AST]:
+    "What a dict display, or a call with keywords, says under which key"
+    if isinstance(node, ast.Dict): return {text_of(k): v for k, v in zip(node.keys, node.values) if text_of(k)}
+    return {k.arg: k.value for k in node.keywords if k.arg} if isinstance(node, ast.Call) else {}
+
+
+def used_by_name(source: str) -> Iterator[str]:
+    """The modules that a source uses without importing them: `algos.get('ppo')`, a config whose `algo` has the name `ppo` or whose `net` has the encoder
+    `nature` (as dict or as YAML in a string), a packaged config such as `ppo/cartpole`, and code in a string that names a module."""
+    homes = registered()
+    for node in ast.walk(ast.parse(source)):
+        yield from re.findall(r"\brlstudio(?:\.\w+)+", text_of(node))
+        for name in re.findall(r"\balgo:\s*\{?\s*name:\s*([\w-]+)", text_of(node)): yield homes["algos"].get(name, "")
+        for section, key, group in (("algo", "name", "algos"), ("net", "encoder", "nets")):
+            if (part := entries(node).get(section)) is not None: yield homes.get(group, {}).get(text_of(entries(part).get(key)), "")
+        if not isinstance(node, ast.Call) or not node.args: continue
+        registry, _, called = ast.unparse(node.func).rpartition(".")
+        first = text_of(node.args[0])
+        if called == "get": yield homes.get(registry.split(".")[-1].removeprefix("native_"), {}).get(first, "")
+        if called in ("load_config", "find_config", "from_config") and "/" in first: yield homes["algos"].get(first.split("/")[-2], "")
+
+
+def later_by_name(book: list[Chapter]) -> list[str]:
+    place = {c.module: i for i, c in enumerate(book)}
+    return [f"{c.path.name} uses {name}" for i, c in enumerate(book) for s in map(python_only, cells(c.path)) if s
+            for name in used_by_name(s) if max(place.get(m, -1) for m in (name, name.rpartition(".")[0])) > i]
+
+
+def test_chapters_use_no_later_chapter_by_name() -> None:
+    assert not later_by_name(chapters())
+
+
+@pytest.mark.parametrize("source", [
+    "algos.get('ppo')", "core.registry.algos.get('ppo')", "config_from_dict({'env': {'id': 'x'}, 'algo': {'name': 'ppo', 'gamma': 0.9}})",
+    "config_from_dict(dict(algo=dict(name='ppo')))", "text = 'env: {id: x}\\nalgo:\\n  name: ppo\\n'", "load_config('configs/ppo/cartpole')",
+    "Run.from_config('ppo/cartpole')", "code = 'import sys, rlstudio.algos.ppo; sys.exit()'",
+])
+def test_gate_of_uses_by_name_catches(source: str) -> None:
+    assert "rlstudio.algos.ppo" in used_by_name(source)
+
+
+def test_gate_of_uses_by_name_allows() -> None:
+    mine = "algos.add('mine', Mine)\nconfig_from_dict({'algo': {'name': 'mine'}})\nalgos.get('mine')\n'ppo' in algos\nx = {'name': 'ppo'}"
+    assert not any(used_by_name(mine)) and later_by_name(chapters()[::-1])
+
+
+# Names and classes
+
+def public_names(source: str) -> set[str]:
+    "What a module defines at its top level, without imports and private names"
+    names: set[str] = set()
+    for node in ast.parse(source).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name): names.add(name)
+            case ast.AnnAssign(target=ast.Name(id=name)): names.add(name)
+            case ast.Assign(targets=targets): names |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+    return {n for n in names if not n.startswith("_")}
+
+
+def test_a_public_name_has_one_meaning() -> None:
+    "No public name is defined in two modules"
+    homes: dict[str, list[str]] = {}
+    for p in MODULES:
+        for name in public_names(p.read_text()): homes.setdefault(name, []).append(p.relative_to(PACKAGE).as_posix())
+    twice = {name: where for name, where in sorted(homes.items()) if len(where) > 1}
+    assert not twice, "\n".join(f"{name}: {', '.join(where)}" for name, where in twice.items())
+
+
+def test_public_names_are_found() -> None:
+    source = "from x import y\nA: int = 1\nB, (C, _d) = 1, (2, 3)\n@f\ndef g(): h = 1\nclass K: z = 1\ndef _p(): ...\n__all__ = ['A']"
+    assert public_names(source) == {"A", "B", "C", "g", "K"}
+
+
+def chain(cls: type) -> list[type]:
+    "The longest chain of the package's own classes, from a class to its farthest ancestor"
+    if not cls.__module__.startswith("rlstudio."): return []
+    return [cls, *max((chain(b) for b in cls.__bases__), key=len, default=[])]
+
+
+def own_classes() -> list[type]:
+    modules = [import_module(c.module) for c in chapters()]
+    return [v for m in modules for v in vars(m).values() if isinstance(v, type) and v.__module__ == m.__name__]
+
+
+def test_no_tower_of_classes() -> None:
+    "Parts are combined; inheritance says what a thing is, and four floors are enough"
+    high = [" → ".join(c.__name__ for c in chain(cls)) for cls in own_classes() if len(chain(cls)) > 4]
+    assert not high, "\n".join(high)
+
+
+def test_a_tower_is_found() -> None:
+    assert len(own_classes()) > 50
+    floor = type("A", (), {"__module__": "rlstudio.x"})
+    for name in "BCDE": floor = type(name, (floor,), {"__module__": "rlstudio.x"})
+    assert [c.__name__ for c in chain(floor)] == list("EDCBA")
 
 
 # Security: nothing in the package can run code from a file or a string

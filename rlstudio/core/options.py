@@ -65,7 +65,7 @@ class ConfigError(ValueError):
 def fault(
     key: str,  # dotted: 'algo.batch_size'
     why: str,  # what was given, what was expected, the fix
-) -> ConfigError:
+) -> ConfigError:  # to raise
     "A config's one problem, of which only the key is known"
     return ConfigError([Problem('config', 0, 0, key, why)])
 

@@ -174,7 +174,7 @@ class RunFolder:
     @property
     def status(self) -> str:
         "'new', 'running', 'interrupted', 'failed' or 'completed'"
-        return self.manifest.get('status', 'new')
+        return str(self.manifest.get('status', 'new'))
     @property
     def history(self) -> list[dict[str, Any]]:
         "All records of metrics"

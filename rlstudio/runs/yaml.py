@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
     depth = count = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:  # PyYAML's hook
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call, unused-ignore]
         tag = getattr(event, 'tag', None)
         self.count, self.depth = self.count + 1, self.depth + 1
         why = ('anchors and aliases are not allowed; write values out' if event.anchor else
