@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rlstudio.runs.run import Run
 from support import ROOT, run, said
 from test_off_policy import config as off_policy
 
@@ -19,6 +18,7 @@ from rlstudio.core.options import Config, config_from_dict
 from rlstudio.core.seeding import Streams, untouched_generators
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.runs.checkpoint import latest_checkpoint
+from rlstudio.runs.run import Run
 from rlstudio.train.trainer import Callback, Trainer
 
 GOLDEN = ROOT / "tests" / "golden.json"
