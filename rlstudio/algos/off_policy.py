@@ -28,8 +28,9 @@ from pydantic import Field
 
 from .common import Engine, Learner, Schedule, anneal
 from ..core.batch import Batch, allocate
-from ..core.options import (AlgoConfig, Config, ConfigError, Count, Positive, Problem, Share,
+from ..core.options import (AlgoConfig, ConfigError, Count, Positive, Problem, Share,
                                    Unit, Whole, fault)
+from ..core.options import Config as RunConfig
 from ..core.seeding import Streams
 from ..core.spec import ArraySpec
 from ..data.hindsight import Hindsight
@@ -91,7 +92,7 @@ class OffPolicyConfig(AlgoConfig):
     priority_beta: Unit = 0.4                    # correction of the bias at first, 1 at the end
     hindsight: Unit = 0.0                        # share of rows with a goal reached later
 
-    def check(self, config: Config, observation_spec: ArraySpec, action_spec: ArraySpec  # as `AlgoConfig`
+    def check(self, config: RunConfig, observation_spec: ArraySpec, action_spec: ArraySpec  # as `AlgoConfig`
               ) -> list[Problem]:
         found = pace_problems(self, config.env.num_envs, config.train.total_steps)
         found += frame_problems(self, observation_spec)
@@ -139,7 +140,7 @@ def frame_problems(
 def action_problems(
     spec: ArraySpec,  # of one action
     kind: str,        # 'discrete' or 'box'
-    config: Config,   # names env and algorithm
+    config: RunConfig,   # names env and algorithm
 ) -> list[Problem]:   # none, or one
     "A world whose actions an algorithm cannot choose"
     which, instead = '', 'ppo'
@@ -176,7 +177,7 @@ def make_replay(
 # %% ../../nbs/54_algos.off_policy.ipynb #4663c269
 def memory_problems(
     config: OffPolicyConfig,      # the `algo` section
-    whole: Config,                # the config that it stands in
+    whole: RunConfig,                # the config that it stands in
     observation_spec: ArraySpec,  # of one observation
     action_spec: ArraySpec,       # of one action
 ) -> list[Problem]:               # none, or one
@@ -195,7 +196,7 @@ class OffPolicy(Learner):
     error: Any = None   # TD error of each row, (B,); `losses` sets it, a prioritised memory reads it
 
     def __init__(self,
-        config: Config,           # as `Learner`
+        config: RunConfig,           # as `Learner`
         env: VectorEnv,           # as `Learner`
         streams: Streams,         # as `Learner`; action and replay besides
         device: str = 'cpu',      # as `Learner`
@@ -250,7 +251,7 @@ class OffPolicy(Learner):
         if not due: return {}
         for part in self.parts.values():
             part.adam.lr = anneal(part.learning_rate, c.learning_rate_schedule, self.progress)
-        if c.prioritized: self.replay.sampler.beta = c.priority_beta + (1 - c.priority_beta) * self.progress
+        if isinstance(self.replay.sampler, Prioritized): self.replay.sampler.beta = c.priority_beta + (1 - c.priority_beta) * self.progress
         return mean_of([self.learn() for _ in range(due)])
 
     def learn(self) -> dict[str, float]:   # metrics
