@@ -204,7 +204,7 @@ class OffPolicy(Learner):
         engine: Engine = 'auto',  # as `Learner`
     ) -> None:
         super().__init__(config, env, streams, device, engine)
-        c, self.env_steps = self.config, 0
+        c, self.env_steps, self.action_rng = self.config, 0, streams['action']
         self.replay = make_replay(c, env.num_envs, env.observation_spec, env.action_spec, env.goal)
         self.buffer = RolloutBuffer(c.train_every, env, {'action': self.module.fields['action']})
         self.rounds = c.num_steps // c.train_every
@@ -218,7 +218,7 @@ class OffPolicy(Learner):
         seen: Batch,      # obs, and the state if there is one, (N, …)
     ) -> Batch:           # action (N, …), and the next state
         "What to do while collecting: at random during the warm-up"
-        rng, n = self.streams['action'], self.num_envs
+        rng, n = self.action_rng, self.num_envs
         if self.env_steps >= self.config.learning_starts: return self.module.act(seen, self.module.noise(rng, (n,)))
         action = random_actions(self.action_spec, rng, n)
         return Batch(action=action, **{k: x for k, x in seen.fields.items() if k == 'state'})

@@ -114,6 +114,7 @@ class Stepper:
     ) -> None:
         "Begin new episodes everywhere"
         self.world = self.env.reset(seeds)  # the env's own batch
+        self.done = np.zeros(self.env.num_envs, bool)  # which episodes ended in the last step
         check_all('observation', self.world.obs, self.env_steps)
         self.look(self.first if self.first is None else copied(self.first))
 
@@ -133,12 +134,12 @@ class Stepper:
         start = perf_counter()
         self.world = world = self.env.step(to_env(self.env.action_spec, out.action))
         self.env_seconds += perf_counter() - start
-        valid, done = world.fields.get('valid'), world.terminated | world.truncated
+        valid, self.done = world.fields.get('valid'), world.terminated | world.truncated
         self.env_steps += self.env.num_envs if valid is None else int(valid.sum())
         check_step(world, self.env_steps)
-        self.tally.add(world.reward, done, valid)
+        self.tally.add(world.reward, self.done, valid)
         if self.first is not None:
-            anew = done if valid is None else done | ~valid   # an episode begins here
+            anew = self.done if valid is None else self.done | ~valid   # an episode begins here
             self.look(begun_anew(out.state, anew, self.first))
         return world
 
@@ -207,14 +208,14 @@ def collect(
 ) -> None:
     "Fill the buffer with the next T steps of N environments"
     seen, rows, buffer.finals = buffer.seen, buffer.rows.fields, []
-    stateful = 'state' in seen.fields
+    given, stateful = stepper.world.fields, 'state' in seen.fields   # the env's own arrays, always the same
     for t in range(buffer.num_steps):
         put(seen, t, stepper.seen)
         out = act(stepper.seen, t)
         world = stepper.step(out)
-        given = world.fields | out.fields
-        for name, x in rows.items(): put(x, t, given[name])
-        for i in (world.terminated | world.truncated).nonzero()[0].tolist():
+        for name, x in rows.items(): put(x, t, given[name] if name in given else out.fields[name])
+        if not np.count_nonzero(stepper.done): continue
+        for i in stepper.done.nonzero()[0].tolist():
             last = dict(obs=world.final_obs, state=out.state) if stateful else dict(obs=world.final_obs)
             buffer.finals.append((t, i, copied(Batch(**last)[i])))
     put(seen, -1, stepper.seen)

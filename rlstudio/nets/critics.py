@@ -139,6 +139,9 @@ class QNetwork(nn.Module):
         sizes = self.encoder.out, *net.hidden, (n + dueling) * quantiles
         self.mlp = MLP(sizes, rng, net.activation, .01, net.layer_norm)
 
+    def __call__(self, x: Array) -> Array:   # as in `MLP`
+        return self.forward(x) if type(x) is np.ndarray else super().__call__(x)
+
     def forward(self,
         x: Array,   # observations, normalised, (B, *shape)
     ) -> Array:     # (B, n, K)

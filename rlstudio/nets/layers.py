@@ -206,7 +206,7 @@ def mlp_node(
         back.append(bent(act.slope, z if act.of_input else y))
 
     def pull_all(G: np.ndarray, sink: GradientSink) -> None:
-        for pull in back[:0:-1]: G = pull(G, sink)
+        while len(back) > 1: G = back.pop()(G, sink)   # and what it kept is free
         G = back[0](G, sink, x.needs)   # the first layer
         if x.needs: x.receive(G)
 

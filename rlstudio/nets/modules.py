@@ -294,7 +294,11 @@ class QModule(RLModule):
         obs: np.ndarray,  # (N, *shape)
     ) -> np.ndarray:      # Q(s, a), (N, n)
         "What each action is worth"
-        return self.ask(lambda x: expected_q(self.q(self.normed(x))), obs)
+        return self.ask(self.expected, obs)
+
+    def expected(self, obs: Array) -> Array:   # (B, *shape) → (B, n), of any kind
+        "Q(s, a), with the way back where there is one"
+        return expected_q(self.q(self.normed(obs)))
 
     def value(self, seen: Batch) -> np.ndarray:  # obs (N, *shape) → max Q(s, a), (N,)
         "What the state is worth"

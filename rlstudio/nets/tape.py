@@ -450,8 +450,8 @@ class Tape(list[tuple[Var, Pull]]):
             'a parameter')
         sink = GradientSink(places)
         loss.receive(np.ones_like(loss.value))
-        for out, pull in reversed(self):
+        while self:   # what is read is let go, so its memory serves what comes next
+            out, pull = self.pop()
             if out.grad is not None: pull(out.grad, sink)
             out.grad = SPENT
         sink.fill()
-        self.clear()
