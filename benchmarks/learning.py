@@ -46,6 +46,7 @@ def summary(config: Path, rows: list[dict[str, Any]], threshold: float | None) -
 
 
 PUBLISHED = {  # (algo, env) → return ± its spread over episodes [training steps]: Stable-Baselines3 zoo, benchmark.md, one run each
+    ("a2c", "CartPole-v1"): "500 ± 0 [500k]", ("a2c", "Acrobot-v1"): "-83.4 ± 17.2 [500k]",
     ("ppo", "CartPole-v1"): "500 ± 0 [100k]", ("ppo", "Acrobot-v1"): "-73.5 ± 18.2 [1M]", ("ppo", "MountainCar-v0"): "-110.4 ± 19.5 [1M]",
     ("ppo", "Pendulum-v1"): "-172.2 ± 104.2 [100k]", ("ppo", "LunarLander-v3"): "242.1 ± 31.8 [1M]",
     ("ppo", "HalfCheetah-v5"): "5819 ± 664 [1M]", ("ppo", "Hopper-v5"): "2410 ± 10 [1M]", ("ppo", "Walker2d-v5"): "3479 ± 822 [1M]",

@@ -2,9 +2,14 @@
 
 Modules:
 
+- `rlstudio.algos.a2c`: Advantage actor-critic: make the actions that went better than expected likelier, a little after every few steps.
 - `rlstudio.algos.common`: An agent, its parts, and one gradient step for each loss: an algorithm says what its losses are, and this chapter does the rest.
 - `rlstudio.algos.dqn`: Deep Q-learning, from the plain form of 2013 to Rainbow: learn what each action is worth from what is remembered, and take the best.
 - `rlstudio.algos.off_policy`: What DQN, SAC and TD3 have in common: act, remember, and learn many times from what is remembered.
+- `rlstudio.algos.on_policy`: Collect with the present policy, learn from it, throw it away.
+- `rlstudio.algos.ppo`: Proximal policy optimisation: improve the policy with the data at hand, but not further than the data can be trusted.
+- `rlstudio.algos.sac`: Soft actor-critic: as much reward as possible, acting as randomly as that allows.
+- `rlstudio.algos.td3`: Twin delayed deep deterministic policy gradient: a policy that climbs its critic, and three precautions against a critic that is wrong.
 - `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
 - `rlstudio.core.finite`: The first number that is not finite stops the run, with its place and its usual cause.
@@ -25,7 +30,12 @@ Modules:
 - `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
 - `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
+- `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
+- `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.
+- `rlstudio.nets.flat`: All parameters of a network in one vector: one step of Adam, one slow copy, one name.
+- `rlstudio.nets.layers`: One network for tensors, for arrays and for variables of a tape, with weights that start well.
+- `rlstudio.nets.modules`: One contract for every agent: what it sees goes in, what it does comes out, and the network behind it may be ours or yours.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
 - `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.

@@ -40,7 +40,7 @@ from ..data.storage import ReplayError
 from ..envs.backends import make_vector
 from ..envs.goals import Goal
 from ..envs.vector import VectorEnv
-from ..nets.dists import as_plain
+from ..nets.tape import plain_array
 from ..train.trainer import mean_of
 
 # %% ../../nbs/54_algos.off_policy.ipynb #c7441ed6
@@ -259,7 +259,7 @@ class OffPolicy(Learner):
         batch, scale = self.replay.sample(self.config.batch_size, self.streams['replay']), self.module.reward_scale
         if scale is not None: batch = batch.replace(reward=batch.reward / np.float32(scale.scale()))
         metrics = self.descend(batch)
-        if self.config.prioritized: self.replay.report(batch.index, as_plain(self.error))
+        if self.config.prioritized: self.replay.report(batch.index, plain_array(self.error))
         return metrics
 
     def state_dict(self) -> dict[str, Any]:  # nested dict of arrays and plain values

@@ -28,7 +28,8 @@ def priority(
     eps: float = 1e-6,   # added to every error, > 0
 ) -> np.ndarray:         # > 0, (n,) float64
     "How often to draw, up to a common factor (arXiv:1511.05952 sec. 3.3)"
-    return (np.abs(error, dtype=np.float64) + eps) ** alpha
+    p: np.ndarray = (np.abs(error, dtype=np.float64) + eps) ** alpha
+    return p
 
 # %% ../../nbs/34_data.priority.ipynb #2b8d091e
 def importance_weights(
@@ -177,7 +178,8 @@ class Prioritized(Sampler):
         "What takes out the bias, and the largest is 1"
         chance = self.tree.leaves.take(index) / self.tree.total
         w = importance_weights(chance, len(self.memory), self.beta)
-        return (w / w.max()).astype(np.float32)
+        share: np.ndarray = w / w.max()
+        return share.astype(np.float32)
 
     def subset(self, k: int, n: int, rng: np.random.Generator) -> np.ndarray:  # k of n; (k,)
         "k rows that are as likely as any others"

@@ -126,8 +126,9 @@ def torn(
 ) -> np.ndarray:       # (T, N) bool
     "Where does a step not begin where the one before, which did not end, led?"
     T, N = end.shape
-    moved = (seen != obs).reshape(T, N, -1).any(-1)
-    return (moved | (now == INVALID)) & (end == 0)
+    moved = np.not_equal(seen, obs).reshape(T, N, -1).any(-1)
+    gap: np.ndarray = (moved | (now == INVALID)) & (end == 0)
+    return gap
 
 def follows(
     led: np.ndarray,       # (N, …) the newest next_obs so far
@@ -184,7 +185,8 @@ def run_length(
 ) -> np.ndarray:      # (B,) int64, 0 … K
     "How many steps pass before the first at which an episode ended"
     goes_on = np.logical_and.accumulate(end == 0)
-    return np.add.reduce(goes_on, 0)
+    length: np.ndarray = np.add.reduce(goes_on, 0)
+    return length
 
 def n_step_return(
     reward: np.ndarray,  # (n, B) float32 rewards of n steps in a row
@@ -230,7 +232,8 @@ def stack_steps(
 ) -> np.ndarray:      # (k, B) int64: how many steps back each frame is, the oldest first
     "Which frames make a stack?"
     reach = run_length(end[::-1])
-    return np.minimum(np.arange(len(end), -1, -1)[:, None], reach)
+    back: np.ndarray = np.minimum(np.arange(len(end), -1, -1)[:, None], reach)
+    return back
 
 # %% ../../nbs/33_data.replay.ipynb #f72e8792
 def stack_places(
@@ -240,7 +243,8 @@ def stack_places(
     "Where the frames of a stack lie"
     N, k = arrays.ring.num_envs, arrays.frame_stack
     before = index - N * np.arange(k - 1, 0, -1)[:, None]
-    return (index - N * stack_steps(arrays.flags(before))).T
+    places: np.ndarray = index - N * stack_steps(arrays.flags(before))
+    return places.T
 
 def see(
     arrays: ReplayArrays,  # where to look

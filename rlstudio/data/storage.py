@@ -300,7 +300,8 @@ class ReplayArrays:
 
     def flags(self, index: np.ndarray) -> np.ndarray:  # places, below 0 from the end; uint8
         "How the steps there ended"
-        return self.row['end'][index]
+        end: np.ndarray = self.row['end'][index]
+        return end
 
 # %% ../../nbs/32_data.storage.ipynb #87351a80
 def memory_layout(

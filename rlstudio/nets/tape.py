@@ -15,9 +15,9 @@ What holds: values and gradients equal autograd's to rounding. `torch.no_grad` i
 
 # %% auto #0
 __all__ = ['Pull', 'TORCH_FUNCTIONS', 'SPENT', 'TapeError', 'Sink', 'unbroadcast', 'on_tape', 'node', 'parameter_var', 'array_of',
-           'operand', 'unary', 'binary', 'comparison', 'plain_array', 'Var', 'tape_of', 'Spent', 'Tape']
+           'operand', 'unary', 'binary', 'comparison', 'plain_array', 'Var', 'is_default', 'tape_of', 'Spent', 'Tape']
 
-# %% ../../nbs/20_nets.tape.ipynb #892f45cb
+# %% ../../nbs/20_nets.tape.ipynb #5b8d81d7
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeAlias
 
@@ -27,12 +27,14 @@ import torch
 # %% ../../nbs/20_nets.tape.ipynb #2090dd8a
 Pull: TypeAlias = Callable[..., Any]   # pull(G, sink): the way back from a result
 
+_USE_AUTOGRAD = ('write it with the methods of nets.tape.Var, or set engine = auto (or autograd) '
+                 'in settings.ini: autograd can do it')
+
 class TapeError(TypeError, AttributeError):
     "The tape was asked for something that it cannot do"
     def __init__(self,
-        given: str,       # what was given, and what was expected
-        fix: str = ('write it with the methods of nets.tape.Var, or set engine = auto (or '
-                    'autograd) in settings.ini: autograd can do it'),   # what helps
+        given: str,                 # what was given, and what was expected
+        fix: str = _USE_AUTOGRAD,   # what helps
     ) -> None:
         super().__init__(f'{given}; fix: {fix}')
 
@@ -68,7 +70,8 @@ class Sink:
         "Take the gradient a b, without a copy where that is possible"
         key = id(parameter)
         if (at := self.places.get(key)) is None: return
-        if key in self.written or not a.dtype == b.dtype == at.dtype: self.add(parameter, a.dot(b))
+        if key in self.written or not a.dtype == b.dtype == at.dtype:
+            self.add(parameter, a.dot(b))
         else:
             np.dot(a, b, out=at)
             self.written.add(key)
@@ -117,8 +120,9 @@ def parameter_var(
 ) -> 'Var':            # its numbers, as a view
     "A parameter as a variable"
     value = array_of(p)
-    if tape is None or not (p.requires_grad and torch.is_grad_enabled()): return Var(value, tape)
-    return on_tape(value, lambda G, sink: sink.add(p, G), tape)
+    if tape is not None and p.requires_grad and torch.is_grad_enabled():
+        return on_tape(value, lambda G, sink: sink.add(p, G), tape)
+    return Var(value, tape)
 
 def array_of(
     p: torch.Tensor,   # a parameter or a constant, on the CPU
@@ -169,7 +173,8 @@ def comparison(
     f: Callable[[Any, Any], Any],   # f(a, b) → bools, on arrays
 ) -> Callable[..., Any]:            # a method of `Var`
     "A question about two operands"
-    def method(self: 'Var', x: Any) -> 'Var': return Var(f(self.value, plain_array(x)), self.tape)
+    def method(self: 'Var', x: Any) -> 'Var':
+        return Var(f(self.value, plain_array(x)), self.tape)
     return method
 
 def plain_array(
@@ -185,6 +190,8 @@ def _log_softmax(x: np.ndarray, dim: int) -> np.ndarray:
     return z - np.log(np.add.reduce(np.exp(z), dim, keepdims=True))
 
 # %% ../../nbs/20_nets.tape.ipynb #70f6d637
+_ONCE = int, slice, type(None), type(...)   # kinds of index that take no place twice
+
 class Var:
     "An array whose history is on a tape; its methods are named as torch's are"
     __slots__ = 'value', 'tape', 'needs', 'grad'
@@ -208,6 +215,7 @@ class Var:
     @property
     def dtype(self) -> Any: return self.value.dtype               # NumPy's
     def __len__(self) -> int: return len(self.value)
+    def __bool__(self) -> bool: return bool(self.value)
     def __repr__(self) -> str: return f'Var({self.value!r})'
 
     # element by element, one operand: y = f(x), dy/dx
@@ -223,12 +231,16 @@ class Var:
     __neg__ = neg = unary(np.negative, lambda x, y: -1)
 
     # element by element, two operands: f(a, b), ∂L/∂a, ∂L/∂b
-    __add__ = __radd__ = add = binary(lambda a, b: a + b, lambda G, a, b: G, lambda G, a, b: G)
+    __add__ = __radd__ = add = binary(
+        lambda a, b: a + b, lambda G, a, b: G, lambda G, a, b: G)
     __sub__ = sub = binary(lambda a, b: a - b, lambda G, a, b: G, lambda G, a, b: -G)
     __rsub__ = binary(lambda a, b: b - a, lambda G, a, b: -G, lambda G, a, b: G)
-    __mul__ = __rmul__ = mul = binary(lambda a, b: a * b, lambda G, a, b: G * b, lambda G, a, b: G * a)
-    __truediv__ = div = binary(lambda a, b: a / b, lambda G, a, b: G / b, lambda G, a, b: -G * a / (b * b))
-    __rtruediv__ = binary(lambda a, b: b / a, lambda G, a, b: -G * b / (a * a), lambda G, a, b: G / a)
+    __mul__ = __rmul__ = mul = binary(
+        lambda a, b: a * b, lambda G, a, b: G * b, lambda G, a, b: G * a)
+    __truediv__ = div = binary(
+        lambda a, b: a / b, lambda G, a, b: G / b, lambda G, a, b: -G * a / (b * b))
+    __rtruediv__ = binary(
+        lambda a, b: b / a, lambda G, a, b: -G * b / (a * a), lambda G, a, b: G / a)
     minimum = binary(np.minimum, lambda G, a, b: G * (a <= b), lambda G, a, b: G * (b < a))
     maximum = binary(np.maximum, lambda G, a, b: G * (a >= b), lambda G, a, b: G * (b > a))
 
@@ -236,7 +248,8 @@ class Var:
         if not isinstance(exponent, int | float): raise TapeError(
             f'pow: given an exponent of type {type(exponent).__name__}, expected a number')
         x = self.value
-        return node(x ** exponent, lambda G, _: self.receive(G * exponent * x ** (exponent - 1)), self)
+        slope = lambda: exponent * x ** (exponent - 1)
+        return node(x ** exponent, lambda G, _: self.receive(G * slope()), self)
     __pow__ = pow
 
     def clamp(self, min: Any = None, max: Any = None) -> 'Var':   # held between two numbers
@@ -251,12 +264,13 @@ class Var:
     __le__, __ge__ = comparison(np.less_equal), comparison(np.greater_equal)
     __eq__, __ne__ = comparison(np.equal), comparison(np.not_equal)
     __hash__ = object.__hash__
-    def argmax(self, dim: int | None = None) -> 'Var': return Var(self.value.argmax(dim), self.tape)   # int64
+    def argmax(self, dim: int | None = None) -> 'Var':   # int64
+        return Var(self.value.argmax(dim), self.tape)
     def detach(self) -> 'Var': return Var(self.value, self.tape)   # a constant
     def item(self) -> Any: return self.value.item()   # a Python number
 
     # along an axis, or over all
-    def sum(self, dim: Any = None, keepdim: bool = False) -> 'Var':   # dim: an int, several, or None for all
+    def sum(self, dim: Any = None, keepdim: bool = False) -> 'Var':   # dim: int, ints, or None: all
         x = self.value
         def pull(G: Any, _: Sink) -> None:
             if dim is not None and not keepdim: G = np.expand_dims(G, dim)
@@ -269,7 +283,8 @@ class Var:
             total = self.sum(dim, keepdim)
             return total * (total.value.size / x.size)
         n = x.size
-        return node(np.add.reduce(x, None) / n, lambda G, _: self.receive(np.full_like(x, G / n)), self)
+        def pull(G: Any, _: Sink) -> None: self.receive(np.full_like(x, G / n))
+        return node(np.add.reduce(x, None) / n, pull, self)
     def amin(self, dim: int) -> 'Var':   # equal ones share the gradient
         x = self.value
         y = np.minimum.reduce(x, dim, keepdims=True)
@@ -280,7 +295,9 @@ class Var:
         return node(y.squeeze(dim), pull, self)
     def log_softmax(self, dim: int) -> 'Var':   # log-probabilities
         y = _log_softmax(self.value, dim)
-        return node(y, lambda G, _: self.receive(G - np.exp(y) * np.add.reduce(G, dim, keepdims=True)), self)
+        def pull(G: np.ndarray, _: Sink) -> None:
+            self.receive(G - np.exp(y) * np.add.reduce(G, dim, keepdims=True))
+        return node(y, pull, self)
 
     # the same numbers in other places
     def reshape(self, *shape: Any) -> 'Var':   # of another shape
@@ -291,27 +308,29 @@ class Var:
         x = self.value
         return node(x.squeeze(dim), lambda G, _: self.receive(G.reshape(x.shape)), self)
     def unsqueeze(self, dim: int) -> 'Var':   # with a new axis of size 1
-        x = self.value
-        return node(np.expand_dims(x, dim), lambda G, _: self.receive(G.reshape(x.shape)), self)
+        x, y = self.value, np.expand_dims(self.value, dim)
+        return node(y, lambda G, _: self.receive(G.reshape(x.shape)), self)
     def expand_as(self, other: Any) -> 'Var':   # stretched to the shape of another
-        x = self.value
-        return node(np.broadcast_to(x, other.shape), lambda G, _: self.receive(unbroadcast(G, x.shape)), self)
+        x, y = self.value, np.broadcast_to(self.value, other.shape)
+        return node(y, lambda G, _: self.receive(unbroadcast(G, x.shape)), self)
     def float(self) -> 'Var':   # float32
-        x = self.value
-        return node(x.astype(np.float32), lambda G, _: self.receive(G.astype(x.dtype)), self)
+        x, y = self.value, self.value.astype(np.float32)
+        return node(y, lambda G, _: self.receive(G.astype(x.dtype)), self)
     def __getitem__(self, index: Any) -> 'Var':
-        i = tuple([plain_array(j) for j in (index if isinstance(index, tuple) else (index,))])
-        x, once = self.value, all([isinstance(j, int | slice | type(None) | type(...)) for j in i])
+        several = index if isinstance(index, tuple) else (index,)
+        i, x = tuple([plain_array(j) for j in several]), self.value
+        once = all([isinstance(j, _ONCE) for j in i])   # no place is taken twice
         def pull(G: np.ndarray, _: Sink) -> None:
             full = np.zeros_like(x)
             if once: full[i] = G
             else: np.add.at(full, i, G)
             self.receive(full)
         return node(x[i], pull, self)
-    def gather(self, dim: int, index: Any) -> 'Var':   # of (B, n) along the last axis; index: (B, k) ints
+    def gather(self, dim: int, index: Any) -> 'Var':   # (B, n); index: (B, k) ints
         x, i = self.value, plain_array(index)
         if x.ndim != 2 or dim not in (1, -1): raise TapeError(
-            f'gather: given shape {x.shape} and dim {dim}, expected (B, n) and dim -1', 'reshape to (B, n) first')
+            f'gather: given shape {x.shape} and dim {dim}, expected (B, n) and dim -1',
+            'reshape to (B, n) first')
         rows = np.arange(len(x))[:, None]
         def pull(G: np.ndarray, _: Sink) -> None:
             full = np.zeros_like(x)
@@ -324,14 +343,23 @@ class Var:
         raise TapeError(f'given Var.{name}, expected a method that the tape has')
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+                           ) -> Any:
         name = function.__name__
-        said = {k: v for k, v in (kwargs or {}).items() if v is not None and v is not False and k != '_stacklevel'}
-        if name in TORCH_FUNCTIONS: return TORCH_FUNCTIONS[name](*args, **said)
-        if not hasattr(cls, name): raise TapeError(f'given torch.{name}, expected a function that the tape has')
-        return getattr(cls, name)(operand(args[0], tape_of(args)), *args[1:], **said)
+        options = {k: v for k, v in (kwargs or {}).items() if not is_default(k, v)}
+        if name in TORCH_FUNCTIONS: return TORCH_FUNCTIONS[name](*args, **options)
+        if hasattr(cls, name):
+            return getattr(cls, name)(operand(args[0], tape_of(args)), *args[1:], **options)
+        raise TapeError(f'given torch.{name}, expected a function that the tape has')
 
 # %% ../../nbs/20_nets.tape.ipynb #167908e1
+def is_default(
+    option: str,   # of a function of torch.nn.functional
+    value: Any,    # as torch passes it on
+) -> bool:         # True: it changes nothing, so leave it out
+    "An option like inplace=False or dtype=None"
+    return value is None or value is False or option == '_stacklevel'
+
 def tape_of(
     things: Iterable[Any],   # variables and others
 ) -> Any:                    # a `Tape`, or None
@@ -359,20 +387,23 @@ def _where(condition: Any, a: Any, b: Any) -> Var:
 # %% ../../nbs/20_nets.tape.ipynb #48631849
 def _linear(x: Any, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Var:
     if not isinstance(x, Var) or x.ndim != 2: raise TapeError(
-        f'linear: given {type(x).__name__} of shape {tuple(x.shape)}, expected a Var (B, n)', 'reshape to (B, n) first')
+        f'linear: given {type(x).__name__} of shape {tuple(x.shape)}, expected a Var (B, n)',
+        'reshape to (B, n) first')
     W, a = array_of(weight), x.value
     y = a.dot(W.T) if bias is None else a.dot(W.T) + array_of(bias)
     def pull(G: np.ndarray, sink: Sink) -> None:
         sink.add_product(weight, G.T, a)
         if bias is not None: sink.add(bias, np.add.reduce(G, 0))
         if x.needs: x.receive(G.dot(W))
-    learns = x.tape is not None and (weight.requires_grad or bias is not None and bias.requires_grad)
-    needed = torch.is_grad_enabled() and (x.needs or learns)
+    learns = weight.requires_grad or bias is not None and bias.requires_grad
+    needed = x.tape is not None and torch.is_grad_enabled() and (x.needs or learns)
     return on_tape(y, pull, x.tape) if needed else Var(y, x.tape)
 
 # %% ../../nbs/20_nets.tape.ipynb #2ba5f4ab
-def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Var:
-    if len(shape) != 1: raise TapeError(f'layer_norm: given the shape {tuple(shape)}, expected one axis')
+def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+                ) -> Var:
+    if len(shape) != 1: raise TapeError(
+        f'layer_norm: given the shape {tuple(shape)}, expected one axis')
     centred = x - x.mean(-1, True)
     y = centred / (centred.square().mean(-1, True) + eps).sqrt()
     if weight is not None: y = y * weight
@@ -392,7 +423,8 @@ TORCH_FUNCTIONS: dict[str, Callable[..., Var]] = {   # name in torch → what th
 class Spent:
     "The gradient of a result whose history is gone"
     def __add__(self, G: Any) -> NoReturn: raise TapeError(
-        'backward: given a loss that uses a result from before the last backward, expected one whose history is still there',
+        'backward: given a loss that uses a result from before the last backward, expected '
+        'results whose history is still there',
         'compute the result again, or detach() it')
 
 SPENT = Spent()
@@ -411,8 +443,10 @@ class Tape(list[tuple[Var, Pull]]):
         places: dict[int, np.ndarray],   # id of a parameter → where its gradient is written
     ) -> None:
         "Find the gradient of a loss, and forget how it was computed"
-        if not (isinstance(loss, Var) and loss.value.size == 1 and loss.needs and loss.tape is self):
-            raise TapeError(f'backward: given {loss!r:.80}, expected one number of this tape that depends on a parameter')
+        if not (isinstance(loss, Var) and loss.value.size == 1 and loss.needs
+                and loss.tape is self): raise TapeError(
+            f'backward: given {loss!r:.80}, expected one number of this tape that depends on '
+            'a parameter')
         sink = Sink(places)
         loss.receive(np.ones_like(loss.value))
         for out, pull in reversed(self):
