@@ -27,7 +27,7 @@ from .common import Part, Told
 from .off_policy import OffPolicy, OffPolicyConfig, Rows, action_problems
 from ..core.batch import Batch
 from ..core.options import Config, Count, NetConfig, Positive, Problem, Share, Unit
-from ..core.spec import ArraySpec
+from ..core.spec import ArraySpec, Spec
 from ..data.rollout import Stepper
 from ..nets.critics import expected_q
 from ..nets.dists import Array, like, pick_rows
@@ -118,7 +118,7 @@ class DQNConfig(OffPolicyConfig):
     dueling: bool = False               # two streams: state and advantages
     quantiles: Annotated[int, Field(ge=1, le=1000)] = 1  # K, of the return; 1: its mean
 
-    def check(self, config: Config, observation_spec: ArraySpec, action_spec: ArraySpec  # as `AlgoConfig`
+    def check(self, config: Config, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
         return action_problems(action_spec, 'discrete', config) or super().check(config, observation_spec, action_spec)
 

@@ -28,10 +28,11 @@ from pydantic import Field
 
 from .common import Engine, Learner, Schedule, anneal
 from ..core.batch import Batch, allocate
-from ..core.options import (AlgoConfig, Config, ConfigError, Count, Positive, Problem, Share,
-                                   Unit, Whole, fault)
+from ..core.options import (AlgoConfig, ConfigError, Count, Positive, Problem, Share, Unit,
+                                   Whole, fault)
+from ..core.options import Config as RunConfig
 from ..core.seeding import Streams
-from ..core.spec import ArraySpec
+from ..core.spec import ArraySpec, Spec
 from ..data.hindsight import Hindsight
 from ..data.priority import Prioritized
 from ..data.replay import ReplayBuffer
@@ -91,7 +92,7 @@ class OffPolicyConfig(AlgoConfig):
     priority_beta: Unit = 0.4                    # correction of the bias at first, 1 at the end
     hindsight: Unit = 0.0                        # share of rows with a goal reached later
 
-    def check(self, config: Config, observation_spec: ArraySpec, action_spec: ArraySpec  # as `AlgoConfig`
+    def check(self, config: RunConfig, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
         found = pace_problems(self, config.env.num_envs, config.train.total_steps)
         found += frame_problems(self, observation_spec)
@@ -135,21 +136,21 @@ def frame_problems(
     return fault('algo.frame_stack', f'given {k}, but an observation is {o.dtype} of shape {o.shape}; expected {k} frames '
                  'of bytes on the first axis; fix: frame_stack: 1').problems
 
-# %% ../../nbs/54_algos.off_policy.ipynb #37c327b1
+# %% ../../nbs/54_algos.off_policy.ipynb #110d8eef
 def action_problems(
-    spec: ArraySpec,  # of one action
-    kind: str,        # 'discrete' or 'box'
-    config: Config,   # names env and algorithm
-) -> list[Problem]:   # none, or one
+    spec: Spec,         # of one action
+    kind: str,          # 'discrete' or 'box'
+    config: RunConfig,  # names env and algorithm
+) -> list[Problem]:     # none, or one
     "A world whose actions an algorithm cannot choose"
-    which, instead = '', 'ppo'
-    if spec.kind == 'discrete': instead = 'dqn or ppo'
-    if spec.kind == 'box':
+    which, instead, found = '', 'ppo', spec.kind if isinstance(spec, ArraySpec) else 'tree'
+    if found == 'discrete': instead = 'dqn or ppo'
+    if isinstance(spec, ArraySpec) and found == 'box':
         with np.errstate(over='ignore'): bounded = np.isfinite(np.subtract(spec.high, spec.low)).all()
         which, instead = ('', 'sac, td3 or ppo') if bounded else (' without bounds', 'ppo')
-    if spec.kind == kind and not which: return []
+    if found == kind and not which: return []
     words = dict(discrete='one choice out of n (Discrete)', box='real numbers between bounds (Box)')
-    return fault('algo.name', f'given {config.algo.name!r}, but the actions of {config.env.id} are of kind {spec.kind!r}'
+    return fault('algo.name', f'given {config.algo.name!r}, but the actions of {config.env.id} are of kind {found!r}'
                  f'{which}; expected {words[kind]}; use {instead}').problems
 
 # %% ../../nbs/54_algos.off_policy.ipynb #bd6dc9b2
@@ -173,14 +174,15 @@ def make_replay(
             relabel=Hindsight(goal, c.hindsight) if c.hindsight else None)
     except ReplayError as e: raise fault('algo.buffer_size', str(e)) from None
 
-# %% ../../nbs/54_algos.off_policy.ipynb #4663c269
+# %% ../../nbs/54_algos.off_policy.ipynb #2b7232dc
 def memory_problems(
     config: OffPolicyConfig,      # the `algo` section
-    whole: Config,                # the config that it stands in
+    whole: RunConfig,             # the config that it stands in
     observation_spec: ArraySpec,  # of one observation
-    action_spec: ArraySpec,       # of one action
+    action_spec: Spec,            # of one action
 ) -> list[Problem]:               # none, or one
     "A memory that cannot be made"
+    assert isinstance(action_spec, ArraySpec)   # a vector env has no other
     goal = make_vector(whole.env).goal if config.hindsight else None   # only a world knows its goals
     try: make_replay(config, whole.env.num_envs, observation_spec, action_spec, goal)
     except ConfigError as e: return e.problems
@@ -195,7 +197,7 @@ class OffPolicy(Learner):
     error: Any = None   # TD error of each row, (B,); `losses` sets it, a prioritised memory reads it
 
     def __init__(self,
-        config: Config,           # as `Learner`
+        config: RunConfig,        # as `Learner`
         env: VectorEnv,           # as `Learner`
         streams: Streams,         # as `Learner`; action and replay besides
         device: str = 'cpu',      # as `Learner`
@@ -250,7 +252,8 @@ class OffPolicy(Learner):
         if not due: return {}
         for part in self.parts.values():
             part.adam.lr = anneal(part.learning_rate, c.learning_rate_schedule, self.progress)
-        if c.prioritized: self.replay.sampler.beta = c.priority_beta + (1 - c.priority_beta) * self.progress
+        if isinstance(sampler := self.replay.sampler, Prioritized):
+            sampler.beta = c.priority_beta + (1 - c.priority_beta) * self.progress
         return mean_of([self.learn() for _ in range(due)])
 
     def learn(self) -> dict[str, float]:   # metrics

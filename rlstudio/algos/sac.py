@@ -25,7 +25,7 @@ import torch
 from .common import Part, Told
 from .off_policy import OffPolicy, OffPolicyConfig, action_problems
 from ..core.options import Config, NetConfig, Positive, Problem
-from ..core.spec import ArraySpec
+from ..core.spec import ArraySpec, Spec
 from ..nets.critics import td_loss
 from ..nets.dists import Array, like
 from ..nets.modules import RLModule, SquashedModule
@@ -69,7 +69,7 @@ class SACConfig(OffPolicyConfig):
     ent_coef_learning_rate: Positive | None = None  # of log α; null: as learning_rate
     target_entropy: float | None = None             # nats, for auto; null: −1 per component
 
-    def check(self, config: Config, observation_spec: ArraySpec, action_spec: ArraySpec  # as `AlgoConfig`
+    def check(self, config: Config, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
         return action_problems(action_spec, 'box', config) or super().check(config, observation_spec, action_spec)
 

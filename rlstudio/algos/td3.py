@@ -26,7 +26,7 @@ import torch
 from .common import Part, Told
 from .off_policy import OffPolicy, OffPolicyConfig, action_problems
 from ..core.options import Config, Count, NetConfig, NonNegative, Positive, Problem
-from ..core.spec import ArraySpec
+from ..core.spec import ArraySpec, Spec
 from ..nets.critics import td_loss
 from ..nets.dists import Array, like
 from ..nets.modules import DeterministicModule, RLModule
@@ -60,7 +60,7 @@ class TD3Config(OffPolicyConfig):
     exploration_noise: NonNegative = 0.1  # σ while collecting, in [-1, 1] units
     exploration: Literal['white', 'ou'] = 'white'  # independent, or Ornstein–Uhlenbeck
 
-    def check(self, config: Config, observation_spec: ArraySpec, action_spec: ArraySpec  # as `AlgoConfig`
+    def check(self, config: Config, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
         return action_problems(action_spec, 'box', config) or super().check(config, observation_spec, action_spec)
 

@@ -16,7 +16,7 @@ used but the generator that `sample` is given. Whatever `n_step` is, the target 
 
 # %% auto #0
 __all__ = ['FIELDS', 'check_whole', 'check_settings', 'check_field', 'check_add', 'end_flags', 'torn', 'follows', 'check_stacks',
-           'mend', 'run_length', 'n_step_return', 'discount_table', 'window', 'stack_steps', 'stack_places', 'see',
+           'mend_gaps', 'run_length', 'n_step_return', 'discount_table', 'window', 'stack_steps', 'stack_places', 'see',
            'put_finals', 'transitions', 'ReplayPart', 'Sampler', 'Relabeller', 'Uniform', 'check_draw', 'check_index',
            'check_replay_state', 'ReplayBuffer']
 
@@ -158,7 +158,7 @@ def check_stacks(
                           'expected one new frame a step; fix: frame_stack=1, stored whole')
 
 # %% ../../nbs/33_data.replay.ipynb #7447db76
-def mend(
+def mend_gaps(
     memory: ReplayMemory,  # that the steps will be written to
     b: Batch,              # (T, N, …) as given to `add`
     end: np.ndarray,       # (T, N) flags; TRUNCATED is added where the next step is torn off
@@ -466,7 +466,7 @@ class ReplayBuffer:
         for part in self.parts: part.check(batch)
         if not len(batch.obs): return
         end = end_flags(batch.terminated, batch.truncated, batch.fields.get('valid'))
-        mend(m, batch, end)
+        mend_gaps(m, batch, end)
         while t < len(end):
             stop = t + m.ring.room()
             self.write(batch[t:stop] if t or stop < len(end) else batch, end[t:stop])

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .tape import Sink, Var, on_tape
+from .tape import GradientSink, Var, on_tape
 
 # %% ../../nbs/24_nets.layers.ipynb #5dd73d4f
 def orthogonal(
@@ -96,7 +96,7 @@ def affine(
     "A linear layer, and the way back: to weight and bias, and to x if asked"
     y = x.dot(W)
     y += b
-    def pull(G: np.ndarray, sink: Sink, inputs: bool = True) -> np.ndarray | None:
+    def pull(G: np.ndarray, sink: GradientSink, inputs: bool = True) -> np.ndarray | None:
         sink.add_product(layer.weight, G.T, x)
         if sink.wants(layer.bias): sink.add(layer.bias, np.add.reduce(G, 0))
         return G.dot(W.T) if inputs else None
@@ -112,7 +112,7 @@ def normed(
     centred = x - x.mean(1, keepdims=True)
     inv_σ = 1 / np.sqrt((centred * centred).mean(1, keepdims=True) + np.float32(layer.eps))
     u = centred * inv_σ
-    def pull(G: np.ndarray, sink: Sink) -> np.ndarray:
+    def pull(G: np.ndarray, sink: GradientSink) -> np.ndarray:
         sink.add(layer.weight, np.add.reduce(G * u, 0))
         sink.add(layer.bias, np.add.reduce(G, 0))
         H = G * γ
@@ -123,9 +123,9 @@ def normed(
 def bent(
     slope: Callable[[np.ndarray], np.ndarray],   # of an activation
     kept: np.ndarray,                            # what the slope is a function of
-) -> Callable[[np.ndarray, Sink], np.ndarray]:   # pull(G, sink) → G times the slope, in place
+) -> Callable[[np.ndarray, GradientSink], np.ndarray]:   # pull(G, sink) → G times the slope, in place
     "The way back through an activation"
-    def pull(G: np.ndarray, sink: Sink) -> np.ndarray:
+    def pull(G: np.ndarray, sink: GradientSink) -> np.ndarray:
         G *= slope(kept)
         return G
     return pull
@@ -205,7 +205,7 @@ def mlp_node(
         y = act.array(z)
         back.append(bent(act.slope, z if act.of_input else y))
 
-    def pull_all(G: np.ndarray, sink: Sink) -> None:
+    def pull_all(G: np.ndarray, sink: GradientSink) -> None:
         for pull in back[:0:-1]: G = pull(G, sink)
         G = back[0](G, sink, x.needs)   # the first layer
         if x.needs: x.receive(G)
