@@ -12,8 +12,9 @@ Modules:
 - `rlstudio.algos.td3`: Twin delayed deep deterministic policy gradient: a policy that climbs its critic, and three precautions against a critic that is wrong.
 - `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
+- `rlstudio.core.finite`: The first number that is not finite stops the run, with its place and its usual cause.
 - `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
-- `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name; strangers are listed, and loaded only when you allow them.
+- `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name; plugins are listed, and loaded only when you allow them.
 - `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
 - `rlstudio.core.spec`: What an array is, said once: name, shape, type and range.
 - `rlstudio.data.hindsight`: A failed episode still reached some goal: the memory says which, and pays for it.
@@ -39,6 +40,8 @@ Modules:
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
 - `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
+- `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
+- `rlstudio.runs.folder`: One folder holds everything that is known about a run; it can be read while another process trains.
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.

@@ -1637,7 +1637,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rlstudio.train.metrics.decode': ('train.metrics.html#decode', 'rlstudio/train/metrics.py'),
                                         'rlstudio.train.metrics.encode': ('train.metrics.html#encode', 'rlstudio/train/metrics.py'),
                                         'rlstudio.train.metrics.lines': ('train.metrics.html#lines', 'rlstudio/train/metrics.py'),
-                                        'rlstudio.train.metrics.mend': ('train.metrics.html#mend', 'rlstudio/train/metrics.py'),
+                                        'rlstudio.train.metrics.make_whole': ('train.metrics.html#make_whole', 'rlstudio/train/metrics.py'),
                                         'rlstudio.train.metrics.metric_files': ( 'train.metrics.html#metric_files',
                                                                                  'rlstudio/train/metrics.py'),
                                         'rlstudio.train.metrics.metric_value': ( 'train.metrics.html#metric_value',

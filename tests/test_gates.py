@@ -226,7 +226,7 @@ def used_by_name(source: str) -> Iterator[str]:
     `nature` (as dict or as YAML in a string), a packaged config such as `ppo/cartpole`, and code in a string that names a module."""
     homes = registered()
     for node in ast.walk(ast.parse(source)):
-        yield from re.findall(r"\brlstudio(?:\.\w+)+", text_of(node))
+        yield from re.findall(r"\brlstudio(?:\.\w++)++(?!:\w)", text_of(node))  # not an entry point, module:Name
         for name in re.findall(r"\balgo:\s*\{?\s*name:\s*([\w-]+)", text_of(node)): yield homes["algos"].get(name, "")
         for section, key, group in (("algo", "name", "algos"), ("net", "encoder", "nets")):
             if (part := entries(node).get(section)) is not None: yield homes.get(group, {}).get(text_of(entries(part).get(key)), "")

@@ -1,12 +1,12 @@
-"""Algorithms, environments, networks and sinks are found by name; strangers are listed, and loaded only when you allow them.
+"""Algorithms, environments, networks and sinks are found by name; plugins are listed, and loaded only when you allow them.
 
 A config says `algo: {name: ppo}`: a name, never an import path. A `Registry` turns the name into the class. It looks in three places: what your own
 code registered, what RLStudio brings, and plugins, which are entry points of other installed distributions.
 
 - `algos`, `envs`, `nets`, `sinks`: the four registries. `register` and `add` put something in, `get` finds and loads it.
 - Listing (`names`, `describe`, `in`) imports nothing, so the command line starts fast and a broken plugin cannot break it.
-- A plugin is somebody else's code: it is imported only after `allow`. In a workspace that is `plugins = NAME` in settings.ini.
-- A name means one thing. A second claim to it is refused, and nobody can replace a built-in.
+- A plugin is code of another author: it is imported only after `allow`. In a workspace that is `plugins = NAME` in settings.ini.
+- A name means one thing. A second claim to it is refused, and a built-in cannot be replaced.
 
 Errors: `UnknownName` with a suggestion, `DuplicateName`, `PluginError`."""
 
@@ -69,7 +69,7 @@ def installed_claims(
 
 # %% ../../nbs/05_core.registry.ipynb #440b5482
 def same_name(
-    dist: str,  # a distribution's name as somebody wrote it
+    dist: str,  # a distribution's name as it was written
 ) -> str:       # lower case, words joined by '-'
     "The one spelling of a distribution's name"
     return re.sub(r'[-_.]+', '-', dist).lower()
@@ -170,7 +170,7 @@ def owner(
     here: dict[str, Any],  # what was added in this process
     claims: Claims,        # what is installed
 ) -> str:                  # 'here', 'rlstudio', or the plugins that claim it
-    "Who brings a name"
+    "Where a name comes from"
     if name in here: return 'here'
     return 'rlstudio' if 'rlstudio' in claims[name] else ' or '.join(sorted(claims[name]))
 

@@ -1,7 +1,7 @@
 """One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
 
 A run draws random numbers for many purposes: initial weights, exploration, the order of minibatches, every environment. `Streams` gives each purpose
-a generator of its own, derived from the run's seed, the purpose's *name* and an index. So nobody's draws depend on who else draws, and
+a generator of its own, derived from the run's seed, the purpose's *name* and an index. So the draws of one purpose do not depend on those of another, and
 adding a stream or an environment shifts no other.
 
 - `Streams`: named generators, integer seeds for environments, and their exact state for a checkpoint.

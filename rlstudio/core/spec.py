@@ -252,8 +252,8 @@ class TreeSpec(EqualByContent):
 
     def to_dict(self) -> dict[str, Any]:
         "The spec in plain JSON"
-        told = {name: child.to_dict() for name, child in self.children.items()}
-        return vars(self) | dict(children=told)
+        parts = {name: child.to_dict() for name, child in self.children.items()}
+        return vars(self) | dict(children=parts)
 
 Spec = ArraySpec | TreeSpec
 

@@ -160,7 +160,7 @@ def take_frame(
 # %% ../../nbs/63_runs.pictures.ipynb #d4c1ccfb
 @contextmanager
 def headless() -> Iterator[None]:
-    "Inside, nobody greets, and nobody looks for a screen"
+    "Inside, pygame prints no greeting, and no screen is needed"
     from fastcore.xtras import modified_env
     quiet = {'PYGAME_HIDE_SUPPORT_PROMPT': '1', 'SDL_VIDEODRIVER': 'dummy'}
     if sys.platform == 'linux' and not {'DISPLAY', 'WAYLAND_DISPLAY'} & os.environ.keys():

@@ -48,7 +48,7 @@ if TYPE_CHECKING: from matplotlib.figure import Figure
 def make_trainer(
     config: Config,      # loaded, each value right by itself
     settings: Settings,  # of the workspace
-    places: Places,      # where the config's keys stand; {}: nobody knows
+    places: Places,      # where the config's keys stand; {}: not known
 ) -> Trainer:            # at its start, without callbacks
     "The trainer of a config; a `ConfigError` with places if the parts do not fit"
     for name in settings.sinks: sinks.get(name)
@@ -122,8 +122,8 @@ def past(
     saved: Checkpoint | None,  # where it goes on
 ) -> dict[str, Any]:           # level, versions, machine; empty if the run is new
     "What holds for a run so far"
-    told = [files.manifest, saved.meta if saved else {}]
-    return min(told, key=lambda facts: facts.get('level', 'none'))
+    sources = [files.manifest, saved.meta if saved else {}]
+    return min(sources, key=lambda facts: facts.get('level', 'none'))
 
 # %% ../../nbs/65_runs.run.ipynb #c865cbc2
 def facts_of(

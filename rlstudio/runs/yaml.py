@@ -77,7 +77,7 @@ class Mark(NamedTuple):
 
 
 class Source(NamedTuple):
-    "Values as somebody wrote them, and where"
+    "Values as they were written, and where"
     values: Any                         # plain; None where nothing could be read
     marks: dict[tuple[str, ...], Mark]  # ('env', 'id') → where that key or item stands
     problems: list[Problem]             # met while reading

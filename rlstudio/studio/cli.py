@@ -207,8 +207,8 @@ def evaluate_run(
             trainer = r.restored()
             result = judge(r, trainer, episodes, False if sampled else None)
         speaker(False, as_json)(f'{r.config.env.id} at {result.env_steps:,} steps: {result}')
-        told = r.read('result.json') or {}
-        speed = {k: told.get(k) for k in ('env_steps_per_second', 'train_seconds')}
+        known = r.read('result.json') or {}
+        speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
         emit(summarize(r, trainer, r.status, result) | speed | dict(greedy=result.greedy))
 
 # %% ../../nbs/71_studio.cli.ipynb #3d0a681b

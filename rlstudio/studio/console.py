@@ -1,6 +1,6 @@
 """What a person sees of a run: a header, five living lines, a verdict, and what to type next.
 
-A training that prints 454 lines of tables tells nobody anything. This chapter says what matters, once: `run_header` what runs, `Progress` how it
+A training that prints 454 lines of tables says nothing. This chapter prints what matters, once: `run_header` what runs, `Progress` how it
 goes, `verdict` how it went, `files_written` and `next_commands` what to do with it.
 
 What holds: the texts are pure functions of a config, a record or a summary; a `Progress` has three forms (*live* on a terminal, *plain* lines
@@ -131,7 +131,7 @@ class Snapshot:
     returns: Sequence[float] = ()      # returns so far, for the shape
     evaluation: tuple[int, float, float] | None = None  # the last: env steps, mean, std
     goal: float | None = None          # mean return that counts as solved
-    seconds_left: float | None = None  # None: nobody knows yet
+    seconds_left: float | None = None  # None: not known yet
 
     def metric(self, name: str) -> float:  # nan where there is none
         "A metric of the record"

@@ -12,8 +12,8 @@ byte; a resumed run never shows a step twice."""
 # %% auto #0
 __all__ = ['GLOSSARY', 'MAX_LINE', 'CURRENT', 'ASIDE', 'MetricError', 'check_name', 'Metric', 'Glossary', 'register_metric',
            'undocumented', 'metric_value', 'encode', 'Sink', 'metric_files', 'LineFile', 'sync_folder', 'whole_bytes',
-           'move_aside', 'rewind', 'mend', 'rotate', 'begin', 'JSONLSink', 'lines', 'decode', 'read_metrics', 'series',
-           'TensorBoardSink']
+           'move_aside', 'rewind', 'make_whole', 'rotate', 'begin', 'JSONLSink', 'lines', 'decode', 'read_metrics',
+           'series', 'TensorBoardSink']
 
 # %% ../../nbs/40_train.metrics.ipynb #a65b7759
 import json
@@ -98,7 +98,7 @@ register_metric('step', 'environment steps taken so far, all sub-environments to
 def undocumented(
     record: Iterable[str],  # a record, or just names
 ) -> list[str]:             # the names without a row in the glossary, sorted
-    "Which metrics has nobody explained?"
+    "Which metrics have no explanation?"
     return sorted(set(record) - GLOSSARY.keys())
 
 # %% ../../nbs/40_train.metrics.ipynb #c7bbeeea
@@ -257,7 +257,7 @@ def _offset(offset: dict[str, int]) -> tuple[int, int]:
                       "returns, such as {'file': 1, 'bytes': 0}")
 
 # %% ../../nbs/40_train.metrics.ipynb #40bb071a
-def mend(
+def make_whole(
     folder: Path,  # the run's folder
     offset: dict[str, int] | None = None,  # go back here first
 ) -> tuple[int, int]:  # bytes of a torn tail, records behind the offset: both gone aside
@@ -304,7 +304,7 @@ class JSONLSink:
         self.close()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.torn, self.dropped = mend(self.folder, offset)
+        self.torn, self.dropped = make_whole(self.folder, offset)
         self.out = begin(self.folder)
 
     def write(self,

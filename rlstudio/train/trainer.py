@@ -158,12 +158,12 @@ def located(
 
 # %% ../../nbs/41_train.trainer.ipynb #954afef0
 def mean_of(
-    told: list[dict[str, float]],  # metrics of each round; {} where nothing was learned
-) -> dict[str, float]:             # of the iteration
+    rounds: list[dict[str, float]],  # metrics of each round; {} where nothing was learned
+) -> dict[str, float]:               # of the iteration
     "Mean of each metric over the rounds that have it"
-    if len(told) == 1: return told[0]
-    names = {name: None for t in told for name in t}  # in the order of their first telling
-    return {name: float(np.mean([t[name] for t in told if name in t])) for name in names}
+    if len(rounds) == 1: return rounds[0]
+    names = {name: None for r in rounds for name in r}  # in the order in which they come
+    return {name: float(np.mean([r[name] for r in rounds if name in r])) for name in names}
 
 # %% ../../nbs/41_train.trainer.ipynb #fc3bdfb3
 def check_fit(
