@@ -53,12 +53,12 @@ def test_nbdev_test_and_stored_outputs(tmp_path: Path) -> None:
     assert not (stale := stale_outputs(copy_tree(tmp_path / "copy"))), stale
 
 
-@pytest.mark.parametrize("room", ["nets", "algos"])
-def test_stored_outputs_on_another_processor(room: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("some", ["nets", "algos.(ppo|dqn|sac)"])
+def test_stored_outputs_on_another_processor(some: str, tmp_path: Path) -> None:
     "The chapters that calculate most pass, and print the same where every library chooses the kernels of a simpler processor"
     copy = copy_tree(tmp_path / "copy")
     for p in copy.glob("nbs/**/*.ipynb"):
-        if f"_{room}." not in p.name: p.unlink()
+        if not re.search(rf"_{some}\.", p.name): p.unlink()
     assert not (stale := stale_outputs(copy, **disguise())), stale
 
 
