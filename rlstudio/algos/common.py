@@ -14,7 +14,7 @@ remembers is saved from its parts, so a subclass has no code for it."""
 
 # %% auto #0
 __all__ = ['Schedule', 'Engine', 'Told', 'anneal', 'clip_gradient_', 'Part', 'differentiate', 'given', 'part_of', 'number',
-           'torch_seeded', 'register_rows', 'try_tape', 'EngineError', 'choose_engine', 'Learner']
+           'torch_seeded', 'register_rows', 'prepared', 'try_tape', 'EngineError', 'choose_engine', 'Learner']
 
 # %% ../../nbs/50_algos.common.ipynb #50fd0305
 from collections.abc import Iterator
@@ -161,13 +161,23 @@ def register_rows(
         for row in vars(base).get('metrics', ()): register_metric(*row)
 
 # %% ../../nbs/50_algos.common.ipynb #2856f5eb
+def prepared(
+    learner: 'Learner',   # knows its targets
+    batch: Batch,         # NumPy, (B, …)
+    engine: str,          # 'tape' or 'autograd'
+) -> Batch:               # as `given`, with the fields of `targets`
+    "A batch as the losses see it, with what they aim at"
+    if engine == 'autograd': batch = batch.to(learner.device)
+    with torch.no_grad(): aims = learner.targets(batch)
+    return given(batch.replace(**aims) if aims else batch, engine, learner.device)
+
 def try_tape(
     learner: 'Learner',   # just built
 ) -> None:
     "All losses of a learner on the tape, on a small batch; nothing is stepped, and no stream moves"
     before = learner.streams.state_dict()
     try:
-        for name, loss, _ in learner.losses(given(learner.example(), 'tape', 'cpu')):
+        for name, loss, _ in learner.losses(prepared(learner, learner.example(), 'tape')):
             if not isinstance(loss, Var): raise TapeError(f'the loss of {name} is a {type(loss).__name__}')
             differentiate(loss, part_of(learner.parts, name))
     finally: learner.streams.load_state_dict(before)
@@ -233,6 +243,12 @@ class Learner:
         "What learns, cut into parts"
         raise NotImplementedError(f'{type(self).__name__}: define build → {{name: Part}}')
 
+    def targets(self,
+        batch: Batch,   # (B, …): arrays where the tape learns, else tensors
+    ) -> dict[str, Any]:   # name → (B, …), further fields of the batch
+        "What the losses aim at: computed once, without a gradient"
+        return {}
+
     def losses(self,
         batch: Any,   # Batch of tensors, or of variables of a tape, (B, …)
     ) -> Iterator[Told]:
@@ -248,7 +264,7 @@ class Learner:
     ) -> dict[str, float]:   # metrics
         "One step for each loss"
         metrics: dict[str, Any] = {}
-        for name, loss, more in self.losses(given(batch, self.engine, self.device)):
+        for name, loss, more in self.losses(prepared(self, batch, self.engine)):
             check_finite('loss', number(loss))
             part = part_of(self.parts, name)
             differentiate(loss, part)

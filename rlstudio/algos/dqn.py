@@ -32,6 +32,7 @@ from ..data.rollout import Stepper
 from ..nets.critics import expected_q
 from ..nets.dists import Array, like, pick_rows
 from ..nets.modules import QModule, RLModule
+from ..nets.tape import Var, node
 
 # %% ../../nbs/55_algos.dqn.ipynb #c1d9a5b3
 def best_next(
@@ -55,6 +56,10 @@ def huber(
     error: Array,  # δ, any shape
 ) -> Array:        # ≥ 0, of that shape
     "½δ² near zero, |δ| − ½ beyond one (Huber 1964); its slope is the clipped error"
+    if isinstance(error, Var):   # one node of the tape instead of four
+        δ = error.value
+        c = np.minimum(np.maximum(δ, -1), 1)
+        return node(c * (δ - .5 * c), lambda G, _: error.receive(G * c), error)
     c = error.clip(-1, 1)
     return c * (error - .5 * c)
 
@@ -150,13 +155,14 @@ class DQN(OffPolicy):
         self.module.epsilon = linear_epsilon(stepper.env_steps, self.total_steps, c.epsilon_start, c.epsilon_end, c.epsilon_fraction)
         return super().collect(stepper)
 
+    def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`
+        m, x = self.module, self.module.normed(b.next_obs)
+        q_slow = self.parts['q'].slow(x)
+        best = best_next(q_slow, m.q(x) if self.config.double else q_slow)
+        return dict(target=td_target(b.reward, b.discount, best))
+
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
         c, m, part = self.config, self.module, self.parts['q']
-        with torch.no_grad():
-            x = m.normed(b.next_obs)
-            q_slow = part.slow(x)
-            best = best_next(q_slow, m.q(x) if c.double else q_slow)
-            y = td_target(b.reward, b.discount, best)
-        loss, self.error = dqn_loss(m.q(m.normed(b.obs)), b.action, y, b.weight)
+        loss, self.error = dqn_loss(m.q(m.normed(b.obs)), b.action, b.target, b.weight)
         yield 'q', loss, {'loss/td': loss, 'value/td_error': self.error.abs().mean(), 'schedule/epsilon': m.epsilon}
         if self.updates % c.target_every == 0: part.follow(c.tau)

@@ -24,9 +24,10 @@ import torch
 
 from .common import Part, Told
 from .off_policy import OffPolicy, OffPolicyConfig, action_problems
+from ..core.batch import Batch
 from ..core.options import Config, NetConfig, Positive, Problem
 from ..core.spec import ArraySpec, Spec
-from ..nets.critics import td_loss
+from ..nets.critics import lowest, td_loss
 from ..nets.dists import Array, like
 from ..nets.modules import RLModule, SquashedModule
 
@@ -48,7 +49,7 @@ def actor_loss(
     alpha: float,      # temperature α > 0
 ) -> Array:            # a number
     "α KL(π ‖ exp(Q/α)/Z) up to a constant, arXiv:1812.05905 eq. 7"
-    return (alpha * log_prob - q.amin(0)).mean()
+    return (alpha * log_prob - lowest(q)).mean()
 
 # %% ../../nbs/56_algos.sac.ipynb #e9da43a3
 def temperature_loss(
@@ -102,18 +103,20 @@ class SAC(OffPolicy):
                     actor=Part(m.actor, c.actor_learning_rate or c.learning_rate),
                     temperature=Part(m.temperature, c.ent_coef_learning_rate or c.learning_rate))
 
-    def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
-        m, critics, alpha, x = self.module, self.parts['critics'], self.module.alpha, self.module.normed(b.obs)
+    def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`; also the noise of the actor's step
+        m, x = self.module, self.module.normed(b.next_obs)
         now, later = m.noise(self.streams['learn'], (2, len(b)))
-        with torch.no_grad():
-            x_next = m.normed(b.next_obs)
-            u, log_prob = m.dist.sample_and_log_prob(m.params(x_next), like(later, b.reward))
-            y = soft_target(b.reward, b.discount, critics.slow(x_next, u).amin(0), log_prob, alpha)
+        u, log_prob = m.dist.sample_and_log_prob(m.params(x), like(later, b.reward))
+        next_q = lowest(self.parts['critics'].slow(x, u))
+        return dict(target=soft_target(b.reward, b.discount, next_q, log_prob, m.alpha), noise=like(now, b.reward))
+
+    def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
+        m, alpha, x = self.module, self.module.alpha, self.module.normed(b.obs)
         q = m.critics(x, m.units.to_unit(b.action))
-        loss, self.error = td_loss(q, y, b.weight), (q.detach() - y).abs().mean(0)
+        loss, self.error = td_loss(q, b.target, b.weight), (q.detach() - b.target).abs().mean(0)
         yield 'critics', loss, {'loss/critic': loss, 'value/q_mean': q.mean()}
-        u, log_prob = m.dist.sample_and_log_prob(m.params(x), like(now, b.reward))
+        u, log_prob = m.dist.sample_and_log_prob(m.params(x), b.noise)
         loss = actor_loss(log_prob, m.critics(x, u), alpha)
         yield 'actor', loss, {'loss/actor': loss, 'policy/temperature': alpha, 'policy/sampled_entropy': -log_prob.mean()}
         if self.config.ent_coef == 'auto': yield 'temperature', temperature_loss(m.log_alpha, log_prob, self.target_entropy), {}
-        critics.follow(self.config.tau)
+        self.parts['critics'].follow(self.config.tau)

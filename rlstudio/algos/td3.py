@@ -25,10 +25,11 @@ import torch
 
 from .common import Part, Told
 from .off_policy import OffPolicy, OffPolicyConfig, action_problems
+from ..core.batch import Batch
 from ..core.options import Config, Count, NetConfig, NonNegative, Positive, Problem
 from ..core.spec import ArraySpec, Spec
-from ..nets.critics import td_loss
-from ..nets.dists import Array, like
+from ..nets.critics import lowest, td_loss
+from ..nets.dists import Array, library, like
 from ..nets.modules import DeterministicModule, RLModule
 
 # %% ../../nbs/57_algos.td3.ipynb #4ac71640
@@ -88,17 +89,20 @@ class TD3(OffPolicy):
         c, m = self.config, self.module
         return dict(critics=Part(m.critics, c.learning_rate, target=True), actor=Part(m.actor, c.learning_rate, target=True))
 
+    def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`
+        c, m, x = self.config, self.module, self.module.normed(b.next_obs)
+        critics, actor = self.parts['critics'].slow, self.parts['actor'].slow
+        z = actor(critics.encoder(x))
+        u = library(z).tanh(z)
+        if c.target_noise:
+            normals = like(m.noise(self.streams['target'], (len(b),)), u)
+            u = smooth(u, normals, c.target_noise, c.target_noise_clip)
+        return dict(target=b.reward + b.discount * lowest(critics(x, u)))
+
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`; the actor's only when it is its turn
-        c, m, critics, actor, x = self.config, self.module, self.parts['critics'], self.parts['actor'], self.module.normed(b.obs)
-        with torch.no_grad():
-            x_next = m.normed(b.next_obs)
-            u = actor.slow(critics.slow.encoder(x_next)).tanh()
-            if c.target_noise:
-                normals = like(m.noise(self.streams['target'], (len(b),)), u)
-                u = smooth(u, normals, c.target_noise, c.target_noise_clip)
-            y = b.reward + b.discount * critics.slow(x_next, u).amin(0)
+        c, m, x = self.config, self.module, self.module.normed(b.obs)
         q = m.critics(x, m.units.to_unit(b.action))
-        loss, self.error = td_loss(q, y, b.weight), (q.detach() - y).abs().mean(0)
+        loss, self.error = td_loss(q, b.target, b.weight), (q.detach() - b.target).abs().mean(0)
         yield 'critics', loss, {'loss/critic': loss, 'value/q_mean': q[0].mean()}
         if self.updates % c.policy_delay: return
         loss = policy_loss(m.critics(x, m.policy(x), 1))

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from ..core.spec import ArraySpec, SpecError, TreeSpec
-from .tape import Var, node
+from .tape import Var, node, plain_array
 
 Array: TypeAlias = Any   # NumPy array, torch tensor or tape variable; what comes in goes out
 
@@ -66,7 +66,8 @@ def pick(
     index: Array,   # which one of each row, (*lead,) int64 in [0, n)
 ) -> Array:         # x[..., index], (*lead,)
     "One value of each row"
-    if not isinstance(x, np.ndarray): return x.gather(-1, index[..., None]).squeeze(-1)
+    if isinstance(x, torch.Tensor): return x.gather(-1, index[..., None]).squeeze(-1)
+    if isinstance(x, Var): return pick_rows(x, index)
     rows = x.reshape(-1, x.shape[-1])
     return rows[np.arange(len(rows)), index.reshape(-1)].reshape(index.shape)
 
@@ -78,7 +79,7 @@ def pick_rows(
     "One row of numbers of each table"
     if isinstance(x, torch.Tensor): return x[torch.arange(len(x), device=x.device), index]
     if isinstance(x, np.ndarray): return x[np.arange(len(x)), index]
-    rows, i = np.arange(len(x)), index.value
+    rows, i = np.arange(len(x)), plain_array(index)
     def pull(G: np.ndarray, _: Any) -> None:
         full = np.zeros_like(x.value)
         full[rows, i] = G
