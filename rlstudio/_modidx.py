@@ -1002,6 +1002,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/nets/flat.py'),
                                     'rlstudio.nets.flat.FlatAdam.step': ('nets.flat.html#flatadam.step', 'rlstudio/nets/flat.py'),
                                     'rlstudio.nets.flat.FlatParameters': ('nets.flat.html#flatparameters', 'rlstudio/nets/flat.py'),
+                                    'rlstudio.nets.flat.FlatParameters._first': ( 'nets.flat.html#flatparameters._first',
+                                                                                  'rlstudio/nets/flat.py'),
                                     'rlstudio.nets.flat.FlatParameters._places': ( 'nets.flat.html#flatparameters._places',
                                                                                    'rlstudio/nets/flat.py'),
                                     'rlstudio.nets.flat.FlatParameters.check': ( 'nets.flat.html#flatparameters.check',

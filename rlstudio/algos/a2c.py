@@ -47,5 +47,6 @@ class A2C(OnPolicy):
         log_prob, entropy, value = self.module.evaluate(b, b.action)
         policy, H = policy_gradient_loss(log_prob, b.advantage), entropy.mean()
         critic = .5 * (value - b.return_).square().mean()
-        yield 'agent', policy + c.vf_coef * critic - c.ent_coef * H, {
-            'loss/policy': policy, 'loss/value': critic, 'policy/entropy': H}
+        loss = policy + c.vf_coef * critic
+        if c.ent_coef: loss = loss - c.ent_coef * H
+        yield 'agent', loss, {'loss/policy': policy, 'loss/value': critic, 'policy/entropy': H}

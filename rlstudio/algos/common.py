@@ -53,7 +53,7 @@ def clip_gradient_(
     max_norm: float,     # largest length allowed
 ) -> float:              # its length before
     "Cut a gradient to a length; a gradient that is not finite is an error"
-    norm = float(grad.norm())
+    norm = float(torch.linalg.vector_norm(grad))
     check_finite('gradient', np.float64(norm))
     if norm > max_norm: grad.mul_(max_norm / norm)
     return norm

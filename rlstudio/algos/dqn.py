@@ -88,8 +88,9 @@ def dqn_loss(
 ) -> tuple[Array, Array]:  # loss, error y − Q(s, a) (B,) without gradient
     "The loss of all forms of DQN"
     θ = pick_rows(q, action)
-    each = huber(target - θ)[:, 0] if θ.shape[1] == 1 else quantile_huber(θ, target)
-    return (weight * each).mean(), (target - θ).detach().mean(-1)
+    δ = target - θ
+    if θ.shape[1] == 1: return (weight * huber(δ).squeeze(-1)).mean(), δ.detach().squeeze(-1)
+    return (weight * quantile_huber(θ, target)).mean(), δ.detach().mean(-1)
 
 # %% ../../nbs/55_algos.dqn.ipynb #984315c2
 def linear_epsilon(

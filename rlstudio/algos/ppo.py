@@ -26,7 +26,8 @@ from .on_policy import OnPolicy, OnPolicyConfig
 from ..core.batch import Batch
 from ..core.options import Config, Count, Positive, Problem
 from ..core.spec import ArraySpec, Spec
-from ..nets.dists import Array
+from ..nets.dists import Array, library
+from ..nets.tape import plain_array
 
 # %% ../../nbs/53_algos.ppo.ipynb #d688d37d
 def clipped_surrogate(
@@ -44,7 +45,7 @@ def approx_kl(
     log_ratio: Array,  # log π_θ − log π_old, (B,)
 ) -> Array:            # nats, ≥ 0
     "Low-variance, unbiased estimate of KL(π_old ‖ π_θ), k₃ of Schulman 2020"
-    return (log_ratio.exp() - 1 - log_ratio).mean()
+    return (library(log_ratio).exp(log_ratio) - 1 - log_ratio).mean()
 
 # %% ../../nbs/53_algos.ppo.ipynb #7feaf20f
 def value_loss(
@@ -107,12 +108,11 @@ class PPO(OnPolicy):
         log_ratio = log_prob - b.log_prob
         policy = -self.surrogate(log_ratio, b.advantage, clip_range)
         critic, H = value_loss(value, b.return_, b.value, c.clip_range_vf), entropy.mean()
-        with torch.no_grad():
-            beyond = ((log_ratio.exp() - 1).abs() > clip_range).float().mean()
-            kl = approx_kl(log_ratio)
-        yield 'agent', policy + c.vf_coef * critic - c.ent_coef * H, {
-            'loss/policy': policy, 'loss/value': critic, 'policy/entropy': H,
-            'policy/approx_kl': kl, 'policy/clip_fraction': beyond}
+        loss, moved = policy + c.vf_coef * critic, plain_array(log_ratio)
+        if c.ent_coef: loss = loss - c.ent_coef * H
+        beyond = np.count_nonzero(np.abs(np.exp(moved) - 1) > clip_range) / moved.size
+        yield 'agent', loss, {'loss/policy': policy, 'loss/value': critic, 'policy/entropy': H,
+                              'policy/approx_kl': float(approx_kl(moved)), 'policy/clip_fraction': beyond}
 
     @property
     def clip_range(self) -> float:

@@ -208,12 +208,15 @@ def collect(
 ) -> None:
     "Fill the buffer with the next T steps of N environments"
     seen, rows, buffer.finals = buffer.seen, buffer.rows.fields, []
-    given, stateful = stepper.world.fields, 'state' in seen.fields   # the env's own arrays, always the same
+    given, stateful = stepper.world.fields, 'state' in seen.fields
+    of_world = [(x, given[name]) for name, x in rows.items() if name in given]   # the env's own arrays
+    of_agent = [(x, name) for name, x in rows.items() if name not in given]
     for t in range(buffer.num_steps):
         put(seen, t, stepper.seen)
         out = act(stepper.seen, t)
         world = stepper.step(out)
-        for name, x in rows.items(): put(x, t, given[name] if name in given else out.fields[name])
+        for x, source in of_world: put(x, t, source)
+        for x, name in of_agent: put(x, t, out.fields[name])
         if not np.count_nonzero(stepper.done): continue
         for i in stepper.done.nonzero()[0].tolist():
             last = dict(obs=world.final_obs, state=out.state) if stateful else dict(obs=world.final_obs)

@@ -95,9 +95,15 @@ class FlatParameters:
     @property
     def places(self) -> dict[int, np.ndarray]:   # by the id of the parameter
         "Where a tape on the CPU writes the gradient of each parameter, as views of `grad`"
-        first = self.parameters()[0]   # a module moves as a whole, so one look is enough here
+        layer, name = self._first      # a module moves as a whole, so one look is enough here
+        first: Any = layer._parameters[name]
         if first is None or first.data_ptr() != self.vector.data_ptr(): self.check()
         return self._places
+
+    @cached_property
+    def _first(self) -> tuple[nn.Module, str]:
+        name, layer = next(iter(self.owners.items()))
+        return layer, name.rpartition('.')[2]
 
     @cached_property
     def _places(self) -> dict[int, np.ndarray]:

@@ -165,8 +165,10 @@ def binary(
         a, b = self.value, o.value
         if not (self.needs or o.needs): return Var(f(a, b), self.tape)   # nobody to go back to
         def pull(G: np.ndarray, _: GradientSink) -> None:
-            if self.needs: self.receive(unbroadcast(back_a(G, a, b), a.shape))
-            if o.needs: o.receive(unbroadcast(back_b(G, a, b), b.shape))
+            for v, x, back in (self, a, back_a), (o, b, back_b):
+                if not v.needs: continue
+                g = back(G, a, b)
+                v.receive(g if g.shape == x.shape else unbroadcast(g, x.shape))
         return node(f(a, b), pull, self, o)
     return method
 
@@ -368,14 +370,16 @@ def tape_of(
     return next(x.tape for x in things if isinstance(x, Var))
 
 def _cat(tensors: Iterable[Any], dim: int = 0) -> Var:
-    parts = [operand(p, tape_of(tensors)) for p in tensors]
+    tape = tape_of(tensors)
+    parts = [operand(p, tape) for p in tensors]
     ends = np.cumsum([p.value.shape[dim] for p in parts])[:-1]
     def pull(G: np.ndarray, _: GradientSink) -> None:
         for p, g in zip(parts, np.split(G, ends, dim)): p.receive(g)
     return node(np.concatenate([p.value for p in parts], dim), pull, *parts)
 
 def _stack(tensors: Iterable[Any], dim: int = 0) -> Var:
-    return _cat([operand(p, tape_of(tensors)).unsqueeze(dim) for p in tensors], dim)
+    tape = tape_of(tensors)
+    return _cat([operand(p, tape).unsqueeze(dim) for p in tensors], dim)
 
 def _where(condition: Any, a: Any, b: Any) -> Var:
     tape, c = tape_of((condition, a, b)), plain_array(condition)
