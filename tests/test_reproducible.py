@@ -106,7 +106,7 @@ def test_another_stream_or_env_shifts_no_other() -> None:
 # Golden values: a change that breaks one needs a reason in writing (CHANGELOG.md). Hashes are kept under the identity of the arithmetic
 # that made them; where that is unknown, the first updates are compared (level L2). `python tests/test_reproducible.py` writes those of this machine.
 
-GOLDEN_CASES = {w: config(w) for w in ("cartpole", "pendulum", "chain cut short")} | {c: off_policy(c) for c in ("dqn", "dqn, all parts", "sac", "td3")}
+GOLDEN_CASES = {w: config(w) for w in ("cartpole", "pendulum", "chain cut short", "cartpole, a2c")} | {c: off_policy(c) for c in ("dqn", "dqn, all parts", "sac", "td3")}
 
 
 def fingerprint(case: str) -> dict[str, object]:
