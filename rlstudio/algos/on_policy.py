@@ -137,13 +137,12 @@ class OnPolicy(Learner):
         "Learn from one rollout; then the normaliser may move"
         c, self.progress = self.config, progress
         data = learning_rows(batch, self.module.reward_scale, c.gamma, c.gae_lambda)
-        adam = self.parts['agent'].adam
-        adam.lr = anneal(c.learning_rate, c.learning_rate_schedule, progress)
+        for part in self.parts.values(): part.adam.lr = anneal(part.learning_rate, c.learning_rate_schedule, progress)
         metrics = self.learn(data)
-        check_finite('weights', adam.vector.detach())
+        for part in self.parts.values(): check_finite('weights', part.adam.vector.detach())
         self.module.update_statistics(batch.obs)
         return metrics | {'value/explained_variance': explained_variance(data.value, data.return_),
-                          'schedule/learning_rate': adam.lr}
+                          'schedule/learning_rate': anneal(c.learning_rate, c.learning_rate_schedule, progress)}
 
     def learn(self,
         data: Batch,         # rows of one rollout, (B, …)

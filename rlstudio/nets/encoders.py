@@ -118,7 +118,11 @@ def width_of(
 ) -> int:                         # numbers in a row
     "Ask an encoder with one observation how many numbers it gives"
     x = torch.as_tensor(observation_spec.zeros((1,)))
-    with torch.no_grad(): row = encoder(x if is_frames(observation_spec) else x.float())
+    try:
+        with torch.no_grad(): row = encoder(x if is_frames(observation_spec) else x.float())
+    except RuntimeError as e: raise SpecError(
+        f'net.encoder: given an observation of shape {tuple(x.shape)}, {type(encoder).__name__} fails: {e}; '
+        'expected layers for that shape') from e
     shape = tuple(getattr(row, 'shape', ()))
     if len(shape) == 2 and shape[0] == 1: return int(shape[1])
     raise SpecError(f'net.encoder: given rows of shape {shape} for one observation, '
@@ -134,5 +138,8 @@ def make_encoder(
     spec, name = vector_spec(observation_spec), net.encoder
     if name == 'auto': name = 'nature' if is_frames(spec) else 'flat'
     encoder = nets.get(name)(spec, net, rng)
-    if not hasattr(encoder, 'out'): encoder.out = width_of(encoder, spec)
+    width = width_of(encoder, spec)
+    if getattr(encoder, 'out', width) != width: raise SpecError(
+        f'net.encoder: given {name} with out = {encoder.out}, expected {width}, what its forward gives; fix: leave out away')
+    encoder.out = width
     return encoder

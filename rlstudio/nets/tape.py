@@ -19,7 +19,7 @@ __all__ = ['Pull', 'TORCH_FUNCTIONS', 'SPENT', 'TapeError', 'GradientSink', 'unb
            'Spent', 'Tape']
 
 # %% ../../nbs/20_nets.tape.ipynb #5b8d81d7
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -28,8 +28,8 @@ import torch
 # %% ../../nbs/20_nets.tape.ipynb #2090dd8a
 Pull: TypeAlias = Callable[..., Any]   # pull(G, sink): the way back from a result
 
-_USE_AUTOGRAD = ('write it with the methods of nets.tape.Var, or set engine = auto (or autograd) '
-                 'in settings.ini: autograd can do it')
+_USE_AUTOGRAD = ('write it with the methods of nets.tape.Var, or set engine = autograd in '
+                 'settings.ini')
 
 class TapeError(TypeError, AttributeError):
     "The tape was asked for something that it cannot do"
@@ -219,6 +219,9 @@ class Var:
     def dtype(self) -> Any: return self.value.dtype               # NumPy's
     def __len__(self) -> int: return len(self.value)
     def __bool__(self) -> bool: return bool(self.value)
+    def __iter__(self) -> 'Iterator[Var]':
+        if self.ndim: return (self[i] for i in range(len(self)))
+        raise TapeError('given one number to iterate over, expected rows', 'in losses: yield, not return')
     def __repr__(self) -> str: return f'Var({self.value!r})'
 
     # element by element, one operand: y = f(x), dy/dx
@@ -310,6 +313,9 @@ class Var:
     def squeeze(self, dim: int) -> 'Var':     # without an axis of size 1
         x = self.value
         return node(x.squeeze(dim), lambda G, _: self.receive(G.reshape(x.shape)), self)
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> 'Var':   # all axes from one on, side by side
+        if end_dim not in (-1, self.ndim - 1): raise TapeError(f'flatten: given end_dim={end_dim}, expected -1')
+        return self.reshape(*self.shape[:start_dim], -1)
     def unsqueeze(self, dim: int) -> 'Var':   # with a new axis of size 1
         x, y = self.value, np.expand_dims(self.value, dim)
         return node(y, lambda G, _: self.receive(G.reshape(x.shape)), self)
