@@ -199,7 +199,7 @@ def prepared(
 def each_loss(
     learner: 'Learner',     # says what its losses are
     batch: Batch,           # as `prepared` gave it
-) -> Iterator[Told]:
+) -> Iterator[Told]:        # (part, loss, metrics) of each
     "The losses of a learner, if it yields them"
     losses = learner.losses(batch)
     if hasattr(losses, '__next__'): return losses
