@@ -367,3 +367,14 @@ def test_what_each_algorithm_is_for() -> None:
     rows = {r["name"]: r for r in json.loads(run("rlstudio", "list", "algos", "--json").stdout)["algos"]}
     assert "discrete" in rows["dqn"]["actions"].split() and rows["sac"]["actions"] == "box"
     assert all(r["about"] for r in rows.values())
+
+
+def test_the_curve_shows_every_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rlstudio.runs.run as chapter
+    drawn, draw = list[list[int]](), chapter.learning_curve
+    def watched(history: Any, evaluations: Any, *rest: Any) -> Any:
+        drawn.append([e["env_steps"] for e in evaluations])
+        return draw(history, evaluations, *rest)
+    monkeypatch.setattr(chapter, "learning_curve", watched)
+    chapter.Run.from_config("ppo/cartpole", ["train.total_steps=4096", "eval.every=1024", "eval.episodes=2"], runs_dir=tmp_path).train()
+    assert drawn == [[1024, 2048, 3072, 4096]]

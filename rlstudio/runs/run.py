@@ -237,6 +237,8 @@ def finish(
     except EvalError as e:  # what was learned is not lost over it
         result = None
         warnings.warn(f'not evaluated: {e}', stacklevel=2)
+    for c in trainer.callbacks:
+        if isinstance(c, Evaluate) and c.history: run.files.keep(c.history)   # so that the curve shows them
     save_figure(run.plot(), run.folder / 'plots' / 'learning_curve.png')
     film(run, trainer)
     summary = summarize(run, trainer, 'completed', result)
