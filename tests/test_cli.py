@@ -104,9 +104,9 @@ def test_resolved_config_runs_again(folder: Path, reference: dict[str, Any]) -> 
 
 
 def start(folder: Path, name: str) -> "subprocess.Popen[str]":
-    "A run in the background, past its first checkpoint"
+    "A run in the background, past its first checkpoint; unmeasured, for a signal that arrives inside coverage's own lock leaves it locked"
     command = ["rlstudio", "run", str(CARTPOLE), *SHORT, "--runs-dir", str(folder), "--name", name]
-    child = subprocess.Popen(command, env=child_env(), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    child = subprocess.Popen(command, env=child_env(coverage=False), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while child.poll() is None and not list((folder / name).glob("checkpoints/step_*")): time.sleep(0.002)
     return child
 
@@ -306,11 +306,12 @@ def test_mistakes_in_the_settings(tmp_path: Path) -> None:
 def test_terminated_while_evaluating(folder: Path) -> None:
     "What was learned is on disk, and the run says who interrupted it"
     command = ["rlstudio", "run", str(CARTPOLE), *SHORT, "eval.episodes=200000", "--runs-dir", str(folder), "--name", "evaluating"]
-    child = subprocess.Popen(command, env=child_env(), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    child = subprocess.Popen(command, env=child_env(coverage=False), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while child.poll() is None and not (folder / "evaluating" / "checkpoints" / "step_000000020480").exists(): time.sleep(0.01)
     time.sleep(0.5)
     child.send_signal(signal.SIGTERM)
-    said_, _ = child.communicate(timeout=60)
+    try: said_, _ = child.communicate(timeout=60)
+    finally: child.kill()
     assert child.returncode == 143 and "Traceback" not in said_, said_
     assert json.loads((folder / "evaluating" / "manifest.json").read_text())["stopped_by"] == "SIGTERM"
 
