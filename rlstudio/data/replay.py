@@ -16,11 +16,12 @@ used but the generator that `sample` is given. Whatever `n_step` is, the target 
 
 # %% auto #0
 __all__ = ['FIELDS', 'check_whole', 'check_settings', 'check_field', 'check_add', 'end_flags', 'torn', 'follows', 'check_stacks',
-           'mend_gaps', 'run_length', 'n_step_return', 'discount_table', 'window', 'stack_steps', 'stack_places', 'see',
-           'put_finals', 'transitions', 'ReplayPart', 'Sampler', 'Relabeller', 'Uniform', 'check_draw', 'check_index',
-           'check_replay_state', 'ReplayBuffer']
+           'mend_gaps', 'run_length', 'powers', 'n_step_return', 'discount_table', 'window', 'stack_steps',
+           'stack_places', 'see', 'put_finals', 'transitions', 'ReplayPart', 'Sampler', 'Relabeller', 'Uniform',
+           'check_draw', 'check_index', 'check_replay_state', 'ReplayBuffer']
 
 # %% ../../nbs/33_data.replay.ipynb #63d34ccd
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,15 @@ def run_length(
     length: np.ndarray = np.add.reduce(goes_on, 0)
     return length
 
+@cache
+def powers(
+    gamma: float,  # discount γ in [0, 1]
+    n: int,        # how many, ≥ 1
+) -> tuple[np.ndarray, np.ndarray]:  # k = 0 … n-1 as int64, γ^k as float32; each (n, 1)
+    "A column of exponents and one of powers"
+    k = np.arange(n)[:, None]
+    return k, np.power(gamma, k).astype(np.float32)
+
 def n_step_return(
     reward: np.ndarray,  # (n, B) float32 rewards of n steps in a row
     end: np.ndarray,     # (n, B) their flags
@@ -197,9 +207,8 @@ def n_step_return(
     "The rewards of a window, and how long it is (Sutton & Barto 2018, eq. 7.1)"
     n = len(reward)
     m = np.minimum(run_length(end[:-1]) + 1, left)
-    γ = np.power(gamma, np.arange(n)).astype(np.float32)[:, None]
-    inside = np.arange(n)[:, None] < m
-    return np.add.reduce(reward * γ * inside, 0), m
+    step, γ = powers(gamma, n)
+    return np.add.reduce(reward * γ * (step < m), 0), m
 
 # %% ../../nbs/33_data.replay.ipynb #057f6168
 def discount_table(
@@ -221,7 +230,7 @@ def window(
         rows = row.take(index)
         end = rows['end']
         return rows, rows['reward'].copy(), end, discounts[1].take(end), index
-    ahead = row.take(index + r.num_envs * np.arange(n)[:, None], mode='wrap')
+    ahead = row.take(index + r.num_envs * powers(gamma, n)[0], mode='wrap')
     reward, m = n_step_return(ahead['reward'], ahead['end'], r.left(index), gamma)
     end = ahead['end'][m - 1, np.arange(len(m))]
     return ahead[0], reward, end, discounts[m, end], (index + r.num_envs * (m - 1)) % r.size

@@ -148,7 +148,7 @@ class QNetwork(nn.Module):
         self.mlp = MLP(sizes, rng, net.activation, .01, net.layer_norm)
 
     def __call__(self, x: Array) -> Array:   # as in `MLP`
-        return self.forward(x) if type(x) is np.ndarray else super().__call__(x)
+        return super().__call__(x) if isinstance(x, torch.Tensor) else self.forward(x)
 
     def forward(self,
         x: Array,   # observations, normalised, (B, *shape)

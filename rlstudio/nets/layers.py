@@ -163,8 +163,8 @@ class MLP(nn.Sequential):
             self._at, self._views = at, [t.detach().numpy().T for t in tensors]
         return self._views
 
-    def __call__(self, x: Any) -> Any:   # arrays need nothing of what nn.Module does around `forward`
-        return self.forward(x) if type(x) is np.ndarray else super().__call__(x)
+    def __call__(self, x: Any) -> Any:   # what nn.Module does around `forward` is for tensors alone
+        return super().__call__(x) if isinstance(x, torch.Tensor) else self.forward(x)
 
     def forward(self, x: Any) -> Any:   # (B, in) → (B, out): of the kind that is given
         if isinstance(x, np.ndarray): return mlp_array(self, x)

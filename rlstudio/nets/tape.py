@@ -169,7 +169,7 @@ def binary(
                 if not v.needs: continue
                 g = back(G, a, b)
                 v.receive(g if g.shape == x.shape else unbroadcast(g, x.shape))
-        return node(f(a, b), pull, self, o)
+        return node(f(a, b), pull, self if self.needs else o)
     return method
 
 def comparison(
@@ -289,7 +289,7 @@ class Var:
             total = self.sum(dim, keepdim)
             return total * (total.value.size / x.size)
         n = x.size
-        def pull(G: Any, _: GradientSink) -> None: self.receive(np.full_like(x, G / n))
+        def pull(G: Any, _: GradientSink) -> None: self.receive(np.full(x.shape, G / n, x.dtype))
         return node(np.add.reduce(x, None) / n, pull, self)
     def amin(self, dim: int) -> 'Var':   # equal ones share the gradient
         x = self.value
