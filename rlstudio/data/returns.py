@@ -38,7 +38,8 @@ def td_error(
     gamma: float = 0.99,     # discount γ in [0, 1]
 ) -> np.ndarray:             # δ_t, (T, N)
     "One-step temporal-difference error (Sutton & Barto 2018, eq. 6.5)"
-    return reward + gamma * next_value * ~terminated - value
+    δ: np.ndarray = reward + gamma * next_value * ~terminated - value
+    return δ
 
 # %% ../../nbs/30_data.returns.ipynb #e821e22e
 def gae(
