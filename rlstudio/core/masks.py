@@ -162,4 +162,5 @@ def nearest_legal(
     "Make an action legal"
     k, parts = np.ravel(action) - np.ravel(spec.low), np.split(mask, np.cumsum(spec.nvec)[:-1])
     moved = [i if not m.any() else (i + int(np.roll(m, -i).argmax())) % len(m) for i, m in zip(k.tolist(), parts)]
-    return (np.reshape(moved, spec.shape) + spec.low).astype(spec.dtype)
+    legal: np.ndarray = (np.reshape(moved, spec.shape) + spec.low).astype(spec.dtype)
+    return legal
