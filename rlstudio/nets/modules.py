@@ -270,7 +270,7 @@ def epsilon_greedy(
     explore = u < epsilon
     if not np.count_nonzero(explore): return best   # 5 times faster than .any()
     if mask is None: anywhere = np.minimum((u * (n / epsilon)).astype(np.int64), n - 1)
-    else: anywhere = pick_legal(mask, u / epsilon)
+    else: anywhere = pick_legal(mask, np.minimum(u / epsilon, 1))
     return np.where(explore, anywhere, best)
 
 # %% ../../nbs/27_nets.modules.ipynb #750c7b5e
