@@ -13,6 +13,7 @@ Modules:
 - `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
 - `rlstudio.core.finite`: The first number that is not finite stops the run, with its place and its usual cause.
+- `rlstudio.core.masks`: Which actions may be taken now: one row of yes and no, whatever way an environment tells it.
 - `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
 - `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name; plugins are listed, and loaded only when you allow them.
 - `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
@@ -28,7 +29,7 @@ Modules:
 - `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
 - `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
-- `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
+- `rlstudio.envs.toy`: Tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.

@@ -15,7 +15,7 @@ remembers is saved from its parts, so a subclass has no code for it."""
 # %% auto #0
 __all__ = ['Schedule', 'Engine', 'Told', 'anneal', 'clip_gradient_', 'Part', 'differentiate', 'LossError', 'part_of',
            'check_parts', 'number', 'torch_seeded', 'register_rows', 'prepared', 'each_loss', 'try_tape', 'EngineError',
-           'choose_engine', 'Learner']
+           'choose_engine', 'check_masks', 'Learner']
 
 # %% ../../nbs/50_algos.common.ipynb #50fd0305
 from collections.abc import Iterator
@@ -31,6 +31,7 @@ from ..core.options import AlgoConfig, ConfigError, NetConfig
 from ..core.options import Config as RunConfig
 from ..core.seeding import Streams
 from ..core.spec import ArraySpec
+from ..envs.make import EnvError
 from ..envs.vector import VectorEnv
 from ..nets.flat import FlatAdam, TargetNetwork, flatten_parameters
 from ..nets.modules import RLModule
@@ -231,6 +232,16 @@ def choose_engine(
                           f'differentiate a loss ({why}); fix: engine = auto, which takes autograd then')
     return 'autograd', why
 
+# %% ../../nbs/50_algos.common.ipynb #e5458871
+def check_masks(
+    learner: 'Learner',  # about to be made
+    env: VectorEnv,      # its environments
+) -> None:
+    "Refuse an environment with illegal actions to an algorithm that would take them"
+    if 'mask' not in env.fields or learner.masks: return
+    raise EnvError(f'{env.env_id}: given an env that tells which actions are legal, and {type(learner).__name__}, which takes any; expected an '
+                   'algorithm that respects action masks; fix: ppo, a2c or dqn, or masks = True in a class that reads seen.mask and batch.mask')
+
 # %% ../../nbs/50_algos.common.ipynb #9df88ab4
 class Learner:
     "What all algorithms share: an agent, its parts, and one gradient step for each loss"
@@ -238,6 +249,7 @@ class Learner:
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}   # section → key → value, below what a config says
     actions: ClassVar[tuple[str, ...]] = ()              # kinds of action that it can learn
     metrics: ClassVar[tuple[tuple[Any, ...], ...]] = ()  # rows for the glossary, those of base classes apart
+    masks: ClassVar[bool] = False                        # does it respect action masks, acting and learning?
     rounds = 1      # pairs of collect and update in one iteration
     progress = 0.   # 0 → 1 over the training, for schedules
     takes_arrays = True   # can `targets` work with plain arrays? Found by the trial of the tape
@@ -250,10 +262,12 @@ class Learner:
         engine: Any = 'auto',     # who differentiates: auto, autograd or tape
     ) -> None:
         if problems := config.algo.check(config, env.observation_spec, env.action_spec): raise ConfigError(problems)
+        check_masks(self, env)
         register_rows(type(self))
         self.config: Any = config.algo
         self.total_steps, self.streams, self.device = config.train.total_steps, streams, device
         self.observation_spec, self.action_spec, self.num_envs = env.observation_spec, env.action_spec, env.num_envs
+        self.mask_spec = env.fields.get('mask')   # of one mask of legal actions; None: all are legal
         with torch_seeded(streams.seed('init', 1)):
             self.module: Any = self.make_module(config.net, env.observation_spec, env.action_spec, streams['init']).to(device)
         self.parts = self.build()

@@ -30,7 +30,7 @@ from ..core.options import Config, Count, NetConfig, Positive, Problem, Share, U
 from ..core.spec import ArraySpec, Spec
 from ..data.rollout import Stepper
 from ..nets.critics import expected_q
-from ..nets.dists import Array, like, pick_rows
+from ..nets.dists import Array, like, masked, pick_rows
 from ..nets.modules import QModule, RLModule
 from ..nets.tape import Var, node
 
@@ -38,9 +38,11 @@ from ..nets.tape import Var, node
 def best_next(
     q_slow: Array,    # Q⁻(s', ·), (B, n, K)
     choosing: Array,  # who chooses: Q for double, Q⁻ itself for plain, (B, n, K)
+    mask: Array | None = None,  # the legal actions there, (B, n); None: all
 ) -> Array:           # the value of the chosen action, (B, K)
     "What the next state is worth; double Q-learning: arXiv:1509.06461 eq. 4"
-    return pick_rows(q_slow, expected_q(choosing).argmax(-1))
+    Q = expected_q(choosing)
+    return pick_rows(q_slow, (Q if mask is None else masked(Q, mask)).argmax(-1))
 
 # %% ../../nbs/55_algos.dqn.ipynb #5936063b
 def td_target(
@@ -131,7 +133,7 @@ class DQNConfig(OffPolicyConfig):
 # %% ../../nbs/55_algos.dqn.ipynb #cb0d852f
 class DQN(OffPolicy):
     "Deep Q-learning with the parts of Rainbow, for worlds with a handful of actions, arXiv:1312.5602 to arXiv:1710.02298."
-    Config, actions = DQNConfig, ('discrete',)
+    Config, actions, masks = DQNConfig, ('discrete',), True
     defaults = dict(env=dict(num_envs=1),
                     net=dict(hidden=(128, 128), activation='relu', normalize_obs=False, normalize_reward=False))
     metrics = (
@@ -159,7 +161,7 @@ class DQN(OffPolicy):
     def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`
         m, x = self.module, self.module.normed(b.next_obs)
         q_slow = self.parts['q'].slow(x)
-        best = best_next(q_slow, m.q(x) if self.config.double else q_slow)
+        best = best_next(q_slow, m.q(x) if self.config.double else q_slow, b.fields.get('next_mask'))
         return dict(target=td_target(b.reward, b.discount, best))
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`

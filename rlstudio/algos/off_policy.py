@@ -16,7 +16,7 @@ Nothing here depends on the algorithm that is built on it."""
 
 # %% auto #0
 __all__ = ['Rows', 'updates_due', 'random_actions', 'OffPolicyConfig', 'pace_problems', 'frame_problems', 'action_problems',
-           'make_replay', 'memory_problems', 'OffPolicy']
+           'make_replay', 'final_mask_of', 'memory_problems', 'OffPolicy']
 
 # %% ../../nbs/54_algos.off_policy.ipynb #42c68e08
 import math
@@ -28,6 +28,7 @@ from pydantic import Field
 
 from .common import Engine, Learner, Schedule, anneal
 from ..core.batch import Batch, allocate
+from ..core.masks import legal_actions
 from ..core.options import (AlgoConfig, ConfigError, Count, Positive, Problem, Share, Unit,
                                    Whole, fault)
 from ..core.options import Config as RunConfig
@@ -35,11 +36,12 @@ from ..core.seeding import Streams
 from ..core.spec import ArraySpec, Spec
 from ..data.hindsight import Hindsight
 from ..data.priority import Prioritized
-from ..data.replay import ReplayBuffer
+from ..data.replay import NextMasks, ReplayBuffer, masks_and_goals
 from ..data.rollout import RolloutBuffer, Stepper, collect
 from ..data.storage import ReplayError
 from ..envs.backends import make_vector
 from ..envs.goals import Goal
+from ..envs.make import EnvError
 from ..envs.vector import VectorEnv
 from ..nets.tape import plain_array
 from ..train.trainer import mean_of
@@ -59,9 +61,11 @@ def random_actions(
     spec: ArraySpec,             # of one action
     rng: np.random.Generator,    # a named stream, streams['action']
     num_envs: int,               # N
+    mask: np.ndarray | None = None,  # which are legal, (N, options) bool; None: all
 ) -> np.ndarray:                 # (N, *shape), int64 or float32
     "Any action, each as likely; real numbers without bounds: standard normal"
     lead = num_envs, *spec.shape
+    if mask is not None: return legal_actions(spec, mask, rng.random((num_envs, len(spec.nvec))))
     if spec.kind == 'box':
         if not spec.bounded: return rng.standard_normal(lead, np.float32)
         return (spec.low + rng.random(lead, np.float32) * (spec.high - spec.low)).astype(np.float32)
@@ -160,19 +164,31 @@ def make_replay(
     observation_spec: ArraySpec,  # of one observation
     action_spec: ArraySpec,       # of one action
     goal: Goal | None = None,     # of the world, if it has goals
+    mask: ArraySpec | None = None,  # of its masks, if it has any
 ) -> ReplayBuffer:                # with the sampler and the relabeller that the config asks for
     "The memory that a config asks for; `ConfigError` if it does not fit"
     c = config
     if c.hindsight and goal is None:
         raise fault('algo.hindsight', f'given {c.hindsight}, but this world has no goals; expected 0, or a world '
                     'whose observations are a Dict with achieved_goal and desired_goal')
+    if mask and c.hindsight and c.n_step > 1: raise fault('algo.n_step', str(masks_and_goals(c.n_step)))
     try:
         return ReplayBuffer(
             c.buffer_size, num_envs, observation_spec, action_spec, n_step=c.n_step, gamma=c.gamma,
             frame_stack=c.frame_stack, storage=c.buffer_storage,
+            masks=NextMasks(mask.flat_dim) if mask else None,
             sampler=Prioritized(c.priority_alpha, c.priority_beta) if c.prioritized else None,
             relabel=Hindsight(goal, c.hindsight) if c.hindsight else None)
     except ReplayError as e: raise fault('algo.buffer_size', str(e)) from None
+
+# %% ../../nbs/54_algos.off_policy.ipynb #7d326680
+def final_mask_of(
+    env: VectorEnv,      # any
+) -> ArraySpec | None:   # of one mask; None: it has none
+    "What the memory must know about masks"
+    if 'mask' not in env.fields: return None
+    if isinstance(spec := env.fields.get('final_mask'), ArraySpec): return spec
+    raise EnvError(f'{env.env_id}: given a field mask without final_mask, expected both; fix: declare final_mask, the legal actions where an episode ended')
 
 # %% ../../nbs/54_algos.off_policy.ipynb #2b7232dc
 def memory_problems(
@@ -205,14 +221,15 @@ class OffPolicy(Learner):
     ) -> None:
         super().__init__(config, env, streams, device, engine)
         c, self.env_steps, self.action_rng = self.config, 0, streams['action']
-        self.replay = make_replay(c, env.num_envs, env.observation_spec, env.action_spec, env.goal)
+        self.replay = make_replay(c, env.num_envs, env.observation_spec, env.action_spec, env.goal, final_mask_of(env))
         self.buffer = RolloutBuffer(c.train_every, env, {'action': self.module.fields['action']})
         self.rounds = c.num_steps // c.train_every
 
     def example(self) -> Batch:   # as `Learner`
         number = ArraySpec('', (), np.dtype(np.float32))
+        mask = {} if self.mask_spec is None else dict(next_mask=self.mask_spec)
         return allocate(dict(obs=self.observation_spec, action=self.module.fields['action'], reward=number,
-                             next_obs=self.observation_spec, discount=number, weight=number), (2,))
+                             next_obs=self.observation_spec, discount=number, weight=number) | mask, (2,))
 
     def act(self,
         seen: Batch,      # obs, and the state if there is one, (N, …)
@@ -220,7 +237,7 @@ class OffPolicy(Learner):
         "What to do while collecting: at random during the warm-up"
         rng, n = self.action_rng, self.num_envs
         if self.env_steps >= self.config.learning_starts: return self.module.act(seen, self.module.noise(rng, (n,)))
-        action = random_actions(self.action_spec, rng, n)
+        action = random_actions(self.action_spec, rng, n, seen.fields.get('mask'))
         return Batch(action=action, **{k: x for k, x in seen.fields.items() if k == 'state'})
 
     def collect(self,
@@ -230,7 +247,8 @@ class OffPolicy(Learner):
         self.env_steps = stepper.env_steps
         collect(stepper, self.buffer, lambda seen, t: self.act(seen))
         self.env_steps = stepper.env_steps
-        return self.buffer.batch().replace(next_obs=self.buffer.next_obs())
+        ahead = {f'next_{name}': self.buffer.following(name) for name in self.buffer.ends}   # obs, and mask
+        return self.buffer.batch().replace(**ahead)
 
     def update(self,
         batch: Batch,     # of `collect`

@@ -89,7 +89,7 @@ def explained_variance(
 class OnPolicy(Learner):
     "Collects a rollout, learns from it, throws it away"
     Config = OnPolicyConfig
-    actions = 'discrete', 'multi_discrete', 'multi_binary', 'box'
+    actions, masks = ('discrete', 'multi_discrete', 'multi_binary', 'box'), True
     metrics: ClassVar[tuple[tuple[Any, ...], ...]] = (
         ('loss/policy', 'what the policy makes small: −mean log π(a|s) Â, for PPO −L^CLIP (eq. 7)'),
         ('loss/value', '½ (V − G)²', 'value²', (0, math.inf)),
@@ -119,7 +119,8 @@ class OnPolicy(Learner):
 
     def example(self) -> Batch:
         number = ArraySpec('', (), np.dtype(np.float32))
-        return allocate(dict(obs=self.observation_spec) | self.module.fields | dict(advantage=number, return_=number), (2,))
+        mask = {} if self.mask_spec is None else dict(mask=self.mask_spec)
+        return allocate(dict(obs=self.observation_spec) | mask | self.module.fields | dict(advantage=number, return_=number), (2,))
 
     def collect(self,
         stepper: Stepper,  # the agent in its environments

@@ -18,7 +18,8 @@ used but the generator that `sample` is given. Whatever `n_step` is, the target 
 __all__ = ['FIELDS', 'check_whole', 'check_settings', 'check_field', 'check_add', 'end_flags', 'torn', 'follows', 'check_stacks',
            'mend_gaps', 'run_length', 'powers', 'n_step_return', 'discount_table', 'window', 'stack_steps',
            'stack_places', 'see', 'put_finals', 'transitions', 'ReplayPart', 'Sampler', 'Relabeller', 'Uniform',
-           'check_draw', 'check_index', 'check_replay_state', 'ReplayBuffer']
+           'window_ends', 'NextMasks', 'masks_and_goals', 'check_draw', 'check_index', 'check_replay_state',
+           'ReplayBuffer']
 
 # %% ../../nbs/33_data.replay.ipynb #63d34ccd
 from functools import cache
@@ -391,6 +392,65 @@ class Uniform(Sampler):
             index[bad] = rng.integers(low, high, np.count_nonzero(bad)) % r.size
         return index
 
+# %% ../../nbs/33_data.replay.ipynb #c56c0659
+def window_ends(
+    memory: ReplayMemory,  # where to look
+    index: np.ndarray,     # (B,) places where windows begin
+    n_step: int,           # the longest window, ≥ 1
+) -> np.ndarray:           # (B,) places of their last steps
+    "Where windows end, as `window` finds it"
+    r = memory.ring
+    if n_step == 1: return index
+    end = memory.arrays.flags((index + r.num_envs * powers(1., n_step)[0]) % r.size)
+    m = np.minimum(run_length(end[:-1]) + 1, r.left(index))
+    last: np.ndarray = (index + r.num_envs * (m - 1)) % r.size
+    return last
+
+class NextMasks(ReplayPart):
+    "Which actions are legal after each step"
+    def __init__(self,
+        size: int,  # entries of a mask, one for each option of each choice
+    ):
+        self.size, self.extra_bytes = size, (size + 7) // 8
+
+    def attach(self, memory: ReplayMemory, n_step: int, gamma: float) -> None:  # of the buffer
+        "Bits for every place"
+        super().attach(memory, n_step, gamma)
+        self.n_step = n_step
+        self.bits = np.zeros((memory.ring.size, self.extra_bytes), np.uint8)
+
+    def check(self, batch: Batch) -> None:  # (T, N, …), with `next_mask`
+        "Hear what is about to be written; what never happened is left out"
+        shape = *batch.reward.shape, self.size
+        check_field('next_mask', batch.fields.get('next_mask'), shape, np.dtype(bool))
+        rows, valid = np.packbits(batch.next_mask.reshape(-1, self.size), -1), batch.fields.get('valid')
+        self.waiting = rows if valid is None else rows[valid.ravel()]
+
+    def wrote(self, index: np.ndarray) -> None:  # (n,) places of the next n that wait
+        "They lie there now"
+        self.bits[index], self.waiting = self.waiting[:len(index)], self.waiting[len(index):]
+
+    def after(self, index: np.ndarray) -> np.ndarray:  # (B,) places where windows begin → (B, size) bool
+        "Which actions are legal where the windows end"
+        rows = self.bits[window_ends(self.memory, index, self.n_step)]
+        return np.unpackbits(rows, -1, self.size).view(bool)
+
+    def state_dict(self) -> dict[str, Any]:  # one entry, `next_mask`
+        "The bits of what was written"
+        ring = self.memory.ring
+        return dict(next_mask=self.bits[:ring.filled() * ring.num_envs])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # of the whole buffer
+        "Go on from there, exactly"
+        self.bits[:len(state['next_mask'])] = state['next_mask']
+
+# %% ../../nbs/33_data.replay.ipynb #1f780749
+def masks_and_goals(
+    n_step: int,  # rewards in a sample
+) -> ReplayError: # to raise
+    "Masks and hindsight over several steps do not go together"
+    return ReplayError(f'n_step: given {n_step} with hindsight and action masks, expected 1; fix: n_step=1 (algo.n_step), or hindsight=0')
+
 # %% ../../nbs/33_data.replay.ipynb #45fe2d82
 def check_draw(
     n: int,      # rows that were asked for
@@ -449,11 +509,13 @@ class ReplayBuffer:
         max_bytes: int | None = None,  # None: 80 % of the memory, or of the free disk
         sampler: Sampler | None = None,      # who draws; None: `Uniform()`
         relabel: Relabeller | None = None,   # who changes goals; None: nobody
+        masks: NextMasks | None = None,      # remembers legal actions; None: all are legal
     ):
         check_settings(capacity, num_envs, observation_spec, n_step, gamma, frame_stack)
+        if masks and relabel and n_step > 1: raise masks_and_goals(n_step)
         self.capacity, self.num_envs, self.n_step, self.gamma = capacity, num_envs, n_step, gamma
-        self.sampler, self.relabel = sampler or Uniform(), relabel
-        self.parts: list[ReplayPart] = [self.sampler, *([relabel] if relabel else [])]
+        self.sampler, self.relabel, self.masks = sampler or Uniform(), relabel, masks
+        self.parts: list[ReplayPart] = [self.sampler, *(part for part in (relabel, masks) if part)]
         self.discounts = discount_table(n_step, gamma)
         ring = Ring(capacity // num_envs, num_envs, frame_stack - 1)
         self.memory = ReplayMemory(ring, observation_spec, policy_spec(action_spec),
@@ -490,10 +552,11 @@ class ReplayBuffer:
         for part in self.parts: part.wrote(new)
 
     def sample(self, n: int, rng: np.random.Generator) -> Batch:  # n ≥ 1 rows; source of chance
-        "Rows of obs, action, reward, next_obs, discount, index and weight, each (n, …)"
+        "Rows of obs, action, reward, next_obs, discount, index, weight, and next_mask if any; each (n, …)"
         check_draw(n, len(self.memory))
         index = self.sampler.draw(n, rng)
         fields = transitions(self.memory, index, self.gamma, self.discounts)
+        if self.masks: fields['next_mask'] = self.masks.after(index)
         batch = Batch(**fields, weight=self.sampler.weight(index))
         if change := self.relabel:
             change.change(batch, self.sampler.subset(round(change.ratio * n), n, rng), rng)
@@ -502,7 +565,9 @@ class ReplayBuffer:
     def gather(self, index: np.ndarray) -> Batch:  # (n,) integers, as `index` of a sample
         "Chosen transitions as they happened: as `sample`, without `weight`"
         index = check_index(self.memory, index)
-        return Batch(**transitions(self.memory, index, self.gamma, self.discounts))
+        fields = transitions(self.memory, index, self.gamma, self.discounts)
+        if self.masks: fields['next_mask'] = self.masks.after(index)
+        return Batch(**fields)
 
     def report(self, index: np.ndarray, error: np.ndarray) -> None:  # of a batch: (n,), (n,)
         "Tell the sampler the TD errors of a batch, before the next `add`"

@@ -186,9 +186,11 @@ class RolloutBuffer:
         for name, spec in (emitted | env.fields).items():
             (inputs if name in ('obs', 'mask', 'state') else rest)[name] = spec
         del rest['final_obs']
+        self.ends = dict(obs='final_obs')   # what is seen → the field that tells it at an end
+        if rest.pop('final_mask', None) is not None: self.ends['mask'] = 'final_mask'
         self.seen = allocate(inputs, (num_steps + 1, env.num_envs))  # one more: what follows
         self.rows = allocate(rest, (num_steps, env.num_envs))
-        self.finals: list[tuple[int, int, Batch]] = []  # (t, env, obs and state) at each end
+        self.finals: list[tuple[int, int, Batch]] = []  # (t, env, obs, mask and state) at each end
 
     def batch(self) -> Batch:  # time-major (T, N, …)
         "What was stored, on the buffer's own memory"
@@ -196,8 +198,12 @@ class RolloutBuffer:
 
     def next_obs(self) -> Any:  # (T, N, …), own memory
         "The true next observation of each step, even at an end"
-        after = copied(self.seen[1:].obs)
-        for t, i, last in self.finals: put(after, (t, i), last.obs)
+        return self.following('obs')
+
+    def following(self, name: str) -> Any:  # 'obs' or 'mask' → (T, N, …), own memory
+        "What was truly seen after each step, even at an end"
+        after = copied(self.seen[1:].fields[name])
+        for t, i, last in self.finals: put(after, (t, i), last.fields[name])
         return after
 
 # %% ../../nbs/31_data.rollout.ipynb #e0e98bce
@@ -219,19 +225,20 @@ def collect(
         for x, name in of_agent: put(x, t, out.fields[name])
         if not np.count_nonzero(stepper.done): continue
         for i in stepper.done.nonzero()[0].tolist():
-            last = dict(obs=world.final_obs, state=out.state) if stateful else dict(obs=world.final_obs)
+            last = {name: world.fields[end] for name, end in buffer.ends.items()}
+            if stateful: last['state'] = out.state
             buffer.finals.append((t, i, copied(Batch(**last)[i])))
     put(seen, -1, stepper.seen)
 
 # %% ../../nbs/31_data.rollout.ipynb #8c7957ff
 def next_values(
     buffer: RolloutBuffer,                 # a full one, with a field `value`
-    value: Callable[[Batch], np.ndarray],  # the critic: obs, and state if any, (B, …) → (B,)
+    value: Callable[[Batch], np.ndarray],  # the critic: obs, mask and state if any, (B, …) → (B,)
 ) -> np.ndarray:                           # V(s_{t+1}), (T, N) float32
     "The value of each step's true next observation, arXiv:1712.00378 sec. 3.1"
     N, rows = buffer.num_envs, buffer.rows
     cuts = [(t, i, last) for t, i, last in buffer.finals if rows.truncated[t, i]]
-    ahead = Batch(**{k: x for k, x in buffer.seen.fields.items() if k != 'mask'})[-1]
+    ahead = Batch(**{k: x for k, x in buffer.seen.fields.items() if k in (*buffer.ends, 'state')})[-1]
     asked = value(Batch.concat([ahead, *(last[None] for _, _, last in cuts)]))
     out = np.concatenate([rows.value[1:], asked[None, :N]])
     for (t, i, _), v in zip(cuts, asked[N:]): out[t, i] = v

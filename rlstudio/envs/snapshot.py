@@ -22,6 +22,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from ..core.masks import nearest_legal
 from ..core.spec import ArraySpec, SpecError, spec_from_space
 
 # %% ../../nbs/12_envs.snapshot.ipynb #37f90173
@@ -127,6 +128,11 @@ class Recorder:
         self._obs = out[0]
         return out
 
+    def legal(self, action: Any) -> Any:  # of the action space → the same, or one that may be taken now
+        "What stands in for an action that the env's mask forbids"
+        mask = getattr(self.env, 'mask', None)
+        return action if mask is None else nearest_legal(self.action_spec, mask, action)
+
     def state(self) -> EnvState:  # as in the table above
         "All that it takes to come back here"
         return dict(seed=self._seed, begin=self._begin,
@@ -159,7 +165,7 @@ def play(
     "Act over the ends of episodes, and reset once more at the end"
     seen: list[Any] = []
     for a in actions:
-        obs, reward, terminated, truncated, _ = rec.step(a)
+        obs, reward, terminated, truncated, _ = rec.step(rec.legal(a))
         seen.append(fingerprint((obs, float(reward), bool(terminated), bool(truncated))))
         if terminated or truncated: seen.append(fingerprint(rec.reset()[0]))
     return [*seen, fingerprint(rec.reset()[0])]
@@ -174,7 +180,7 @@ def snapshot_level(
     env.reset(seed)
     for _ in range(2):
         for action in env.action_spec.sample(rng, (10,)):
-            if any(env.step(action)[2:4]): env.reset()
+            if any(env.step(env.legal(action))[2:4]): env.reset()
         twin, future = Recorder(make()), env.action_spec.sample(rng, (20,))
         try:
             twin.restore(env.state())

@@ -1,12 +1,13 @@
-"""Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
+"""Tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 
-A rising learning curve proves little, because many wrong algorithms learn CartPole. These four worlds are so small that the right answer
+A rising learning curve proves little, because many wrong algorithms learn CartPole. These worlds are so small that the right answer
 is a formula.
 
 - `Bandit` asks for the best of `k` arms; the answer is `bandit_return`.
 - `Identity` asks the agent to repeat what it sees, with every kind of action; the answer is `identity_rewards`.
 - `Chain` asks what a state is worth; the answers are `chain_values` and `chain_optimal_values`.
 - `BitFlip` asks the agent to reach a goal that changes with each episode; the answer is `bitflip_returns`.
+- `Doors` asks for the best of the actions that are allowed; the answer is `doors_rewards`.
 
 `register_toys` gives them Gymnasium ids, such as `rlstudio/Bandit-v0`. They are ordinary Gymnasium environments: they draw only from their
 own generator and pass Gymnasium's own checker."""
@@ -16,7 +17,7 @@ own generator and pass Gymnasium's own checker."""
 # %% auto #0
 __all__ = ['Step', 'IDENTITY_ACTIONS', 'TOYS', 'Toy', 'Bandit', 'bandit_return', 'identity_space', 'draw_target', 'likeness',
            'Identity', 'identity_rewards', 'Chain', 'chain_values', 'chain_optimal_values', 'BitFlip',
-           'bitflip_returns', 'register_toys']
+           'bitflip_returns', 'Doors', 'doors_rewards', 'register_toys']
 
 # %% ../../nbs/10_envs.toy.ipynb #71be5c3a
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ Step = tuple[Any, float, bool, bool, dict[str, Any]]  # obs, reward, terminated,
 
 # %% ../../nbs/10_envs.toy.ipynb #ebb4feb0
 class Toy(gym.Env):
-    "What the four worlds share; a world adds `begin` and `step`"
+    "What the worlds share; a world adds `begin` and `step`"
     metadata: dict[str, Any] = {'render_modes': []}
 
     def begin(self) -> Any:  # the first observation of an episode
@@ -254,6 +255,48 @@ def bitflip_returns(
     for _ in range(n): v = r + P @ v
     return float(share @ v), float(share @ np.where(d > 0, 1 - d, -1))
 
+# %% ../../nbs/10_envs.toy.ipynb #7f1e08ef
+class Doors(Toy):
+    "Go through the first, or the last, open door of each wall; only the mask tells which are open"
+    def __init__(
+        self,
+        n: int = 5,      # doors in a wall, ≥ 1
+        walls: int = 1,  # choices in each step; 1: a Discrete action, else a MultiDiscrete one
+    ) -> None:
+        if min(n, walls) < 1: raise ValueError(f'Doors: given {n=}, {walls=}, expected 1 or more of each; for example n=5')
+        self.n, self.walls = n, walls
+        self.observation_space = Discrete(2)
+        self.action_space: gym.Space[Any] = Discrete(n) if walls == 1 else MultiDiscrete([n] * walls)
+
+    def begin(self) -> np.int64:
+        rng = self.np_random
+        self.open = rng.random((self.walls, self.n)) < .5
+        self.open[np.arange(self.walls), rng.integers(self.n, size=self.walls)] = True
+        self.last = rng.integers(2)  # which one pays: 0 the first, 1 the last
+        return np.int64(self.last)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None  # as `Toy`
+              ) -> tuple[Any, dict[str, Any]]:
+        obs, _ = super().reset(seed=seed)
+        return obs, self.told()
+
+    def told(self) -> dict[str, Any]:  # info with the mask, (walls · n,) int8
+        "Which doors are open"
+        return dict(action_mask=self.open.ravel().astype(np.int8))
+
+    def step(self, action: Any) -> Step:  # a door in each wall
+        door = np.ravel(action)
+        if not self.open[np.arange(self.walls), door].all(): return np.int64(self.last), -1., True, False, self.told()
+        best = self.n - 1 - self.open[:, ::-1].argmax(1) if self.last else self.open.argmax(1)
+        return self.begin(), float((door == best).mean()), False, False, self.told()
+
+# %% ../../nbs/10_envs.toy.ipynb #3a258fae
+def doors_rewards(
+    n: int = 5,              # doors in a wall
+) -> tuple[float, float]:    # of random legal actions, of the best ones
+    "Exact expected reward of one step of `Doors`, as long as no action is illegal"
+    return 2 * (1 - 2. ** -n) / n, 1.
+
 # %% ../../nbs/10_envs.toy.ipynb #af4c5dcf
 # id → class, time limit in env steps
 TOYS: dict[str, tuple[Callable[..., Toy], int | None]] = {
@@ -261,11 +304,12 @@ TOYS: dict[str, tuple[Callable[..., Toy], int | None]] = {
     'rlstudio/Identity-v0': (Identity, 8),
     'rlstudio/Chain-v0': (Chain, 100),
     'rlstudio/BitFlip-v0': (BitFlip, None),
+    'rlstudio/Doors-v0': (Doors, 16),
 }
 
 # %% ../../nbs/10_envs.toy.ipynb #f8df0792
 def register_toys() -> None:
-    "Give the four worlds their Gymnasium ids; calling it again does nothing"
+    "Give the worlds their Gymnasium ids; calling it again does nothing"
     for id, (world, limit) in TOYS.items():
         if id in gym.registry: continue
         gym.register(id, entry_point=world, max_episode_steps=limit)
