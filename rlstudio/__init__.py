@@ -28,6 +28,7 @@ Modules:
 - `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
 - `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
+- `rlstudio.envs.memory`: Two worlds in which the present observation is not enough: a corridor whose first step says which way to go, and a pole whose speed nobody tells.
 - `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
 - `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.

@@ -14,7 +14,7 @@ arrays' step is torch's to rounding. The first weights come from the generator t
 # %% auto #0
 __all__ = ['CORES', 'sigmoid', 'gru_step', 'lstm_step', 'Core', 'along', 'remembered', 'RecurrentActorCritic']
 
-# %% ../../nbs/29_nets.memory.ipynb #ae30ce28
+# %% ../../nbs/29_nets.memory.ipynb #89ea390f
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from .layers import MLP, GaussianMLP, orthogonal
 from .modules import PolicyValue, checked_obs, sample_or_mode
 from .tape import TapeError, Var
 
-# %% ../../nbs/29_nets.memory.ipynb #4f8254f8
+# %% ../../nbs/29_nets.memory.ipynb #d9180c8e
 def sigmoid(
     x: np.ndarray,   # any shape
 ) -> np.ndarray:     # in (0, 1), same shape
@@ -49,7 +49,7 @@ def gru_step(
     n = np.tanh(a[:, 2 * H:] + rz[:, :H] * g[:, 2 * H:])
     return n + rz[:, H:] * (h - n),
 
-# %% ../../nbs/29_nets.memory.ipynb #3757217e
+# %% ../../nbs/29_nets.memory.ipynb #d3f57fb1
 def lstm_step(
     weights: list[np.ndarray],   # W (4H, n), U (4H, H), b (4H,), d (4H,), as torch keeps them
     x: np.ndarray,               # features, (N, n) float32
@@ -63,7 +63,7 @@ def lstm_step(
     c = f * c + i * np.tanh(a[:, 2 * H:3 * H])
     return o * np.tanh(c), c
 
-# %% ../../nbs/29_nets.memory.ipynb #19689e9f
+# %% ../../nbs/29_nets.memory.ipynb #52b17362
 CORES: dict[str, tuple[Any, tuple[str, ...], Any]] = {   # torch's layer, names of its state, one step on arrays
     'gru': (nn.GRU, ('h',), gru_step), 'lstm': (nn.LSTM, ('h', 'c'), lstm_step)}
 
@@ -103,7 +103,7 @@ class Core(nn.Module):
         first = tuple(s[None] for s in state)
         return self.rnn(x, first if len(first) > 1 else first[0])[0]
 
-# %% ../../nbs/29_nets.memory.ipynb #e1411ddf
+# %% ../../nbs/29_nets.memory.ipynb #9c0b8c28
 def along(
     core: Core,              # the layer
     x: torch.Tensor,         # features of each row, (R, n)
@@ -113,7 +113,7 @@ def along(
     h = core(x[sequences.pad], *sequences.state.fields.values())
     return h.flatten(0, 1)[sequences.rows]
 
-# %% ../../nbs/29_nets.memory.ipynb #e51b9589
+# %% ../../nbs/29_nets.memory.ipynb #63b82128
 def remembered(
     seen: Batch,       # as given to `act`
 ) -> list[Array]:      # its memory, (N, H) each
@@ -122,7 +122,7 @@ def remembered(
     raise ValueError(f'act: given {", ".join(seen.keys())} without a state, expected the memory of each row; '
                      f'fix: Batch(obs=…, state=module.initial_state({len(seen)})) at the start of an episode')
 
-# %% ../../nbs/29_nets.memory.ipynb #df2b2663
+# %% ../../nbs/29_nets.memory.ipynb #381f7d81
 class RecurrentActorCritic(PolicyValue):
     "An encoder, a recurrent core, and two MLPs on what it remembers: a policy and a value function"
     def __init__(self,
@@ -170,6 +170,7 @@ class RecurrentActorCritic(PolicyValue):
 
     def evaluate(self, seen: Batch, action: Array) -> tuple[Array, Array, Array]:   # rows (R, …), with `sequences`
         "As in `PolicyValue`; each row with all that led to it"
-        if isinstance(action, Var): raise TapeError('a recurrent core', 'autograd, which differentiates it')
+        if isinstance(action, Var): raise TapeError(
+            f'net.core: given {type(action).__name__}s of a tape, expected tensors: only autograd goes back through time', 'engine = auto, which takes it')
         x = along(self.core, self.encoder(self.normed(seen.obs)), seen.sequences)
         return super().evaluate(seen.replace(obs=x), action)
