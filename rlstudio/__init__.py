@@ -23,11 +23,13 @@ Modules:
 - `rlstudio.data.replay`: The last million transitions, drawn again and again, exactly as they happened.
 - `rlstudio.data.returns`: From rewards to learning targets, exact at every end of an episode.
 - `rlstudio.data.rollout`: One loop steps an agent in its environments; what happens is written once, into arrays that the learner reads without a copy.
+- `rlstudio.data.sequences`: What a network with a memory learns from: pieces of a rollout in the order of time, each with the memory it began with.
 - `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
 - `rlstudio.envs.backends`: Any Gymnasium id, and any of Gymnasium's own vector envs, behind the one contract.
 - `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
 - `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
+- `rlstudio.envs.memory`: Two worlds in which the present observation is not enough: a corridor whose first step says which way to go, and a pole whose speed nobody tells.
 - `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
 - `rlstudio.envs.toy`: Tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
@@ -36,6 +38,7 @@ Modules:
 - `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.
 - `rlstudio.nets.flat`: All parameters of a network in one vector: one step of Adam, one slow copy, one name.
 - `rlstudio.nets.layers`: One network for tensors, for arrays and for variables of a tape, with weights that start well.
+- `rlstudio.nets.memory`: An agent that remembers: what it saw before goes into what it does now, through a GRU or an LSTM.
 - `rlstudio.nets.modules`: One contract for every agent: what it sees goes in, what it does comes out, and the network behind it may be ours or yours.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.

@@ -299,6 +299,8 @@ class NetConfig(Section):
     log_std_init: Annotated[float, Field(ge=-20, le=2)] = 0.  # ln σ of continuous actions
     normalize_obs: bool = True     # to mean 0 and deviation 1, as seen so far
     normalize_reward: bool = True  # by the deviation of the return, as seen so far
+    core: Literal['none', 'gru', 'lstm'] = 'none'  # a memory between encoder and heads (ppo, a2c)
+    core_size: Width = 128         # its units
 
 
 @dataclass(frozen=True, kw_only=True)
