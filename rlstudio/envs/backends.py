@@ -125,7 +125,9 @@ class InProcess(VectorEnv):
 
     def close(self) -> None:
         "Close every sub-env"
-        for env in self.envs: env.env.close()
+        for i, env in enumerate(self.envs):
+            try: env.env.close()
+            except Exception as e: raise sub_env_failed(self, i, 'close', e) from e
 
 # %% ../../nbs/15_envs.backends.ipynb #4ba879ed
 def autoreset_mode(

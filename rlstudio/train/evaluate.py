@@ -114,7 +114,9 @@ def evaluate(
         starts = range(0, config.episodes, n)
         rounds = [play_round(module, worlds, streams, range(s, min(s + n, config.episodes)),
                              config.greedy, config.max_steps) for s in starts]
-    finally: worlds.close()
+    finally:
+        try: worlds.close()
+        except Exception as e: warnings.warn(str(e), stacklevel=2)  # the episodes are played
     returns, lengths, cut = (tuple(x for part in parts for x in part) for parts in zip(*rounds))
     return Evaluation(returns, lengths, config.greedy, env_steps, tuple(k for k, c in enumerate(cut) if c))
 
