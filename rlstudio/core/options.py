@@ -206,7 +206,7 @@ def repair(
         return close if 'did you mean' in close else ''
     words = {'on': True, 'yes': True, 'off': False, 'no': False}
     text = isinstance(value, str)
-    for other in [scalar(value), words.get(value.lower())] if text else [[value]]:
+    for other in [scalar(value), words.get(value.lower()), [value]] if text else [[value]]:
         try: TypeAdapter(hint, config=STRICT).validate_python(fit(hint, other))
         except ValidationError: continue
         if other is not None: return f'; write {as_text(other)}'
@@ -243,8 +243,10 @@ class Section:
 def _env_id(text: str) -> str:
     if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', text): return text
     why = 'a module in front of it would be imported' if ':' in text else 'that is no id'
+    module, _, rest = text.partition(':')
+    fix = f'; write {rest}, and --import {module} on the command line' if rest and module.isidentifier() else ''
     raise ValueError(
-        f'given {as_text(text)}, but {why}; expected a registered id, such as CartPole-v1')
+        f'given {as_text(text)}, but {why}; expected a registered id, such as CartPole-v1{fix}')
 
 
 def _kwargs(values: dict[str, Any]) -> dict[str, Any]:
@@ -253,6 +255,12 @@ def _kwargs(values: dict[str, Any]) -> dict[str, Any]:
     if size <= MAX_VALUES: return values
     raise ValueError(f'given {size} characters, expected at most {MAX_VALUES}; '
                      'let the environment read a file instead')
+
+
+def _wrapper(item: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(item.get('name'), str) and item['name']: return _kwargs(item)
+    raise ValueError(f'given {as_text(item)}, expected a name, or a mapping with one: '
+                     '{name: FrameStackObservation, stack_size: 4}')
 
 # %% ../../nbs/06_core.options.ipynb #93ed89e5
 Unit = Annotated[float, Field(ge=0, le=1)]              # 0 … 1
@@ -273,6 +281,11 @@ class EnvConfig(Section):
         default_factory=dict)                    # the environment's arguments, plain values
     backend: Literal['auto', 'native', 'inprocess', 'gymnasium'] = 'auto'  # who steps them
     max_episode_steps: Steps | None = None    # env steps; null: as registered
+    wrappers: tuple[str | Annotated[dict[str, Any], AfterValidator(_wrapper)], ...] = ()  # around it, the innermost first
+    reset_options: Annotated[dict[str, Any], AfterValidator(_kwargs)] = field(
+        default_factory=dict)                    # given to every reset, plain values
+    eval_kwargs: Annotated[dict[str, Any], AfterValidator(_kwargs)] = field(
+        default_factory=dict)                    # over `kwargs`, in evaluation and video
 
 # %% ../../nbs/06_core.options.ipynb #5153dda6
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +331,7 @@ class EvalConfig(Section):
     num_envs: Width = 20       # copies that are stepped together
     greedy: bool = True        # the likeliest action; false: a sampled one
     goal: float | None = None  # mean return that counts as solved; null: as registered
+    max_steps: Steps = 100_000  # env steps of an episode; a longer one is cut there
 
 
 @dataclass(frozen=True, kw_only=True)

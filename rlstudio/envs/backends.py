@@ -28,10 +28,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from ..core.batch import Batch
 from ..core.masks import MASK_KEY, MaskedEnv, mask_source, mask_spec
 from ..core.options import EnvConfig
-from ..core.registry import envs as native_envs
+from ..core.registry import PluginError, envs as native_envs
 from ..core.spec import Spec, spec_from_space
 from .goals import find_goal
-from .make import EnvError, env_spec, make_env
+from .make import EnvError, env_spec, is_plain, make_env
 from .snapshot import EnvState, Recorder, action_spec_of, snapshot_level
 from .vector import (
     VectorEnv, check_action, check_seeds, check_state, flag_spec, seen_obs, seen_spec, warn_boundary)
@@ -149,7 +149,9 @@ class InProcess(VectorEnv):
 
     def close(self) -> None:
         "Close every sub-env"
-        for env in self.envs: env.env.close()
+        for i, env in enumerate(self.envs):
+            try: env.env.close()
+            except Exception as e: raise sub_env_failed(self, i, 'close', e) from e
 
 # %% ../../nbs/15_envs.backends.ipynb #4ba879ed
 def autoreset_mode(
@@ -260,10 +262,15 @@ class GymVector(VectorEnv):
 # %% ../../nbs/15_envs.backends.ipynb #d5dece8f
 def native_env(
     config: EnvConfig,  # id, num_envs, kwargs, max_episode_steps
-) -> VectorEnv | None:  # None: there is none, or it does not know these kwargs
+) -> VectorEnv | None:  # None: there is none, or it does not know these kwargs, wrappers, options
     "The natively batched env for a config"
-    if config.id not in native_envs: return None
-    cls, args = native_envs.get(config.id), (config.num_envs, config.max_episode_steps)
+    if config.id not in native_envs or config.wrappers or config.reset_options: return None
+    try: cls = native_envs.get(config.id)
+    except PluginError:
+        if config.id in gym.registry: return None
+        raise
+    args = config.num_envs, config.max_episode_steps
+    if is_plain(cls): return None
     try: inspect.signature(cls).bind(*args, **config.kwargs)
     except TypeError: return None
     env: VectorEnv = cls(*args, **config.kwargs)
@@ -274,7 +281,7 @@ def gymnasium_env(
     config: EnvConfig,  # id, num_envs, kwargs, max_episode_steps
 ) -> GymVector:         # over Gymnasium's batched env, or over `SyncVectorEnv`
     "Gymnasium's own vector env for a config"
-    if env_spec(config.id).vector_entry_point is None:
+    if env_spec(config.id).vector_entry_point is None or config.wrappers or config.reset_options:
         one = make_env(config)
         source = mask_source(one, lambda: make_env(config))
         one.close()
@@ -295,6 +302,6 @@ def make_vector(
     if native is not None: return native
     if config.backend == 'native':
         raise EnvError(f'{config.id}: given backend=native and kwargs {dict(config.kwargs)}, '
-                       f'expected one of {native_envs.names()} with its own kwargs; '
+                       f'expected one of {native_envs.names()} with its own kwargs, without wrappers and reset_options; '
                        'fix: backend=auto')
     return gymnasium_env(config) if config.backend == 'gymnasium' else InProcess(config)

@@ -180,8 +180,9 @@ def rollout_frames(
     from rlstudio.core.seeding import Streams
     from rlstudio.data.rollout import Stepper
     from rlstudio.envs.backends import InProcess
+    from rlstudio.envs.make import evaluation_env
     with headless():
-        env = InProcess(replace(env_config, num_envs=1), render_mode='rgb_array')
+        env = InProcess(replace(evaluation_env(env_config), num_envs=1), render_mode='rgb_array')
         try:
             stepper = Stepper(env, module, [Streams(seed).seed('eval', 0)])
             frames = [shrink(take_frame(env), width)]

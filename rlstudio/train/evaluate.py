@@ -16,6 +16,7 @@ __all__ = ['Evaluation', 'episode_noise', 'EvalError', 'play_round', 'evaluate',
 
 # %% ../../nbs/42_train.evaluate.ipynb #3defd361
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +27,7 @@ from ..core.options import EnvConfig, EvalConfig
 from ..core.seeding import Streams
 from ..data.rollout import Stepper
 from ..envs.backends import make_vector
-from ..envs.make import reward_threshold
+from ..envs.make import evaluation_env, reward_threshold
 from ..envs.vector import VectorEnv
 from ..nets.modules import RLModule
 from .metrics import register_metric
@@ -40,6 +41,7 @@ class Evaluation:
     lengths: tuple[int, ...]    # its length in env steps
     greedy: bool                # the likeliest action (True) or a sampled one (False)
     env_steps: int = 0          # how far the agent's training was
+    cut: tuple[int, ...] = ()   # the episodes k that were still going at `eval.max_steps`
 
     @property
     def mean(self) -> float: return float(np.mean(self.returns))  # in reward units
@@ -48,12 +50,13 @@ class Evaluation:
 
     def __str__(self) -> str:
         how = 'greedy' if self.greedy else 'sampled'
-        return f'{self.mean:.1f} ± {self.std:.1f} over {len(self.returns)} {how} episodes'
+        cut = f', {len(self.cut)} of them cut at {max(self.lengths):,} steps (eval.max_steps)' if self.cut else ''
+        return f'{self.mean:.1f} ± {self.std:.1f} over {len(self.returns)} {how} episodes{cut}'
 
     def to_dict(self) -> dict[str, Any]:  # JSON-able
         "Every episode, for the run's folder"
         return dict(env_steps=self.env_steps, greedy=self.greedy, mean=self.mean, std=self.std,
-                    returns=list(self.returns), lengths=list(self.lengths))
+                    returns=list(self.returns), lengths=list(self.lengths), cut=list(self.cut))
 
 # %% ../../nbs/42_train.evaluate.ipynb #25f2aea2
 def episode_noise(
@@ -75,30 +78,29 @@ def play_round(
     streams: Streams,        # gives each episode its seed and its noise
     episodes: Sequence[int], # which episodes k, at most n
     greedy: bool = True,     # the likeliest action, or a sampled one
-    max_steps: int = 100_000,  # an episode longer than this is an error
-) -> tuple[list[float], list[int]]:  # returns (k,), lengths (k,)
+    max_steps: int = 100_000,  # an episode is cut there, ≥ 1
+) -> tuple[list[float], list[int], list[bool]]:  # returns, lengths, cut?: (k,) each
     "One episode in each environment"
     seeds = [streams.seed('eval', e) for e in episodes]
     spare = env.num_envs - len(seeds)              # these replay the first episode
     stepper = Stepper(env, module, seeds + seeds[:1] * spare)
     rngs = [] if greedy else [streams['eval/action', e] for e in episodes]
-    played: dict[int, tuple[float, int]] = {}      # env → return and length of its first episode
+    played: dict[int, tuple[float, int, bool]] = {}  # env → its first episode: return, length, cut?
     steps = 0
-    while not played.keys() >= set(range(len(seeds))):
-        if (steps := steps + 1) > max_steps:
-            raise EvalError(f'evaluate: an episode of {env.env_id} was still going after '
-                            f'{max_steps:,} steps; set env.max_episode_steps to cut it')
+    while steps < max_steps and not played.keys() >= set(range(len(seeds))):
+        steps += 1
         noise = None if greedy else episode_noise(module, rngs, env.num_envs)
         stepper.step(module.act(stepper.seen, noise, greedy=greedy))
-        for i, total, length in stepper.tally.pop(): played.setdefault(i, (total, length))
-    returns, lengths = zip(*(played[i] for i in range(len(seeds))))
-    return list(returns), list(lengths)
+        for i, total, length in stepper.tally.pop(): played.setdefault(i, (total, length, False))
+    going = [(float(r), steps, True) for r in stepper.tally.running_return]
+    returns, lengths, cut = zip(*(played.get(i, going[i]) for i in range(len(seeds))))
+    return list(returns), list(lengths), list(cut)
 
 # %% ../../nbs/42_train.evaluate.ipynb #5cd4f368
 def evaluate(
     module: RLModule,               # the agent; not changed
-    env: EnvConfig,                 # the world, as in training
-    config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen) episodes, num_envs, greedy
+    env: EnvConfig,                 # the world, as in training; its `eval_kwargs` count
+    config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen) episodes, num_envs, greedy, max_steps
     seed: int = 1,                  # the run's seed: fixes the starts
     env_steps: int = 0,             # how far training was, for the record
 ) -> Evaluation:                    # every episode
@@ -107,14 +109,16 @@ def evaluate(
         raise EvalError(f'evaluate: needs at least one episode, got {config.episodes}; set eval.episodes, or give --episodes N')
     n, streams = min(config.episodes, config.num_envs), Streams(seed)
     backend = 'auto' if env.backend == 'gymnasium' else env.backend  # it cannot seed each env
-    worlds = make_vector(replace(env, num_envs=n, backend=backend))
+    worlds = make_vector(replace(evaluation_env(env), num_envs=n, backend=backend))
     try:
         starts = range(0, config.episodes, n)
         rounds = [play_round(module, worlds, streams, range(s, min(s + n, config.episodes)),
-                             config.greedy) for s in starts]
-    finally: worlds.close()
-    returns, lengths = (tuple(x for part in parts for x in part) for parts in zip(*rounds))
-    return Evaluation(returns, lengths, config.greedy, env_steps)
+                             config.greedy, config.max_steps) for s in starts]
+    finally:
+        try: worlds.close()
+        except Exception as e: warnings.warn(str(e), stacklevel=2)  # the episodes are played
+    returns, lengths, cut = (tuple(x for part in parts for x in part) for parts in zip(*rounds))
+    return Evaluation(returns, lengths, config.greedy, env_steps, tuple(k for k, c in enumerate(cut) if c))
 
 # %% ../../nbs/42_train.evaluate.ipynb #83e53ac8
 def goal_return(
@@ -128,24 +132,28 @@ def goal_return(
 class Evaluate(Callback):
     "Evaluates every so many env steps; the results are in `history` and in the record."
     name = 'evaluate'
-    def __init__(self, config: EvalConfig):  # episodes, every, num_envs, greedy
-        self.config, self.history = config, list[dict[str, Any]]()
+    def __init__(self, config: EvalConfig):  # episodes, every, num_envs, greedy, max_steps
+        self.config, self.history, self.asked = config, list[dict[str, Any]](), 0
         register_metric('eval/return_mean', 'mean return of evaluation episodes', 'reward')
         register_metric('eval/return_std', 'its spread over episodes', 'reward', (0, math.inf))
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # the one that has learned
         "Evaluate if a multiple of `every` was reached or passed"
-        before = self.history[-1]['env_steps'] if self.history else 0
+        before, self.asked = self.asked, trainer.env_steps
         if not self.config.every or not self.config.episodes: return
         if trainer.env_steps // self.config.every <= before // self.config.every: return
-        result = evaluate(trainer.algo.module, trainer.config.env, self.config,
-                          trainer.config.train.seed, trainer.env_steps)
+        try: result = evaluate(trainer.algo.module, trainer.config.env, self.config,
+                               trainer.config.train.seed, trainer.env_steps)
+        except Exception as e:  # whatever it is, what was learned is not lost over it
+            warnings.warn(f'not evaluated at {trainer.env_steps:,} steps: {type(e).__name__}: {e}', stacklevel=2)
+            return
         self.history.append(result.to_dict())
         trainer.log('eval/return_mean', result.mean)
         trainer.log('eval/return_std', result.std)
 
-    def state_dict(self) -> dict[str, Any]: return dict(history=self.history)  # evaluations
+    def state_dict(self) -> dict[str, Any]: return dict(history=self.history, asked=self.asked)  # evaluations, env steps
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # as state_dict gave it
         "Go on with the evaluations so far"
         self.history = state['history']
+        self.asked = state.get('asked', self.history[-1]['env_steps'] if self.history else 0)
