@@ -132,10 +132,13 @@ def pace_problems(
 # %% ../../nbs/54_algos.off_policy.ipynb #ef2ca827
 def frame_problems(
     config: OffPolicyConfig,      # the `algo` section
-    observation_spec: ArraySpec,  # of one observation
+    observation_spec: Spec,       # of one observation
 ) -> list[Problem]:               # none, or one
     "A stack of frames must be one"
     k, o = config.frame_stack, observation_spec
+    if k > 1 and not isinstance(o, ArraySpec):
+        return fault('algo.frame_stack', f'given {k}, but an observation has the parts {list(o.children)}; expected 1: '
+                     'the parts are stored whole; fix: frame_stack: 1').problems
     if k == 1 or (o.dtype == np.uint8 and o.shape[:1] == (k,)): return []
     return fault('algo.frame_stack', f'given {k}, but an observation is {o.dtype} of shape {o.shape}; expected {k} frames '
                  'of bytes on the first axis; fix: frame_stack: 1').problems

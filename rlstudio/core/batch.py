@@ -15,10 +15,11 @@ two fields; `done` follows from them and is never stored."""
 
 # %% auto #0
 __all__ = ['STANDARD_FIELDS', 'Schema', 'refusal', 'missing', 'minibatches', 'as_tensor', 'as_numpy', 'check_fields', 'as_schema',
-           'join', 'join_arrays', 'leaf_fields', 'Batch', 'transition_schema', 'aligned_zeros', 'allocate']
+           'join', 'join_arrays', 'leaf_fields', 'Batch', 'leaf_arrays', 'nested', 'field_names', 'transition_schema',
+           'aligned_zeros', 'allocate']
 
 # %% ../../nbs/01_core.batch.ipynb #ef1823f6
-from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from itertools import takewhile
@@ -248,6 +249,37 @@ class Batch:
         return '\n'.join(['| field | shape | dtype |', '|---|---|---|', *rows])
 
 _METHODS = frozenset(dir(Batch))  # a field of that name would hide a method
+
+# %% ../../nbs/01_core.batch.ipynb #354a598d
+def leaf_arrays(
+    x: Any,       # an array, or a batch of arrays and batches
+) -> list[Any]:   # its arrays, in order
+    "All arrays of an observation"
+    if not isinstance(x, Batch): return [x]
+    return [leaf for part in x.fields.values() for leaf in leaf_arrays(part)]
+
+def nested(
+    spec: ArraySpec | TreeSpec,   # what the arrays are
+    arrays: Iterable[Any],        # one for each leaf, in order
+) -> Any:                         # the array, or a batch as the tree is
+    "Put arrays together as a spec says; the inverse of `leaf_arrays`"
+    rest = iter(arrays)
+    if isinstance(spec, ArraySpec): return next(rest)
+    return Batch(**{name: nested(child, rest) for name, child in spec.children.items()})
+
+# %% ../../nbs/01_core.batch.ipynb #73eabdae
+def field_names(
+    names: Iterable[str],   # any texts, no two alike
+) -> list[str]:             # no two alike, none of them the name of a method
+    "Names that a batch can have"
+    out: list[str] = []
+    taken = set(names := [*names]) | _METHODS
+    for name in names:
+        if name in _METHODS:
+            while name in taken: name += '_'
+        out.append(name)
+        taken.add(name)
+    return out
 
 # %% ../../nbs/01_core.batch.ipynb #9dfd69b4
 def transition_schema(

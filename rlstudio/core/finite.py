@@ -32,7 +32,7 @@ _CURES: dict[str, str] = {
 class NonFiniteError(FloatingPointError):
     "A NaN or an infinity, with the place where it was seen first"
     def __init__(self,
-        source: str,             # what it was seen in: a key of the table above
+        source: str,             # what it was seen in: a key of the table above, perhaps with a part, as in observation.camera
         value: float,            # the number itself
         index: tuple[int, ...],  # where it is in the array
         step: int | None,        # at which env step, if known
@@ -41,7 +41,7 @@ class NonFiniteError(FloatingPointError):
         when = '' if step is None else f' (env step {step})'
         at = f' at {list(index)}' if index else ''
         super().__init__(f'{source}: given {value}{at}{when}, expected finite numbers; '
-                         f'fix: {_CURES.get(source, "find where it comes from")}')
+                         f'fix: {_CURES.get(source.split(".")[0], "find where it comes from")}')
 
 # %% ../../nbs/02_core.finite.ipynb #0632a17a
 def check_finite(

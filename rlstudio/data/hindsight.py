@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from ..core.batch import Batch
+from ..core.spec import ArraySpec, Spec, TreeSpec
 from .replay import Relabeller, discount_table, n_step_return, put_finals
-from .storage import ReplayError, ReplayMemory
-from ..envs.goals import Goal
+from .rollout import put
+from .storage import ReplayError, ReplayMemory, unpack
+from ..envs.goals import Goal, get_goal, set_goal
 
 # %% ../../nbs/35_data.hindsight.ipynb #72fe2121
 RUNNING = -1  # in `until`: the episode has not ended yet
@@ -79,15 +81,15 @@ def reached_ahead(
     index: np.ndarray,     # (K,) places where windows begin
     steps: np.ndarray,     # (K,) how long they are, in 1 … n
     last: np.ndarray,      # (K, g) what their last steps achieved
-    achieved: slice,       # of the achieved goal in an observation
+    achieved: slice | str,  # of the achieved goal in an observation
     n: int,                # the longest window
 ) -> np.ndarray:           # (n, K, g); behind the end of a window: `last` again
     "What each step of a window achieved"
     if n == 1: return last[None]
     k = np.arange(1, n)[:, None]
-    rows = memory.arrays.row.take(index + memory.ring.num_envs * k, mode='wrap')
-    inside = (k < steps)[..., None]
-    return np.concatenate([np.where(inside, rows['obs'][..., achieved], last), last[None]])
+    rows = memory.arrays.row.take((index + memory.ring.num_envs * k).ravel(), mode='wrap')['obs']
+    there = get_goal(unpack(memory.observation_spec, rows), achieved).reshape(n - 1, *last.shape)
+    return np.concatenate([np.where((k < steps)[..., None], there, last), last[None]])
 
 # %% ../../nbs/35_data.hindsight.ipynb #f621280b
 def hindsight_return(
@@ -108,23 +110,23 @@ def hindsight_return(
 
 # %% ../../nbs/35_data.hindsight.ipynb #77f68afa
 def led_to(
-    memory: ReplayMemory,  # where to look; its observations are flat
+    memory: ReplayMemory,  # where to look; its observations are no pictures
     index: np.ndarray,     # (K,) int64 places of transitions
-) -> np.ndarray:           # (K, width)
+) -> Any:                  # (K, width), or a batch of arrays (K, …)
     "The observation after a step, at an end as well"
     x = memory.arrays
     seen = x.row.take(index + memory.ring.num_envs, mode='wrap')['obs'].copy()
     put_finals(memory, seen, index, x.flags(index))
-    return seen
+    return unpack(memory.observation_spec, seen)
 
 def swap_goals(
     batch: Batch,        # of rows with a goal in `obs` and `next_obs`
     rows: Any,           # which ones are changed: a slice, or (K,) int64
     wanted: np.ndarray,  # their new goals, (K, g)
-    desired: slice,      # of the desired goal in an observation
+    desired: slice | str,  # of the desired goal in an observation
 ) -> None:
     "Pretend that these had been the goals (arXiv:1707.01495 algorithm 1)"
-    batch.obs[rows, desired] = batch.next_obs[rows, desired] = wanted
+    for obs in (batch.obs, batch.next_obs): set_goal(obs, desired, rows, wanted)
 
 # %% ../../nbs/35_data.hindsight.ipynb #51bf7171
 def check_promises(
@@ -134,9 +136,10 @@ def check_promises(
     "Refuse an env that pays, or ends, otherwise than its own methods say"
     real = batch.fields.get('valid', np.ones(batch.reward.shape, bool))
     if not len(x := batch.next_obs[real]): return
+    goals = get_goal(x, goal.achieved), get_goal(x, goal.desired)
     for name, ask in (('reward', goal.reward), ('terminated', goal.terminated)):
         if ask is None: continue
-        said, given = ask(x[:, goal.achieved], x[:, goal.desired]), batch.fields[name][real]
+        said, given = ask(*goals), batch.fields[name][real]
         if (bad := ~np.isclose(said, given, rtol=1e-4, atol=1e-4)).any():
             raise ReplayError(f'hindsight: given {name}={given[bad][0]!s}, expected '
                               f"{said[bad][0]!s} as the env's compute_{name} says; fix: let "
@@ -156,12 +159,17 @@ def check_goal(
     return goal
 
 def check_places_of_goals(
-    goal: Goal,              # of a vector env
-    shape: tuple[int, ...],  # of an observation
+    goal: Goal,   # of a vector env
+    spec: Spec,   # of an observation
 ) -> None:
     "Refuse observations in which these goals are not"
     need = 'hindsight: given {}, expected {}; fix: {}'.format
-    if len(shape) != 1:
+    if isinstance(spec, TreeSpec):
+        sizes = [spec.children[x].flat_dim if x in spec.children else 0 for x in (goal.achieved, goal.desired)]
+        if sizes[0] == sizes[1] > 0: return
+        raise ReplayError(need(f'{goal.achieved} and {goal.desired} among the parts {list(spec.children)}',
+                               'two goals of the same size', "this very env's goal"))
+    if len(shape := spec.shape) != 1:
         raise ReplayError(need(f'observations of shape {shape}', 'flat ones, with both goals '
                                'in them', "the vector env's own observations"))
     a, d = (range(shape[0])[x] for x in (goal.achieved, goal.desired))
@@ -185,7 +193,7 @@ class Hindsight(Relabeller):
 
     def attach(self, memory: ReplayMemory, n_step: int, gamma: float) -> None:  # of the buffer
         "Goals must be where they are said to be"
-        check_places_of_goals(self.goal, memory.observation_spec.shape)
+        check_places_of_goals(self.goal, memory.observation_spec)
         super().attach(memory, n_step, gamma)
         self.episodes, self.n_step, self.gamma = Episodes(memory), n_step, gamma
         self.discounts = discount_table(n_step, gamma)
@@ -213,13 +221,13 @@ class Hindsight(Relabeller):
         "Give these rows goals that their episodes reached at this step or later"
         index, goal, memory = batch.index[rows], self.goal, self.memory
         ahead = self.episodes.ahead(index)
-        wanted = led_to(memory, self.episodes.future(index, ahead, rng))[:, goal.achieved]
-        steps, last = np.minimum(ahead + 1, self.n_step), batch.next_obs[rows, goal.achieved]
+        wanted = get_goal(led_to(memory, self.episodes.future(index, ahead, rng)), goal.achieved)
+        steps, last = np.minimum(ahead + 1, self.n_step), get_goal(batch.next_obs, goal.achieved, rows)
         reached = reached_ahead(memory, index, steps, last, goal.achieved, self.n_step)
         batch.reward[rows], over, m = hindsight_return(reached, wanted, steps, goal, self.gamma)
         if m is not steps and len(short := (m < steps).nonzero()[0]):
             at = np.arange(len(batch))[rows][short]
             final = (index[short] + memory.ring.num_envs * (m[short] - 1)) % memory.ring.size
-            batch.next_obs[at] = led_to(memory, final)
+            put(batch.next_obs, at, led_to(memory, final))
         if goal.terminated is not None: batch.discount[rows] = self.discounts[m, over.view(np.uint8)]
         swap_goals(batch, rows, wanted, goal.desired)

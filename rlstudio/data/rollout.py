@@ -80,10 +80,10 @@ def check_all(
     x: Any,       # an array, or a Batch of arrays
     step: int,    # env steps so far
 ) -> None:
-    "`check_finite`, field by field"
+    "`check_finite`, field by field; the message names the field"
     if not isinstance(x, Batch): check_finite(source, x, step)
     else:
-        for part in x.fields.values(): check_all(source, part, step)
+        for name, part in x.fields.items(): check_all(f'{source}.{name}', part, step)
 
 # %% ../../nbs/31_data.rollout.ipynb #431b0bef
 def check_step(

@@ -34,7 +34,7 @@ from .goals import find_goal
 from .make import EnvError, env_spec, is_plain, make_env
 from .snapshot import EnvState, Recorder, action_spec_of, snapshot_level
 from .vector import (
-    VectorEnv, check_action, check_seeds, check_state, flag_spec, seen_obs, seen_spec, warn_boundary)
+    VectorEnv, check_action, check_seeds, check_state, flag_spec, rows_to_write, seen_obs, seen_spec, warn_boundary)
 
 # %% ../../nbs/15_envs.backends.ipynb #03ea9559
 def sub_env_failed(
@@ -88,6 +88,7 @@ class InProcess(VectorEnv):
         self._space = spec_from_space(first.env.observation_space)
         super().__init__(config.id, config.num_envs, seen_spec(self._space), first.action_spec,
                          **(mask_fields(first.action_spec) if self._masked else {}))
+        self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
         self.goal = find_goal(self._space, first.env)
 
     @cached_property
@@ -99,7 +100,7 @@ class InProcess(VectorEnv):
         self.clear()
         self._last_frames.clear()
         for i, seed in enumerate(seeds):
-            try: self.out.obs[i] = seen_obs(self._space, self.envs[i].reset(seed)[0])
+            try: self._rows[i] = seen_obs(self._space, self.envs[i].reset(seed)[0])
             except (Exception, SystemExit) as e:
                 raise sub_env_failed(self, i, f'reset with seed {seed}', e) from e
             if self._masked: self.out.mask[i] = self._masked[i].mask
@@ -107,7 +108,7 @@ class InProcess(VectorEnv):
 
     def step(self, action: np.ndarray) -> Batch:  # N elements of the action space → `out`
         i, action, space, out = 0, check_action(self, action).copy(), self._space, self.out
-        obs, reward, final_obs = out.obs, out.reward, out.final_obs
+        obs, reward, final_obs = self._rows, out.reward, self._final_rows
         terminated, truncated, masked = out.terminated, out.truncated, self._masked
         if self._last_frames: self._last_frames.clear()
         try:
@@ -144,7 +145,7 @@ class InProcess(VectorEnv):
         if not exact: warn_boundary(self)
         for i, env in enumerate(self.envs):
             back = env.restore if exact else env.restart
-            self.out.obs[i] = seen_obs(self._space, back(state['envs'][str(i)]))
+            self._rows[i] = seen_obs(self._space, back(state['envs'][str(i)]))
             if self._masked: self.out.mask[i] = self._masked[i].mask
 
     def close(self) -> None:
@@ -202,6 +203,7 @@ class GymVector(VectorEnv):
         if masked: more |= mask_fields(action_spec)
         super().__init__(env_id or (envs.spec.id if envs.spec else str(envs)), envs.num_envs,
                          seen_spec(self._space), action_spec, **more)
+        self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
         if isinstance(envs.unwrapped, SyncVectorEnv):
             self.goal = find_goal(self._space, envs.unwrapped.envs[0])
 
@@ -211,7 +213,7 @@ class GymVector(VectorEnv):
         each = isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         seed: Any = self._seeds if each else self._seeds[0]
         x, infos = self.envs.reset(seed=seed)
-        self.out.obs[:] = seen_obs(self._space, x, (self.num_envs,))
+        self._rows[:] = seen_obs(self._space, x, (self.num_envs,))
         put_masks(self.out, infos)
         return self.out
 
@@ -222,7 +224,7 @@ class GymVector(VectorEnv):
             np.logical_not(terminated | truncated, out=self.valid)
         try:
             x, out.reward[:], terminated[:], truncated[:], infos = self.envs.step(action)
-            out.obs[:] = seen_obs(self._space, x, (self.num_envs,))
+            self._rows[:] = seen_obs(self._space, x, (self.num_envs,))
             put_masks(out, infos)
             ended = terminated | truncated
             if ended.any(): self._end(ended, infos)
@@ -236,14 +238,14 @@ class GymVector(VectorEnv):
         out = self.out
         if self.mode is AutoresetMode.SAME_STEP:
             for i in np.flatnonzero(ended):
-                out.final_obs[i] = seen_obs(self._space, infos['final_obs'][i])
+                self._final_rows[i] = seen_obs(self._space, infos['final_obs'][i])
             put_masks(out, infos['final_info'], 'final_mask')
         else:
-            out.final_obs[ended] = out.obs[ended]
+            self._final_rows[ended] = self._rows[ended]
             if 'mask' in self.fields: out.final_mask[ended] = out.mask[ended]
         if self.mode is AutoresetMode.DISABLED:
             x, infos = self.envs.reset(options={'reset_mask': ended})
-            out.obs[:] = seen_obs(self._space, x, (self.num_envs,))
+            self._rows[:] = seen_obs(self._space, x, (self.num_envs,))
             put_masks(out, infos)
 
     def state_dict(self) -> EnvState:  # env_id, seeds (N,), steps
