@@ -28,7 +28,7 @@ Modules:
 - `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
 - `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
-- `rlstudio.envs.toy`: Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
+- `rlstudio.envs.toy`: Five tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.

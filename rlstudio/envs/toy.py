@@ -1,12 +1,13 @@
-"""Four tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
+"""Five tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 
-A rising learning curve proves little, because many wrong algorithms learn CartPole. These four worlds are so small that the right answer
+A rising learning curve proves little, because many wrong algorithms learn CartPole. These five worlds are so small that the right answer
 is a formula.
 
 - `Bandit` asks for the best of `k` arms; the answer is `bandit_return`.
 - `Identity` asks the agent to repeat what it sees, with every kind of action; the answer is `identity_rewards`.
 - `Chain` asks what a state is worth; the answers are `chain_values` and `chain_optimal_values`.
 - `BitFlip` asks the agent to reach a goal that changes with each episode; the answer is `bitflip_returns`.
+- `Catch` asks the agent to look at a picture; the answer is `catch_returns`.
 
 `register_toys` gives them Gymnasium ids, such as `rlstudio/Bandit-v0`. They are ordinary Gymnasium environments: they draw only from their
 own generator and pass Gymnasium's own checker."""
@@ -16,7 +17,7 @@ own generator and pass Gymnasium's own checker."""
 # %% auto #0
 __all__ = ['Step', 'IDENTITY_ACTIONS', 'TOYS', 'Toy', 'Bandit', 'bandit_return', 'identity_space', 'draw_target', 'likeness',
            'Identity', 'identity_rewards', 'Chain', 'chain_values', 'chain_optimal_values', 'BitFlip',
-           'bitflip_returns', 'register_toys']
+           'bitflip_returns', 'Catch', 'catch_returns', 'register_toys']
 
 # %% ../../nbs/10_envs.toy.ipynb #71be5c3a
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ Step = tuple[Any, float, bool, bool, dict[str, Any]]  # obs, reward, terminated,
 
 # %% ../../nbs/10_envs.toy.ipynb #ebb4feb0
 class Toy(gym.Env):
-    "What the four worlds share; a world adds `begin` and `step`"
+    "What these worlds share; a world adds `begin` and `step`"
     metadata: dict[str, Any] = {'render_modes': []}
 
     def begin(self) -> Any:  # the first observation of an episode
@@ -254,6 +255,42 @@ def bitflip_returns(
     for _ in range(n): v = r + P @ v
     return float(share @ v), float(share @ np.where(d > 0, 1 - d, -1))
 
+# %% ../../nbs/10_envs.toy.ipynb #6e9b8714
+class Catch(Toy):
+    "A fruit falls through a picture of `n` × `n` bytes; be below it (arXiv:1908.03568)"
+    def __init__(
+        self,
+        n: int = 10,  # pixels of a side; an episode has n - 1 steps; ≥ 2
+    ) -> None:
+        if n < 2: raise ValueError(f'Catch: given {n=} pixels a side, expected 2 or more')
+        self.n = n
+        self.observation_space = Box(0, 255, (n, n, 1), np.uint8)
+        self.action_space = Discrete(3)
+
+    def seen(self) -> np.ndarray:  # (n, n, 1) uint8
+        "The picture"
+        picture = np.zeros((self.n, self.n, 1), np.uint8)
+        picture[self.row, self.column] = picture[-1, self.paddle] = 255
+        return picture
+
+    def begin(self) -> np.ndarray:
+        self.row, self.column, self.paddle = 0, int(self.np_random.integers(self.n)), self.n // 2
+        return self.seen()
+
+    def step(self, action: int) -> Step:  # 0: left, 1: stay, 2: right
+        self.paddle = min(max(self.paddle + int(action) - 1, 0), self.n - 1)
+        self.row += 1
+        landed = self.row == self.n - 1
+        caught = self.paddle == self.column
+        return self.seen(), float(landed) * (1 if caught else -1), landed, False, {}
+
+# %% ../../nbs/10_envs.toy.ipynb #787ff9d4
+def catch_returns(
+    n: int = 10,             # pixels of a side
+) -> tuple[float, float]:    # of any policy that does not look, of the best one
+    "Exact expected return of `Catch`: blind and best"
+    return 2 / n - 1, 1.
+
 # %% ../../nbs/10_envs.toy.ipynb #af4c5dcf
 # id → class, time limit in env steps
 TOYS: dict[str, tuple[Callable[..., Toy], int | None]] = {
@@ -261,11 +298,12 @@ TOYS: dict[str, tuple[Callable[..., Toy], int | None]] = {
     'rlstudio/Identity-v0': (Identity, 8),
     'rlstudio/Chain-v0': (Chain, 100),
     'rlstudio/BitFlip-v0': (BitFlip, None),
+    'rlstudio/Catch-v0': (Catch, None),
 }
 
 # %% ../../nbs/10_envs.toy.ipynb #f8df0792
 def register_toys() -> None:
-    "Give the four worlds their Gymnasium ids; calling it again does nothing"
+    "Give these worlds their Gymnasium ids; calling it again does nothing"
     for id, (world, limit) in TOYS.items():
         if id in gym.registry: continue
         gym.register(id, entry_point=world, max_episode_steps=limit)
