@@ -308,7 +308,7 @@ class NetConfig(Section):
     hidden: tuple[Width, ...] = (64, 64)  # units, layer by layer
     activation: Literal['tanh', 'relu', 'elu', 'silu'] = 'tanh'  # between layers
     layer_norm: bool = False       # normalise the units of each hidden layer?
-    encoder: Annotated[str, Field(min_length=1)] = 'auto'  # registered name; auto: nature for frames, else flat
+    encoder: Annotated[str, Field(min_length=1)] = 'auto'  # registered name; auto: nature or small for pictures, else flat
     log_std_init: Annotated[float, Field(ge=-20, le=2)] = 0.  # ln σ of continuous actions
     normalize_obs: bool = True     # to mean 0 and deviation 1, as seen so far
     normalize_reward: bool = True  # by the deviation of the return, as seen so far

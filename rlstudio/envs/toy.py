@@ -8,6 +8,7 @@ is a formula.
 - `Chain` asks what a state is worth; the answers are `chain_values` and `chain_optimal_values`.
 - `BitFlip` asks the agent to reach a goal that changes with each episode; the answer is `bitflip_returns`.
 - `Doors` asks for the best of the actions that are allowed; the answer is `doors_rewards`.
+- `Catch` asks the agent to look at a picture; the answer is `catch_returns`.
 
 `register_toys` gives them Gymnasium ids, such as `rlstudio/Bandit-v0`. They are ordinary Gymnasium environments: they draw only from their
 own generator and pass Gymnasium's own checker."""
@@ -17,7 +18,7 @@ own generator and pass Gymnasium's own checker."""
 # %% auto #0
 __all__ = ['Step', 'IDENTITY_ACTIONS', 'TOYS', 'ELSEWHERE', 'Toy', 'Bandit', 'bandit_return', 'identity_space', 'draw_target',
            'likeness', 'Identity', 'identity_rewards', 'Chain', 'chain_values', 'chain_optimal_values', 'BitFlip',
-           'bitflip_returns', 'Doors', 'doors_rewards', 'register_toys']
+           'bitflip_returns', 'Catch', 'catch_returns', 'Doors', 'doors_rewards', 'register_toys']
 
 # %% ../../nbs/10_envs.toy.ipynb #71be5c3a
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ Step = tuple[Any, float, bool, bool, dict[str, Any]]  # obs, reward, terminated,
 
 # %% ../../nbs/10_envs.toy.ipynb #ebb4feb0
 class Toy(gym.Env):
-    "What the worlds share; a world adds `begin` and `step`"
+    "What these worlds share; a world adds `begin` and `step`"
     metadata: dict[str, Any] = {'render_modes': []}
 
     def begin(self) -> Any:  # the first observation of an episode
@@ -255,6 +256,42 @@ def bitflip_returns(
     for _ in range(n): v = r + P @ v
     return float(share @ v), float(share @ np.where(d > 0, 1 - d, -1))
 
+# %% ../../nbs/10_envs.toy.ipynb #6e9b8714
+class Catch(Toy):
+    "A fruit falls through a picture of `n` × `n` bytes; be below it (arXiv:1908.03568)"
+    def __init__(
+        self,
+        n: int = 10,  # pixels of a side; an episode has n - 1 steps; ≥ 2
+    ) -> None:
+        if n < 2: raise ValueError(f'Catch: given {n=} pixels a side, expected 2 or more')
+        self.n = n
+        self.observation_space = Box(0, 255, (n, n, 1), np.uint8)
+        self.action_space = Discrete(3)
+
+    def seen(self) -> np.ndarray:  # (n, n, 1) uint8
+        "The picture"
+        picture = np.zeros((self.n, self.n, 1), np.uint8)
+        picture[self.row, self.column] = picture[-1, self.paddle] = 255
+        return picture
+
+    def begin(self) -> np.ndarray:
+        self.row, self.column, self.paddle = 0, int(self.np_random.integers(self.n)), self.n // 2
+        return self.seen()
+
+    def step(self, action: int) -> Step:  # 0: left, 1: stay, 2: right
+        self.paddle = min(max(self.paddle + int(action) - 1, 0), self.n - 1)
+        self.row += 1
+        landed = self.row == self.n - 1
+        caught = self.paddle == self.column
+        return self.seen(), float(landed) * (1 if caught else -1), landed, False, {}
+
+# %% ../../nbs/10_envs.toy.ipynb #787ff9d4
+def catch_returns(
+    n: int = 10,             # pixels of a side
+) -> tuple[float, float]:    # of any policy that does not look, of the best one
+    "Exact expected return of `Catch`: blind and best"
+    return 2 / n - 1, 1.
+
 # %% ../../nbs/10_envs.toy.ipynb #7f1e08ef
 class Doors(Toy):
     "Go through the first, or the last, open door of each wall; only the mask tells which are open"
@@ -305,6 +342,7 @@ TOYS: dict[str, tuple[Callable[..., Toy], int | None]] = {
     'rlstudio/Chain-v0': (Chain, 100),
     'rlstudio/BitFlip-v0': (BitFlip, None),
     'rlstudio/Doors-v0': (Doors, 16),
+    'rlstudio/Catch-v0': (Catch, None),
 }
 
 # %% ../../nbs/10_envs.toy.ipynb #8809fb6c
@@ -316,7 +354,7 @@ ELSEWHERE: dict[str, dict[str, Any]] = {
 
 # %% ../../nbs/10_envs.toy.ipynb #f8df0792
 def register_toys() -> None:
-    "Give the worlds their Gymnasium ids; calling it again does nothing"
+    "Give these worlds their Gymnasium ids; calling it again does nothing"
     for id, (world, limit) in TOYS.items():
         if id in gym.registry: continue
         gym.register(id, entry_point=world, max_episode_steps=limit)
