@@ -50,6 +50,8 @@ class OnPolicyConfig(AlgoConfig):
     max_grad_norm: Positive = 0.5                 # length to which the gradient is cut
     normalize_advantage: bool = True              # to mean 0 and deviation 1, in each minibatch
 
+    def round_steps(self, num_envs: int) -> int: return self.num_steps * num_envs   # as `AlgoConfig`
+
 # %% ../../nbs/51_algos.on_policy.ipynb #9df78776
 def learning_rows(
     batch: Batch,               # a rollout with next_value, (T, N, …)
