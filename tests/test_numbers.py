@@ -211,3 +211,50 @@ def test_the_learned_ends_are_part_of_a_checkpoint() -> None:
 def test_nan_after_a_termination_is_never_used(algo: str, env: str, more: dict) -> None:
     ends = [weights_sha256(Trainer(config(env, algo, 192, kwargs=dict(length=5, nan_end=nan), **more)).train().algo.module) for nan in (True, False)]
     assert ends[0] == ends[1]
+
+
+# c. A small difference on a large offset
+
+@pytest.mark.parametrize("algo, steps, more", [("ppo", 6144, dict(num_steps=32, num_epochs=10, learning_rate=3e-3)),
+                                               ("dqn", 3000, dict(n_step=1, gamma=.5, learning_rate=3e-3))])
+def test_an_offset_costs_nothing(algo: str, steps: int, more: dict) -> None:
+    scores = {}
+    for offset in (0., 1.7e9):
+        kwargs = dict(offset=offset, moving=True, dtype="float64")
+        t = Trainer(config("numbers/Count-v0", algo, steps, 8 if algo == "ppo" else 1, kwargs, dict(normalize_obs=True), **more)).train()
+        assert t.env.obs.dtype == np.float64 and t.algo.module.wide
+        k = np.arange(60.)[:, None] + offset
+        scores[offset] = float((t.algo.module.act(Batch(obs=k), greedy=True).action == (k[:, 0] - offset >= 30)).mean())
+    assert min(scores.values()) > .9, scores
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+def test_digits_survive_evaluation_and_resume(algo: str) -> None:
+    from rlstudio.core.options import EvalConfig
+    from rlstudio.train.evaluate import evaluate
+    c = config("numbers/Count-v0", algo, 128, 2, dict(offset=1.7e9, moving=True, dtype="float64"), dict(normalize_obs=True))
+    whole, half, rest = Trainer(c).train(), Trainer(c).train(64), Trainer(c)
+    rest.load_state_dict(half.state_dict())
+    assert weights_sha256(rest.train().algo.module) == weights_sha256(whole.algo.module)
+    assert evaluate(whole.algo.module, c.env, EvalConfig(episodes=2)).lengths == (20, 20)
+    first, second = (whole.algo.module.normed(np.array([[1.7e9 + k]])) for k in (1, 2))
+    assert first.dtype == np.float32 and first != second
+
+
+def test_without_a_normaliser_observations_stay_float32() -> None:
+    t = Trainer(config("numbers/Count-v0", "dqn", 64, kwargs=dict(dtype="float64"), net=dict(normalize_obs=False)))
+    assert t.env.obs.dtype == t.algo.replay.memory.observation_spec.dtype == np.float32
+
+
+# g. Somebody else's default type
+
+@pytest.mark.parametrize("engine", ["auto", "autograd"])
+@pytest.mark.parametrize("algo, env", [("ppo", "numbers/Count-v0"), ("a2c", "numbers/Push-v0"), ("dqn", "numbers/Count-v0"), ("sac", "numbers/Push-v0"), ("td3", "numbers/Push-v0")])
+def test_the_default_type_of_torch_changes_nothing(algo: str, env: str, engine: str) -> None:
+    def trained() -> str: return weights_sha256(Trainer(config(env, algo, 96, net=dict(layer_norm=True, normalize_obs=True)), engine=engine).train().algo.module)
+    want = trained()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert trained() == want
+        assert torch.get_default_dtype() == torch.float64   # and it stays what it was
+    finally: torch.set_default_dtype(torch.float32)

@@ -97,7 +97,7 @@ class NatureCNN(nn.Sequential):
             'resize them (gymnasium.wrappers.ResizeObservation), '
             'or net.encoder: flat for small grids')
         for filters, size, stride in NATURE_LAYERS:
-            conv = nn.utils.skip_init(nn.Conv2d, channels, filters, size, stride)
+            conv = nn.utils.skip_init(nn.Conv2d, channels, filters, size, stride, dtype=torch.float32)
             W = orthogonal(rng, (filters, channels * size * size), math.sqrt(2))
             with torch.no_grad():
                 conv.weight.copy_(torch.from_numpy(W).view_as(conv.weight))
