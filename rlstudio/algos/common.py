@@ -159,10 +159,13 @@ def number(
 def torch_seeded(
     seed: int,   # 0 … 2**63 - 1
 ) -> Iterator[None]:
-    "Inside, torch's global generator begins at a seed; afterwards it is where it was"
+    "Inside, torch's global generator begins at a seed, and float32 is its default; afterwards both are as they were"
+    default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
-        yield
+        torch.set_default_dtype(torch.float32)
+        try: yield
+        finally: torch.set_default_dtype(default)
 
 # %% ../../nbs/50_algos.common.ipynb #08d284a2
 def register_rows(
@@ -266,10 +269,13 @@ class Learner:
         register_rows(type(self))
         self.config: Any = config.algo
         self.total_steps, self.streams, self.device = config.train.total_steps, streams, device
+        env.widen(config.net.normalize_obs)
         self.observation_spec, self.action_spec, self.num_envs = env.observation_spec, env.action_spec, env.num_envs
         self.mask_spec = env.fields.get('mask')   # of one mask of legal actions; None: all are legal
         with torch_seeded(streams.seed('init', 1)):
             self.module: Any = self.make_module(config.net, env.observation_spec, env.action_spec, streams['init']).to(device)
+        env.widen(getattr(self.module, 'wide', False))   # nobody else has a use for 64 bits
+        self.observation_spec = env.observation_spec
         self.parts = self.build()
         check_parts(self.parts, self.module)
         self.engine, self.engine_why = choose_engine(self, engine)

@@ -73,6 +73,8 @@ class OnPolicyConfig(AlgoConfig):
     def check(self, config: RunConfig, observation_spec: ArraySpec, action_spec: Spec) -> list[Problem]:   # as `AlgoConfig`
         return sequence_problems(self.sequence_length, self.num_steps, config.net.core)
 
+    def round_steps(self, num_envs: int) -> int: return self.num_steps * num_envs   # as `AlgoConfig`
+
 # %% ../../nbs/51_algos.on_policy.ipynb #9df78776
 def learning_rows(
     batch: Batch,               # a rollout with next_value, (T, N, …)

@@ -16,9 +16,9 @@ No file is read here: chapter `runs.config` reads YAML, and knows lines and colu
 __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Positive', 'NonNegative', 'Count', 'Whole', 'Width',
            'Steps', 'S', 'Problem', 'ConfigError', 'fault', 'plain', 'as_text', 'scalar', 'fit', 'expected',
            'FieldSpec', 'field_specs', 'check_value', 'repair', 'as_lines', 'Section', 'EnvConfig', 'AlgoConfig',
-           'NetConfig', 'TrainConfig', 'EvalConfig', 'CheckpointConfig', 'LogConfig', 'Config', 'unknown_key',
-           'key_homes', 'build_section', 'named_algo', 'with_defaults', 'build_config', 'config_from_dict', 'to_dict',
-           'config_hash', 'diff']
+           'NetConfig', 'TrainConfig', 'EvalConfig', 'CheckpointConfig', 'LogConfig', 'Config', 'goal_steps',
+           'unknown_key', 'key_homes', 'build_section', 'named_algo', 'with_defaults', 'build_config',
+           'config_from_dict', 'to_dict', 'config_hash', 'diff']
 
 # %% ../../nbs/06_core.options.ipynb #293fff5e
 import hashlib
@@ -301,6 +301,12 @@ class AlgoConfig(Section):
         "What does not fit together"
         return []
 
+    def round_steps(self,
+        num_envs: int,  # environments N
+    ) -> int:           # env steps, ≥ 1
+        "A training can end after any multiple of so many env steps"
+        return 1
+
 # %% ../../nbs/06_core.options.ipynb #36cf55f9
 @dataclass(frozen=True, kw_only=True)
 class NetConfig(Section):
@@ -364,6 +370,14 @@ class Config(Section):
                  for key, cls in get_type_hints(Config).items()
                  if not isinstance(getattr(self, key), cls)]
         if wrong: raise ConfigError(Problem('Config', 0, 0, key, why) for key, why in wrong)
+
+# %% ../../nbs/06_core.options.ipynb #784ad6bb
+def goal_steps(
+    config: Config,  # of an experiment
+) -> int:            # env steps, ≥ train.total_steps
+    "Where a training ends: at the first whole round that meets the budget"
+    each = config.algo.round_steps(config.env.num_envs)
+    return -(-config.train.total_steps // each) * each
 
 # %% ../../nbs/06_core.options.ipynb #e3d0e3de
 _MOVED = {'algo.engine': 'no key of a config any more, since it is no part of an experiment: '

@@ -16,7 +16,7 @@ A spec never changes. It describes *one* value; the dimensions before it, `lead`
 # %% auto #0
 __all__ = ['Kind', 'Spec', 'SpecError', 'first_outside', 'draw_inside', 'array_to_json', 'EqualByContent', 'ArraySpec', 'misfit',
            'TreeSpec', 'take_apart', 'put_together', 'leaves', 'one_line', 'spec_table', 'spec_from_space',
-           'space_from_spec', 'one_hot', 'flatten', 'unflatten', 'flat_spec', 'policy_spec', 'to_env']
+           'space_from_spec', 'one_hot', 'flatten', 'unflatten', 'flat_spec', 'policy_spec', 'rounded_into', 'to_env']
 
 # %% ../../nbs/00_core.spec.ipynb #61cc8f4c
 import json
@@ -419,6 +419,18 @@ def policy_spec(
     if spec.kind == 'box': return ArraySpec(spec.name, spec.shape, np.dtype(np.float32))
     return ArraySpec(spec.name, spec.shape, np.dtype(np.int64), spec.kind, nvec=spec.nvec)
 
+# %% ../../nbs/00_core.spec.ipynb #2f85f612
+def rounded_into(
+    x: np.ndarray,     # real numbers, (*lead, *shape)
+    low: np.ndarray,   # smallest integer allowed, (*shape), of any integer type
+    high: np.ndarray,  # largest integer allowed, (*shape)
+) -> np.ndarray:       # (*lead, *shape), of the type of `low`
+    "The nearest integers of a range, whatever its size"
+    x, bottom, top = np.rint(np.asarray(x, np.float64)), low.astype(np.float64), high.astype(np.float64)
+    inside = (x > bottom) & (x < top)
+    middle = np.where(inside, x, 0).astype(low.dtype)
+    return np.where(inside, middle, np.where(x >= top, high, low))
+
 # %% ../../nbs/00_core.spec.ipynb #12a27f92
 def to_env(
     spec: ArraySpec,     # of an action, as `env.step` takes it
@@ -426,6 +438,6 @@ def to_env(
 ) -> np.ndarray:         # as `env.step` takes it, (*lead, *shape)
     "Turn a policy's action into the world's: add `start`, or clip to the box and cast"
     if spec.kind != 'box': return action + spec.low if any(spec.start) else action
+    if spec.dtype.kind != 'f': return rounded_into(action, spec.low, spec.high)
     action = np.minimum(np.maximum(action, spec.low), spec.high)
-    if spec.dtype.kind != 'f': action = np.rint(action)
     return action.astype(spec.dtype, copy=False)

@@ -12,9 +12,11 @@ as it is known. It goes with any sampler and any `n_step`."""
 
 # %% auto #0
 __all__ = ['RUNNING', 'DOUBTS', 'Episodes', 'reached_ahead', 'hindsight_return', 'led_to', 'swap_goals', 'check_promises',
-           'check_goal', 'check_places_of_goals', 'Hindsight']
+           'EndRule', 'check_goal', 'check_places_of_goals', 'Hindsight']
 
 # %% ../../nbs/35_data.hindsight.ipynb #1162b58b
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,6 +147,33 @@ def check_promises(
                               f"{said[bad][0]!s} as the env's compute_{name} says; fix: let "
                               f'compute_{name} say all that counts, or hindsight: 0')
 
+# %% ../../nbs/35_data.hindsight.ipynb #b29aaf3c
+class EndRule:
+    "Does the reward of a step say whether it ends the episode?"
+    def __init__(self) -> None:
+        self.ended, self.went_on = np.inf, -np.inf   # least reward of an end, greatest of another step
+
+    @property
+    def holds(self) -> bool: return self.went_on < self.ended < np.inf   # are they apart?
+
+    def look(self,
+        batch: Batch,  # real steps, (T, N, …) as of `add`
+    ) -> None:
+        "Learn from more steps; warn once they contradict the rule"
+        real, before = batch.fields.get('valid', True), self.ended < np.inf and not self.holds
+        self.ended = float(batch.reward.min(initial=self.ended, where=batch.terminated & real))
+        self.went_on = float(batch.reward.max(initial=self.went_on, where=~batch.terminated & real))
+        if self.ended < np.inf and not self.holds and not before: warnings.warn(
+            'hindsight: episodes of this env terminate, and neither its compute_terminated (there is none) nor its rewards say where; '
+            'rows with another goal keep their ends; fix: give the env compute_terminated(achieved, desired, info)', stacklevel=2)
+
+    def completed(self,
+        goal: Goal,   # of an env
+    ) -> Goal:        # with `terminated`, if the env or this rule knows it
+        "A goal that says when an episode ends"
+        if goal.terminated is not None or not self.holds: return goal
+        return replace(goal, terminated=lambda reached, wanted: goal.reward(reached, wanted) >= self.ended)
+
 # %% ../../nbs/35_data.hindsight.ipynb #505959aa
 def check_goal(
     goal: Goal | None,  # of a vector env; None: it has none
@@ -190,6 +219,7 @@ class Hindsight(Relabeller):
     ):
         self.goal, self.ratio = check_goal(goal, ratio), ratio
         self.seen, self.ends = 0, 0    # what was compared so far
+        self.rule = EndRule()          # what the rewards say about ends, if the env says nothing
 
     def attach(self, memory: ReplayMemory, n_step: int, gamma: float) -> None:  # of the buffer
         "Goals must be where they are said to be"
@@ -204,14 +234,20 @@ class Hindsight(Relabeller):
             check_promises(batch, self.goal)
             self.seen += batch.reward.size
             self.ends += int(np.count_nonzero(batch.terminated))
+        if self.goal.terminated is None: self.rule.look(batch)
 
     def wrote(self, index: np.ndarray) -> None:  # (n,) int64 places of new transitions
         "New steps are under way, or their episode has ended"
         self.episodes.wrote(index)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # nothing in it is its own
-        "The ends follow from the flags of the steps"
+    def state_dict(self) -> dict[str, Any]:  # nothing, where the env says when an episode ends
+        "What the rewards said about ends"
+        return {} if self.goal.terminated else dict(end_rule=np.array([self.rule.ended, self.rule.went_on]))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # as the buffer gave it
+        "The ends of episodes follow from the flags of the steps"
         self.episodes.restart()
+        if not self.goal.terminated: self.rule.ended, self.rule.went_on = map(float, state['end_rule'])
 
     def change(self,
         batch: Batch,              # as drawn; changed in place
@@ -219,7 +255,7 @@ class Hindsight(Relabeller):
         rng: np.random.Generator,  # the only source of chance
     ) -> None:
         "Give these rows goals that their episodes reached at this step or later"
-        index, goal, memory = batch.index[rows], self.goal, self.memory
+        index, goal, memory = batch.index[rows], self.rule.completed(self.goal), self.memory
         ahead = self.episodes.ahead(index)
         wanted = get_goal(led_to(memory, self.episodes.future(index, ahead, rng)), goal.achieved)
         steps, last = np.minimum(ahead + 1, self.n_step), get_goal(batch.next_obs, goal.achieved, rows)

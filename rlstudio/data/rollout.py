@@ -106,6 +106,7 @@ class Stepper:
     ) -> None:
         self.env, self.tally = env, EpisodeTally(env.num_envs)
         self.env_steps, self.env_seconds = 0, 0.  # s spent in the environments
+        env.widen(getattr(module, 'wide', False))   # does its normaliser want all digits?
         self.first = module.initial_state(env.num_envs)  # at the start of an episode; None: no state
         self.restart(seeds)
 

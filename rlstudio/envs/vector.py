@@ -14,7 +14,7 @@ later chapters know; the backends behind it are in chapters `envs.backends` and 
 
 # %% auto #0
 __all__ = ['flag_spec', 'step_fields', 'VectorEnv', 'check_seeds', 'check_action', 'check_state', 'warn_boundary', 'seen_spec',
-           'seen_obs', 'seen_parts', 'TreeRows', 'rows_to_write']
+           'with_precision', 'seen_obs', 'seen_parts', 'TreeRows', 'rows_to_write']
 
 # %% ../../nbs/14_envs.vector.ipynb #cbf26c05
 import warnings
@@ -50,6 +50,7 @@ class VectorEnv:
     "N copies of one environment: arrays in, a batch out, restarts within the step"
     backend: str = ''
     goal: Goal | None = None
+    _space: Spec | None = None   # what the sub-envs themselves say an observation is
 
     def __init__(
         self,
@@ -84,6 +85,16 @@ class VectorEnv:
     def step(self, action: np.ndarray) -> Batch:  # N elements of the action space → `out`
         "One step of every sub-env"
         raise NotImplementedError
+
+    def widen(self, wide: bool = True) -> None:  # False: as at first
+        "Keep observations of 64 bits as the sub-envs give them; call it before `reset`"
+        obs = self.fields['obs'] if self._space is None else with_precision(self.fields['obs'], self._space, wide)
+        if obs == self.fields['obs']: return
+        more = {k: x for k, x in self.fields.items() if k not in step_fields(obs)}
+        self.fields = step_fields(obs) | more
+        self.out = allocate(self.fields, (self.num_envs,))
+        if self.valid is not None: self.valid = self.out.valid
+        self.clear()
 
     def clear(self) -> None:
         "Forget the last step: no reward, nothing ended, every row valid"
@@ -156,6 +167,19 @@ def seen_spec(
     if spec.kind != 'box': return flat_spec(spec)
     dtype = np.dtype(np.float32) if spec.dtype.kind == 'f' else spec.dtype
     return ArraySpec(spec.name, spec.shape, dtype, 'box', spec.low, spec.high)
+
+# %% ../../nbs/14_envs.vector.ipynb #aca52872
+def with_precision(
+    seen: Spec,   # of an observation as a learner sees it
+    raw: Spec,    # of the same, as the env says
+    wide: bool,   # keep 64 bits?
+) -> Spec:        # as `seen`, with float64 where the env has it; with float32 if not `wide`
+    "The same observation with more or fewer digits"
+    if isinstance(seen, TreeSpec) and isinstance(raw, TreeSpec):
+        parts = zip(seen.children.items(), raw.children.values())
+        return TreeSpec(seen.name, {k: with_precision(a, b, wide) for (k, a), b in parts}, seen.is_tuple)
+    if not (isinstance(seen, ArraySpec) and isinstance(raw, ArraySpec) and raw.kind == 'box' and raw.dtype == np.float64): return seen
+    return ArraySpec(seen.name, seen.shape, np.dtype(np.float64 if wide else np.float32), 'box', raw.low, raw.high)
 
 # %% ../../nbs/14_envs.vector.ipynb #a5ed2d74
 def seen_obs(

@@ -141,7 +141,7 @@ class FlatAdam:
         eps: float = 1e-8,        # ε
     ) -> None:
         self.vector, self.lr, self.eps = vector, lr, eps
-        self.count = torch.zeros((), device=vector.device)   # t
+        self.count = torch.zeros((), dtype=torch.float32, device=vector.device)   # t
         self.mean, self.square = (torch.zeros_like(vector.detach()) for _ in range(2))  # m, v
 
     def step(self) -> None:

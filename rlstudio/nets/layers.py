@@ -50,7 +50,7 @@ def orthogonal_linear(
     gain: float = 1.,           # singular values of the weight
 ) -> nn.Linear:                 # with zero bias
     "An orthogonal layer that never touches torch's global generator"
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(orthogonal(rng, (n_out, n_in), gain)))
         layer.bias.zero_()
@@ -145,7 +145,7 @@ class MLP(nn.Sequential):
         self.activation, f = activation, ACTIVATIONS[activation]
         gains = [math.sqrt(2)] * (len(sizes) - 2) + [out_gain]
         layers = [orthogonal_linear(rng, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains)]
-        norms = [nn.LayerNorm(n) for n in sizes[1:-1]] if layer_norm else []
+        norms = [nn.LayerNorm(n, dtype=torch.float32) for n in sizes[1:-1]] if layer_norm else []
         parts = [[layer, *norms[i:i + 1], f.module()] for i, layer in enumerate(layers)]
         super().__init__(*[m for part in parts for m in part][:-1])
         self.linears, self.norms = layers, norms   # plain lists: registered above
@@ -224,7 +224,7 @@ class GaussianMLP(MLP):
         log_std: float = 0.,         # first log σ of each component
     ) -> None:
         super().__init__(sizes, rng, activation, out_gain, layer_norm)
-        self.log_std = nn.Parameter(torch.full((sizes[-1],), float(log_std)))
+        self.log_std = nn.Parameter(torch.full((sizes[-1],), float(log_std), dtype=torch.float32))
 
     def forward(self, x: Any) -> Any:   # (B, in) → (B, 2n)
         mean = super().forward(x)

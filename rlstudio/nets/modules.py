@@ -75,6 +75,11 @@ class RLModule(nn.Module):
         if net.normalize_reward and num_envs: self.reward_scale = RewardScale(num_envs)
 
     @property
+    def wide(self) -> bool:
+        "Does its normaliser want observations of 64 bits?"
+        return self.obs_norm is not None and any(leaf.dtype == np.float64 for leaf in leaves(self.observation_spec))
+
+    @property
     def fields(self) -> dict[str, ArraySpec]:
         "What `act` emits, for buffers that store it"
         return dict(action=policy_spec(self.action_spec))
@@ -302,7 +307,7 @@ class QModule(RLModule):
             'one value for each action; fix: an algorithm with a policy (sac, td3, ppo)')
         n = action_spec.nvec[0]
         self.q = QNetwork(observation_spec, n, net, rng, dueling, quantiles)
-        self.register_buffer('_epsilon', torch.ones(()))
+        self.register_buffer('_epsilon', torch.ones((), dtype=torch.float32))
 
     @property
     def epsilon(self) -> float: return float(self._epsilon)  # ε in [0, 1]
@@ -365,7 +370,7 @@ class SquashedModule(RLModule):
         sizes = self.critics.encoder.out, *net.hidden, self.dist.num_params
         self.actor = MLP(sizes, rng, net.activation, .01, net.layer_norm)
         with torch.no_grad(): self.actor.linears[-1].bias[self.dist.n:] = net.log_std_init
-        self.temperature = nn.ParameterDict(dict(log_alpha=torch.tensor(math.log(alpha))))
+        self.temperature = nn.ParameterDict(dict(log_alpha=torch.tensor(math.log(alpha), dtype=torch.float32)))
 
     @property
     def log_alpha(self) -> nn.Parameter: return self.temperature['log_alpha']  # log α

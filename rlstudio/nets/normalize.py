@@ -100,8 +100,8 @@ class RunningNorm(RunningMoments):
     ) -> None:
         super().__init__(shape)
         self.clip, self.eps = clip, eps
-        self.register_buffer('shift', torch.zeros(self.shape), persistent=False)
-        self.register_buffer('scale', torch.ones(self.shape), persistent=False)
+        self.register_buffer('shift', torch.zeros(self.shape, dtype=torch.float32), persistent=False)
+        self.register_buffer('scale', torch.ones(self.shape, dtype=torch.float32), persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
 
     def _refresh(self) -> None:
@@ -121,6 +121,7 @@ class RunningNorm(RunningMoments):
         "Observations on the common scale"
         if isinstance(x, np.ndarray): return self.array(x)
         if isinstance(x, Var): return Var(self.array(x.value), x.tape)
+        if x.dtype == torch.float64: return ((x - self.mean) * (self.var + self.eps).rsqrt()).clamp(-self.clip, self.clip).float()
         return ((x - self.shift) * self.scale).clamp(-self.clip, self.clip)
 
     def array(self,
@@ -128,6 +129,9 @@ class RunningNorm(RunningMoments):
     ) -> np.ndarray:     # about ±1, same shape
         "`forward` for arrays, on the CPU"
         b: dict[str, Any] = self._buffers   # faster than self.shift on the hot path
+        if x.dtype == np.float64:           # all digits count until the offset is gone
+            scale = 1 / np.sqrt(b['var'].numpy() + self.eps)
+            return ((x - b['mean'].numpy()) * scale).clip(-self.clip, self.clip).astype(np.float32)
         return ((x - b['shift'].numpy()) * b['scale'].numpy()).clip(-self.clip, self.clip)
 
 # %% ../../nbs/23_nets.normalize.ipynb #f81b6674

@@ -11,9 +11,9 @@ came from a file is printed as markup or as an escape code. Neither torch nor nu
 
 # %% auto #0
 __all__ = ['VITALS', 'NO_SYMPTOM', 'Form', 'OUTCOME_STYLES', 'duration', 'mean_std', 'bar', 'labelled', 'command', 'printable',
-           'tell', 'backend_of', 'run_header', 'Snapshot', 'train_line', 'return_line', 'eval_line', 'vitals', 'health',
-           'health_line', 'speed_line', 'live_block', 'plain_line', 'Thinned', 'Watcher', 'form_for', 'Listener',
-           'Progress', 'outcome', 'verdict', 'size', 'files_written', 'next_commands']
+           'tell', 'backend_of', 'whole_rounds', 'run_header', 'Snapshot', 'train_line', 'return_line', 'eval_line',
+           'vitals', 'health', 'health_line', 'speed_line', 'live_block', 'plain_line', 'Thinned', 'Watcher',
+           'form_for', 'Listener', 'Progress', 'outcome', 'verdict', 'size', 'files_written', 'next_commands']
 
 # %% ../../nbs/70_studio.console.ipynb #98082a11
 import math
@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from rlstudio.core.options import EnvConfig
+    from rlstudio.core.options import Config, EnvConfig
     from rlstudio.runs.run import Run
     from rlstudio.train.trainer import Callback, Trainer
 else: Callback = object  # the trainer asks for the methods, not for the class
@@ -106,10 +106,19 @@ def backend_of(
     if env.backend != 'auto': return env.backend
     return 'inprocess' if native_env(replace(env, num_envs=1)) is None else 'native'
 
+def whole_rounds(
+    config: 'Config',  # of an experiment
+) -> str:              # '' where the budget is met exactly
+    "Say that a training goes on to the end of a round"
+    from rlstudio.core.options import goal_steps
+    budget, goal, each = config.train.total_steps, goal_steps(config), config.algo.round_steps(config.env.num_envs)
+    if budget == goal: return ''
+    return f'train.total_steps: {budget:,} becomes {goal:,}: whole rollouts of {each:,} ({each // config.env.num_envs:,} steps of {config.env.num_envs:,} envs)'
+
 def run_header(
     run: 'Run',                    # its folder, config and settings
     overrides: Sequence[str] = (),  # given on the command line
-) -> str:                          # four lines, five with overrides
+) -> str:                          # four lines; one more for overrides, and where the budget is rounded up
     "What is about to run"
     c, s = run.config, run.settings
     lines = [labelled('run', [f'{c.algo.name} on {c.env.id}, seed {c.train.seed}, '
@@ -118,6 +127,7 @@ def run_header(
              labelled('machine', [f'device {s.device}, {s.threads} arithmetic '
                                   f'thread{"s" if s.threads > 1 else ""}']),
              labelled('folder', [str(run.folder)])]
+    if (steps := whole_rounds(c)): lines.insert(1, labelled('steps', [steps]))
     if overrides: lines.append(labelled('set', ['  '.join(overrides)]))
     return printable('\n'.join(lines))
 
@@ -289,8 +299,9 @@ class Watcher:
 
     def snapshot(self) -> Snapshot:
         "How far it is now; the time left goes by the pace of this process"
+        from rlstudio.core.options import goal_steps
         trainer, left = self.trainer, None
-        steps, total = trainer.env_steps, trainer.config.train.total_steps
+        steps, total = trainer.env_steps, goal_steps(trainer.config)
         if steps > self.start:
             pace = (self.clock() - self.began) / (steps - self.start)
             left = pace * max(0, total - steps)

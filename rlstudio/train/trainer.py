@@ -233,8 +233,10 @@ class Trainer:
         return learned
 
     def step(self) -> dict[str, float]:  # this iteration's record
-        "One iteration: as many rounds as the algorithm wants"
-        learned = mean_of([self.round() for _ in range(self.algo.rounds)])
+        "One iteration: as many rounds as the algorithm wants, and the budget allows"
+        rounds = [self.round()]
+        while len(rounds) < self.algo.rounds and not self.finished: rounds.append(self.round())
+        learned = mean_of(rounds)
         self.iteration += 1
         self.metrics = progress_record(self) | learned | self.logged | self.watch.metrics()
         self.logged = self.metrics    # from here on, `log` writes into the record itself
