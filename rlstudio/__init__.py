@@ -35,6 +35,7 @@ Modules:
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
+- `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.
 - `rlstudio.nets.flat`: All parameters of a network in one vector: one step of Adam, one slow copy, one name.
 - `rlstudio.nets.layers`: One network for tensors, for arrays and for variables of a tape, with weights that start well.
 - `rlstudio.nets.memory`: An agent that remembers: what it saw before goes into what it does now, through a GRU or an LSTM.
