@@ -119,7 +119,7 @@ def orthogonal_conv(
     gain: float = math.sqrt(2),  # singular values of the weight; √2: a ReLU follows
 ) -> nn.Conv2d:                 # with zero bias
     "A convolution that never touches torch's global generator"
-    conv = nn.utils.skip_init(nn.Conv2d, n_in, n_out, size, stride, padding)
+    conv = nn.utils.skip_init(nn.Conv2d, n_in, n_out, size, stride, padding, dtype=torch.float32)
     W = orthogonal(rng, (n_out, n_in * size * size), gain)
     with torch.no_grad():
         conv.weight.copy_(torch.from_numpy(W).view_as(conv.weight))
