@@ -27,7 +27,7 @@ from ..core.spec import ArraySpec, Spec
 from .dists import Array, DiagGaussian
 from .encoders import make_encoder
 from .layers import MLP, GaussianMLP, orthogonal
-from .modules import PolicyValue, checked_obs, sample_or_mode
+from .modules import PolicyValue, checked_obs, of_legal, sample_or_mode
 from .tape import TapeError, Var
 
 # %% ../../nbs/29_nets.memory.ipynb #d9180c8e
@@ -161,7 +161,7 @@ class RecurrentActorCritic(PolicyValue):
             greedy: bool = False) -> Batch:   # action (N, …), log_prob and value (N,), state
         obs = checked_obs(self.observation_spec, seen)
         params, value, *after = self.ask(self.step, obs, *remembered(seen))
-        action, log_prob = sample_or_mode(self.dist, params, noise, greedy)
+        action, log_prob = sample_or_mode(self.dist, of_legal(params, seen), noise, greedy)
         if self.dist.event_shape != self.action_spec.shape: action = action.reshape(-1, *self.action_spec.shape)
         return Batch(action=action, log_prob=log_prob, value=value, state=Batch(**dict(zip(self.core.names, after))))
 
