@@ -103,9 +103,9 @@ def test_resolved_config_runs_again(folder: Path, reference: dict[str, Any]) -> 
     assert one_object(done.stdout)["weights_sha256"] == reference["weights_sha256"]
 
 
-def start(folder: Path, name: str) -> "subprocess.Popen[str]":
+def start(folder: Path, name: str, *more: str) -> "subprocess.Popen[str]":
     "A run in the background, past its first checkpoint; unmeasured, for a signal that arrives inside coverage's own lock leaves it locked"
-    command = ["rlstudio", "run", str(CARTPOLE), *SHORT, "--runs-dir", str(folder), "--name", name]
+    command = ["rlstudio", "run", str(CARTPOLE), *SHORT, *more, "--runs-dir", str(folder), "--name", name]
     child = subprocess.Popen(command, env=child_env(coverage=False), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while child.poll() is None and not list((folder / name).glob("checkpoints/step_*")): time.sleep(0.002)
     return child
@@ -209,7 +209,7 @@ def test_terminated(folder: Path, reference: dict[str, Any]) -> None:
 
 
 def test_one_process_at_a_time(folder: Path) -> None:
-    child = start(folder, "busy")
+    child = start(folder, "busy", "train.total_steps=100000000")   # it shall not end while the second one starts
     second = run("rlstudio", "resume", folder / "busy")
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=60)
