@@ -482,7 +482,7 @@ class Watch(Callback):
 ANSWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {  # name → env kwargs, algo, env steps
     "ppo": ({}, dict(name="ppo", num_steps=64, num_epochs=4, learning_rate=1e-2), 4096),
     "a2c": ({}, dict(name="a2c", num_steps=8, learning_rate=1e-2), 8192),
-    "dqn": ({}, dict(name="dqn", num_steps=64, learning_starts=256, update_ratio=.25, learning_rate=2e-3, gamma=.5, n_step=1), 6144),
+    "dqn": ({}, dict(name="dqn", num_steps=64, learning_starts=256, update_ratio=.25, learning_rate=3e-3, gamma=.5, n_step=1, batch_size=128), 6144),
     "ppo, two walls": (dict(n=4, walls=2), dict(name="ppo", num_steps=64, num_epochs=4, learning_rate=1e-2), 8192),
     "a2c, two walls": (dict(n=4, walls=2), dict(name="a2c", num_steps=8, learning_rate=1e-2), 12288),
 }
@@ -513,8 +513,8 @@ def test_without_its_mask_the_same_world_ends_early() -> None:
 
 def test_a_taxi_takes_legal_actions_and_learns() -> None:
     watch, algo = Watch(), dict(name="ppo", num_steps=128, num_epochs=4, learning_rate=2.5e-3, learning_rate_schedule="constant", gamma=.97, ent_coef=.01)
-    t = Trainer(config_from_dict(dict(env=dict(id="Taxi-v4", num_envs=8), algo=algo, net=dict(hidden=[64], normalize_obs=False), train=dict(total_steps=32768))), [watch]).train()
-    assert watch.actions == 32768 and watch.illegal == 0
+    t = Trainer(config_from_dict(dict(env=dict(id="Taxi-v4", num_envs=8), algo=algo, net=dict(hidden=[64], normalize_obs=False), train=dict(total_steps=49152))), [watch]).train()
+    assert watch.actions == 49152 and watch.illegal == 0
     assert t.metrics["episode/return_mean"] > 0  # random legal actions: about -190 of 8
 
 
