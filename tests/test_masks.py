@@ -32,11 +32,9 @@ from rlstudio.nets.dists import ActionDist, Categorical, MultiCategorical, maske
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.nets.modules import ActorCritic, QModule
 from rlstudio.nets.tape import Tape
-from rlstudio.runs.checkpoint import latest_checkpoint, save_checkpoint
 from rlstudio.runs.pictures import rollout_frames
 from rlstudio.train.evaluate import evaluate
 from rlstudio.train.trainer import Callback, Trainer
-
 
 # Worlds: one corridor that tells its mask in each of the ways, and misbehaves if asked to
 
@@ -408,6 +406,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, 'tests')
 from test_masks import *
+from rlstudio.runs.checkpoint import latest_checkpoint, save_checkpoint
 half, folder, ends = sys.argv[1], Path(sys.argv[2]), {}
 for algo, world in EXACT:
     t, name = Trainer(small(algo, world)), f'{algo} {world}'
