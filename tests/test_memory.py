@@ -86,7 +86,7 @@ def test_the_policy_that_learns_is_the_one_that_acted(algo: str, core: str) -> N
     class Watch(dict(ppo=PPO, a2c=A2C)[algo]):   # type: ignore[misc]
         def losses(self, b: Any) -> Any:
             log_prob, _, value = self.module.evaluate(b, b.action)
-            self.gaps.append(max(float((log_prob - b.log_prob).abs().max()), float((value - b.value).abs().max())))
+            self.gaps.append(max(float((x - y).detach().abs().max()) for x, y in ((log_prob, b.log_prob), (value, b.value))))
             yield from super().losses(b)
     t = Trainer(config(algo, core))
     t.algo.__class__ = Watch
