@@ -1261,6 +1261,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'rlstudio.nets.memory': { 'rlstudio.nets.memory.Core': ('nets.memory.html#core', 'rlstudio/nets/memory.py'),
                                       'rlstudio.nets.memory.Core.__init__': ('nets.memory.html#core.__init__', 'rlstudio/nets/memory.py'),
                                       'rlstudio.nets.memory.Core.forward': ('nets.memory.html#core.forward', 'rlstudio/nets/memory.py'),
+                                      'rlstudio.nets.memory.Core.ordered': ('nets.memory.html#core.ordered', 'rlstudio/nets/memory.py'),
                                       'rlstudio.nets.memory.Core.step': ('nets.memory.html#core.step', 'rlstudio/nets/memory.py'),
                                       'rlstudio.nets.memory.RecurrentActorCritic': ( 'nets.memory.html#recurrentactorcritic',
                                                                                      'rlstudio/nets/memory.py'),

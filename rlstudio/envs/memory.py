@@ -12,7 +12,7 @@ Their Gymnasium ids are `rlstudio/TMaze-v0` and `rlstudio/MaskedCartPole-v0`."""
 # %% auto #0
 __all__ = ['TMaze', 'tmaze_returns', 'MaskedCartPole']
 
-# %% ../../nbs/19_envs.memory.ipynb #96c3ab8f
+# %% ../../nbs/19_envs.memory.ipynb #51fd7c86
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from gymnasium.spaces import Box, Discrete
 
 from .toy import Step, Toy
 
-# %% ../../nbs/19_envs.memory.ipynb #8288722f
+# %% ../../nbs/19_envs.memory.ipynb #a2845f2b
 class TMaze(Toy):
     "A cue, a corridor of `n` steps, a choice: +1 for the way that the cue told, else −1"
     def __init__(
@@ -46,14 +46,14 @@ class TMaze(Toy):
         self.t += 1
         return self.seen(), 0., False, False, {}
 
-# %% ../../nbs/19_envs.memory.ipynb #57541173
+# %% ../../nbs/19_envs.memory.ipynb #2b5aef10
 def tmaze_returns(
     p_right: float = .5,   # probability of going right at the junction, of an agent without a memory
 ) -> tuple[float, float]:  # its expected return, and that of an agent that remembers
     "Exact expected return of `TMaze`: without a memory, and with one"
     return .5 * (p_right - (1 - p_right)) + .5 * ((1 - p_right) - p_right), 1.
 
-# %% ../../nbs/19_envs.memory.ipynb #4e5babad
+# %% ../../nbs/19_envs.memory.ipynb #ac9165eb
 class MaskedCartPole(CartPoleEnv):
     "CartPole that shows the cart's position and the pole's angle, but no velocity"
     def __init__(
@@ -69,5 +69,6 @@ class MaskedCartPole(CartPoleEnv):
         return obs[::2], info
 
     def step(self, action: Any) -> Any:  # 0: left, 1: right
-        obs, *rest = super().step(action)
+        step: Any = super().step    # Gymnasium does not say what it returns
+        obs, *rest = step(action)
         return obs[::2], *rest

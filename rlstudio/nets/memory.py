@@ -14,7 +14,7 @@ arrays' step is torch's to rounding. The first weights come from the generator t
 # %% auto #0
 __all__ = ['CORES', 'sigmoid', 'gru_step', 'lstm_step', 'Core', 'along', 'remembered', 'RecurrentActorCritic']
 
-# %% ../../nbs/29_nets.memory.ipynb #89ea390f
+# %% ../../nbs/29_nets.memory.ipynb #a55dce55
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,14 @@ from torch import nn
 
 from ..core.batch import Batch
 from ..core.options import NetConfig
-from ..core.spec import ArraySpec, Spec
+from ..core.spec import ArraySpec, Spec, policy_spec
 from .dists import Array, DiagGaussian
 from .encoders import make_encoder
 from .layers import MLP, GaussianMLP, orthogonal
 from .modules import PolicyValue, checked_obs, of_legal, sample_or_mode
 from .tape import TapeError, Var
 
-# %% ../../nbs/29_nets.memory.ipynb #d9180c8e
+# %% ../../nbs/29_nets.memory.ipynb #b424d70a
 def sigmoid(
     x: np.ndarray,   # any shape
 ) -> np.ndarray:     # in (0, 1), same shape
@@ -49,7 +49,7 @@ def gru_step(
     n = np.tanh(a[:, 2 * H:] + rz[:, :H] * g[:, 2 * H:])
     return n + rz[:, H:] * (h - n),
 
-# %% ../../nbs/29_nets.memory.ipynb #d3f57fb1
+# %% ../../nbs/29_nets.memory.ipynb #6d51f612
 def lstm_step(
     weights: list[np.ndarray],   # W (4H, n), U (4H, H), b (4H,), d (4H,), as torch keeps them
     x: np.ndarray,               # features, (N, n) float32
@@ -63,7 +63,7 @@ def lstm_step(
     c = f * c + i * np.tanh(a[:, 2 * H:3 * H])
     return o * np.tanh(c), c
 
-# %% ../../nbs/29_nets.memory.ipynb #52b17362
+# %% ../../nbs/29_nets.memory.ipynb #ded747ab
 CORES: dict[str, tuple[Any, tuple[str, ...], Any]] = {   # torch's layer, names of its state, one step on arrays
     'gru': (nn.GRU, ('h',), gru_step), 'lstm': (nn.LSTM, ('h', 'c'), lstm_step)}
 
@@ -85,6 +85,12 @@ class Core(nn.Module):
             for b in (self.rnn.bias_ih_l0, self.rnn.bias_hh_l0): b.zero_()
             self.rnn.bias_ih_l0[size:2 * size] = 1   # the gate that keeps
 
+    def ordered(self,
+        state: Batch,      # by name, in any order, such as a checkpoint's
+    ) -> list[Array]:      # h, and c if any
+        "The state in the order of the layer"
+        return [state.fields[name] for name in self.names]
+
     def step(self,
         x: Array,        # features, (N, n): arrays or tensors
         *state: Array,   # h, and c if any, (N, H)
@@ -103,26 +109,27 @@ class Core(nn.Module):
         first = tuple(s[None] for s in state)
         return self.rnn(x, first if len(first) > 1 else first[0])[0]
 
-# %% ../../nbs/29_nets.memory.ipynb #9c0b8c28
+# %% ../../nbs/29_nets.memory.ipynb #c5a1a9d8
 def along(
     core: Core,              # the layer
     x: torch.Tensor,         # features of each row, (R, n)
     sequences: Batch,        # pad (M, S), rows (R,), state (S, H)
 ) -> torch.Tensor:           # what the heads see of each row, (R, H)
     "Lay rows out as sequences, let the core read them, and take the rows up again"
-    h = core(x[sequences.pad], *sequences.state.fields.values())
+    h = core(x[sequences.pad], *core.ordered(sequences.state))
     return h.flatten(0, 1)[sequences.rows]
 
-# %% ../../nbs/29_nets.memory.ipynb #63b82128
+# %% ../../nbs/29_nets.memory.ipynb #480e041c
 def remembered(
+    core: Core,        # of the agent
     seen: Batch,       # as given to `act`
-) -> list[Array]:      # its memory, (N, H) each
+) -> list[Array]:      # its memory: h, and c if any, (N, H) each
     "Refuse what comes without a state"
-    if 'state' in seen.keys(): return list(seen.state.fields.values())
+    if 'state' in seen.keys(): return core.ordered(seen.state)
     raise ValueError(f'act: given {", ".join(seen.keys())} without a state, expected the memory of each row; '
                      f'fix: Batch(obs=…, state=module.initial_state({len(seen)})) at the start of an episode')
 
-# %% ../../nbs/29_nets.memory.ipynb #381f7d81
+# %% ../../nbs/29_nets.memory.ipynb #d33c85c6
 class RecurrentActorCritic(PolicyValue):
     "An encoder, a recurrent core, and two MLPs on what it remembers: a policy and a value function"
     def __init__(self,
@@ -160,13 +167,14 @@ class RecurrentActorCritic(PolicyValue):
     def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`; with state
             greedy: bool = False) -> Batch:   # action (N, …), log_prob and value (N,), state
         obs = checked_obs(self.observation_spec, seen)
-        params, value, *after = self.ask(self.step, obs, *remembered(seen))
+        params, value, *after = self.ask(self.step, obs, *remembered(self.core, seen))
         action, log_prob = sample_or_mode(self.dist, of_legal(params, seen), noise, greedy)
-        if self.dist.event_shape != self.action_spec.shape: action = action.reshape(-1, *self.action_spec.shape)
+        shape = policy_spec(self.action_spec).shape
+        if self.dist.event_shape != shape: action = action.reshape(-1, *shape)
         return Batch(action=action, log_prob=log_prob, value=value, state=Batch(**dict(zip(self.core.names, after))))
 
     def value(self, seen: Batch) -> np.ndarray:   # obs and state (N, …) → (N,)
-        return self.ask(self.step, seen.obs, *remembered(seen))[1]
+        return self.ask(self.step, seen.obs, *remembered(self.core, seen))[1]
 
     def evaluate(self, seen: Batch, action: Array) -> tuple[Array, Array, Array]:   # rows (R, …), with `sequences`
         "As in `PolicyValue`; each row with all that led to it"
