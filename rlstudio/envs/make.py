@@ -133,7 +133,8 @@ def distribution_of(
     module: str,  # its first part: 'ale_py'
 ) -> str:         # such as 'ale-py'; the module itself where no distribution has it
     "Which installed distribution a module belongs to"
-    return same_name(packages_distributions().get(module, [module])[0])
+    dists = packages_distributions().get(module)
+    return same_name(dists[0]) if dists else module
 
 def env_origin(
     env_id: str,  # one of `env_ids`
