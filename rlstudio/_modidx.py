@@ -1501,6 +1501,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rlstudio.studio.cli.exit_code': ('studio.cli.html#exit_code', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.explained': ('studio.cli.html#explained', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.importing': ('studio.cli.html#importing', 'rlstudio/studio/cli.py'),
+                                     'rlstudio.studio.cli.is_native': ('studio.cli.html#is_native', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.let_in': ('studio.cli.html#let_in', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.list_': ('studio.cli.html#list_', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.live': ('studio.cli.html#live', 'rlstudio/studio/cli.py'),

@@ -2,15 +2,16 @@
 import json
 import re
 import subprocess
+import sys
 import time
-import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from support import ROOT, child_env, run, said
+from support import child_env, run, said
 
 from rlstudio.core.options import EnvConfig, config_from_dict
 from rlstudio.core.registry import ModuleError, import_own
@@ -165,16 +166,18 @@ def test_settings_import_as_well(folder: Path, reference: dict[str, Any]) -> Non
     (below := folder / "below").mkdir()
     try:
         done = json.loads(sh(below, "run", "../config.yaml", "--name", "settings", "--json").stdout)
-        again = json.loads(sh(below, "evaluate", "../runs/settings", "--json").stdout)
+        again = json.loads(sh(below, "evaluate", done["run"], "--json").stdout)
     finally: (folder / "settings.ini").unlink()
     assert done["weights_sha256"] == again["weights_sha256"] == reference["weights_sha256"]
 
 
-@pytest.mark.parametrize("what, row", [("envs", r"Walk-v0 +my_env"), ("envs", r"Plain-v0 +my_env|Plain-v0 +yes +my_env"), ("envs", "CartPole-v1 +yes +gymnasium"),
-                                       ("envs", "ALE/Pong-v5 +ale-py"), ("envs", "rlstudio/Chain-v0 +rlstudio"), ("algos", "mine +my_env"),
-                                       ("nets", "seen +my_env"), ("wrappers", "Double +my_env +Pays twice"), ("wrappers", "FrameStackObservation +gymnasium")])
-def test_listed_with_their_origin(folder: Path, what: str, row: str) -> None:
-    assert re.search(f"^(?:{row})", sh(folder, "list", what, "--import", "my_env").stdout, re.M)
+@pytest.mark.parametrize("what, rows", [
+    ("envs", ["Walk-v0 +my_env", "Plain-v0 +my_env", "CartPole-v1 +yes +gymnasium", "ALE/Pong-v5 +ale-py", "rlstudio/Chain-v0 +rlstudio"]),
+    ("algos", ["mine +my_env", "ppo +rlstudio"]), ("nets", ["seen +my_env", "nature +rlstudio"]),
+    ("wrappers", ["Double +my_env +Pays twice", "FrameStackObservation +gymnasium"])])
+def test_listed_with_their_origin(folder: Path, what: str, rows: list[str]) -> None:
+    listed = sh(folder, "list", what, "--import", "my_env").stdout
+    for row in rows: assert re.search(f"^(?:{row})", listed, re.M), (row, listed)
 
 
 def test_plain_classes_and_factories(folder: Path) -> None:
@@ -231,7 +234,7 @@ def test_foreign_folders_import_nothing(folder: Path, reference: dict[str, Any],
 
 def ppo(**env: Any) -> dict[str, Any]:
     "A short training"
-    return {"env": {"id": "CartPole-v1", "num_envs": 3} | env, "algo": {"name": "ppo", "num_steps": 50}, "train": {"total_steps": 1500}}
+    return {"env": {"id": "CartPole-v1", "num_envs": 4} | env, "algo": {"name": "ppo", "num_steps": 40}, "train": {"total_steps": 1600}}
 
 
 @pytest.mark.parametrize("wrappers", [["TimeAwareObservation"], [{"name": "FrameStackObservation", "stack_size": 4}], ["TimeAwareObservation",
@@ -242,7 +245,7 @@ def test_halves_make_a_whole(wrappers: list[Any]) -> None:
     config = config_from_dict(ppo(wrappers=wrappers))
     whole, first, second = (Trainer(config) for _ in range(3))
     assert whole.env.level == "exact" and whole.env.backend == "inprocess"
-    first.train(750)
+    first.train(800)
     second.load_state_dict(first.state_dict())
     assert (second.stepper.seen.obs == first.stepper.seen.obs).all()
     hashes = [weights_sha256(t.train().algo.module) for t in (whole, second)]
@@ -283,7 +286,7 @@ def test_options_at_every_reset(backend: Any) -> None:
 def test_judged_in_another_world(tmp_path: Path) -> None:
     config = ppo(kwargs={"sutton_barto_reward": False}, eval_kwargs={"sutton_barto_reward": True}) | {"eval": {"episodes": 5}}
     done = Run.from_config(config_from_dict(config), runs_dir=tmp_path)
-    assert done.train()["eval_return_mean"] == -1 and done.history[-1]["episode/return_mean"] > 5
+    assert -1 <= done.train()["eval_return_mean"] <= 0 and done.history[-1]["episode/return_mean"] > 5
     with pytest.raises(ValueError, match=r"env.eval_kwargs: .*sutton"):
         Run.from_config(config_from_dict(ppo(eval_kwargs={"sutton": True})), runs_dir=tmp_path)
 
@@ -302,17 +305,17 @@ def test_endless_world(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["reset", "step", "close"])
-def test_no_screen_no_video(folder: Path, where: str) -> None:
-    done = sh(folder, "run", "config.yaml", f"env.kwargs.ill={where}", "train.total_steps=256", "--import", "my_env", "--json")
-    facts = json.loads(done.stdout)
-    assert facts["status"] == "completed" and "warning: no video: " in done.stderr and "no screen" in done.stderr, said(done)
-    again = json.loads(sh(folder, "resume", facts["run"], "--import", "my_env", "--json").stdout)
-    assert again["weights_sha256"] == facts["weights_sha256"]
+def test_no_screen_no_video(folder: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    import_own("my_env")
+    done = Run.from_config(folder / "config.yaml", {"env.kwargs": {"ill": where}, "total_steps": 256}, runs_dir=tmp_path)
+    with pytest.warns(UserWarning, match="no video: .*no screen"): summary = done.train()
+    assert summary["status"] == "completed" and summary["eval_episodes"] == 10 and Run.open(done.folder).train() == summary
 
 
 @pytest.mark.parametrize("wrapper, key, why", [
     ("NormalizeObservation", "0", "write net.normalize_obs: true"), ("NormalizeReward", "0", "write net.normalize_reward: true"),
-    ("{name: FrameStackObservation, stak: 4}", "0.stak", "did you mean 'stack_size'?"), ("{name: FrameStackObservation, stack_size: no}", "0.stack_size", "stack_size"),
+    ("{name: FrameStackObservation, stack_siz: 4}", "0.stack_siz", "did you mean 'stack_size'?"), ("{name: FrameStackObservation, stack_size: no}", "0.stack_size", "stack_size"),
     ("{name: RescaleAction, min_action: -1.0, max_action: 1.0}", "0", "cannot be put around"), ("RecordVideo", "0", "videos/rollout.webp"),
     ("3", "0", "given 3, expected text or a mapping"), ("{stack_size: 4}", "0", "expected a name")])
 def test_bad_wrappers(tmp_path: Path, wrapper: str, key: str, why: str) -> None:
@@ -330,10 +333,12 @@ def test_statistics_inside_are_refused() -> None:
 
 def test_an_import_is_enough_in_python(folder: Path, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, "my_env", raising=False)
     with pytest.raises(RunError, match="--import my_env"): Run.open("runs/whole")
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    import my_env  # type: ignore[import-not-found]
-    assert my_env.Walk
+    import_module("my_env")
     assert Run.open("runs/whole").evaluate().mean == reference["eval_return_mean"]
     with pytest.raises(ModuleError): import_own("no_such_module")
 
@@ -346,5 +351,5 @@ def test_overrides_in_every_form(tmp_path: Path, changes: Any) -> None:
 
 
 def test_old_atari_names() -> None:
-    with pytest.raises(EnvError, match="did you mean 'ALE/Pong-v5'"), warnings.catch_warnings(): make_vector(EnvConfig(id="PongNoFrameskip-v4"))
-    assert ROOT.is_dir()
+    for _ in range(2):  # the second time, the package that has them was imported
+        with pytest.raises(EnvError, match="did you mean 'ALE/Pong-v5'"): make_vector(EnvConfig(id="PongNoFrameskip-v4"))

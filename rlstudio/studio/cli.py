@@ -18,7 +18,7 @@ on standard output and everything else on standard error; `--help` imports neith
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
            'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'evaluate_run', 'run_row', 'show_run', 'card', 'about',
-           'algo_rows', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage', 'list_', 'table', 'main']
+           'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage', 'list_', 'table', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -303,6 +303,16 @@ def algo_rows() -> list[dict[str, Any]]:  # name, source, actions, about
     return [_row(name, source) for name, source in algos.describe().items()]
 
 
+def is_native(
+    env_id: str,  # any
+) -> bool:        # does RLStudio, or a plugin that is allowed, step its copies as arrays?
+    "Is there a batched version of this environment?"
+    from rlstudio.core.registry import PluginError, envs
+    from rlstudio.envs.make import is_plain
+    try: return env_id in envs and not is_plain(envs.get(env_id))
+    except PluginError: return False
+
+
 def wrapper_rows() -> list[dict[str, Any]]:  # name, source, about
     "What can stand in `env.wrappers`"
     from rlstudio.core.registry import PluginError, wrappers
@@ -339,7 +349,7 @@ def rows_of(
         return [dict(name=n, about=about(f)) for n, f in packaged_configs().items()]
     if listing is Listing.envs:
         from rlstudio.envs.make import env_ids, env_origin
-        return [dict(id=i, native=i in registry.envs, source=env_origin(i)) for i in env_ids()]
+        return [dict(id=i, native=is_native(i), source=env_origin(i)) for i in env_ids()]
     folders = sorted((runs_dir or Path(settings.runs_dir)).glob('*/config.yaml'))
     return [row_or_damage(f.parent) for f in folders]
 
