@@ -154,7 +154,7 @@ def modern_atari(
     old = re.fullmatch(r'([A-Z]\w+?)(-ram)?(NoFrameskip|Deterministic)?-v[045]', env_id)
     now = f'ALE/{old[1]}-v5' if old else ''
     if old is None or not (now in gym.registry or old[3]): return ''
-    args = {'obs_type': 'ram'} if old[2] else {}
+    args: dict[str, Any] = {'obs_type': 'ram'} if old[2] else {}
     if old[3] == 'NoFrameskip': args |= {'frameskip': 1, 'repeat_action_probability': 0.0}
     same = ' with ' + ' '.join(f'env.kwargs.{k}={v}' for k, v in args.items()) if args else ''
     return f"; did you mean 'ALE/{old[1]}-v5'{same}?"
@@ -307,7 +307,7 @@ def check_statistics(
         at = at.env
 
 # %% ../../nbs/11_envs.make.ipynb #4e744192
-class ResetOptions(gym.Wrapper):  # type: ignore[type-arg]
+class ResetOptions(gym.Wrapper):
     "Gives the same options to every reset"
     def __init__(self,
         env: gym.Env,             # any

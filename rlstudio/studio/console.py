@@ -431,8 +431,8 @@ def next_commands(
     "What one would type next"
     run, word = summary['run'], outcome(summary)
     own = own_imports(summary)
-    show, again = command('show', run), ('run', Path(run, 'config.yaml'), *own)
+    show, again = command('show', run), [str(Path(run, 'config.yaml')), *own]
     if word == 'interrupted': return labelled('next', [command('resume', run, *own), show])
     longer = f'train.total_steps={2 * summary["total_steps"]}'
-    more = command(*again, longer if word == 'not solved' else f'--seed={summary["seed"] + 1}')
+    more = command('run', *again, longer if word == 'not solved' else f'--seed={summary["seed"] + 1}')
     return labelled('next', [show, command('evaluate', run, *own, '--episodes=100'), more])
