@@ -314,6 +314,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rlstudio.core.registry.installed_claims': ( 'core.registry.html#installed_claims',
                                                                                      'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.load': ('core.registry.html#load', 'rlstudio/core/registry.py'),
+                                        'rlstudio.core.registry.or_yours': ('core.registry.html#or_yours', 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.owner': ('core.registry.html#owner', 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.same_name': ('core.registry.html#same_name', 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.suggest': ('core.registry.html#suggest', 'rlstudio/core/registry.py')},

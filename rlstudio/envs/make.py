@@ -32,7 +32,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from ..core.options import EnvConfig
-from ..core.registry import YOURS, PluginError, envs, same_name, suggest, wrappers
+from ..core.registry import PluginError, envs, or_yours, same_name, suggest, wrappers
 from .toy import register_toys
 
 # %% ../../nbs/11_envs.make.ipynb #7a1e5dfc
@@ -175,7 +175,7 @@ def env_spec(
     known = env_ids(missing=True)
     near = modern_atari(env_id) or suggest(env_id, known)
     if 'did you mean' not in near: near = '; see rlstudio list envs'
-    raise EnvError(f'unknown environment {env_id!r}{near}{YOURS}')
+    raise EnvError(or_yours(f'unknown environment {env_id!r}{near}'))
 
 # %% ../../nbs/11_envs.make.ipynb #2920dba6
 def env_class(
@@ -258,7 +258,7 @@ def find_wrapper(
         raise EnvKeyError(key, f'wrapper {name!r} is taken (gymnasium); register yours under another name')
     if name in GYM_WRAPPERS: return getattr(gym.wrappers, name)  # type: ignore[no-any-return]
     if name in wrappers: return wrappers.get(name)  # type: ignore[no-any-return]
-    raise EnvKeyError(key, f'unknown wrapper {name!r}{suggest(name, [*GYM_WRAPPERS, *wrappers.names()])}{YOURS}')
+    raise EnvKeyError(key, or_yours(f'unknown wrapper {name!r}{suggest(name, [*GYM_WRAPPERS, *wrappers.names()])}'))
 
 def check_arguments(
     make: Callable[..., Any],  # a wrapper
