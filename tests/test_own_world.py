@@ -353,3 +353,31 @@ def test_overrides_in_every_form(tmp_path: Path, changes: Any) -> None:
 def test_old_atari_names() -> None:
     for _ in range(2):  # the second time, the package that has them was imported
         with pytest.raises(EnvError, match="did you mean 'ALE/Pong-v5'"): make_vector(EnvConfig(id="PongNoFrameskip-v4"))
+
+
+# Plugins
+
+def install(site: Path, dist: str, module: str, code: str, entry_points: str) -> None:
+    "What pip leaves of a distribution"
+    (info := site / f"{dist}-1.0.dist-info").mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    (site / f"{module}.py").write_text(code)
+
+
+def test_plugins_bring_plain_worlds(folder: Path, tmp_path: Path) -> None:
+    "A class, a factory and a wrapper as entry points: listed, refused, and used once they are allowed"
+    points = "[rlstudio.envs]\nShop-v0 = shop:Walk\nFactory-v0 = shop:made\nLunarLander-v3 = shop:Walk\n[rlstudio.wrappers]\nTwice = shop:Double\n"
+    install(tmp_path, "shop_rl", "shop", re.sub(r"(?m)^(gym.register|@).*\n", "", MY_ENV), points)
+    def shop(*args: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(["rlstudio", *map(str, args)], cwd=tmp_path, env=child_env(PYTHONPATH=str(tmp_path)), text=True, capture_output=True)
+        assert done.returncode == code and "Traceback" not in done.stdout + done.stderr, said(done)
+        return done
+    short = "ppo/cartpole", "train.total_steps=1024", "env.wrappers=[Twice]", "env.max_episode_steps=30", "eval.episodes=2", "--json"
+    refused = shop("run", *short, "env.id=Shop-v0", code=2)
+    assert "env.id: environment 'Shop-v0' comes with the plugin shop-rl, which is not allowed" in refused.stderr and "cannot be built" not in refused.stderr
+    refused = shop("run", *short, "env.id=LunarLander-v3", code=2)
+    assert "wrapper 'Twice' comes with the plugin shop-rl, which is not allowed" in refused.stderr
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nplugins = shop-rl\n")
+    assert re.search(r"^Shop-v0 +shop-rl$", shop("list", "envs").stdout, re.M)
+    for name in ("Shop-v0", "Factory-v0"): assert json.loads(shop("run", *short, f"env.id={name}").stdout)["status"] == "completed"

@@ -257,7 +257,9 @@ def find_wrapper(
     if name in GYM_WRAPPERS and name in wrappers:
         raise EnvKeyError(key, f'wrapper {name!r} is taken (gymnasium); register yours under another name')
     if name in GYM_WRAPPERS: return getattr(gym.wrappers, name)  # type: ignore[no-any-return]
-    if name in wrappers: return wrappers.get(name)  # type: ignore[no-any-return]
+    try:
+        if name in wrappers: return wrappers.get(name)  # type: ignore[no-any-return]
+    except PluginError as e: raise EnvKeyError(key, str(e)) from e
     raise EnvKeyError(key, or_yours(f'unknown wrapper {name!r}{suggest(name, [*GYM_WRAPPERS, *wrappers.names()])}'))
 
 def check_arguments(
