@@ -1418,6 +1418,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rlstudio.runs.folder.code_hash': ('runs.folder.html#code_hash', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.level_of': ('runs.folder.html#level_of', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.locked': ('runs.folder.html#locked', 'rlstudio/runs/folder.py'),
+                                      'rlstudio.runs.folder.module_hash': ('runs.folder.html#module_hash', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.new_folder': ('runs.folder.html#new_folder', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.now': ('runs.folder.html#now', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.user': ('runs.folder.html#user', 'rlstudio/runs/folder.py'),

@@ -190,6 +190,18 @@ def test_plain_classes_and_factories(folder: Path) -> None:
         assert Path(folder, done["run"], "videos/rollout.webp").is_file()
 
 
+def test_changed_code_lowers_the_level(folder: Path, tmp_path: Path) -> None:
+    "The module is part of what a result depends on"
+    for name in ("my_env.py", "config.yaml"): (tmp_path / name).write_text((folder / name).read_text())
+    stop = "import os\nfrom rlstudio.runs.run import Run\nfrom rlstudio.core.registry import import_own\nimport_own('my_env')\n" + (
+        "run = Run.from_config('config.yaml', name='a')\nclass Stop:\n    name = ''\n    def __getattr__(self, event):\n"
+        "        return lambda trainer: trainer.stop('enough') if event == 'on_iteration_end' else None\nprint(run.train([Stop()])['level'])")
+    assert run(sys.executable, "-c", stop, cwd=tmp_path).stdout == "L3\n"
+    with open(tmp_path / "my_env.py", "a") as f: f.write("\n# better now\n")
+    done = sh(tmp_path, "resume", "runs/a", "--import", "my_env", "--json")
+    assert json.loads(done.stdout)["level"] == "L1" and re.search("warning: resumed under other versions .module my_env: [0-9a-f]{12}, now", done.stderr), said(done)
+
+
 # What can be wrong with a module
 
 @pytest.mark.parametrize("name, code, why", [
