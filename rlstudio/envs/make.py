@@ -32,7 +32,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from ..core.options import EnvConfig
-from ..core.registry import YOURS, PluginError, envs, same_name, suggest, wrappers
+from ..core.registry import PluginError, envs, or_yours, same_name, suggest, wrappers
 from .toy import register_toys
 
 # %% ../../nbs/11_envs.make.ipynb #7a1e5dfc
@@ -133,7 +133,8 @@ def distribution_of(
     module: str,  # its first part: 'ale_py'
 ) -> str:         # such as 'ale-py'; the module itself where no distribution has it
     "Which installed distribution a module belongs to"
-    return same_name(packages_distributions().get(module, [module])[0])
+    dists = packages_distributions().get(module)
+    return same_name(dists[0]) if dists else module
 
 def env_origin(
     env_id: str,  # one of `env_ids`
@@ -153,7 +154,7 @@ def modern_atari(
     old = re.fullmatch(r'([A-Z]\w+?)(-ram)?(NoFrameskip|Deterministic)?-v[045]', env_id)
     now = f'ALE/{old[1]}-v5' if old else ''
     if old is None or not (now in gym.registry or old[3]): return ''
-    args = {'obs_type': 'ram'} if old[2] else {}
+    args: dict[str, Any] = {'obs_type': 'ram'} if old[2] else {}
     if old[3] == 'NoFrameskip': args |= {'frameskip': 1, 'repeat_action_probability': 0.0}
     same = ' with ' + ' '.join(f'env.kwargs.{k}={v}' for k, v in args.items()) if args else ''
     return f"; did you mean 'ALE/{old[1]}-v5'{same}?"
@@ -174,7 +175,7 @@ def env_spec(
     known = env_ids(missing=True)
     near = modern_atari(env_id) or suggest(env_id, known)
     if 'did you mean' not in near: near = '; see rlstudio list envs'
-    raise EnvError(f'unknown environment {env_id!r}{near}{YOURS}')
+    raise EnvError(or_yours(f'unknown environment {env_id!r}{near}'))
 
 # %% ../../nbs/11_envs.make.ipynb #2920dba6
 def env_class(
@@ -256,8 +257,10 @@ def find_wrapper(
     if name in GYM_WRAPPERS and name in wrappers:
         raise EnvKeyError(key, f'wrapper {name!r} is taken (gymnasium); register yours under another name')
     if name in GYM_WRAPPERS: return getattr(gym.wrappers, name)  # type: ignore[no-any-return]
-    if name in wrappers: return wrappers.get(name)  # type: ignore[no-any-return]
-    raise EnvKeyError(key, f'unknown wrapper {name!r}{suggest(name, [*GYM_WRAPPERS, *wrappers.names()])}{YOURS}')
+    try:
+        if name in wrappers: return wrappers.get(name)  # type: ignore[no-any-return]
+    except PluginError as e: raise EnvKeyError(key, str(e)) from e
+    raise EnvKeyError(key, or_yours(f'unknown wrapper {name!r}{suggest(name, [*GYM_WRAPPERS, *wrappers.names()])}'))
 
 def check_arguments(
     make: Callable[..., Any],  # a wrapper
@@ -306,7 +309,7 @@ def check_statistics(
         at = at.env
 
 # %% ../../nbs/11_envs.make.ipynb #4e744192
-class ResetOptions(gym.Wrapper):  # type: ignore[type-arg]
+class ResetOptions(gym.Wrapper):
     "Gives the same options to every reset"
     def __init__(self,
         env: gym.Env,             # any

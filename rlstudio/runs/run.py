@@ -30,7 +30,7 @@ import torch
 from ..core.arithmetic import arithmetic_threads, identity
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, diff, to_dict)
-from ..core.registry import PluginError, imported, sinks
+from ..core.registry import PluginError, import_own, imported, sinks
 from ..core.spec import SpecError
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
@@ -159,7 +159,9 @@ def check_imports(
 ) -> None:
     "Refuse to go on without the modules that a run was made with, and say how to give them"
     needed = noted_imports(RunFolder(folder).manifest)
-    if all(name in sys.modules for name in needed): return
+    if all(name in sys.modules for name in needed):
+        import_own(*needed, folders=())  # nothing runs: they are here, and are noted
+        return
     again = shlex.join(['rlstudio', verb, str(folder), *import_flags(needed)])
     lacking = [name for name in needed if name not in sys.modules]
     raise RunError(f'{folder}: this run was made with {" and ".join(lacking)}, which is not imported; that is code: if you trust it, '
