@@ -12,7 +12,7 @@ as it is known. It goes with any sampler and any `n_step`."""
 
 # %% auto #0
 __all__ = ['RUNNING', 'DOUBTS', 'Episodes', 'reached_ahead', 'hindsight_return', 'led_to', 'swap_goals', 'check_promises',
-           'check_goal', 'check_places_of_goals', 'Hindsight']
+           'check_goal', 'width_of_goal', 'check_places_of_goals', 'Hindsight']
 
 # %% ../../nbs/35_data.hindsight.ipynb #1162b58b
 from typing import Any
@@ -158,23 +158,27 @@ def check_goal(
     if not 0 <= ratio <= 1: raise ReplayError(need(f'{ratio=}', 'a share from 0 to 1', '0.8'))
     return goal
 
+def width_of_goal(
+    spec: Spec,  # of an observation
+    where: Any,  # as in a `Goal`
+) -> int:        # numbers; 0: it is not there
+    "How large a goal is"
+    if isinstance(spec, ArraySpec): return len(range(spec.shape[0])[where]) if isinstance(where, slice) else 0
+    return spec.children[where].flat_dim if isinstance(where, str) and where in spec.children else 0
+
 def check_places_of_goals(
     goal: Goal,   # of a vector env
     spec: Spec,   # of an observation
 ) -> None:
     "Refuse observations in which these goals are not"
     need = 'hindsight: given {}, expected {}; fix: {}'.format
-    if isinstance(spec, TreeSpec):
-        sizes = [spec.children[x].flat_dim if x in spec.children else 0 for x in (goal.achieved, goal.desired)]
-        if sizes[0] == sizes[1] > 0: return
-        raise ReplayError(need(f'{goal.achieved} and {goal.desired} among the parts {list(spec.children)}',
-                               'two goals of the same size', "this very env's goal"))
-    if len(shape := spec.shape) != 1:
-        raise ReplayError(need(f'observations of shape {shape}', 'flat ones, with both goals '
+    if isinstance(spec, ArraySpec) and len(spec.shape) != 1:
+        raise ReplayError(need(f'observations of shape {spec.shape}', 'flat ones, or a Dict, with both goals '
                                'in them', "the vector env's own observations"))
-    a, d = (range(shape[0])[x] for x in (goal.achieved, goal.desired))
-    if len(a) == len(d) > 0: return
-    raise ReplayError(need(f'{goal.achieved} and {goal.desired} of {shape[0]} numbers',
+    a, d = (width_of_goal(spec, x) for x in (goal.achieved, goal.desired))
+    if a == d > 0: return
+    there = f'{spec.shape[0]} numbers' if isinstance(spec, ArraySpec) else f'the parts {list(spec.children)}'
+    raise ReplayError(need(f'{goal.achieved} and {goal.desired} of {there}',
                            'two goals of the same size', "this very env's goal"))
 
 # %% ../../nbs/35_data.hindsight.ipynb #23e79543

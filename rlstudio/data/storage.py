@@ -116,7 +116,7 @@ def pack(
     obs: Any,      # an array (*lead, *shape), or a batch of them
 ) -> np.ndarray:   # as `packed_spec` says
     "Lay out observations as they are stored"
-    if isinstance(spec, ArraySpec): return obs    # type: ignore[no-any-return]
+    if isinstance(spec, ArraySpec): return obs
     arrays, dtype = leaf_arrays(obs), packed_dtype(spec)
     lead = arrays[0].shape[:arrays[0].ndim - len(leaves(spec)[0].shape)]
     out = np.empty((*lead, 1), dtype)
@@ -130,7 +130,7 @@ def unpack(
     "The inverse of `pack`"
     if isinstance(spec, ArraySpec): return rows
     parts = rows.view(packed_dtype(spec))[..., 0]
-    return nested(spec, (parts[name].copy() for name in parts.dtype.names))
+    return nested(spec, (parts[str(i)].copy() for i in range(len(leaves(spec)))))
 
 # %% ../../nbs/32_data.storage.ipynb #a2b3123b
 def memory_limit() -> int:  # bytes

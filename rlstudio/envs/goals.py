@@ -44,11 +44,12 @@ def rows_of(
 ) -> np.ndarray:    # (B, g)
     "All numbers of a goal side by side"
     if isinstance(x, Batch): return np.concatenate([rows_of(part) for part in x.fields.values()], 1)
-    return x.reshape(len(x), math.prod(x.shape[1:]))
+    flat: np.ndarray = x.reshape(len(x), math.prod(x.shape[1:]))
+    return flat
 
 def get_goal(
     obs: Any,            # observations: flat rows (B, n), or a batch of arrays (B, …)
-    where: slice | str,  # of the goal in them
+    where: Any,          # of the goal in them: a slice, or the name of a part
     at: Any = slice(None),  # which rows: a slice, a mask or (K,) int
 ) -> np.ndarray:         # (K, g)
     "Read a goal"
@@ -56,7 +57,7 @@ def get_goal(
 
 def set_goal(
     obs: Any,            # as in `get_goal`; changed in place
-    where: slice | str,  # of the goal in them
+    where: Any,          # as in `get_goal`
     at: Any,             # which rows: a slice or (K,) int
     goal: np.ndarray,    # (K, g)
 ) -> None:
