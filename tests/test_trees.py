@@ -146,8 +146,8 @@ def test_all_backends_see_the_same(parts: str) -> None:
 
 def test_names_that_a_batch_cannot_have() -> None:
     env = InProcess(world("strange"))
-    assert list(env.observation_spec.children) == ["a.b", "map_", "grün 1"] and list(env.obs.fields["map_"].keys()) == ["keys_", ""]
-    assert [s.name for s in leaves(env.observation_spec)] == ["obs.a.b", "obs.map.keys", "obs.map.", "obs.grün 1"]
+    assert list(env.observation_spec.children) == ["a.b", "grün 1", "map_"] and list(env.obs.fields["map_"].keys()) == ["", "keys_"]
+    assert [s.name for s in leaves(env.observation_spec)] == ["obs.a.b", "obs.grün 1", "obs.map.", "obs.map.keys"]
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -169,9 +169,9 @@ def test_a_number_that_is_not_finite_names_the_part() -> None:
 
 ALGOS: dict[str, dict[str, Any]] = {
     "ppo": dict(num_steps=40, num_epochs=2, num_minibatches=2), "a2c": dict(num_steps=8),
-    "dqn": dict(batch_size=16, learning_starts=40, num_steps=16, buffer_size=200, prioritized=True),
-    "sac": dict(batch_size=16, learning_starts=40, num_steps=16, buffer_size=200),
-    "td3": dict(batch_size=16, learning_starts=40, num_steps=16, buffer_size=200),
+    "dqn": dict(batch_size=16, learning_starts=40, num_steps=16, buffer_size=150, update_ratio=.25, prioritized=True),
+    "sac": dict(batch_size=16, learning_starts=40, num_steps=16, buffer_size=150, update_ratio=.25),
+    "td3": dict(batch_size=16, learning_starts=40, num_steps=16, buffer_size=150, update_ratio=.25),
 }
 
 
@@ -213,10 +213,10 @@ def test_tape_and_autograd_agree(algo: str) -> None:
 
 
 SOLVE: dict[str, dict[str, Any]] = {
-    "ppo": dict(learning_rate=3e-3, num_steps=64, num_epochs=6), "dqn": dict(learning_rate=3e-3, update_ratio=.5, gamma=.1, n_step=1, buffer_size=2000, batch_size=32, prioritized=False)}
+    "ppo": dict(learning_rate=2e-3, num_steps=64, num_epochs=6, gamma=.1), "dqn": dict(learning_rate=2e-3, update_ratio=.25, gamma=.1, n_step=1, buffer_size=2000, batch_size=32, prioritized=False)}
 
 
-@pytest.mark.parametrize("algo, parts, steps", [(a, p, n) for a in SOLVE for p, n in (("dict", 3000), ("tuple", 3000), ("picture", 5000))])
+@pytest.mark.parametrize("algo, parts, steps", [(a, p, n) for a in SOLVE for p, n in (("dict", 3000), ("tuple", 3000), ("picture", 4000))])
 def test_the_answer_is_in_one_part_alone(algo: str, parts: str, steps: int) -> None:
     "1 for each right answer; who reads only the first part gets half of that, or of four answers a quarter or a half"
     trainer = Trainer(tree(algo, parts, steps=steps, seed=2, **SOLVE[algo])).train()
@@ -339,16 +339,17 @@ def test_goals_that_are_trees_are_learned() -> None:
 @pytest.mark.parametrize("algo, how", [("ppo", {}), ("a2c", {}), ("dqn", {}), ("dqn", dict(n_step=3, buffer_storage="disk", prioritized=False)), ("sac", {}), ("td3", dict(exploration="ou"))])
 def test_two_halves_are_a_whole(tmp_path: Path, algo: str, how: dict[str, Any]) -> None:
     "Two vectors, a choice and a picture, through a checkpoint on the disk"
-    config = tree(algo, "senses", **how)
+    config = tree(algo, "senses", steps=240, **how)
     whole, first, second = Trainer(config), Trainer(config), Trainer(config)
-    save_checkpoint(tmp_path, 1, first.train(200).state_dict(), {})
+    save_checkpoint(tmp_path, 1, first.train(120).state_dict(), {})
     second.load_state_dict(latest_checkpoint(tmp_path)[0].state)
-    assert second.env.level == "exact" and same(Batch(x=second.env.obs), Batch(x=first.env.obs)) and 0 < second.env_steps < 480
+    assert second.env.level == "exact" and same(Batch(x=second.env.obs), Batch(x=first.env.obs)) and 0 < second.env_steps < 240
     assert weights_sha256(second.train().algo.module) == weights_sha256(whole.train().algo.module)
 
 
 def test_a_run_from_config_to_film(tmp_path: Path) -> None:
-    run = Run.from_config(tree("ppo", "senses", steps=240), runs_dir=tmp_path, name="trees").train()
+    run = Run.from_config(tree("ppo", "senses", steps=240), runs_dir=tmp_path, name="trees")
+    run.train()
     assert run.status == "completed" and (run.folder / "videos" / "rollout.webp").exists()
     assert list(run.manifest["env"]["observation"]["children"]) == ["arm", "camera", "grip"]
     again = Run.open(run.folder)
