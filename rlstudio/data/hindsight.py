@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from ..core.batch import Batch
-from ..core.spec import ArraySpec, Spec, TreeSpec
+from ..core.spec import ArraySpec, Spec
 from .replay import Relabeller, discount_table, n_step_return, put_finals
 from .rollout import put
-from .storage import ReplayError, ReplayMemory, unpack
+from .storage import ReplayError, ReplayMemory, unpack_obs
 from ..envs.goals import Goal, get_goal, set_goal
 
 # %% ../../nbs/35_data.hindsight.ipynb #72fe2121
@@ -88,7 +88,7 @@ def reached_ahead(
     if n == 1: return last[None]
     k = np.arange(1, n)[:, None]
     rows = memory.arrays.row.take((index + memory.ring.num_envs * k).ravel(), mode='wrap')['obs']
-    there = get_goal(unpack(memory.observation_spec, rows), achieved).reshape(n - 1, *last.shape)
+    there = get_goal(unpack_obs(memory.observation_spec, rows), achieved).reshape(n - 1, *last.shape)
     return np.concatenate([np.where((k < steps)[..., None], there, last), last[None]])
 
 # %% ../../nbs/35_data.hindsight.ipynb #f621280b
@@ -117,7 +117,7 @@ def led_to(
     x = memory.arrays
     seen = x.row.take(index + memory.ring.num_envs, mode='wrap')['obs'].copy()
     put_finals(memory, seen, index, x.flags(index))
-    return unpack(memory.observation_spec, seen)
+    return unpack_obs(memory.observation_spec, seen)
 
 def swap_goals(
     batch: Batch,        # of rows with a goal in `obs` and `next_obs`
