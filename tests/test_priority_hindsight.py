@@ -20,7 +20,7 @@ from rlstudio.core.spec import ArraySpec, spec_from_space
 from rlstudio.data.hindsight import Hindsight
 from rlstudio.data.priority import Prioritized, SumTree
 from rlstudio.data.replay import ReplayBuffer, Uniform
-from rlstudio.data.rollout import Stepper
+from rlstudio.data.rollout import Stepper, copied, put
 from rlstudio.data.storage import ReplayError
 from rlstudio.envs.backends import make_vector
 from rlstudio.envs.goals import Goal
@@ -500,14 +500,16 @@ def test_hindsight_needs_flat_observations() -> None:
 # BitFlip and what a vector env says about its goals
 
 def walk(env: VectorEnv, steps: int, seed: int = 0) -> Batch:
-    rng, obs, log = np.random.default_rng(seed), env.reset(range(env.num_envs)).obs.copy(), []
+    rng, obs, log = np.random.default_rng(seed), copied(env.reset(range(env.num_envs)).obs), []
     for _ in range(steps):
         action = env.action_spec.sample(rng, (env.num_envs,))
         b = env.step(action)
-        next_obs = np.where(b.done[:, None], b.final_obs, b.obs)
-        log.append([x.copy() for x in (obs, action, b.reward, b.terminated, b.truncated, next_obs)])
-        obs = b.obs.copy()
-    return Batch(**dict(zip(("obs", "action", "reward", "terminated", "truncated", "next_obs"), map(np.array, zip(*log)))))
+        next_obs = copied(b.obs)
+        put(next_obs, b.done, b.final_obs[b.done])
+        step = Batch(obs=obs, action=action, reward=b.reward, terminated=b.terminated, truncated=b.truncated, next_obs=next_obs)
+        log.append(copied(step)[None])
+        obs = copied(b.obs)
+    return Batch.concat(log)
 
 
 @pytest.mark.parametrize("backend", ["inprocess", "gymnasium"])
@@ -516,16 +518,16 @@ def test_hindsight_rewards_are_those_of_the_env(backend: str) -> None:
     goal, lived = env.goal, walk(env, 400)
     assert goal is not None and goal.terminated is not None and lived.terminated.any() and lived.truncated.any()
     x = lived.flatten().next_obs
-    assert (goal.reward(x[:, goal.achieved], x[:, goal.desired]) == lived.reward.ravel()).all()
-    assert (goal.terminated(x[:, goal.achieved], x[:, goal.desired]) == lived.terminated.ravel()).all()
+    assert (goal.reward(x.achieved_goal, x.desired_goal) == lived.reward.ravel()).all()
+    assert (goal.terminated(x.achieved_goal, x.desired_goal) == lived.terminated.ravel()).all()
     replay = ReplayBuffer(900, 3, env.observation_spec, env.action_spec, relabel=Hindsight(goal))
     replay.add(lived)
     b, single = replay.sample(500, np.random.default_rng(0)), BitFlip(4)
     for i in range(500):    # lived through again, with the goal of the batch
         single.reset(seed=0)
-        single.bits, single.goal = (b.obs[i, s].astype(np.int8) for s in (goal.achieved, goal.desired))
+        single.bits, single.goal = (x[i].astype(np.int8) for x in (b.obs.achieved_goal, b.obs.desired_goal))
         obs, reward, terminated, _, _ = single.step(b.action[i])
-        assert (obs["achieved_goal"] == b.next_obs[i, goal.achieved]).all() and (obs["desired_goal"] == b.next_obs[i, goal.desired]).all()
+        assert (obs["achieved_goal"] == b.next_obs.achieved_goal[i]).all() and (obs["desired_goal"] == b.next_obs.desired_goal[i]).all()
         assert (reward, np.float32(.99) * (not terminated)) == (b.reward[i], b.discount[i])
 
 

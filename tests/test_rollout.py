@@ -68,7 +68,7 @@ def test_what_is_not_finite_deep_in_an_observation_is_found() -> None:
         def told(self, obs: Any) -> None:
             super().told(obs)
             if self.at.max() > 1: list(obs.rest.fields.values())[1][1, 0, 1] = np.nan
-    with pytest.raises(NonFiniteError, match=r"observation: given nan at \[1, 0, 1\]"): rollout(Broken(3))
+    with pytest.raises(NonFiniteError, match=r"observation.rest.1: given nan at \[1, 0, 1\] .*fix: look at what the environment"): rollout(Broken(3))
 
 
 def gym_vector(mode: AutoresetMode, n: int = 3) -> GymVector:

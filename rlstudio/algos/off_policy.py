@@ -152,10 +152,11 @@ def frame_problems(
 ) -> list[Problem]:               # none, or one
     "A stack of frames must be one"
     k, o = config.frame_stack, observation_spec
-    if k > 1 and not isinstance(o, ArraySpec):
+    if k == 1: return []
+    if not isinstance(o, ArraySpec):
         return fault('algo.frame_stack', f'given {k}, but an observation has the parts {list(o.children)}; expected 1: '
                      'the parts are stored whole; fix: frame_stack: 1').problems
-    if k == 1 or (o.dtype == np.uint8 and o.shape[:1] == (k,)): return []
+    if o.dtype == np.uint8 and o.shape[:1] == (k,): return []
     return fault('algo.frame_stack', f'given {k}, but an observation is {o.dtype} of shape {o.shape}; expected {k} frames '
                  'of bytes on the first axis; fix: frame_stack: 1').problems
 
@@ -189,7 +190,7 @@ def action_problems(
 def make_replay(
     config: OffPolicyConfig,      # the `algo` section
     num_envs: int,                # N
-    observation_spec: ArraySpec,  # of one observation
+    observation_spec: Spec,       # of one observation
     action_spec: ArraySpec,       # of one action
     goal: Goal | None = None,     # of the world, if it has goals
     mask: ArraySpec | None = None,  # of its masks, if it has any
@@ -222,7 +223,7 @@ def final_mask_of(
 def memory_problems(
     config: OffPolicyConfig,      # the `algo` section
     whole: RunConfig,             # the config that it stands in
-    observation_spec: ArraySpec,  # of one observation
+    observation_spec: Spec,       # of one observation
     action_spec: Spec,            # of one action
 ) -> list[Problem]:               # none, or one
     "A memory that cannot be made"

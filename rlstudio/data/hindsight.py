@@ -12,7 +12,7 @@ as it is known. It goes with any sampler and any `n_step`."""
 
 # %% auto #0
 __all__ = ['RUNNING', 'DOUBTS', 'Episodes', 'reached_ahead', 'hindsight_return', 'led_to', 'swap_goals', 'check_promises',
-           'EndRule', 'check_goal', 'check_places_of_goals', 'Hindsight']
+           'EndRule', 'check_goal', 'width_of_goal', 'check_places_of_goals', 'Hindsight']
 
 # %% ../../nbs/35_data.hindsight.ipynb #1162b58b
 import warnings
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from ..core.batch import Batch
-from ..core.spec import ArraySpec, Spec, TreeSpec
+from ..core.spec import ArraySpec, Spec
 from .replay import Relabeller, discount_table, n_step_return, put_finals
 from .rollout import put
-from .storage import ReplayError, ReplayMemory, unpack
+from .storage import ReplayError, ReplayMemory, unpack_obs
 from ..envs.goals import Goal, get_goal, set_goal
 
 # %% ../../nbs/35_data.hindsight.ipynb #72fe2121
@@ -90,7 +90,7 @@ def reached_ahead(
     if n == 1: return last[None]
     k = np.arange(1, n)[:, None]
     rows = memory.arrays.row.take((index + memory.ring.num_envs * k).ravel(), mode='wrap')['obs']
-    there = get_goal(unpack(memory.observation_spec, rows), achieved).reshape(n - 1, *last.shape)
+    there = get_goal(unpack_obs(memory.observation_spec, rows), achieved).reshape(n - 1, *last.shape)
     return np.concatenate([np.where((k < steps)[..., None], there, last), last[None]])
 
 # %% ../../nbs/35_data.hindsight.ipynb #f621280b
@@ -119,7 +119,7 @@ def led_to(
     x = memory.arrays
     seen = x.row.take(index + memory.ring.num_envs, mode='wrap')['obs'].copy()
     put_finals(memory, seen, index, x.flags(index))
-    return unpack(memory.observation_spec, seen)
+    return unpack_obs(memory.observation_spec, seen)
 
 def swap_goals(
     batch: Batch,        # of rows with a goal in `obs` and `next_obs`
@@ -187,23 +187,27 @@ def check_goal(
     if not 0 <= ratio <= 1: raise ReplayError(need(f'{ratio=}', 'a share from 0 to 1', '0.8'))
     return goal
 
+def width_of_goal(
+    spec: Spec,  # of an observation
+    where: Any,  # as in a `Goal`
+) -> int:        # numbers; 0: it is not there
+    "How large a goal is"
+    if isinstance(spec, ArraySpec): return len(range(spec.shape[0])[where]) if isinstance(where, slice) else 0
+    return spec.children[where].flat_dim if isinstance(where, str) and where in spec.children else 0
+
 def check_places_of_goals(
     goal: Goal,   # of a vector env
     spec: Spec,   # of an observation
 ) -> None:
     "Refuse observations in which these goals are not"
     need = 'hindsight: given {}, expected {}; fix: {}'.format
-    if isinstance(spec, TreeSpec):
-        sizes = [spec.children[x].flat_dim if x in spec.children else 0 for x in (goal.achieved, goal.desired)]
-        if sizes[0] == sizes[1] > 0: return
-        raise ReplayError(need(f'{goal.achieved} and {goal.desired} among the parts {list(spec.children)}',
-                               'two goals of the same size', "this very env's goal"))
-    if len(shape := spec.shape) != 1:
-        raise ReplayError(need(f'observations of shape {shape}', 'flat ones, with both goals '
+    if isinstance(spec, ArraySpec) and len(spec.shape) != 1:
+        raise ReplayError(need(f'observations of shape {spec.shape}', 'flat ones, or a Dict, with both goals '
                                'in them', "the vector env's own observations"))
-    a, d = (range(shape[0])[x] for x in (goal.achieved, goal.desired))
-    if len(a) == len(d) > 0: return
-    raise ReplayError(need(f'{goal.achieved} and {goal.desired} of {shape[0]} numbers',
+    a, d = (width_of_goal(spec, x) for x in (goal.achieved, goal.desired))
+    if a == d > 0: return
+    there = f'{spec.shape[0]} numbers' if isinstance(spec, ArraySpec) else f'the parts {list(spec.children)}'
+    raise ReplayError(need(f'{goal.achieved} and {goal.desired} of {there}',
                            'two goals of the same size', "this very env's goal"))
 
 # %% ../../nbs/35_data.hindsight.ipynb #23e79543

@@ -30,7 +30,7 @@ import numpy as np
 from ..core.batch import Batch, missing
 from ..core.spec import ArraySpec, Spec, policy_spec
 from .storage import (INVALID, TERMINATED, TRUNCATED, ReplayArrays, ReplayError, ReplayMemory,
-                                   Ring, Storage, Where, make_room, pack, unpack)
+                                   Ring, Storage, Where, make_room, pack_obs, unpack_obs)
 
 # %% ../../nbs/33_data.replay.ipynb #2be5d4d3
 def check_whole(
@@ -310,7 +310,7 @@ def transitions(
     rows, reward, end, discount, last = window(memory, index, gamma, discounts)
     obs, next_obs = see(memory.arrays, rows, index, last)
     put_finals(memory, next_obs, last, end)
-    obs, next_obs = (unpack(memory.observation_spec, x) for x in (obs, next_obs))
+    obs, next_obs = (unpack_obs(memory.observation_spec, x) for x in (obs, next_obs))
     action = rows['action'].astype(memory.action_spec.dtype)
     return dict(obs=obs, action=action, reward=reward, next_obs=next_obs,
                 discount=discount, index=index)
@@ -551,7 +551,7 @@ class ReplayBuffer:
         check_add(batch.fields, m.observation_spec, m.action_spec, self.num_envs)
         for part in self.parts: part.check(batch)
         if not len(batch.obs): return
-        batch = batch.replace(obs=pack(m.observation_spec, batch.obs), next_obs=pack(m.observation_spec, batch.next_obs))
+        batch = batch.replace(obs=pack_obs(m.observation_spec, batch.obs), next_obs=pack_obs(m.observation_spec, batch.next_obs))
         end = end_flags(batch.terminated, batch.truncated, batch.fields.get('valid'))
         mend_gaps(m, batch, end)
         while t < len(end):

@@ -12,7 +12,7 @@ depends only on what can still be drawn, not on what was overwritten."""
 
 # %% auto #0
 __all__ = ['TERMINATED', 'TRUNCATED', 'INVALID', 'Where', 'ReplayError', 'Ring', 'row_dtype', 'packed_dtype', 'packed_spec',
-           'pack', 'unpack', 'memory_limit', 'mapped_zeros', 'is_tmpfs', 'bytes_there', 'Storage', 'readable',
+           'pack_obs', 'unpack_obs', 'memory_limit', 'mapped_zeros', 'is_tmpfs', 'bytes_there', 'Storage', 'readable',
            'check_room', 'Finals', 'make_room', 'ReplayArrays', 'memory_layout', 'ReplayMemory']
 
 # %% ../../nbs/32_data.storage.ipynb #df61d63c
@@ -111,26 +111,26 @@ def packed_spec(
     if isinstance(spec, ArraySpec): return spec
     return ArraySpec(spec.name, (packed_dtype(spec).itemsize,), np.dtype(np.uint8))
 
-def pack(
+def pack_obs(
     spec: Spec,    # of one observation
     obs: Any,      # an array (*lead, *shape), or a batch of them
 ) -> np.ndarray:   # as `packed_spec` says
     "Lay out observations as they are stored"
-    if isinstance(spec, ArraySpec): return obs    # type: ignore[no-any-return]
+    if isinstance(spec, ArraySpec): return obs
     arrays, dtype = leaf_arrays(obs), packed_dtype(spec)
     lead = arrays[0].shape[:arrays[0].ndim - len(leaves(spec)[0].shape)]
     out = np.empty((*lead, 1), dtype)
     for i, x in enumerate(arrays): out[..., 0][str(i)] = x
     return out.view(np.uint8)
 
-def unpack(
+def unpack_obs(
     spec: Spec,         # of one observation
-    rows: np.ndarray,   # as `pack` gives them, (*lead, …)
+    rows: np.ndarray,   # as `pack_obs` gives them, (*lead, …)
 ) -> Any:               # an array as it is; of a tree a batch, own memory
-    "The inverse of `pack`"
+    "The inverse of `pack_obs`"
     if isinstance(spec, ArraySpec): return rows
     parts = rows.view(packed_dtype(spec))[..., 0]
-    return nested(spec, (parts[name].copy() for name in parts.dtype.names))
+    return nested(spec, (parts[str(i)].copy() for i in range(len(leaves(spec)))))
 
 # %% ../../nbs/32_data.storage.ipynb #a2b3123b
 def memory_limit() -> int:  # bytes

@@ -235,7 +235,6 @@ class GymVector(VectorEnv):
         return out
 
     def _end(self, ended: np.ndarray, infos: dict[str, Any]) -> None:
-        out = self.out
         if self.mode is AutoresetMode.SAME_STEP:
             for i in np.flatnonzero(ended):
                 self._final_rows[i] = seen_obs(self._space, infos['final_obs'][i])

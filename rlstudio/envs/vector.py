@@ -76,7 +76,7 @@ class VectorEnv:
     @property
     def obs(self) -> Any: return self.out.obs  # where the sub-envs are now, (N, *shape)
     @property
-    def observation_spec(self) -> Spec: return self.fields['obs']  # of one observation
+    def observation_spec(self) -> Any: return self.fields['obs']  # of one observation, a `Spec`
 
     def reset(self, seeds: Sequence[int]) -> Batch:  # N integers of 0 or more → `out`
         "Seed all sub-envs and begin N episodes"
