@@ -25,6 +25,7 @@ Modules:
 - `rlstudio.data.rollout`: One loop steps an agent in its environments; what happens is written once, into arrays that the learner reads without a copy.
 - `rlstudio.data.sequences`: What a network with a memory learns from: pieces of a rollout in the order of time, each with the memory it began with.
 - `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
+- `rlstudio.envs.atari`: The frames of an Atari game as a learner wants them, by one name in a config: `wrappers: [{name: atari}]`.
 - `rlstudio.envs.backends`: Any Gymnasium id, and any of Gymnasium's own vector envs, behind the one contract.
 - `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
 - `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
