@@ -25,7 +25,6 @@ import numpy as np
 
 from ..core.batch import Batch, allocate
 from ..core.finite import check_finite
-from ..core.spec import to_env
 from ..envs.vector import VectorEnv
 from ..nets.modules import RLModule
 
@@ -106,6 +105,7 @@ class Stepper:
     ) -> None:
         self.env, self.tally = env, EpisodeTally(env.num_envs)
         self.env_steps, self.env_seconds = 0, 0.  # s spent in the environments
+        self.to_env = module.to_env   # what the agent says → what the world takes
         env.widen(getattr(module, 'wide', False))   # does its normaliser want all digits?
         self.first = module.initial_state(env.num_envs)  # at the start of an episode; None: no state
         self.restart(seeds)
@@ -133,7 +133,7 @@ class Stepper:
         "One step of each environment"
         check_finite('action', out.action, self.env_steps)
         start = perf_counter()
-        self.world = world = self.env.step(to_env(self.env.action_spec, out.action))
+        self.world = world = self.env.step(self.to_env(out.action))
         self.env_seconds += perf_counter() - start
         valid, self.done = world.fields.get('valid'), world.terminated | world.truncated
         self.env_steps += self.env.num_envs if valid is None else int(valid.sum())

@@ -31,7 +31,7 @@ from ..core.registry import envs as native_envs
 from ..core.spec import spec_from_space
 from .goals import find_goal
 from .make import EnvError, env_spec, make_env
-from .snapshot import EnvState, Recorder, action_spec_of, snapshot_level
+from .snapshot import EnvState, Recorder, action_spec_of, from_row, snapshot_level
 from .vector import (
     VectorEnv, check_action, check_seeds, check_state, flag_spec, seen_obs, seen_spec, warn_boundary)
 
@@ -180,7 +180,7 @@ class GymVector(VectorEnv):
         if self.valid is not None:    # fake where the step before ended an episode
             np.logical_not(terminated | truncated, out=self.valid)
         try:
-            x, out.reward[:], terminated[:], truncated[:], infos = self.envs.step(action)
+            x, out.reward[:], terminated[:], truncated[:], infos = self.envs.step(from_row(self.action_spec, action))
             out.obs[:] = seen_obs(self._space, x, (self.num_envs,))
             ended = terminated | truncated
             if ended.any(): self._end(ended, infos)
