@@ -106,6 +106,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'rlstudio/algos/off_policy.py'),
                                            'rlstudio.algos.off_policy.memory_problems': ( 'algos.off_policy.html#memory_problems',
                                                                                           'rlstudio/algos/off_policy.py'),
+                                           'rlstudio.algos.off_policy.net_problems': ( 'algos.off_policy.html#net_problems',
+                                                                                       'rlstudio/algos/off_policy.py'),
                                            'rlstudio.algos.off_policy.pace_problems': ( 'algos.off_policy.html#pace_problems',
                                                                                         'rlstudio/algos/off_policy.py'),
                                            'rlstudio.algos.off_policy.random_actions': ( 'algos.off_policy.html#random_actions',

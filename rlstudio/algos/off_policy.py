@@ -16,7 +16,7 @@ Nothing here depends on the algorithm that is built on it."""
 
 # %% auto #0
 __all__ = ['Rows', 'updates_due', 'between', 'random_actions', 'OffPolicyConfig', 'pace_problems', 'frame_problems',
-           'action_problems', 'make_replay', 'memory_problems', 'forget_beyond', 'OffPolicy']
+           'net_problems', 'action_problems', 'make_replay', 'memory_problems', 'forget_beyond', 'OffPolicy']
 
 # %% ../../nbs/54_algos.off_policy.ipynb #42c68e08
 import math
@@ -110,7 +110,7 @@ class OffPolicyConfig(AlgoConfig):
     def check(self, config: RunConfig, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
         found = pace_problems(self, config.env.num_envs, config.train.total_steps)
-        found += frame_problems(self, observation_spec)
+        found += frame_problems(self, observation_spec) + net_problems(config)
         return found or memory_problems(self, config, observation_spec, action_spec)
 
 # %% ../../nbs/54_algos.off_policy.ipynb #58b2ff39
@@ -152,6 +152,14 @@ def frame_problems(
                  'of bytes on the first axis; fix: frame_stack: 1').problems
 
 # %% ../../nbs/54_algos.off_policy.ipynb #110d8eef
+def net_problems(
+    config: RunConfig,   # names algorithm and network
+) -> list[Problem]:      # keys that have no meaning here
+    "Keys for policy gradients; these algorithms act in unit coordinates anyway"
+    keys = dict(squash='auto', log_std='free')
+    return [p for key, default in keys.items() if (given := getattr(config.net, key)) != default
+            for p in fault(f'net.{key}', f'given {given}, which is for ppo and a2c, expected {default} for {config.algo.name}').problems]
+
 def action_problems(
     spec: Spec,         # of one action
     kind: str,          # 'discrete' or 'box'

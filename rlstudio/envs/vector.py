@@ -50,7 +50,7 @@ class VectorEnv:
     "N copies of one environment: arrays in, a batch out, restarts within the step"
     backend: str = ''
     goal: Goal | None = None
-    _space: Spec | None = None   # what the sub-envs themselves say an observation is
+    _space: Any = None   # what the sub-envs themselves say an observation is
 
     def __init__(
         self,
@@ -62,7 +62,8 @@ class VectorEnv:
     ) -> None:
         if num_envs < 1:
             raise EnvError(f'{env_id}: given num_envs={num_envs}, expected 1 or more')
-        self.env_id, self.num_envs, self.action_spec = env_id, num_envs, action_spec
+        self.env_id, self.num_envs = env_id, num_envs
+        self.action_spec: Any = action_spec         # of one action, as the env says
         self.action_row = action_row(action_spec)   # of one action as `step` takes it
         self.fields: dict[str, Spec] = step_fields(observation_spec) | more
         self.out = allocate(self.fields, (num_envs,))

@@ -17,6 +17,7 @@ __all__ = ['NO_BOUND', 'middle_and_half', 'UnitActions', 'scaled_components', 'P
 
 # %% ../../nbs/26_nets.critics.ipynb #2f39979f
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,8 @@ class PolicyActions:
         spec: Spec,            # of one action
         squash: str = 'auto',  # `net.squash`
     ) -> None:
-        self.spec, self.squash = spec, squash
+        self.spec: Any = spec
+        self.squash = squash
         self.parts = [PolicyActions(leaf, squash) for leaf in leaves(spec)] if isinstance(spec, TreeSpec) else []
         self.scaled = np.zeros(0, bool)   # which components?, (n,)
         if not (isinstance(spec, ArraySpec) and spec.kind == 'box'): return
