@@ -160,8 +160,9 @@ def test_tree_actions_resume_in_the_middle_of_an_episode() -> None:
 
 @pytest.mark.filterwarnings("ignore:no video")
 def test_a_run_with_tree_actions(tmp_path: Any) -> None:
-    run = Run.from_config(config("actions/Car-v0", steps=512), runs_dir=tmp_path).train()
-    assert run.files.manifest["status"] == "completed" and len(run.evaluate(episodes=2).returns) == 2
+    run = Run.from_config(config("actions/Car-v0", steps=512), runs_dir=tmp_path)
+    run.train()
+    assert run.manifest["status"] == "completed" and len(run.evaluate(episodes=2).returns) == 2
 
 
 @pytest.mark.parametrize("algo", ["dqn", "sac", "td3"])

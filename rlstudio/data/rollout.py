@@ -18,6 +18,7 @@ __all__ = ['EpisodeTally', 'put', 'copied', 'check_all', 'check_step', 'Stepper'
 
 # %% ../../nbs/31_data.rollout.ipynb #163ec14d
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from ..core.batch import Batch, allocate
 from ..core.finite import check_finite
+from ..core.spec import to_env
 from ..envs.vector import VectorEnv
 from ..nets.modules import RLModule
 
@@ -105,7 +107,7 @@ class Stepper:
     ) -> None:
         self.env, self.tally = env, EpisodeTally(env.num_envs)
         self.env_steps, self.env_seconds = 0, 0.  # s spent in the environments
-        self.to_env = module.to_env   # what the agent says → what the world takes
+        self.to_env = getattr(module, 'to_env', partial(to_env, env.action_spec))   # the agent's action → the world's
         env.widen(getattr(module, 'wide', False))   # does its normaliser want all digits?
         self.first = module.initial_state(env.num_envs)  # at the start of an episode; None: no state
         self.restart(seeds)
