@@ -16,8 +16,8 @@ Nothing here depends on the algorithm that is built on it."""
 
 # %% auto #0
 __all__ = ['Rows', 'updates_due', 'between', 'random_actions', 'OffPolicyConfig', 'pace_problems', 'frame_problems',
-           'core_problems', 'action_problems', 'make_replay', 'final_mask_of', 'memory_problems', 'forget_beyond',
-           'OffPolicy']
+           'core_problems', 'net_problems', 'action_problems', 'make_replay', 'final_mask_of', 'memory_problems',
+           'forget_beyond', 'OffPolicy']
 
 # %% ../../nbs/54_algos.off_policy.ipynb #42c68e08
 import math
@@ -115,7 +115,7 @@ class OffPolicyConfig(AlgoConfig):
     def check(self, config: RunConfig, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
         found = pace_problems(self, config.env.num_envs, config.train.total_steps)
-        found += frame_problems(self, observation_spec) + core_problems(self.name, config.net.core)
+        found += frame_problems(self, observation_spec) + core_problems(self.name, config.net.core) + net_problems(config)
         return found or memory_problems(self, config, observation_spec, action_spec)
 
 # %% ../../nbs/54_algos.off_policy.ipynb #58b2ff39
@@ -171,6 +171,14 @@ def core_problems(
                  'fix: net.core: none, or an algorithm that learns from sequences (ppo, a2c)').problems
 
 # %% ../../nbs/54_algos.off_policy.ipynb #110d8eef
+def net_problems(
+    config: RunConfig,   # names algorithm and network
+) -> list[Problem]:      # keys that have no meaning here
+    "Keys for policy gradients; these algorithms act in unit coordinates anyway"
+    keys = dict(squash='auto', log_std='free')
+    return [p for key, default in keys.items() if (given := getattr(config.net, key)) != default
+            for p in fault(f'net.{key}', f'given {given}, which is for ppo and a2c, expected {default} for {config.algo.name}').problems]
+
 def action_problems(
     spec: Spec,         # of one action
     kind: str,          # 'discrete' or 'box'

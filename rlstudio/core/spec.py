@@ -413,9 +413,10 @@ def flat_spec(
 
 # %% ../../nbs/00_core.spec.ipynb #247308dc
 def policy_spec(
-    spec: ArraySpec,  # of an action, as `env.step` takes it
-) -> ArraySpec:       # of an action, as a policy emits it
-    "Zero-based int64 for choices and switches, unbounded float32 for a box"
+    spec: Spec,      # of an action, as `env.step` takes it
+) -> ArraySpec:      # of an action, as a policy emits it
+    "Zero-based int64 for choices and switches, unbounded float32 for a box; a tree: all of it in one float32 row"
+    if isinstance(spec, TreeSpec): return ArraySpec(spec.name, (sum(prod(leaf.shape) for leaf in leaves(spec)),), np.dtype(np.float32))
     if spec.kind == 'box': return ArraySpec(spec.name, spec.shape, np.dtype(np.float32))
     return ArraySpec(spec.name, spec.shape, np.dtype(np.int64), spec.kind, nvec=spec.nvec)
 

@@ -18,6 +18,7 @@ __all__ = ['EpisodeTally', 'put', 'copied', 'check_all', 'check_step', 'Stepper'
 
 # %% ../../nbs/31_data.rollout.ipynb #163ec14d
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -106,6 +107,7 @@ class Stepper:
     ) -> None:
         self.env, self.tally = env, EpisodeTally(env.num_envs)
         self.env_steps, self.env_seconds = 0, 0.  # s spent in the environments
+        self.to_env = getattr(module, 'to_env', partial(to_env, env.action_spec))   # the agent's action → the world's
         env.widen(getattr(module, 'wide', False))   # does its normaliser want all digits?
         self.first = module.initial_state(env.num_envs)  # at the start of an episode; None: no state
         self.restart(seeds)
@@ -133,7 +135,7 @@ class Stepper:
         "One step of each environment"
         check_finite('action', out.action, self.env_steps)
         start = perf_counter()
-        self.world = world = self.env.step(to_env(self.env.action_spec, out.action))
+        self.world = world = self.env.step(self.to_env(out.action))
         self.env_seconds += perf_counter() - start
         valid, self.done = world.fields.get('valid'), world.terminated | world.truncated
         self.env_steps += self.env.num_envs if valid is None else int(valid.sum())

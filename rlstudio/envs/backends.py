@@ -32,7 +32,7 @@ from ..core.registry import PluginError, envs as native_envs
 from ..core.spec import Spec, spec_from_space
 from .goals import find_goal
 from .make import EnvError, env_spec, is_plain, make_env
-from .snapshot import EnvState, Recorder, action_spec_of, snapshot_level
+from .snapshot import EnvState, Recorder, action_spec_of, from_row, snapshot_level
 from .vector import (
     VectorEnv, check_action, check_seeds, check_state, flag_spec, rows_to_write, seen_obs, seen_spec, warn_boundary)
 
@@ -223,7 +223,7 @@ class GymVector(VectorEnv):
         if self.valid is not None:    # fake where the step before ended an episode
             np.logical_not(terminated | truncated, out=self.valid)
         try:
-            x, out.reward[:], terminated[:], truncated[:], infos = self.envs.step(action)
+            x, out.reward[:], terminated[:], truncated[:], infos = self.envs.step(from_row(self.action_spec, action))
             self._rows[:] = seen_obs(self._space, x, (self.num_envs,))
             put_masks(out, infos)
             ended = terminated | truncated
@@ -235,6 +235,7 @@ class GymVector(VectorEnv):
         return out
 
     def _end(self, ended: np.ndarray, infos: dict[str, Any]) -> None:
+        out = self.out
         if self.mode is AutoresetMode.SAME_STEP:
             for i in np.flatnonzero(ended):
                 self._final_rows[i] = seen_obs(self._space, infos['final_obs'][i])

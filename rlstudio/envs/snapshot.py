@@ -12,7 +12,8 @@ borders between episodes can be kept, so the episode in flight is given up (`Rec
 
 # %% auto #0
 __all__ = ['EnvState', 'fingerprint', 'emulator_state', 'set_emulator_state', 'env_generator_state', 'set_env_generator_state',
-           'action_spec_of', 'doubled', 'SnapshotError', 'check_return', 'Recorder', 'play', 'snapshot_level']
+           'action_spec_of', 'action_row', 'from_row', 'doubled', 'SnapshotError', 'check_return', 'Recorder', 'play',
+           'random_rows', 'snapshot_level']
 
 # %% ../../nbs/12_envs.snapshot.ipynb #65c2566b
 import hashlib
@@ -23,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 
 from ..core.masks import nearest_legal
-from ..core.spec import ArraySpec, SpecError, spec_from_space
+from ..core.spec import ArraySpec, Spec, flat_spec, flatten, spec_from_space, unflatten
 
 # %% ../../nbs/12_envs.snapshot.ipynb #37f90173
 def _spell(x: Any) -> bytes:
@@ -76,12 +77,22 @@ def set_env_generator_state(
 # %% ../../nbs/12_envs.snapshot.ipynb #8a67d0fe
 def action_spec_of(
     space: gym.Space[Any],  # an env's action space
-) -> ArraySpec:             # of one action
-    "The spec of an action, which must be one array"
-    spec = spec_from_space(space, 'action')
-    if isinstance(spec, ArraySpec): return spec
-    raise SpecError(f'given the action space {space}, expected one array (Box, Discrete, '
-                    'MultiDiscrete, MultiBinary); fix: wrap the env so that it takes one')
+) -> Spec:                  # of one action
+    "The spec of an action"
+    return spec_from_space(space, 'action')
+
+def action_row(
+    spec: Spec,     # of one action
+) -> ArraySpec:     # of one action as it is written down
+    "An action that is a dict or tuple is written down as one row of numbers; an array as it is"
+    return spec if isinstance(spec, ArraySpec) else flat_spec(spec, np.float64)
+
+def from_row(
+    spec: Spec,       # of one action
+    row: np.ndarray,  # as `action_row` says, (*lead, …)
+) -> Any:             # as the env takes it
+    "The action that was written down"
+    return row if isinstance(spec, ArraySpec) else unflatten(spec, row)
 
 # %% ../../nbs/12_envs.snapshot.ipynb #899f6dcd
 def doubled(
@@ -114,10 +125,10 @@ class Recorder:
     "One environment that can say how it got where it is, and get there again"
     def __init__(
         self,
-        env: gym.Env,  # any env whose action space is one array
+        env: gym.Env,  # any env
     ) -> None:
         self.env, self.action_spec = env, action_spec_of(env.action_space)
-        self._actions, self._length = self.action_spec.zeros((64,)), 0
+        self._actions, self._length = action_row(self.action_spec).zeros((64,)), 0
         self._seed: int | None = None
         self._begin: EnvState | None = None
         self._obs: Any = None
@@ -135,14 +146,14 @@ class Recorder:
 
     def step(
         self,
-        action: Any,  # one action, of the dtype of the env's action space
+        action: Any,  # one action, as `action_row` says
     ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:  # as the env gives them
         "Write the action down, then take it"
         t = self._length
         if t == len(self._actions): self._actions = doubled(self._actions)
         self._actions[t] = action
         self._length = t + 1
-        out = self.env.step(action)
+        out = self.env.step(from_row(self.action_spec, action))
         self._obs = out[0]
         return out
 
@@ -189,6 +200,15 @@ def play(
     return [*seen, fingerprint(rec.reset()[0])]
 
 # %% ../../nbs/12_envs.snapshot.ipynb #62a54c9c
+def random_rows(
+    spec: Spec,                 # of one action
+    rng: np.random.Generator,   # the source of randomness
+    n: int,                     # how many
+) -> np.ndarray:                # (n, …), each as `action_row` says
+    "Any actions"
+    actions = spec.sample(rng, (n,))
+    return actions if isinstance(spec, ArraySpec) else flatten(spec, actions, np.float64)
+
 def snapshot_level(
     make: Callable[[], gym.Env],  # makes a fresh env; called three times
     seed: int = 0,                # of the reset and of the random actions
@@ -197,9 +217,9 @@ def snapshot_level(
     rng, env, exact = np.random.default_rng(seed), Recorder(make()), True
     env.reset(seed)
     for _ in range(2):
-        for action in env.action_spec.sample(rng, (10,)):
+        for action in random_rows(env.action_spec, rng, 10):
             if any(env.step(env.legal(action))[2:4]): env.reset()
-        twin, future = Recorder(make()), env.action_spec.sample(rng, (20,))
+        twin, future = Recorder(make()), random_rows(env.action_spec, rng, 20)
         try:
             twin.restore(env.state())
             exact = exact and play(env, future) == play(twin, future)

@@ -28,7 +28,7 @@ from ..core.batch import Batch, allocate, field_names, leaf_arrays
 from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, flat_spec, flatten, take_apart
 from .goals import Goal
 from .make import EnvError
-from .snapshot import EnvState
+from .snapshot import EnvState, action_row
 
 # %% ../../nbs/14_envs.vector.ipynb #1b32684b
 def flag_spec(
@@ -50,19 +50,21 @@ class VectorEnv:
     "N copies of one environment: arrays in, a batch out, restarts within the step"
     backend: str = ''
     goal: Goal | None = None
-    _space: Spec | None = None   # what the sub-envs themselves say an observation is
+    _space: Any = None   # what the sub-envs themselves say an observation is
 
     def __init__(
         self,
         env_id: str,             # name of the env, for messages and manifests
         num_envs: int,           # number N of sub-envs, at least 1
         observation_spec: Spec,  # of one observation
-        action_spec: ArraySpec,  # of one action
+        action_spec: Spec,       # of one action
         **more: Spec,            # fields beyond the five, for example valid or mask
     ) -> None:
         if num_envs < 1:
             raise EnvError(f'{env_id}: given num_envs={num_envs}, expected 1 or more')
-        self.env_id, self.num_envs, self.action_spec = env_id, num_envs, action_spec
+        self.env_id, self.num_envs = env_id, num_envs
+        self.action_spec: Any = action_spec         # of one action, as the env says
+        self.action_row = action_row(action_spec)   # of one action as `step` takes it
         self.fields: dict[str, Spec] = step_fields(observation_spec) | more
         self.out = allocate(self.fields, (num_envs,))
         self.valid: np.ndarray | None = self.out.valid if 'valid' in self.fields else None
@@ -82,7 +84,7 @@ class VectorEnv:
         "Seed all sub-envs and begin N episodes"
         raise NotImplementedError
 
-    def step(self, action: np.ndarray) -> Batch:  # N elements of the action space → `out`
+    def step(self, action: np.ndarray) -> Batch:  # N actions, each as `action_row` says → `out`
         "One step of every sub-env"
         raise NotImplementedError
 
@@ -129,7 +131,7 @@ def check_action(
     action: np.ndarray,  # as given to `step`
 ) -> np.ndarray:         # the same, of the action space's dtype
     "N elements of the action space"
-    spec, lead = env.action_spec, (env.num_envs,)
+    spec, lead = env.action_row, (env.num_envs,)
     if not (isinstance(action, np.ndarray) and action.shape == lead + spec.shape
             and action.dtype == spec.dtype
             and np.count_nonzero((action >= spec.low) & (action <= spec.high)) == action.size):

@@ -9,6 +9,7 @@ distribution for each kind of action space, and `dist_for` chooses it:
 | several choices | `MultiCategorical(nvec)` | `sum(nvec)` logits | `(*lead, k)` int64 | `k` uniforms |
 | `n` switches | `Bernoulli(n)` | `n` logits | `(*lead, n)` int64 | `n` uniforms |
 | `n` real numbers | `DiagGaussian(n)` | `n` means, `n` log σ | `(*lead, n)` float32 | `n` normals |
+| a dict or tuple of these | `Joint(parts)` | those of its parts, all log σ last | all parts in one row, float32 | that of its parts |
 
 Two rules hold everywhere. *Randomness comes from outside*: `sample` is a pure function of parameters and noise, so the owner of the
 noise decides what is repeatable. And *one code, three kinds of numbers*: give NumPy arrays to act; give torch tensors, or variables of a
@@ -19,7 +20,7 @@ tape, to learn."""
 # %% auto #0
 __all__ = ['Array', 'MASKED', 'HALF_LOG_2PI', 'library', 'like', 'log_softmax', 'pick_rows', 'pick', 'entropy_of', 'entropy_node',
            'inverse_cdf', 'ActionDist', 'Categorical', 'masked', 'MultiCategorical', 'log_sigmoid', 'Bernoulli',
-           'gaussian_log_prob', 'DiagGaussian', 'dist_for']
+           'gaussian_log_prob', 'DiagGaussian', 'as_choice', 'rows_joined', 'Joint', 'dist_for']
 
 # %% ../../nbs/21_nets.dists.ipynb #e6c2aaa6
 import math
@@ -32,7 +33,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 
-from ..core.spec import ArraySpec, SpecError, TreeSpec
+from ..core.spec import ArraySpec, SpecError, TreeSpec, leaves
 from .tape import Var, node, plain_array
 
 Array: TypeAlias = Any   # NumPy array, torch tensor or tape variable; what comes in goes out
@@ -300,22 +301,93 @@ class DiagGaussian(ActionDist):
     def entropy(self, params: Array) -> Array:   # (*lead, 2n)
         return (params[..., self.n:] + (HALF_LOG_2PI + 0.5)).sum(-1)
 
+# %% ../../nbs/21_nets.dists.ipynb #184ce8e4
+def as_choice(
+    x: Array,   # integers, perhaps stored as real numbers
+) -> Array:     # int64, of the same kind
+    "Integers that can be an index"
+    if isinstance(x, torch.Tensor): return x.long()
+    return Var(x.value.astype(np.int64), x.tape) if isinstance(x, Var) else x.astype(np.int64)
+
+def rows_joined(
+    parts: Sequence[Array],   # (*lead, n₁), (*lead, n₂), …, of one kind
+) -> Array:                   # (*lead, n₁ + n₂ + …)
+    "Side by side"
+    return np.concatenate(parts, -1) if isinstance(parts[0], np.ndarray) else torch.cat(list(parts), -1)
+
+# %% ../../nbs/21_nets.dists.ipynb #c325fdb5
+@dataclass(frozen=True)
+class Joint(ActionDist):
+    "Independent parts of one action, side by side in one row; parameters too, with all log σ last"
+    parts: tuple[ActionDist, ...]   # in order, none of them a `Joint`
+
+    @property
+    def num_params(self) -> int: return sum(p.num_params for p in self.parts)   # of all parts
+    @property
+    def event_shape(self) -> tuple[int, ...]: return (sum(self.widths),)        # one row
+    @property
+    def noise_dim(self) -> int: return sum(p.noise_dim for p in self.parts)     # of all parts
+    @property
+    def widths(self) -> list[int]: return [math.prod(p.event_shape) for p in self.parts]   # in a row
+    @property
+    def num_std(self) -> int: return sum(p.n for p in self.parts if isinstance(p, DiagGaussian))   # log σ
+
+    def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
+              ) -> np.ndarray:   # (*lead, noise_dim) float32
+        return rows_joined([p.noise(rng, lead) for p in self.parts])
+
+    def split(self,
+        params: Array,   # (*lead, num_params)
+    ) -> list[Array]:    # of each part, (*lead, its num_params)
+        "The parameters of each part"
+        out, at, std = list[Array](), 0, self.num_params - self.num_std
+        for p in self.parts:
+            if isinstance(p, DiagGaussian):
+                out.append(rows_joined([params[..., at:at + p.n], params[..., std:std + p.n]]))
+                at, std = at + p.n, std + p.n
+            else:
+                out.append(params[..., at:at + p.num_params])
+                at += p.num_params
+        return out
+
+    def take(self,
+        row: Array,     # actions, (*lead, width)
+    ) -> list[Array]:   # of each part, (*lead, *its event_shape)
+        "The action of each part"
+        cuts = zip(self.parts, accumulate(self.widths), self.widths)
+        pieces = [(p, row[..., end - w:end]) for p, end, w in cuts]
+        whole = [(p, x if isinstance(p, DiagGaussian) else as_choice(x)) for p, x in pieces]
+        return [x if p.event_shape else x[..., 0] for p, x in whole]
+
+    def join(self, actions: Sequence[Array], like: Array   # of each part; of whose type and kind
+             ) -> Array:   # (*lead, width)
+        "One row"
+        rows = [a if p.event_shape else a[..., None] for p, a in zip(self.parts, actions)]
+        return rows_joined([x.astype(like.dtype) if isinstance(x, np.ndarray) else x.to(like.dtype) for x in rows])
+
+    def sample(self, params: Array, noise: Array) -> Array:   # (*lead, num_params), (*lead, noise_dim)
+        ends = accumulate(p.noise_dim for p in self.parts)
+        drawn = [p.sample(x, noise[..., end - p.noise_dim:end]) for p, x, end in zip(self.parts, self.split(params), ends)]
+        return self.join(drawn, params)
+    def mode(self, params: Array) -> Array:   # (*lead, num_params)
+        return self.join([p.mode(x) for p, x in zip(self.parts, self.split(params))], params)
+    def log_prob(self, params: Array, action: Array) -> Array:   # (*lead, num_params), (*lead, width)
+        return sum(p.log_prob(x, a) for p, x, a in zip(self.parts, self.split(params), self.take(action)))
+    def entropy(self, params: Array) -> Array:   # (*lead, num_params)
+        return sum(p.entropy(x) for p, x in zip(self.parts, self.split(params)))
+
 # %% ../../nbs/21_nets.dists.ipynb #fa115c1a
 def dist_for(
     action_spec: ArraySpec | TreeSpec,   # what the environment's `step` takes
 ) -> ActionDist:                         # the distribution of a policy for it
     "The distribution that fits an action space"
-    fix = ('wrap the env so that its action space is one Box, Discrete, MultiDiscrete '
-           'or MultiBinary')
-    if not isinstance(action_spec, ArraySpec):
-        raise SpecError(f'{action_spec.name}: expected one array of actions, given a tree '
-                        f'of {list(action_spec.children)}; {fix}')
+    if isinstance(action_spec, TreeSpec): return Joint(tuple(dist_for(leaf) for leaf in leaves(action_spec)))
     size = math.prod(action_spec.shape)
     match action_spec.kind:
         case 'discrete': return Categorical(action_spec.nvec[0])
         case 'multi_discrete': return MultiCategorical(tuple(action_spec.nvec))
         case 'multi_binary': return Bernoulli(size)
-        case 'box' if action_spec.dtype.kind == 'f': return DiagGaussian(size)
+        case 'box' if action_spec.dtype.kind in 'fiu': return DiagGaussian(size)
     raise SpecError(f'{action_spec.name}: no distribution for kind {action_spec.kind!r} '
                     f'with dtype {action_spec.dtype}, expected real or discrete '
-                    f'numbers; {fix}')
+                    'numbers; fix: wrap the env so that it takes a Box, Discrete, MultiDiscrete or MultiBinary')

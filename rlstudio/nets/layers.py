@@ -222,13 +222,16 @@ class GaussianMLP(MLP):
         out_gain: float = 1.,        # of the last layer
         layer_norm: bool = False,    # as in `MLP`
         log_std: float = 0.,         # first log σ of each component
+        num_std: int | None = None,  # k, how many log σ; None: n, as many as outputs
     ) -> None:
         super().__init__(sizes, rng, activation, out_gain, layer_norm)
-        self.log_std = nn.Parameter(torch.full((sizes[-1],), float(log_std), dtype=torch.float32))
+        num = sizes[-1] if num_std is None else num_std
+        self.log_std = nn.Parameter(torch.full((num,), float(log_std), dtype=torch.float32))
 
-    def forward(self, x: Any) -> Any:   # (B, in) → (B, 2n)
+    def forward(self, x: Any) -> Any:   # (B, in) → (B, n + k)
         mean = super().forward(x)
+        like = mean if self.log_std.shape[0] == mean.shape[-1] else mean[..., :self.log_std.shape[0]]
         if isinstance(x, np.ndarray):
-            log_std = np.broadcast_to(self.log_std.detach().numpy(), mean.shape)
+            log_std = np.broadcast_to(self.log_std.detach().numpy(), like.shape)
             return np.concatenate([mean, log_std], -1)
-        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+        return torch.cat([mean, self.log_std.expand_as(like)], -1)

@@ -19,7 +19,7 @@ learns, its algorithm asks more, and there the modules differ:
 
 # %% auto #0
 __all__ = ['can_read', 'RLModule', 'normaliser_for', 'checked_obs', 'required_noise', 'sample_or_mode', 'of_legal', 'PolicyValue',
-           'ActorCritic', 'epsilon_greedy', 'QModule', 'without_gradient', 'SquashedModule', 'ou_step',
+           'policy_head', 'ActorCritic', 'epsilon_greedy', 'QModule', 'without_gradient', 'SquashedModule', 'ou_step',
            'DeterministicModule']
 
 # %% ../../nbs/27_nets.modules.ipynb #07784024
@@ -34,13 +34,13 @@ from torch import nn
 from ..core.batch import Batch, leaf_arrays
 from ..core.masks import pick_legal
 from ..core.options import NetConfig
-from ..core.spec import ArraySpec, Spec, SpecError, leaves, policy_spec
-from .critics import QNetwork, TwinCritics, UnitActions, expected_q
-from .dists import ActionDist, Array, DiagGaussian, dist_for, masked
+from ..core.spec import ArraySpec, Spec, SpecError, leaves, policy_spec, to_env
+from .critics import PolicyActions, QNetwork, TwinCritics, UnitActions, expected_q
+from .dists import ActionDist, Array, DiagGaussian, Joint, dist_for, masked
 from .encoders import as_float, is_frames, make_encoder
 from .layers import MLP, GaussianMLP
 from .normalize import RewardScale, RunningNorm, TreeNorm
-from .squashed import SquashedGaussian
+from .squashed import SquashedGaussian, through_tanh
 
 # %% ../../nbs/27_nets.modules.ipynb #f5b4a316
 def can_read(
@@ -83,6 +83,12 @@ class RLModule(nn.Module):
     def fields(self) -> dict[str, ArraySpec]:
         "What `act` emits, for buffers that store it"
         return dict(action=policy_spec(self.action_spec))
+
+    def to_env(self,
+        action: np.ndarray,   # as `act` gives it, (N, *shape)
+    ) -> np.ndarray:          # as `VectorEnv.step` takes it
+        "What an action means in the world: counted from `start`, clipped to the bounds"
+        return to_env(self.action_spec, action)
 
     def initial_state(self,
         num_envs: int,  # N
@@ -201,7 +207,12 @@ class PolicyValue(RLModule):
         num_envs: int | None = None,   # as in `RLModule`
     ) -> None:
         super().__init__(observation_spec, action_spec, net, num_envs)
-        self.dist = dist_for(action_spec)
+        squash = 'auto' if net is None else net.squash
+        self.dist = through_tanh(dist_for(action_spec)) if squash == 'tanh' else dist_for(action_spec)
+        self.actions = PolicyActions(action_spec, squash)
+        self.action_shape = policy_spec(action_spec).shape
+
+    def to_env(self, action: np.ndarray) -> np.ndarray: return self.actions.to_env(action)   # as `RLModule`
 
     @property
     def fields(self) -> dict[str, ArraySpec]:
@@ -222,8 +233,8 @@ class PolicyValue(RLModule):
             greedy: bool = False) -> Batch:   # action (N, …), log_prob and value (N,)
         params, value = self.ask(self.heads, checked_obs(self.observation_spec, seen))
         action, log_prob = sample_or_mode(self.dist, of_legal(params, seen), noise, greedy)
-        if self.dist.event_shape != self.action_spec.shape:
-            action = action.reshape(-1, *self.action_spec.shape)
+        if self.dist.event_shape != self.action_shape:
+            action = action.reshape(-1, *self.action_shape)
         return Batch(action=action, log_prob=log_prob, value=value)
 
     def evaluate(self,
@@ -232,7 +243,7 @@ class PolicyValue(RLModule):
     ) -> tuple[Array, Array, Array]:   # log_prob, entropy, value: (B,) each
         "How likely the actions are, how open the policy is, what the states are worth"
         params, value = self.heads(seen.obs)
-        if self.dist.event_shape != self.action_spec.shape:
+        if self.dist.event_shape != self.action_shape:
             action = action.reshape(value.shape[0], *self.dist.event_shape)
         return *self.dist.log_prob_and_entropy(of_legal(params, seen), action), value
 
@@ -244,24 +255,36 @@ class PolicyValue(RLModule):
         "What the critic says"
         return self.ask(self.heads, seen.obs)[1]
 
+# %% ../../nbs/27_nets.modules.ipynb #e206a828
+def policy_head(
+    dist: ActionDist,            # whose parameters the network gives
+    inputs: int,                 # numbers that it sees
+    net: NetConfig,              # hidden sizes, activation, first log σ, and where it comes from
+    rng: np.random.Generator,    # draws the first weights
+) -> MLP:                        # (B, inputs) → (B, num_params)
+    "The network of a policy; all log σ are its last outputs"
+    inner, how = (inputs, *net.hidden), (net.activation, .01, net.layer_norm)
+    num_std = dist.n if isinstance(dist, DiagGaussian) else dist.num_std if isinstance(dist, Joint) else 0
+    if num_std and net.log_std == 'free':
+        return GaussianMLP((*inner, dist.num_params - num_std), rng, *how, net.log_std_init, num_std)
+    mlp = MLP((*inner, dist.num_params), rng, *how)
+    with torch.no_grad(): mlp.linears[-1].bias[dist.num_params - num_std:] = net.log_std_init
+    return mlp
+
 # %% ../../nbs/27_nets.modules.ipynb #2e712b84
 class ActorCritic(PolicyValue):
     "An encoder, and two MLPs on what it says: a policy and a value function"
     def __init__(self,
         observation_spec: ArraySpec,    # a box of any rank
-        action_spec: ArraySpec,         # box, discrete, multi_discrete or multi_binary
+        action_spec: Spec,              # any: box, discrete, multi_discrete, multi_binary, or a tree of them
         net: NetConfig,                 # encoder, hidden sizes, activation, normalisers
         rng: np.random.Generator,       # draws the first weights, streams['init']
         num_envs: int | None = None,    # N of the training envs; None: no reward_scale
     ) -> None:
         super().__init__(observation_spec, action_spec, net, num_envs)
         self.encoder = make_encoder(net, observation_spec, rng)
-        inner, how = (self.encoder.out, *net.hidden), (net.activation, .01, net.layer_norm)
-        if isinstance(self.dist, DiagGaussian):
-            sizes = *inner, self.dist.n
-            self.actor: MLP = GaussianMLP(sizes, rng, *how, net.log_std_init)
-        else: self.actor = MLP((*inner, self.dist.num_params), rng, *how)
-        self.critic = MLP((*inner, 1), rng, net.activation, layer_norm=net.layer_norm)
+        self.actor = policy_head(self.dist, self.encoder.out, net, rng)
+        self.critic = MLP((self.encoder.out, *net.hidden, 1), rng, net.activation, layer_norm=net.layer_norm)
 
     def features(self, obs: Array) -> Array:   # (B, *shape) → (B, out)
         "What both networks see"
