@@ -24,6 +24,7 @@ Modules:
 - `rlstudio.data.rollout`: One loop steps an agent in its environments; what happens is written once, into arrays that the learner reads without a copy.
 - `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
 - `rlstudio.envs.backends`: Any Gymnasium id, and any of Gymnasium's own vector envs, behind the one contract.
+- `rlstudio.envs.check`: Whether an environment keeps its promises, found in a few seconds and said in plain words.
 - `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
 - `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.

@@ -164,7 +164,7 @@ def make_env(
         with quiet_mujoco():
             return gym.make(config.id, max_episode_steps=config.max_episode_steps,
                             disable_env_checker=True, **kwargs)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise EnvError(f'{config.id} cannot be made with {kwargs}: {e}') from e
 
 # %% ../../nbs/11_envs.make.ipynb #3593a069

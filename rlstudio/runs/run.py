@@ -58,6 +58,7 @@ def make_trainer(
             return Trainer(config, (), settings.device, settings.threads, settings.engine)
     except ConfigError as e: problems = e.problems
     except (EnvError, SpecError) as e:
+        if isinstance(e.__cause__, SystemExit): raise   # the env's failure, and no mistake in a config
         key = 'env.kwargs' if 'kwargs' in str(e) else 'env.id'
         problems = [Problem('config', 0, 0, key, str(e))]
     except (MemoryError, RuntimeError) as e:
@@ -225,7 +226,7 @@ def film(
 ) -> None:
     "One greedy episode to watch"
     try: frames = rollout_frames(trainer.algo.module, run.config.env, run.config.train.seed)
-    except ValueError as e: warnings.warn(f'no video: {e}', stacklevel=2)
+    except (ValueError, SystemExit) as e: warnings.warn(f'no video: {e}', stacklevel=2)
     else: save_webp(frames, run.folder / 'videos' / 'rollout.webp')
 
 def finish(
