@@ -263,8 +263,8 @@ class Trial:
         self.actions, self.seen, self.tally = list[Any](), list[str](), Tally()
         self.rewards, self.returns, self.lengths = list[float](), list[float](), list[int]()
         self.ends = dict(terminated=0, truncated=0)
-        self.spec = self.guard('the making of its spaces', lambda: spec_from_space(self.env.observation_space, 'observation'))
-        self.space: Any = self.guard('the making of its spaces', lambda: self.env.action_space)
+        self.spec = self.guard('spaces', lambda: spec_from_space(self.env.observation_space, 'observation'))
+        self.space: Any = self.guard('spaces', lambda: self.env.action_space)
         if not self.dead: self.space.seed(seed)
 
     def add(self, found: list[Finding]) -> None:  # first of each kind
@@ -280,7 +280,7 @@ class Trial:
         try: answer, failed = call(), []
         except (Exception, SystemExit) as e: failed = [failure(where, e)]
         found = look(self.tap.answer) if self.tap.answer is not None or not failed else []
-        self.dead = bool(failed) or any(f.check in ('reset', 'step') for f in found)
+        self.dead = self.dead or bool(failed) or any(f.check in ('reset', 'step') for f in found)
         self.add(found or failed)
         return None if self.dead else answer
 
