@@ -1,7 +1,7 @@
-"""Five commands over the same objects that the notebooks use: run, resume, evaluate, show, list.
+"""Six commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list.
 
-`rlstudio run CONFIG` trains, `resume` goes on after a stop, `evaluate` asks again how good it is, `show` tells what a run is and `list`
-what there is. Each command is a few lines over `runs.run`: what the command line can do, three lines of Python can do too.
+`rlstudio run CONFIG` trains, `resume` goes on after a stop, `evaluate` asks again how good it is, `check-env` looks at a world, `show` tells
+what a run is and `list` what there is. Each command is a few lines over `runs.run`: what the command line can do, three lines of Python can do too.
 
 What holds: a mistake of the user ends with one clear message and exit code 2, never a traceback; `--json` prints exactly one JSON object
 on standard output and everything else on standard error; `--help` imports neither torch nor gymnasium.
