@@ -38,12 +38,12 @@ from .snapshot import fingerprint, snapshot_level
 
 # %% auto #0
 __all__ = ['SUPER', 'LOUD', 'Finding', 'range_findings', 'array_findings', 'observation_findings', 'reset_findings',
-           'flag_findings', 'step_findings', 'Tap', 'tapped', 'chain', 'legal_mask', 'random_action', 'Tally',
-           'parts_of', 'Trial', 'failure', 'observed', 'begin', 'act', 'ended', 'described_action', 'play_trial',
-           'repeat_findings', 'repeats', 'begin_state', 'end_findings', 'constant_findings', 'generator_findings',
-           'wrapper_findings', 'headless', 'level_findings', 'render_findings', 'suppress_close', 'starting_values',
-           'unfit', 'algorithms', 'EnvReport', 'spread', 'numbers_of', 'facts_in_words', 'played', 'check_env',
-           'check_start']
+           'flag_findings', 'step_findings', 'Tap', 'tapped', 'chain', 'trial_mask', 'random_action', 'Tally',
+           'parts_of', 'Trial', 'failure', 'observed', 'begin_episode', 'act', 'ended', 'described_action',
+           'play_trial', 'repeat_findings', 'repeats', 'begin_state', 'end_findings', 'constant_findings',
+           'generator_findings', 'wrapper_findings', 'headless', 'level_findings', 'render_findings', 'suppress_close',
+           'starting_values', 'unfit', 'algorithms', 'EnvReport', 'spread', 'numbers_of', 'facts_in_words', 'played',
+           'check_env', 'check_start']
 
 # %% ../../nbs/17_envs.check.ipynb #b5f47e20
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def chain(
     while isinstance(env, gym.Wrapper): yield (env := env.env)
 
 # %% ../../nbs/17_envs.check.ipynb #1f0bb5fb
-def legal_mask(
+def trial_mask(
     env: gym.Env,    # that may have `action_masks`
     obs: Any,        # its last observation
     info: Any,       # its last info
@@ -288,7 +288,7 @@ class Trial:
         answer: Any,  # of the last reset or step
     ) -> Any:         # which actions are legal now; None: all, or the env failed
         "What the world forbids"
-        return self.guard('action_masks', lambda: legal_mask(self.env, answer[0], answer[-1]))
+        return self.guard('action_masks', lambda: trial_mask(self.env, answer[0], answer[-1]))
 
     def close(self) -> None:
         "Close the env, whatever it says to that"
@@ -322,7 +322,7 @@ def observed(
     trial.tally.add(parts_of(trial.spec, obs))
 
 
-def begin(
+def begin_episode(
     trial: Trial,             # any that is not dead
     seed: int | None = None,  # None: its generator goes on
 ) -> Any:                     # the pair of observation and info; None: the env failed
@@ -382,14 +382,14 @@ def play_trial(
     actions: list[Any] | None = None,   # those to take; None: random ones
 ) -> list[str]:                         # fingerprints: of the first observation, then of each step
     "Reset with the trial's seed and play"
-    answer, start = begin(trial, trial.seed), len(trial.seen)
+    answer, start = begin_episode(trial, trial.seed), len(trial.seen)
     first = fingerprint(answer[0]) if answer else ''
     for t in range(steps):
         if trial.dead: break
         action = actions[t] if actions else random_action(trial.space, trial.mask(answer))
         if trial.dead: break
         answer = act(trial, action)
-        if answer and any(ended(*answer[2:4])): answer = begin(trial)
+        if answer and any(ended(*answer[2:4])): answer = begin_episode(trial)
     return [first, *trial.seen[start:]]
 
 # %% ../../nbs/17_envs.check.ipynb #ae06cb22
@@ -435,7 +435,7 @@ def begin_state(
     trial: Trial,   # any
 ) -> str:           # fingerprint of its generator right after a reset with its seed
     "Where the env's own generator begins"
-    if begin(trial, trial.seed) is None: return ''
+    if begin_episode(trial, trial.seed) is None: return ''
     generator = trial.env.unwrapped.np_random
     return fingerprint(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else ''
 
@@ -588,11 +588,17 @@ class EnvReport:
     numbers: dict[str, Any] = field(default_factory=dict)  # statistics, JSON-able
 
     @property
-    def problems(self) -> list[Finding]: return [f for f in self.findings if f.status == 'problem']
+    def problems(self) -> list[Finding]:
+        "What breaks Gymnasium's API; a run refuses most of it"
+        return [f for f in self.findings if f.status == 'problem']
     @property
-    def warnings(self) -> list[Finding]: return [f for f in self.findings if f.status == 'warning']
+    def warnings(self) -> list[Finding]:
+        "What trains, but costs something"
+        return [f for f in self.findings if f.status == 'warning']
     @property
-    def ok(self) -> bool: return not self.problems  # can it be trained on?
+    def ok(self) -> bool:
+        "No problem at all?"
+        return not self.problems
 
     def to_dict(self) -> dict[str, Any]:  # JSON-able
         "All of it"
