@@ -27,6 +27,7 @@ Modules:
 - `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
 - `rlstudio.envs.atari`: The frames of an Atari game as a learner wants them, by one name in a config: `wrappers: [{name: atari}]`.
 - `rlstudio.envs.backends`: Any Gymnasium id, and any of Gymnasium's own vector envs, behind the one contract.
+- `rlstudio.envs.check`: Whether an environment keeps its promises, found in a few seconds and said in plain words.
 - `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
 - `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
@@ -50,7 +51,7 @@ Modules:
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
-- `rlstudio.studio.cli`: Five commands over the same objects that the notebooks use: run, resume, evaluate, show, list.
+- `rlstudio.studio.cli`: Six commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.

@@ -340,7 +340,7 @@ def make_env(
         with quiet_mujoco():
             env: gym.Env = gym.make(config.id, max_episode_steps=config.max_episode_steps,
                                     disable_env_checker=True, **kwargs)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise EnvError(f'{config.id} cannot be made with {kwargs}: {e}') from e
     if config.reset_options: env = ResetOptions(env, config.reset_options)
     env = wrapped(env, config)

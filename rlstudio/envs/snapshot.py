@@ -133,6 +133,9 @@ class Recorder:
         self._begin: EnvState | None = None
         self._obs: Any = None
 
+    @property
+    def length(self) -> int: return self._length  # steps since the last reset
+
     def reset(
         self,
         seed: int | None = None,      # for the env's generator; None: it goes on as it is

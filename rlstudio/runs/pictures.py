@@ -13,14 +13,11 @@ pyplot or changes anybody's matplotlib settings. Matplotlib, Pillow and environm
 
 # %% auto #0
 __all__ = ['BLOCKS', 'BLUE', 'RED', 'GREY', 'UNSIGNED', 'sparkline', 'draw_training', 'draw_evaluations', 'learning_curve',
-           'replace_file', 'save_figure', 'shrink', 'take_frame', 'headless', 'rollout_frames', 'save_webp']
+           'replace_file', 'save_figure', 'shrink', 'take_frame', 'rollout_frames', 'save_webp']
 
 # %% ../../nbs/63_runs.pictures.ipynb #dcab556e
 import math
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -157,16 +154,6 @@ def take_frame(
     raise EnvError(f'{env.env_id} cannot be drawn: given a picture of shape {frame.shape} and '
                    f'dtype {frame.dtype}, expected (H, W, 3) uint8; mend its render()')
 
-# %% ../../nbs/63_runs.pictures.ipynb #d4c1ccfb
-@contextmanager
-def headless() -> Iterator[None]:
-    "Inside, pygame prints no greeting, and no screen is needed"
-    from fastcore.xtras import modified_env
-    quiet = {'PYGAME_HIDE_SUPPORT_PROMPT': '1', 'SDL_VIDEODRIVER': 'dummy'}
-    if sys.platform == 'linux' and not {'DISPLAY', 'WAYLAND_DISPLAY'} & os.environ.keys():
-        quiet['MUJOCO_GL'] = 'egl'
-    with modified_env(**quiet | {k: v for k, v in os.environ.items() if k in quiet}): yield
-
 # %% ../../nbs/63_runs.pictures.ipynb #5e93ccd9
 def rollout_frames(
     module: 'RLModule',       # the agent; the likeliest action is taken
@@ -180,6 +167,7 @@ def rollout_frames(
     from rlstudio.core.seeding import Streams
     from rlstudio.data.rollout import Stepper
     from rlstudio.envs.backends import InProcess
+    from rlstudio.envs.check import headless
     from rlstudio.envs.make import evaluation_env
     with headless():
         env = InProcess(replace(evaluation_env(env_config), num_envs=1), render_mode='rgb_array')

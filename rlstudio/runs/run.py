@@ -10,8 +10,8 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'import_flags',
-           'check_imports', 'past', 'facts_of', 'register', 'set_out', 'summarize', 'judge', 'film', 'finish',
-           'closing', 'Run']
+           'check_imports', 'past', 'facts_of', 'register', 'WatchGenerators', 'set_out', 'summarize', 'judge', 'film',
+           'finish', 'closing', 'Run']
 
 # %% ../../nbs/65_runs.run.ipynb #e79a5ecd
 import shlex
@@ -31,6 +31,7 @@ from ..core.arithmetic import arithmetic_threads, identity
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, diff, to_dict)
 from ..core.registry import PluginError, import_own, imported, sinks
+from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
@@ -64,6 +65,7 @@ def make_trainer(
         return trainer
     except ConfigError as e: problems = e.problems
     except (EnvError, SpecError, PluginError) as e:
+        if isinstance(e.__cause__, SystemExit): raise   # the env's failure, and no mistake in a config
         key = getattr(e, 'key', '') or ('env.kwargs' if 'kwargs' in str(e) else 'env.id')
         problems = [Problem('config', 0, 0, key, str(e))]
     except (MemoryError, RuntimeError) as e:
@@ -209,6 +211,28 @@ def register(
                env=dict(id=e.env_id, backend=e.backend, observation=e.observation_spec.to_dict(),
                         action=e.action_spec.to_dict()), **facts)
 
+# %% ../../nbs/65_runs.run.ipynb #12b31279
+class WatchGenerators(Callback):
+    "Lowers the level of a run while which somebody draws from a global generator"
+    def __init__(self,
+        files: RunFolder,        # its manifest gets the new level
+        facts: dict[str, Any],   # those that go into each checkpoint, changed in place
+    ):
+        self.files, self.facts = files, facts
+        self.before: dict[str, Any] = {}  # of `global_states`; empty: not watched
+
+    def on_train_start(self, trainer: Trainer) -> None:  # watches unless the level is the lowest
+        self.before = global_states() if self.facts['level'] > 'L1' else {}
+
+    def on_iteration_end(self, trainer: Trainer) -> None:  # looks
+        if not (used := moved_generators(self.before) if self.before else []): return
+        why = (f'the global generator of {" and ".join(used)} was used while training '
+               f'(by {trainer.env.env_id}, or other code in this process)')
+        warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); draw from self.np_random', stacklevel=2)
+        self.facts.update(level='L1', why=why)
+        self.files.note(level='L1', why=why)
+        self.before = {}
+
 # %% ../../nbs/65_runs.run.ipynb #7d8cdbcb
 def set_out(
     run: 'Run',                          # any run
@@ -226,10 +250,10 @@ def set_out(
         sink.open(files.path, positions.get(type(sink).__name__))
     trainer, then = run.take_trainer(), past(files, saved)
     facts = facts_of(trainer, s, then)
+    kept = facts | dict(config=to_dict(c))   # in each checkpoint
     trainer.callbacks = [
-        Evaluate(c.eval), WriteMetrics(opened, c.log.every), *callbacks,
-        SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep,
-                        facts | dict(config=to_dict(c)), saved.step if saved else -1)]
+        Evaluate(c.eval), WriteMetrics(opened, c.log.every), *callbacks, WatchGenerators(files, kept),
+        SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1)]
     if saved: trainer.load_state_dict(saved.state)
     register(files, trainer, s, facts, then.get('level', ''))
     return trainer

@@ -1,7 +1,7 @@
-"""Five commands over the same objects that the notebooks use: run, resume, evaluate, show, list.
+"""Six commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list.
 
-`rlstudio run CONFIG` trains, `resume` goes on after a stop, `evaluate` asks again how good it is, `show` tells what a run is and `list`
-what there is. Each command is a few lines over `runs.run`: what the command line can do, three lines of Python can do too.
+`rlstudio run CONFIG` trains, `resume` goes on after a stop, `evaluate` asks again how good it is, `check-env` looks at a world, `show` tells
+what a run is and `list` what there is. Each command is a few lines over `runs.run`: what the command line can do, three lines of Python can do too.
 
 What holds: a mistake of the user ends with one clear message and exit code 2, never a traceback; `--json` prints exactly one JSON object
 on standard output and everything else on standard error; `--help` imports neither torch nor gymnasium.
@@ -17,8 +17,9 @@ on standard output and everything else on standard error; `--help` imports neith
 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
-           'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'evaluate_run', 'run_row', 'show_run', 'card', 'about',
-           'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage', 'list_', 'table', 'main']
+           'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'evaluate_run', 'check_env_', 'run_row', 'show_run',
+           'card', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage', 'list_',
+           'table', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -44,7 +45,8 @@ def exit_code(
     error: BaseException,  # what was raised
 ) -> int | None:           # 2: the user's to mend; 1: the run failed; None: a bug, show it
     "Whose mistake was it?"
-    if isinstance(error, (FloatingPointError, OSError, ImportError)): return 1
+    if isinstance(error, (FloatingPointError, OSError, ImportError, SystemExit)): return 1
+    if isinstance(error.__cause__, SystemExit): return 1    # an environment called sys.exit
     if type(error).__module__.startswith('rlstudio.'): return 2
     return None
 
@@ -64,7 +66,8 @@ def explained(
     def emit(value: dict[str, Any]) -> None:
         if as_json: print(json.dumps(value), file=out, flush=True)
     def tell(message: Any, *args: Any, **kwargs: Any) -> None:
-        print(f'warning: {message}', file=sys.stderr)
+        from rlstudio.studio.console import printable    # what an environment says may hold escape codes
+        print(f'warning: {printable(str(message))}', file=sys.stderr)
     with warnings.catch_warnings(), redirect_stdout(sys.stderr if as_json else out):
         warnings.showwarning = tell
         try: yield emit
@@ -72,12 +75,13 @@ def explained(
             print('interrupted', file=sys.stderr)
             emit(dict(status='interrupted'))
             raise typer.Exit(143 if str(e) == 'SIGTERM' else 130) from None
-        except Exception as e:
+        except (Exception, SystemExit) as e:
+            from rlstudio.studio.console import printable
             cause = e.__cause__ if isinstance(e, Broken) and e.__cause__ else e
             code = exit_code(cause)
             if isinstance(e, typer.Exit) or code is None: raise cause from None
             if isinstance(e, Broken): code = 1
-            print(cause if code == 2 else f'{type(cause).__name__}: {cause}', file=sys.stderr)
+            print(printable(str(cause) if code == 2 else f'{type(cause).__name__}: {cause}'), file=sys.stderr)
             emit(dict(status='failed', error=str(cause)))
             raise typer.Exit(code) from None
 
@@ -227,6 +231,29 @@ def evaluate_run(
         known = r.read('result.json') or {}
         speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
         emit(summarize(r, trainer, r.status, result) | speed | dict(greedy=result.greedy))
+
+# %% ../../nbs/71_studio.cli.ipynb #65f1588e
+@app.command('check-env')
+def check_env_(
+    env_id: Annotated[str, typer.Argument(metavar='ID', help='A registered id: CartPole-v1.')],  # of an env
+    overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
+        metavar='[section.key=value]...', help='Such as env.kwargs.x=1')] = None,
+    steps: Annotated[int, typer.Option(min=1, help='Random steps.')] = 1000,  # more find more
+    as_json: Json = False,  # for programs
+) -> None:
+    "Play an environment with random actions; say what is wrong with it, and how to begin"
+    with explained(as_json) as emit:
+        with importing(emit):
+            from rlstudio.core.registry import allow
+            from rlstudio.envs.check import check_env
+            from rlstudio.runs.config import load_settings, resolve
+            from rlstudio.runs.yaml import Source
+        allow(*load_settings().plugins)
+        asked = Source(dict(env=dict(id=env_id), algo=dict(name='ppo')), {}, [])
+        report = check_env(resolve(asked, overrides or [])[0].env, steps)
+        if not as_json: speaker(False, as_json)(str(report))
+        emit(report.to_dict())
+        if not report.ok: raise typer.Exit(1)
 
 # %% ../../nbs/71_studio.cli.ipynb #3d0a681b
 def run_row(

@@ -36,6 +36,7 @@ from ..core.registry import algos
 from ..core.seeding import Streams
 from ..data.rollout import Stepper
 from ..envs.backends import make_vector
+from ..envs.check import check_start
 from ..envs.vector import VectorEnv
 from ..nets.modules import RLModule
 from .metrics import Sink, check_name, register_metric
@@ -170,11 +171,14 @@ def check_fit(
     config: RunConfig,  # each value right by itself
     env: VectorEnv,     # its world
 ) -> None:
-    "Raise a `ConfigError` with all that does not fit together"
-    problems = config.algo.check(config, env.observation_spec, env.action_spec)
-    if not problems: return
-    env.close()
-    raise ConfigError(problems)
+    "Raise a `ConfigError` with all that does not fit together, or an `EnvError` if the world breaks its promises"
+    try:
+        problems = config.algo.check(config, env.observation_spec, env.action_spec)
+        if problems: raise ConfigError(problems)
+        if env.backend in ('inprocess', 'gymnasium'): check_start(config.env)   # the others are ours
+    except BaseException:
+        env.close()
+        raise
 
 # %% ../../nbs/41_train.trainer.ipynb #c6144234
 class Trainer:
