@@ -116,7 +116,7 @@ def pack_obs(
     obs: Any,      # an array (*lead, *shape), or a batch of them
 ) -> np.ndarray:   # as `packed_spec` says
     "Lay out observations as they are stored"
-    if isinstance(spec, ArraySpec): return obs
+    if isinstance(spec, ArraySpec): return np.asarray(obs)
     arrays, dtype = leaf_arrays(obs), packed_dtype(spec)
     lead = arrays[0].shape[:arrays[0].ndim - len(leaves(spec)[0].shape)]
     out = np.empty((*lead, 1), dtype)

@@ -32,7 +32,7 @@ from ..core.masks import MASK_KEY, MaskedEnv, mask_source, mask_spec
 from ..core.options import EnvConfig
 from ..core.registry import PluginError, envs as native_envs
 from ..core.seeding import global_states, moved_generators
-from ..core.spec import Spec, spec_from_space
+from ..core.spec import ArraySpec, Spec, spec_from_space
 from .goals import find_goal
 from .make import EnvError, env_spec, is_plain, make_env
 from .snapshot import EnvState, Recorder, action_spec_of, from_row, snapshot_level
@@ -115,7 +115,8 @@ def with_mask(
     source: str,   # as `mask_source` says; '': it tells none
 ) -> gym.Env:      # the same, or one with a `mask`
     "An env whose mask can be read, if it has one"
-    return MaskedEnv(env, source, action_spec_of(env.action_space)) if source else env
+    spec = action_spec_of(env.action_space)
+    return MaskedEnv(env, source, spec) if source and isinstance(spec, ArraySpec) else env
 
 # %% ../../nbs/15_envs.backends.ipynb #f78a43b0
 class InProcess(VectorEnv):

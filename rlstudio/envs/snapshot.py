@@ -163,7 +163,8 @@ class Recorder:
     def legal(self, action: Any) -> Any:  # of the action space → the same, or one that may be taken now
         "What stands in for an action that the env's mask forbids"
         mask = getattr(self.env, 'mask', None)
-        return action if mask is None else nearest_legal(self.action_spec, mask, action)
+        if mask is None or not isinstance(self.action_spec, ArraySpec): return action
+        return nearest_legal(self.action_spec, mask, action)
 
     def state(self) -> EnvState:  # as in the table above
         "All that it takes to come back here"

@@ -140,7 +140,7 @@ class RecurrentActorCritic(PolicyValue):
         num_envs: int | None = None,    # N of the training envs; None: no reward_scale
     ) -> None:
         super().__init__(observation_spec, action_spec, net, num_envs)
-        self.encoder: Any = make_encoder(net, observation_spec, rng)  # type: ignore[arg-type]
+        self.encoder: Any = make_encoder(net, observation_spec, rng)
         self.core = Core(net.core, self.encoder.out, net.core_size, rng)
         inner, how = (net.core_size, *net.hidden), (net.activation, .01, net.layer_norm)
         if isinstance(self.dist, DiagGaussian):
