@@ -239,16 +239,16 @@ def check_env_(
     overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
         metavar='[section.key=value]...', help='Such as env.kwargs.x=1')] = None,
     steps: Annotated[int, typer.Option(min=1, help='Random steps.')] = 1000,  # more find more
+    modules: Import = None,  # of the user's own
     as_json: Json = False,  # for programs
 ) -> None:
     "Play an environment with random actions; say what is wrong with it, and how to begin"
     with explained(as_json) as emit:
         with importing(emit):
-            from rlstudio.core.registry import allow
             from rlstudio.envs.check import check_env
-            from rlstudio.runs.config import load_settings, resolve
+            from rlstudio.runs.config import resolve
             from rlstudio.runs.yaml import Source
-        allow(*load_settings().plugins)
+        let_in(modules)
         asked = Source(dict(env=dict(id=env_id), algo=dict(name='ppo')), {}, [])
         report = check_env(resolve(asked, overrides or [])[0].env, steps)
         if not as_json: speaker(False, as_json)(str(report))
