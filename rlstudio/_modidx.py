@@ -1106,6 +1106,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/envs/vector.py'),
                                       'rlstudio.envs.vector.VectorEnv.close': ( 'envs.vector.html#vectorenv.close',
                                                                                 'rlstudio/envs/vector.py'),
+                                      'rlstudio.envs.vector.VectorEnv.declare': ( 'envs.vector.html#vectorenv.declare',
+                                                                                  'rlstudio/envs/vector.py'),
                                       'rlstudio.envs.vector.VectorEnv.level': ( 'envs.vector.html#vectorenv.level',
                                                                                 'rlstudio/envs/vector.py'),
                                       'rlstudio.envs.vector.VectorEnv.load_state_dict': ( 'envs.vector.html#vectorenv.load_state_dict',

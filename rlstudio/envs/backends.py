@@ -37,7 +37,7 @@ from .goals import find_goal
 from .make import EnvError, env_spec, is_plain, make_env
 from .snapshot import EnvState, Recorder, action_spec_of, from_row, snapshot_level
 from .vector import (
-    VectorEnv, check_action, check_seeds, check_state, flag_spec, rows_to_write, seen_obs, seen_spec, warn_boundary)
+    VectorEnv, check_action, check_seeds, check_state, flag_spec, seen_obs, seen_spec, warn_boundary)
 
 # %% ../../nbs/15_envs.backends.ipynb #40270002
 def escaped(
@@ -138,7 +138,6 @@ class InProcess(VectorEnv):
         self._space = spec_from_space(first.env.observation_space)
         super().__init__(config.id, config.num_envs, seen_spec(self._space), first.action_spec,
                          **(mask_fields(first.action_spec) if self._masked else {}))
-        self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
         self.goal = find_goal(self._space, first.env)
 
     @cached_property
@@ -261,7 +260,6 @@ class GymVector(VectorEnv):
         if masked: more |= mask_fields(action_spec)
         super().__init__(env_id or (envs.spec.id if envs.spec else str(envs)), envs.num_envs,
                          seen_spec(self._space), action_spec, **more)
-        self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
         if isinstance(envs.unwrapped, SyncVectorEnv):
             self.goal = find_goal(self._space, envs.unwrapped.envs[0])
 

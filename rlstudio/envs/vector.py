@@ -65,10 +65,7 @@ class VectorEnv:
         self.env_id, self.num_envs = env_id, num_envs
         self.action_spec: Any = action_spec         # of one action, as the env says
         self.action_row = action_row(action_spec)   # of one action as `step` takes it
-        self.fields: dict[str, Spec] = step_fields(observation_spec) | more
-        self.out = allocate(self.fields, (num_envs,))
-        self.valid: np.ndarray | None = self.out.valid if 'valid' in self.fields else None
-        self.clear()
+        self.declare(step_fields(observation_spec) | more)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.env_id!r}, num_envs={self.num_envs})'
@@ -88,15 +85,21 @@ class VectorEnv:
         "One step of every sub-env"
         raise NotImplementedError
 
+    def declare(self,
+        fields: dict[str, Spec],  # name → what one row of it is
+    ) -> None:
+        "Allocate `out`: what a step writes into"
+        self.fields, self.out = fields, allocate(fields, (self.num_envs,))
+        self.valid: np.ndarray | None = self.out.valid if 'valid' in fields else None
+        self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
+        self.clear()
+
     def widen(self, wide: bool = True) -> None:  # False: as at first
         "Keep observations of 64 bits as the sub-envs give them; call it before `reset`"
         obs = self.fields['obs'] if self._space is None else with_precision(self.fields['obs'], self._space, wide)
         if obs == self.fields['obs']: return
         more = {k: x for k, x in self.fields.items() if k not in step_fields(obs)}
-        self.fields = step_fields(obs) | more
-        self.out = allocate(self.fields, (self.num_envs,))
-        if self.valid is not None: self.valid = self.out.valid
-        self.clear()
+        self.declare(step_fields(obs) | more)
 
     def clear(self) -> None:
         "Forget the last step: no reward, nothing ended, every row valid"

@@ -24,10 +24,10 @@ from torch import nn
 from ..core.batch import Batch
 from ..core.options import NetConfig
 from ..core.spec import ArraySpec, Spec, policy_spec
-from .dists import Array, DiagGaussian
+from .dists import Array
 from .encoders import make_encoder
-from .layers import MLP, GaussianMLP, orthogonal
-from .modules import PolicyValue, checked_obs, of_legal, sample_or_mode
+from .layers import MLP, orthogonal
+from .modules import PolicyValue, checked_obs, of_legal, policy_head, sample_or_mode
 from .tape import TapeError, Var
 
 # %% ../../nbs/29_nets.memory.ipynb #b424d70a
@@ -142,11 +142,8 @@ class RecurrentActorCritic(PolicyValue):
         super().__init__(observation_spec, action_spec, net, num_envs)
         self.encoder: Any = make_encoder(net, observation_spec, rng)
         self.core = Core(net.core, self.encoder.out, net.core_size, rng)
-        inner, how = (net.core_size, *net.hidden), (net.activation, .01, net.layer_norm)
-        if isinstance(self.dist, DiagGaussian):
-            self.actor: MLP = GaussianMLP((*inner, self.dist.n), rng, *how, net.log_std_init)
-        else: self.actor = MLP((*inner, self.dist.num_params), rng, *how)
-        self.critic = MLP((*inner, 1), rng, net.activation, layer_norm=net.layer_norm)
+        self.actor = policy_head(self.dist, net.core_size, net, rng)
+        self.critic = MLP((net.core_size, *net.hidden, 1), rng, net.activation, layer_norm=net.layer_norm)
 
     @property
     def fields(self) -> dict[str, Any]:   # with the memory before each step
