@@ -160,7 +160,8 @@ def check_imports(
     verb: str = 'resume',    # what shall be done with it
 ) -> None:
     "Refuse to go on without the modules that a run was made with, and say how to give them"
-    needed = noted_imports(RunFolder(folder).manifest)
+    try: needed = noted_imports(RunFolder(folder).manifest)
+    except ConfigError: return  # damaged: whoever needs it says so
     if all(name in sys.modules for name in needed):
         import_own(*needed, folders=())  # nothing runs: they are here, and are noted
         return
