@@ -205,8 +205,8 @@ def test_torchs_generator_is_watched() -> None:
 def test_wrapped_in_a_normaliser() -> None:
     "Its statistics would differ from copy to copy; the key that does it right is named, also when a run starts"
     id = register(lambda: gym.wrappers.NormalizeObservation(World()))
-    assert "net.normalize_obs: true" in find(check_env(id, 40), "warning", "wrappers").fix
-    with pytest.warns(UserWarning, match="NormalizeObservation.*net.normalize_obs: true"): check_start(EnvConfig(id=id))
+    assert "net.normalize_obs: true" in find(check_env(id, 40), "problem", "making").given
+    with pytest.raises(EnvError, match="NormalizeObservation.*net.normalize_obs: true"): check_start(EnvConfig(id=id))
 
 
 def test_a_good_world_is_quiet(recwarn: pytest.WarningsRecorder) -> None:

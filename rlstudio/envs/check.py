@@ -37,13 +37,12 @@ from .make import EnvError, check_kwargs, env_spec, make_env
 from .snapshot import fingerprint, snapshot_level
 
 # %% auto #0
-__all__ = ['SUPER', 'LOUD', 'Finding', 'range_findings', 'array_findings', 'observation_findings', 'reset_findings',
-           'flag_findings', 'step_findings', 'Tap', 'tapped', 'chain', 'trial_mask', 'random_action', 'Tally',
-           'parts_of', 'Trial', 'failure', 'observed', 'begin_episode', 'act', 'ended', 'described_action',
-           'play_trial', 'repeat_findings', 'repeats', 'begin_state', 'end_findings', 'constant_findings',
-           'generator_findings', 'wrapper_findings', 'headless', 'level_findings', 'render_findings', 'suppress_close',
-           'starting_values', 'unfit', 'algorithms', 'EnvReport', 'spread', 'numbers_of', 'facts_in_words', 'played',
-           'check_env', 'check_start']
+__all__ = ['SUPER', 'Finding', 'range_findings', 'array_findings', 'observation_findings', 'reset_findings', 'flag_findings',
+           'step_findings', 'Tap', 'tapped', 'chain', 'trial_mask', 'random_action', 'Tally', 'parts_of', 'Trial',
+           'failure', 'observed', 'begin_episode', 'act', 'ended', 'described_action', 'play_trial', 'repeat_findings',
+           'repeats', 'begin_state', 'end_findings', 'constant_findings', 'generator_findings', 'headless',
+           'level_findings', 'render_findings', 'suppress_close', 'starting_values', 'unfit', 'algorithms', 'EnvReport',
+           'spread', 'numbers_of', 'facts_in_words', 'played', 'check_env', 'check_start']
 
 # %% ../../nbs/17_envs.check.ipynb #b5f47e20
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Finding:
     where: str = ''     # when it was seen: 'step 3 with action 1'
 
     def __str__(self) -> str:
-        if self.status == 'ok': return f'{self.check}: {self.given}'
+        if not self.expected: return f'{self.check}: {self.given}'   # fine, or a whole message
         where = f' in {self.where}' if self.where else ''
         return f'{self.check}: given {self.given}{where}, expected {self.expected}; fix: {self.fix}'
 
@@ -471,14 +470,7 @@ def generator_findings(
                     'self.np_random.random(); until then a run cannot be repeated exactly (level L1)')]
 
 
-def wrapper_findings(
-    env: gym.Env,      # with its wrappers
-) -> list[Finding]:    # of those that do not belong there
-    "Is there a wrapper for which a config has a key?"
-    keys = {'NormalizeObservation': 'net.normalize_obs', 'NormalizeReward': 'net.normalize_reward'}
-    names = {c.__name__ for e in chain(env) for c in type(e).__mro__}
-    return [Finding('warning', 'wrappers', name, 'an env without it: each copy would have statistics of its own', f'remove it and write {key}: true')
-            for name, key in keys.items() if name in names]
+
 
 # %% ../../nbs/17_envs.check.ipynb #9a3545c9
 @contextmanager
@@ -672,7 +664,7 @@ def played(
     if steps: found += end_findings(trial) + constant_findings(trial)
     numbers = numbers_of(trial, seconds)    # of the first play alone
     if steps and not trial.dead: found += repeats(config, trial, future)
-    found += generator_findings(moved_generators(before)) + wrapper_findings(trial.env)
+    found += generator_findings(moved_generators(before))
     return trial, [*trial.found.values(), *(f for f in found if f not in trial.found.values())], numbers
 
 
@@ -686,7 +678,7 @@ def check_env(
     check_kwargs(env_spec(config.id), config.kwargs)
     try: trial, found, numbers = played(config, steps, seed)
     except EnvError as e:
-        return EnvReport(config.id, [Finding('problem', 'making', escaped(str(e)), 'an env', 'look at its constructor')], {}, {}, '')
+        return EnvReport(config.id, [Finding('problem', 'making', escaped(str(e)))], {}, {}, '')
     if not trial.dead: found += level_findings(config)
     found += render_findings(config, list(trial.env.metadata.get('render_modes') or []))
     why, text = algorithms(config, not any(numbers['ends'].values()) and not getattr(trial.env.spec, 'max_episode_steps', None))
@@ -700,8 +692,6 @@ def check_env(
     return EnvReport(config.id, sorted(found, key=lambda f: order.index(f.status)), facts_in_words(trial, numbers, why), why, text, numbers)
 
 # %% ../../nbs/17_envs.check.ipynb #ea26259a
-LOUD = 'wrappers', 'generators'   # warnings of these change what a run learns, or whether it repeats
-
 def check_start(
     config: EnvConfig,   # the world of a run
     steps: int = 20,     # random ones
@@ -709,11 +699,11 @@ def check_start(
     "Refuse an env that breaks its promises at once; warn where a run would suffer"
     before, trial = global_states(), Trial(config)
     if not trial.dead: play_trial(trial, steps)
-    found = [*trial.found.values(), *generator_findings(moved_generators(before)), *wrapper_findings(trial.env)]
+    found = [*trial.found.values(), *generator_findings(moved_generators(before))]
     suppress_close(trial.env)
     if problems := [f for f in found if f.status == 'problem']:
         more = f' (one of {len(problems)} problems; see them: rlstudio check-env {config.id})' if problems[1:] else ''
         raise EnvError(f'{config.id}: {problems[0]}{more}') from (SystemExit() if 'sys.exit' in problems[0].given else None)
     for f in found:
-        loud = f.check in LOUD or (f.check.startswith('observation') and '…' in f.expected)
+        loud = f.check == 'generators' or (f.check.startswith('observation') and '…' in f.expected)
         if f.status == 'warning' and loud: warnings.warn(f'{config.id}: {f}', stacklevel=2)
