@@ -37,7 +37,7 @@ from .goals import find_goal
 from .make import EnvError, env_spec, is_plain, make_env
 from .snapshot import EnvState, Recorder, action_spec_of, from_row, snapshot_level
 from .vector import (
-    VectorEnv, check_action, check_seeds, check_state, flag_spec, seen_obs, seen_spec, warn_boundary)
+    VectorEnv, check_action, check_seeds, check_state, flag_spec, rows_to_write, seen_obs, seen_spec, warn_boundary)
 
 # %% ../../nbs/15_envs.backends.ipynb #40270002
 def escaped(
@@ -139,6 +139,10 @@ class InProcess(VectorEnv):
         super().__init__(config.id, config.num_envs, seen_spec(self._space), first.action_spec,
                          **(mask_fields(first.action_spec) if self._masked else {}))
         self.goal = find_goal(self._space, first.env)
+
+    def declare(self, fields: dict[str, Spec]) -> None:  # name → what one row of it is
+        super().declare(fields)
+        self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
 
     @cached_property
     def level(self) -> str:  # 'exact' or 'boundary', found by a trial
@@ -262,6 +266,10 @@ class GymVector(VectorEnv):
                          seen_spec(self._space), action_spec, **more)
         if isinstance(envs.unwrapped, SyncVectorEnv):
             self.goal = find_goal(self._space, envs.unwrapped.envs[0])
+
+    def declare(self, fields: dict[str, Spec]) -> None:  # name → what one row of it is
+        super().declare(fields)
+        self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
 
     def reset(self, seeds: Sequence[int]) -> Batch:  # a natively batched env uses the first
         self._seeds, self._steps = check_seeds(self, seeds), 0

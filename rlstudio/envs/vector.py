@@ -91,7 +91,6 @@ class VectorEnv:
         "Allocate `out`: what a step writes into"
         self.fields, self.out = fields, allocate(fields, (self.num_envs,))
         self.valid: np.ndarray | None = self.out.valid if 'valid' in fields else None
-        self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
         self.clear()
 
     def widen(self, wide: bool = True) -> None:  # False: as at first
