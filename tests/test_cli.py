@@ -121,6 +121,7 @@ def test_killed_and_resumed(folder: Path, reference: dict[str, Any], seed: int) 
     child.kill()
     child.communicate()
     assert child.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert "seed 1: killed" in run("rlstudio", "show", folder / name).stdout, "nobody works on it, so it does not run"
     done = run("rlstudio", "resume", folder / name, "--json")
     assert done.returncode == 0, said(done)
     assert one_object(done.stdout)["weights_sha256"] == reference["weights_sha256"]
@@ -155,6 +156,13 @@ def test_show(reference: dict[str, Any]) -> None:
     assert done.returncode == 0 and "CartPole-v1" in done.stdout, said(done)
 
 
+def test_a_run_by_its_name(folder: Path, reference: dict[str, Any], tmp_path: Path) -> None:
+    "A name is looked up in the folder of all runs"
+    (tmp_path / "settings.ini").write_text(f"[DEFAULT]\nruns_dir = {folder}\n")
+    done = run("rlstudio", "show", Path(reference["run"]).name, cwd=tmp_path)
+    assert done.returncode == 0 and "completed" in done.stdout, said(done)
+
+
 @pytest.mark.parametrize("what, expected", [("algos", "ppo"), ("envs", "CartPole-v1"), ("configs", "ppo/cartpole"), ("runs", "reference")])
 def test_list(folder: Path, reference: dict[str, Any], what: str, expected: str) -> None:
     (folder / "settings.ini").write_text(f"[DEFAULT]\nruns_dir = {folder}\n")
@@ -180,6 +188,8 @@ def test_all_errors_of_a_file_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("args, hint", [
     (["rum", "x.yaml"], "run"), (["run", "gone.yaml"], "gone.yaml"), (["run", CARTPOLE, "--name", "../../x"], "name"),
+    (["run", CARTPOLE, "algo.n_steps=5"], "algo.num_steps"), (["run", CARTPOLE, "algo.batch_size=64"], "algo.num_minibatches"),
+    (["run", CARTPOLE, "net.net_arch=[64]"], "net.hidden"), (["run", CARTPOLE, "algo.learning_rate=lin_3e-4"], "write 3e-4"),
     (["run", CARTPOLE, "algo.name=pp0"], "ppo"), (["run", CARTPOLE, "env.id=CartPole-v99"], "CartPole-v1"),
     (["run", CARTPOLE, "env.id=os:system"], "os:system"), (["resume", "gone"], "gone"), (["show", "gone"], "gone"), (["list", "algo"], "algos"),
 ], ids=lambda a: a if isinstance(a, str) else "")

@@ -14,7 +14,7 @@ No file is read here: chapter `runs.config` reads YAML, and knows lines and colu
 
 # %% auto #0
 __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Positive', 'NonNegative', 'Count', 'Whole', 'Width',
-           'Steps', 'S', 'Problem', 'ConfigError', 'fault', 'plain', 'as_text', 'scalar', 'fit', 'expected',
+           'Steps', 'SYNONYMS', 'S', 'Problem', 'ConfigError', 'fault', 'plain', 'as_text', 'scalar', 'fit', 'expected',
            'FieldSpec', 'field_specs', 'check_value', 'repair', 'as_lines', 'Section', 'EnvConfig', 'AlgoConfig',
            'NetConfig', 'TrainConfig', 'EvalConfig', 'CheckpointConfig', 'LogConfig', 'Config', 'goal_steps',
            'unknown_key', 'key_homes', 'build_section', 'named_algo', 'with_defaults', 'build_config',
@@ -206,6 +206,8 @@ def repair(
         return close if 'did you mean' in close else ''
     words = {'on': True, 'yes': True, 'off': False, 'no': False}
     text = isinstance(value, str)
+    if text and re.fullmatch('lin_' + _FLOAT.pattern, value):   # the zoo's word for a schedule
+        return f'; write {value[4:]}, and linear as its schedule (…_schedule: linear)'
     for other in [scalar(value), words.get(value.lower()), [value]] if text else [[value]]:
         try: TypeAdapter(hint, config=STRICT).validate_python(fit(hint, other))
         except ValidationError: continue
@@ -385,6 +387,18 @@ def goal_steps(
 _MOVED = {'algo.engine': 'no key of a config any more, since it is no part of an experiment: '
                          'remove it, and write `engine = …` in settings.ini'}
 
+# names of Stable-Baselines3, its zoo and CleanRL → what it is here
+SYNONYMS = {
+    'n_envs': 'env.num_envs', 'env_wrapper': 'env.wrappers', 'frame_stack': 'env.wrappers: [{name: FrameStackObservation, stack_size: 4}]',
+    'total_timesteps': 'train.total_steps', 'n_timesteps': 'train.total_steps', 'n_steps': 'algo.num_steps', 'n_epochs': 'algo.num_epochs', 'update_epochs': 'algo.num_epochs',
+    'batch_size': 'algo.num_minibatches = env.num_envs × algo.num_steps / batch_size', 'minibatch_size': 'algo.num_minibatches = env.num_envs × algo.num_steps / minibatch_size',
+    'gradient_steps': 'algo.update_ratio = gradient_steps / (train_freq × n_envs)', 'train_freq': 'algo.train_every', 'train_frequency': 'algo.train_every',
+    'exploration_initial_eps': 'algo.epsilon_start', 'start_e': 'algo.epsilon_start', 'exploration_final_eps': 'algo.epsilon_end', 'end_e': 'algo.epsilon_end',
+    'exploration_fraction': 'algo.epsilon_fraction', 'target_update_interval': 'algo.target_every = target_update_interval × algo.update_ratio',
+    'target_network_frequency': 'algo.target_every = target_network_frequency × algo.update_ratio', 'anneal_lr': 'algo.learning_rate_schedule: linear', 'clip_coef': 'algo.clip_range',
+    'net_arch': 'net.hidden', 'activation_fn': 'net.activation', 'policy_kwargs': 'the section net', 'normalize': 'net.normalize_obs and net.normalize_reward',
+    'norm_adv': 'algo.normalize_advantage', 'use_sde': 'nothing: there is no gSDE; net.log_std: state is near to it', 'n_eval_episodes': 'eval.episodes', 'eval_freq': 'eval.every'}
+
 def unknown_key(
     path: tuple[str, ...],     # of what was written
     here: Iterable[str],       # the keys of its section
@@ -393,6 +407,7 @@ def unknown_key(
     "The message about an unknown key"
     if (moved := _MOVED.get('.'.join(path))): return moved
     key = path[-1]
+    if key in SYNONYMS and key not in homes: return f'unknown key; here it is {SYNONYMS[key]}'
     return 'unknown key' + (f'; did you mean {homes[key]!r}?' if key in homes else suggest(key, here))
 
 

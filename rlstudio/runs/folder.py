@@ -12,7 +12,7 @@ What is written is written whole or not at all. The manifest claims the level of
 
 # %% auto #0
 __all__ = ['RUN_VERSION', 'RunError', 'check_run_name', 'new_folder', 'locked', 'write_json', 'versions', 'module_hash',
-           'code_hash', 'level_of', 'now', 'user', 'RunFolder', 'check_version']
+           'code_hash', 'level_of', 'now', 'user', 'is_busy', 'RunFolder', 'check_version']
 
 # %% ../../nbs/64_runs.folder.ipynb #122b9a16
 import fcntl
@@ -153,6 +153,17 @@ def user() -> str:  # 'unknown' where the system does not say
     except (KeyError, OSError): return 'unknown'
 
 # %% ../../nbs/64_runs.folder.ipynb #9e39e500
+def is_busy(
+    folder: Path,  # a run's folder
+) -> bool:         # by the lock, so a killed process does not count
+    "Is a process working on this run?"
+    try: f = open(folder / 'run.lock')
+    except OSError: return False
+    with f:
+        try: fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError: return True
+    return False
+
 class RunFolder:
     "What a run's folder says"
     def __init__(self,
@@ -193,8 +204,9 @@ class RunFolder:
         return self.read('manifest.json') or {}
     @property
     def status(self) -> str:
-        "'new', 'running', 'interrupted', 'failed' or 'completed'"
-        return str(self.manifest.get('status', 'new'))
+        "'new', 'running', 'killed', 'interrupted', 'failed' or 'completed'"
+        noted = str(self.manifest.get('status', 'new'))
+        return 'killed' if noted == 'running' and not is_busy(self.path) else noted
     @property
     def history(self) -> list[dict[str, Any]]:
         "All records of metrics"

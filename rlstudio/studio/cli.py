@@ -17,9 +17,9 @@ on standard output and everything else on standard error; `--help` imports neith
 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
-           'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'evaluate_run', 'check_env_', 'run_row', 'show_run',
-           'card', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage', 'list_',
-           'table', 'main']
+           'where_run', 'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'evaluate_run', 'check_env_', 'run_row',
+           'show_run', 'card', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage',
+           'list_', 'table', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -110,7 +110,17 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Json = Annotated[bool, typer.Option('--json', help='One JSON object on standard output.')]
 Quiet = Annotated[bool, typer.Option('--quiet', help='Only errors and the last line.')]
 RunsDir = Annotated[Path | None, typer.Option(help='Where runs live.  [default: settings.ini]')]
-RunArgument = Annotated[Path, typer.Argument(metavar='RUN', help='Folder of a run.')]
+def where_run(
+    given: str,  # as typed
+) -> Path:       # a folder; one that does not exist stays as it was typed
+    "A run by its folder, or by its name in the folder of all runs"
+    if (path := Path(given)).exists() or path.name != given: return path
+    from rlstudio.runs.config import load_settings
+    try: named = Path(load_settings().runs_dir) / given
+    except Exception: return path   # the command itself says what is wrong with the settings
+    return named if named.exists() else path
+
+RunArgument = Annotated[Path, typer.Argument(metavar='RUN', parser=where_run, help='Folder of a run, or its name.')]
 Import = Annotated[list[str] | None, typer.Option('--import', metavar='MODULE', help='Import a module of yours first; again for more.')]
 
 @app.callback(invoke_without_command=True)
@@ -260,6 +270,7 @@ def run_row(
     folder: Path,  # a run's folder
 ) -> dict[str, Any]:  # run, algo, env, seed, status, env_steps, eval_return_mean
     "A run in one line"
+    from rlstudio.runs.folder import RunFolder
     from rlstudio.runs.yaml import read_file, read_json
     if not (folder / 'config.yaml').is_file():
         from rlstudio.runs.folder import RunError
@@ -267,7 +278,7 @@ def run_row(
     manifest, result = (read_json(folder / f'{n}.json') or {} for n in ('manifest', 'result'))
     config = read_file(folder / 'config.yaml').values
     return dict(run=str(folder), algo=config['algo']['name'], env=config['env']['id'],
-                seed=config['train']['seed'], status=manifest.get('status', 'new'),
+                seed=config['train']['seed'], status=RunFolder(folder).status,
                 total_steps=manifest.get('env_steps'),
                 eval_return_mean=result.get('eval_return_mean'))
 
