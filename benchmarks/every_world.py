@@ -68,7 +68,7 @@ def one(env_id: str, modules: list[str], runs: str) -> dict[str, object]:
     if kind.returncode: return dict(env=env_id, ok=False, why=last(kind.stderr))
     algo, name = kind.stdout.split()[-1], re.sub(r"\W", "_", env_id)
     config = Path(runs) / f"{name}.yaml"
-    size = "num_steps: 128" if algo == "ppo" else "learning_starts: 200\n  train_every: 4\n  num_steps: 100\n  update_ratio: 0.25\n  batch_size: 64"
+    size = "num_steps: 128" if algo == "ppo" else "learning_starts: 200\n  train_every: 4\n  num_steps: 100\n  update_ratio: 0.25\n  batch_size: 64\n  buffer_size: 2000"
     config.write_text(f"env:\n  id: {env_id}\n  num_envs: {4 if algo == 'ppo' else 1}\nalgo:\n  name: {algo}\n  {size}\nnet:\n  hidden: [64, 64]\n"
                       "train:\n  total_steps: 2000\neval:\n  episodes: 2\n  num_envs: 2\n  max_steps: 1000\ncheckpoint:\n  every: 500\n")
     own = [x for m in modules for x in ("--import", m)]

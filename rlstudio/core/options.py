@@ -533,4 +533,4 @@ def _differing(x: Any, y: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...
     if isinstance(x, dict) and isinstance(y, dict):
         for k in x.keys() | y.keys():
             yield from _differing(x.get(k, MISSING), y.get(k, MISSING), (*path, k))
-    elif MISSING in (x, y) or json.dumps(x) != json.dumps(y): yield path
+    elif MISSING in (x, y) or json.dumps(x, sort_keys=True) != json.dumps(y, sort_keys=True): yield path

@@ -32,9 +32,9 @@ from ..core.options import ConfigError, EnvConfig, as_lines, config_from_dict, t
 from ..core.registry import PluginError, algos
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
-from .backends import described, escaped, is_flag, is_number, make_vector
+from .backends import InProcess, described, escaped, is_flag, is_number, make_vector
 from .make import EnvError, check_kwargs, env_spec, make_env
-from .snapshot import fingerprint, snapshot_level
+from .snapshot import fingerprint
 
 # %% auto #0
 __all__ = ['SUPER', 'Finding', 'range_findings', 'array_findings', 'observation_findings', 'reset_findings', 'flag_findings',
@@ -486,7 +486,10 @@ def level_findings(
     config: EnvConfig,   # the world
 ) -> list[Finding]:      # one
     "How exactly can an episode in flight be saved?"
-    try: level = snapshot_level(lambda: make_env(config))
+    try:
+        world = InProcess(replace(config, num_envs=1))
+        level = world.level
+        world.close()
     except (Exception, SystemExit) as e:
         return [Finding('warning', 'snapshot', escaped(f'{type(e).__name__}: {e}'), 'a trial that works', 'see the message')]
     if level == 'exact': return [Finding('ok', 'snapshot', 'exact: a resumed run goes on in the middle of an episode, bit for bit')]
