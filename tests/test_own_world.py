@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support import child_env, run, said
 
-from rlstudio.core.options import EnvConfig, config_from_dict
+from rlstudio.core.options import EnvConfig, config_from_dict, config_hash, diff
 from rlstudio.core.registry import ModuleError, import_own
 from rlstudio.envs.backends import make_vector
 from rlstudio.envs.make import EnvError
@@ -397,7 +397,6 @@ def test_plugins_bring_plain_worlds(folder: Path, tmp_path: Path) -> None:
 
 def test_the_order_of_arguments_means_nothing() -> None:
     "A checkpoint sorts the keys of a wrapper; that is no change of the config"
-    from rlstudio.core.options import config_from_dict, config_hash, diff
     a, b = (config_from_dict(dict(env=dict(id="CartPole-v1", wrappers=[w]), algo=dict(name="ppo")))
             for w in (dict(name="StickyAction", repeat_action_probability=.1), dict(repeat_action_probability=.1, name="StickyAction")))
     assert diff(a, b) == [] and config_hash(a) == config_hash(b)
@@ -405,6 +404,4 @@ def test_the_order_of_arguments_means_nothing() -> None:
 
 def test_a_simulator_that_remembers_is_not_exact() -> None:
     "BipedalWalker keeps its Box2D world over resets: a later episode depends on the earlier ones"
-    from rlstudio.core.options import EnvConfig
-    from rlstudio.envs.backends import make_vector
     assert make_vector(EnvConfig(id="BipedalWalker-v3", num_envs=1)).level == "boundary"
