@@ -1040,6 +1040,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rlstudio.envs.snapshot.play': ('envs.snapshot.html#play', 'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot.random_rows': ( 'envs.snapshot.html#random_rows',
                                                                                 'rlstudio/envs/snapshot.py'),
+                                        'rlstudio.envs.snapshot.release': ('envs.snapshot.html#release', 'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot.set_emulator_state': ( 'envs.snapshot.html#set_emulator_state',
                                                                                        'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot.set_env_generator_state': ( 'envs.snapshot.html#set_env_generator_state',

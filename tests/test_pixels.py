@@ -294,3 +294,16 @@ def test_configs_of_games(path: str) -> None:
 @pytest.mark.parametrize("path", GAMES)
 def test_configs_name_their_source(path: str) -> None:
     assert "Source: " in Path(ROOT / "configs" / f"{path}.yaml").read_text()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_button_is_carried_over(seed: int) -> None:
+    "Sticky actions hold the last button, which no state of the emulator tells: lives that follow a lost one are restored exactly as well"
+    rng, one = np.random.default_rng(seed), Recorder(atari(gym.make("ALE/Breakout-v5")))
+    one.reset(seed=seed)
+    for _ in range(4):
+        seen(one, rng.integers(4, size=60))
+        two, future = Recorder(atari(gym.make("ALE/Breakout-v5"))), rng.integers(4, size=80)
+        two.restore(one.state())
+        assert seen(one, future) == seen(two, future)
+        two.env.close()
