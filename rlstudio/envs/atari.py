@@ -23,7 +23,6 @@ import numpy as np
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit, TransformReward
 
 from .make import EnvError
-from .snapshot import release
 
 # %% ../../nbs/18_envs.atari.ipynb #de9dedc4
 def machine(
@@ -69,10 +68,8 @@ class LifeLoss(gym.Wrapper):
         "One step, which terminates if it costs a life"
         lives = machine(self).lives()
         obs, reward, terminated, truncated, info = self.env.step(action)
-        lost = machine(self).lives() < lives
         if truncated: machine(self).reset_game()   # so that the next episode is a new game
-        elif lost and not terminated: release(machine(self))   # so that nothing from the old episode reaches the new one
-        return obs, reward, terminated or lost, truncated, info
+        return obs, reward, terminated or machine(self).lives() < lives, truncated, info
 
 # %% ../../nbs/18_envs.atari.ipynb #e57d09c9
 class PressFire(gym.Wrapper):

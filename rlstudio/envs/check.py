@@ -153,18 +153,20 @@ def step_findings(
 
 # %% ../../nbs/17_envs.check.ipynb #a9af665e
 class Tap(gym.Wrapper):
-    "Keeps the env's own answer, before another wrapper has unpacked it"
-    answer: Any = None  # of the last reset or step; None: it did not answer
+    "Keeps the env's own answers, before another wrapper has unpacked them"
+    def __init__(self, env: gym.Env) -> None:  # the innermost one
+        super().__init__(env)
+        self.answer = dict[str, Any]()  # 'reset', 'step' → the newest one; None: it did not answer
 
     def reset(self, **kwargs: Any) -> Any:  # as `gym.Env.reset`
-        self.answer = None
-        self.answer = self.env.reset(**kwargs)
-        return self.answer
+        self.answer['reset'] = None
+        self.answer['reset'] = answer = self.env.reset(**kwargs)
+        return answer
 
     def step(self, action: Any) -> Any:  # as `gym.Env.step`
-        self.answer = None
-        self.answer = self.env.step(action)
-        return self.answer
+        self.answer['step'] = None
+        self.answer['step'] = answer = self.env.step(action)
+        return answer
 
 
 def tapped(
@@ -275,10 +277,12 @@ class Trial:
         look: Callable[[Any], list[Finding]] = lambda answer: [],  # at the env's own answer
     ) -> Any:                          # what the call returned; None if the env failed, which ends the trial
         "Ask the env; whatever it raises becomes a finding"
-        self.where, self.tap.answer, answer = where, None, None
+        kind = 'reset' if look is reset_findings else 'step'   # a wrapper's reset may take steps
+        self.where, self.tap.answer, answer = where, {}, None
         try: answer, failed = call(), []
         except (Exception, SystemExit) as e: failed = [failure(where, e)]
-        found = look(self.tap.answer) if self.tap.answer is not None or not failed else []
+        own = self.tap.answer.get(kind)
+        found = look(own) if own is not None or (kind in self.tap.answer and not failed) else []
         self.dead = self.dead or bool(failed) or any(f.check in ('reset', 'step') for f in found)
         self.add(found or failed)
         return None if self.dead else answer

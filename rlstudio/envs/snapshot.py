@@ -49,10 +49,11 @@ def emulator_state(
     return np.frombuffer(raw.clone_state(include_rng=True).serialize(), np.uint8)
 
 def release(
-    ale: Any,   # ale_py's ALEInterface
+    env: gym.Env,   # over an Atari env (ale_py)
 ) -> None:
     "Let go of the buttons: a sticky action holds the last one, and no state of the emulator tells which"
-    for _ in range(30): ale.act(0)   # that 30 no-ops in a row do not arrive has a chance of 1e-18
+    raw: Any = env.unwrapped
+    for _ in range(30): raw.ale.act(0)   # that none of 30 no-ops arrives has a chance of 1e-18
 
 
 def set_emulator_state(
@@ -61,7 +62,7 @@ def set_emulator_state(
 ) -> None:
     "Put the emulator there"
     raw: Any = env.unwrapped
-    release(raw.ale)
+    release(env)
     raw.restore_state(type(raw.clone_state())(state.tobytes()))
 
 # %% ../../nbs/12_envs.snapshot.ipynb #41a295c4
@@ -149,6 +150,10 @@ class Recorder:
         seed: int | None = None,      # for the env's generator; None: it goes on as it is
     ) -> tuple[Any, dict[str, Any]]:  # first observation and info, as the env gives them
         "Begin an episode"
+        if seed is None and hasattr(self.env.unwrapped, 'ale'): release(self.env)
+        return self._reset(seed)
+
+    def _reset(self, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is None: self._begin = env_generator_state(self.env)
         else: self._seed, self._begin = seed, None
         self._length = 0
@@ -193,10 +198,10 @@ class Recorder:
         return self._obs
 
     def _rewind(self, seed: int | None, generator: EnvState | None) -> None:
-        if seed is not None: self.reset(seed)
+        if seed is not None: self._reset(seed)
         if generator is not None:
             set_env_generator_state(self.env, generator)
-            self.reset()
+            self._reset()
 
 # %% ../../nbs/12_envs.snapshot.ipynb #768d8cfc
 def play(
