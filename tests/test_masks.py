@@ -16,7 +16,7 @@ from support import child_env, run, said
 
 from rlstudio.algos.a2c import A2C
 from rlstudio.algos.dqn import best_next
-from rlstudio.core.batch import Batch
+from rlstudio.core.batch import Batch, leaf_arrays
 from rlstudio.core.masks import MaskedEnv, MaskError, checked_mask, legal_actions, mask_source, nearest_legal
 from rlstudio.core.options import Config, ConfigError, EnvConfig, EvalConfig, NetConfig, config_from_dict
 from rlstudio.core.registry import algos
@@ -107,7 +107,8 @@ def walk(env: VectorEnv, steps: int, seed: int = 0) -> list[np.ndarray]:
     for _ in range(steps):
         action = legal_actions(env.action_spec, env.out.mask, rng.random((env.num_envs, len(env.action_spec.nvec))))
         b = env.step((action + env.action_spec.low).astype(env.action_spec.dtype))
-        log.append((b.mask.copy(), b.obs.copy(), b.reward.copy(), b.done.copy(), b.final_mask & b.truncated[:, None]))
+        seen = np.concatenate(leaf_arrays(b.obs), -1)   # a tree: its arrays side by side
+        log.append((b.mask.copy(), seen, b.reward.copy(), b.done.copy(), b.final_mask & b.truncated[:, None]))
     return [np.array(x) for x in zip(*log, strict=True)]
 
 
@@ -120,10 +121,12 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool: return all(np.array_
 def test_every_way_to_tell_a_mask_gives_the_same_field(tells: str) -> None:
     env, info = InProcess(corridor(tells)), InProcess(corridor("info"))
     assert (env.fields["mask"].shape, env.fields["final_mask"].shape) == ((2,), (2,))  # type: ignore[union-attr]
-    assert env.observation_spec.shape == ((2,) if tells == "dict, two" else (1,))
+    if tells == "dict, two": assert sorted(env.observation_spec.children) == ["clock", "place"]   # the mask is taken out
+    else: assert env.observation_spec.shape == (1,)
     first = env.reset([0, 1, 2, 3])
     assert np.array_equal(first.mask, info.reset([0, 1, 2, 3]).mask)
-    assert (first.mask[:, 0] == (first.obs[:, 0] > 0)).all() and first.mask[:, 1].all()  # what is legal follows from the place
+    place = first.obs.place if tells == "dict, two" else first.obs
+    assert (first.mask[:, 0] == (place[:, 0] > 0)).all() and first.mask[:, 1].all()  # what is legal follows from the place
     theirs, ours = walk(info, 60), walk(env, 60)
     if tells == "dict, two": theirs[1] = ours[1]
     assert same(ours, theirs) and ours[3].any() and ours[4].any()
@@ -187,7 +190,7 @@ def test_a_mask_that_cannot_be_names_the_sub_env(fault: str, tells: str) -> None
     says = "given ['observation'], expected a dict with action_mask" if (tells, fault) == ("dict", "silent") else FAULTS[fault]
     with pytest.raises(EnvError) as e:
         for _ in range(3): env.step(np.full(4, 6))
-    for part in ("masks/Corridor-v0: sub-env ", " failed in step with action 6: MaskError: ", says, "; fix: "): assert part in str(e.value)
+    for part in ("masks/Corridor-v0: sub-env ", " failed in step ", " with action 6: MaskError: ", says, "; fix: "): assert part in str(e.value)
 
 
 def test_a_fault_stops_a_training_with_its_message() -> None:
@@ -363,14 +366,14 @@ def test_masks_and_goals() -> None:
     class Goals(gym.Env):
         observation_space = Dict({k: Box(0, 1, (1,)) for k in ("observation", "achieved_goal", "desired_goal")} | dict(action_mask=MultiBinary(2)))
         action_space = Discrete(2)
-        def look(self) -> Any: return {k: np.zeros(1, np.float32) for k in self.observation_space if k != "action_mask"} | dict(action_mask=[1, 1])  # type: ignore[attr-defined]
+        def look(self) -> Any: return {k: np.zeros(1, np.float32) for k in self.observation_space if k != "action_mask"} | dict(action_mask=np.ones(2, np.int8))  # type: ignore[attr-defined]
         def reset(self, *, seed: Any = None, options: Any = None) -> Any: super().reset(seed=seed); return self.look(), {}
         def step(self, action: Any) -> Any: return self.look(), 0., False, False, {}
         def compute_reward(self, a: Any, b: Any, info: Any) -> Any: return 0. * a[..., 0]
     gym.register("masks/Goals-v0", Goals, max_episode_steps=5)
     with pytest.raises(ConfigError, match="n_step: given 3 with hindsight and action masks, expected 1"): Trainer(small("dqn", env=dict(id="masks/Goals-v0"), hindsight=.5, n_step=3))
     t = Trainer(small("dqn", env=dict(id="masks/Goals-v0", num_envs=2), hindsight=.5, n_step=1, total_steps=400)).train()
-    assert t.algo.updates > 0 and t.env.observation_spec.shape == (3,)  # type: ignore[attr-defined]
+    assert t.algo.updates > 0 and len(t.env.observation_spec.children) == 3   # type: ignore[attr-defined]
 
 
 # Who cannot use masks says so

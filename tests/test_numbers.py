@@ -182,7 +182,7 @@ def relabelled(steps: int = 400, **kwargs: Any) -> tuple[Trainer, Batch]:
 def test_hindsight_learns_the_ends_from_real_steps(dense: bool) -> None:
     t, b = relabelled(dense=dense)
     goal = t.env.goal
-    there = (b.next_obs[:, goal.achieved] == b.next_obs[:, goal.desired])[:, 0]
+    there = (get_goal(b.next_obs, goal.achieved) == get_goal(b.next_obs, goal.desired))[:, 0]
     assert there.any() and not there.all() and ((b.discount == 0) == there).all()
 
 

@@ -28,13 +28,14 @@ import gymnasium as gym
 import numpy as np
 from fastcore.xtras import modified_env
 
+from ..core.masks import checked_mask
 from ..core.options import ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
 from ..core.registry import PluginError, algos
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
 from .backends import InProcess, described, escaped, is_flag, is_number, make_vector
 from .make import EnvError, check_kwargs, env_spec, make_env
-from .snapshot import fingerprint
+from .snapshot import action_spec_of, fingerprint
 
 # %% auto #0
 __all__ = ['SUPER', 'Finding', 'range_findings', 'array_findings', 'observation_findings', 'reset_findings', 'flag_findings',
@@ -194,9 +195,11 @@ def trial_mask(
     info: Any,       # its last info
 ) -> Any:            # which actions are legal now; None: it does not say
     "The action mask of a world, wherever it keeps it"
-    if isinstance(info, Mapping) and 'action_mask' in info: return info['action_mask']
-    if isinstance(obs, Mapping) and 'action_mask' in obs: return obs['action_mask']
-    return env.get_wrapper_attr('action_masks')() if env.has_wrapper_attr('action_masks') else None
+    if isinstance(info, Mapping) and 'action_mask' in info: given = info['action_mask']
+    elif isinstance(obs, Mapping) and 'action_mask' in obs: given = obs['action_mask']
+    else: given = env.get_wrapper_attr('action_masks')() if env.has_wrapper_attr('action_masks') else None
+    spec = action_spec_of(env.action_space)
+    return checked_mask(spec, given) if given is not None and isinstance(spec, ArraySpec) and spec.nvec else given
 
 
 def random_action(
