@@ -12,6 +12,7 @@ from rlstudio.algos.off_policy import random_actions
 from rlstudio.core.batch import Batch
 from rlstudio.core.options import Config, config_from_dict, goal_steps
 from rlstudio.core.spec import spec_from_space, to_env
+from rlstudio.envs.goals import get_goal
 from rlstudio.nets.critics import UnitActions
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.nets.normalize import RewardScale
