@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from support import child_env, run, said
 
+from rlstudio.core import registry
 from rlstudio.core.options import EnvConfig, config_from_dict, config_hash, diff
 from rlstudio.core.registry import ModuleError, import_own
 from rlstudio.envs.backends import make_vector
@@ -92,6 +94,14 @@ train: {total_steps: 6144}
 eval: {episodes: 10}
 checkpoint: {every: 512}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_imports() -> Iterator[None]:
+    "What is imported here shall not be noted by the runs of later tests"
+    before = registry.imported()
+    yield
+    registry._imported[:] = before
 
 
 @pytest.fixture(scope="module")
