@@ -45,8 +45,10 @@ def exit_code(
     error: BaseException,  # what was raised
 ) -> int | None:           # 2: the user's to mend; 1: the run failed; None: a bug, show it
     "Whose mistake was it?"
+    from rlstudio.core.registry import ModuleError
+    if isinstance(error, ModuleError): return 2   # also one that called sys.exit
     if isinstance(error, (FloatingPointError, OSError, ImportError, SystemExit)): return 1
-    if isinstance(error.__cause__, SystemExit) and type(error).__name__ != 'ModuleError': return 1   # an environment called sys.exit
+    if isinstance(error.__cause__, SystemExit): return 1    # an environment called sys.exit
     if type(error).__module__.startswith('rlstudio.'): return 2
     return None
 
