@@ -350,7 +350,7 @@ def closing(
 def saved_at(
     run: 'Run',               # any run that has begun
     step: int | str | None,   # env steps, or 'best'; None: the newest whole one
-) -> Checkpoint:
+) -> Checkpoint:             # verified
     "The checkpoint that is asked for"
     folder = run.folder / 'checkpoints'
     if step is None:
