@@ -1791,6 +1791,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rlstudio.runs.export.export_torch': ('runs.export.html#export_torch', 'rlstudio/runs/export.py'),
                                       'rlstudio.runs.export.fresh_file': ('runs.export.html#fresh_file', 'rlstudio/runs/export.py'),
                                       'rlstudio.runs.export.greedy_action': ('runs.export.html#greedy_action', 'rlstudio/runs/export.py'),
+                                      'rlstudio.runs.export.half_range': ('runs.export.html#half_range', 'rlstudio/runs/export.py'),
                                       'rlstudio.runs.export.load_agent': ('runs.export.html#load_agent', 'rlstudio/runs/export.py'),
                                       'rlstudio.runs.export.makers': ('runs.export.html#makers', 'rlstudio/runs/export.py'),
                                       'rlstudio.runs.export.onnx_notes': ('runs.export.html#onnx_notes', 'rlstudio/runs/export.py'),
