@@ -77,7 +77,7 @@ def range_findings(
     if not (beyond > 0).any(): return []
     i = tuple(np.argwhere(beyond == beyond.max())[0].tolist())
     bound = low[i] if x[i] < low[i] else high[i]
-    little = spec.dtype.kind == 'f' and beyond[i] <= 1e-3 * max(1., abs(bound))
+    little = spec.dtype.kind == 'f' and beyond[i] <= 1e-2 * max(1., abs(bound))
     given = f'{x[i]}' + (f' at {list(i)}' if i else '')
     return [Finding('warning' if little else 'problem', spec.name, given, f'{low[i]:g} … {high[i]:g}', 'clip it, or widen the space')]
 
@@ -309,7 +309,7 @@ def failure(
     "An exception of an env, as a finding"
     what, why = where.split()[0], escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
     if isinstance(e, SystemExit): return Finding('problem', what, f'a call of sys.exit ({why})', 'an answer', 'raise an error instead')
-    if isinstance(e, SpecError): return Finding('problem', 'spaces', why, 'spaces that can be read', 'see the message')
+    if isinstance(e, SpecError): return Finding('problem', 'spaces', escaped(str(e)))
     fix = 'look at the env there'
     if what == 'reset' and isinstance(e, TypeError) and 'argument' in str(e): fix = 'def reset(self, *, seed=None, options=None)'
     return Finding('problem', what, f'the exception {why}', 'an answer', fix)
@@ -694,7 +694,7 @@ def check_env(
     why, text = algorithms(config, not any(numbers['ends'].values()) and not getattr(trial.env.spec, 'max_episode_steps', None))
     fits = ', '.join(name for name, no in why.items() if not no)
     nobody = Finding('problem', 'algorithms', '; '.join(sorted({no for no in why.values() if no}))[:300], 'one that fits', 'change the spaces, or wrap the env')
-    found.append(Finding('ok', 'algorithms', fits) if fits else nobody)
+    if fits or not any(f.check == 'spaces' for f in found): found.append(Finding('ok', 'algorithms', fits) if fits else nobody)
     if not any(f.check.startswith('observation') and f.status != 'ok' for f in found) and trial.spec:
         found.append(Finding('ok', 'observation', f'{numbers["observations"]:,} observations inside the space'))
     trial.close()
