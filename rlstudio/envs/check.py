@@ -302,6 +302,16 @@ class Trial:
         except (Exception, SystemExit) as e: self.add([failure('close', e)])
 
 
+def parts_of(
+    message: str,          # of an error of ours: 'name: given …, expected …; fix: …'
+) -> tuple[str, str, str]:  # given, expected, fix
+    "An error's message in its three parts"
+    name, _, rest = message.partition('given ')
+    given, _, rest = rest.partition(', expected ')
+    expected, _, fix = rest.partition('; fix: ')
+    return (f'{name}{given}', expected, fix) if fix else (message, '', '')
+
+
 def failure(
     where: str,        # what the env was asked to do
     e: BaseException,  # what it raised
@@ -309,7 +319,7 @@ def failure(
     "An exception of an env, as a finding"
     what, why = where.split()[0], escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
     if isinstance(e, SystemExit): return Finding('problem', what, f'a call of sys.exit ({why})', 'an answer', 'raise an error instead')
-    if isinstance(e, SpecError): return Finding('problem', 'spaces', escaped(str(e)))
+    if isinstance(e, SpecError): return Finding('problem', 'spaces', *parts_of(escaped(str(e))))
     fix = 'look at the env there'
     if what == 'reset' and isinstance(e, TypeError) and 'argument' in str(e): fix = 'def reset(self, *, seed=None, options=None)'
     return Finding('problem', what, f'the exception {why}', 'an answer', fix)
