@@ -872,6 +872,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rlstudio.envs.check.repeat_findings': ('envs.check.html#repeat_findings', 'rlstudio/envs/check.py'),
                                      'rlstudio.envs.check.repeats': ('envs.check.html#repeats', 'rlstudio/envs/check.py'),
                                      'rlstudio.envs.check.reset_findings': ('envs.check.html#reset_findings', 'rlstudio/envs/check.py'),
+                                     'rlstudio.envs.check.split_message': ('envs.check.html#split_message', 'rlstudio/envs/check.py'),
                                      'rlstudio.envs.check.spread': ('envs.check.html#spread', 'rlstudio/envs/check.py'),
                                      'rlstudio.envs.check.starting_values': ('envs.check.html#starting_values', 'rlstudio/envs/check.py'),
                                      'rlstudio.envs.check.step_findings': ('envs.check.html#step_findings', 'rlstudio/envs/check.py'),

@@ -40,10 +40,10 @@ from .snapshot import action_spec_of, fingerprint
 # %% auto #0
 __all__ = ['SUPER', 'Finding', 'range_findings', 'array_findings', 'observation_findings', 'reset_findings', 'flag_findings',
            'step_findings', 'Tap', 'tapped', 'chain', 'trial_mask', 'random_action', 'Tally', 'parts_of', 'Trial',
-           'failure', 'observed', 'begin_episode', 'act', 'ended', 'described_action', 'play_trial', 'repeat_findings',
-           'repeats', 'begin_state', 'end_findings', 'constant_findings', 'generator_findings', 'headless',
-           'level_findings', 'render_findings', 'suppress_close', 'starting_values', 'unfit', 'algorithms', 'EnvReport',
-           'spread', 'numbers_of', 'facts_in_words', 'played', 'check_env', 'check_start']
+           'split_message', 'failure', 'observed', 'begin_episode', 'act', 'ended', 'described_action', 'play_trial',
+           'repeat_findings', 'repeats', 'begin_state', 'end_findings', 'constant_findings', 'generator_findings',
+           'headless', 'level_findings', 'render_findings', 'suppress_close', 'starting_values', 'unfit', 'algorithms',
+           'EnvReport', 'spread', 'numbers_of', 'facts_in_words', 'played', 'check_env', 'check_start']
 
 # %% ../../nbs/17_envs.check.ipynb #b5f47e20
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class Trial:
         except (Exception, SystemExit) as e: self.add([failure('close', e)])
 
 
-def parts_of(
+def split_message(
     message: str,          # of an error of ours: 'name: given …, expected …; fix: …'
 ) -> tuple[str, str, str]:  # given, expected, fix
     "An error's message in its three parts"
@@ -319,7 +319,7 @@ def failure(
     "An exception of an env, as a finding"
     what, why = where.split()[0], escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
     if isinstance(e, SystemExit): return Finding('problem', what, f'a call of sys.exit ({why})', 'an answer', 'raise an error instead')
-    if isinstance(e, SpecError): return Finding('problem', 'spaces', *parts_of(escaped(str(e))))
+    if isinstance(e, SpecError): return Finding('problem', 'spaces', *split_message(escaped(str(e))))
     fix = 'look at the env there'
     if what == 'reset' and isinstance(e, TypeError) and 'argument' in str(e): fix = 'def reset(self, *, seed=None, options=None)'
     return Finding('problem', what, f'the exception {why}', 'an answer', fix)
