@@ -125,7 +125,8 @@ def as_picture(
     "Pixels as a convolution wants them"
     x = frames.movedim(-1, -3) if network.last else frames
     if x.ndim == 3: x = x[:, None]
-    return in_unit(x.to(next(network.parameters()).dtype), network.bounds)
+    x = in_unit(x.to(next(network.parameters()).dtype), network.bounds)
+    return x.contiguous(memory_format=torch.channels_last) if torch.is_grad_enabled() else x
 
 def orthogonal_conv(
     rng: np.random.Generator,   # a named stream
