@@ -46,6 +46,7 @@ from .pictures import (
     learning_curve, replace_file, rollout_frames, save_figure, save_webp)
 from ..train.agent import Agent, rebuilt, world_facts
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return
+from ..train.metrics import conclude_run, describe_run
 from ..train.trainer import Callback, Trainer, WriteMetrics
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -249,6 +250,7 @@ def set_out(
     for sink in opened:
         if hasattr(sink, 'limit'): sink.limit = c.log.rotate_mb * 2**20
         sink.open(files.path, positions.get(type(sink).__name__))
+    describe_run(opened, files.path.name, to_dict(c))
     trainer, then = run.take_trainer(), past(files, saved)
     facts = facts_of(trainer, s, then)
     kept = facts | dict(config=to_dict(c))   # in each checkpoint
@@ -325,6 +327,7 @@ def finish(
     run.files.write('result.json', summary)
     run.files.note(status='completed', ended=now(), env_steps=trainer.env_steps,
                    weights_sha256=summary['weights_sha256'])
+    conclude_run([sink for c in trainer.callbacks if isinstance(c, WriteMetrics) for sink in c.sinks], summary, run.folder)
     return summary
 
 # %% ../../nbs/67_runs.run.ipynb #9cd60bb2
