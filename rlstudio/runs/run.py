@@ -11,7 +11,7 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'import_flags',
            'check_imports', 'past', 'facts_of', 'register', 'WatchGenerators', 'set_out', 'summarize', 'judge', 'film',
-           'finish', 'closing', 'Run']
+           'finish', 'closing', 'begin_folder', 'check_run', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import shlex
@@ -29,7 +29,7 @@ import torch
 
 from ..core.arithmetic import arithmetic_threads, identity
 from ..core.options import (
-    Config, ConfigError, Problem, config_from_dict, config_hash, diff, to_dict)
+    Config, ConfigError, Problem, config_from_dict, config_hash, to_dict)
 from ..core.registry import PluginError, import_own, imported, sinks
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
@@ -42,6 +42,8 @@ from .config import (
     to_yaml, with_overrides)
 from .folder import (
     RUN_VERSION, RunError, RunFolder, check_version, level_of, locked, new_folder, now, user, versions)
+from .legs import (
+    Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, known_config, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
     learning_curve, replace_file, rollout_frames, save_figure, save_webp)
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return
@@ -134,11 +136,8 @@ def restore_point(
     for path, reason in rejected:
         warnings.warn(f'{path.name} is damaged: {reason}; using the one of step {saved.step:,}',
                       stacklevel=2)
-    changed = diff(config_from_dict(saved.meta['config']), config)
-    if not changed: return saved, [path for path, _ in rejected]
-    raise RunError(f'{files.path}: config.yaml was changed since the checkpoint '
-                   f'({", ".join(changed)}); put it back, or start a new run with it: '
-                   f'rlstudio run {files.path}/config.yaml')
+    check_leg(files.path, leg_changes(config_from_dict(saved.meta['config']), config), saved.step)
+    return saved, [path for path, _ in rejected]
 
 # %% ../../nbs/67_runs.run.ipynb #872bde1b
 def noted_imports(
@@ -243,19 +242,24 @@ def set_out(
     files, c, s = run.files, run.config, run.settings
     check_version(files)
     saved, damaged = restore_point(files, c)
+    trainer = run.take_trainer()   # before anything is written: a change may not fit
     for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
+    legs, leg = begin_leg(files, c, saved)
+    if leg and leg.notes: warnings.warn('; '.join(leg.notes), stacklevel=2)
     positions = saved.state['callbacks']['metrics'] if saved else {}
     opened = [sinks.get(name)() for name in s.sinks]
     for sink in opened:
         if hasattr(sink, 'limit'): sink.limit = c.log.rotate_mb * 2**20
         sink.open(files.path, positions.get(type(sink).__name__))
-    trainer, then = run.take_trainer(), past(files, saved)
-    facts = facts_of(trainer, s, then)
-    kept = facts | dict(config=to_dict(c))   # in each checkpoint
+    then = past(files, saved)
+    facts = facts_of(trainer, s, then) | dict(config=to_dict(c), legs=legs)
+    kept = dict(facts)   # in each checkpoint
     trainer.callbacks = [
         Evaluate(c.eval), WriteMetrics(opened, c.log.every), *callbacks, WatchGenerators(files, kept),
         SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1)]
     if saved: trainer.load_state_dict(saved.state)
+    elif start := kept_start(files.path): warm_start(trainer, start)
+    put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
     return trainer
 
@@ -346,6 +350,27 @@ def closing(
                 for sink in c.sinks: sink.close()
             if isinstance(c, Evaluate) and c.history: files.keep(c.history)
 
+# %% ../../nbs/67_runs.run.ipynb #88fffc19
+def begin_folder(
+    folder: Path,         # of a new run; nobody else knows it yet
+    config: Config,       # what shall be trained
+    start: Start | None,  # the weights that it begins with
+    fit: Fit | None,      # what of them was taken over
+) -> None:
+    "The first files of a run"
+    if start and fit: keep_start(folder, start, fit)
+    replace_file(folder / 'config.yaml', to_yaml(config).encode())
+
+def check_run(
+    folder: Path,  # that somebody names
+) -> None:
+    "Refuse what is no run, and say what to do"
+    if (folder / 'config.yaml').is_file(): return
+    if not folder.is_dir(): raise RunError(f'{folder}: not a run (there is no such folder); see: rlstudio list runs')
+    if any(p.name != 'run.lock' for p in folder.iterdir()): raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
+    raise RunError(f'{folder}: not a run yet (an empty folder; its process ended before it began); begin one in it: '
+                   f'rlstudio run CONFIG --runs-dir {folder.parent} --name {folder.name}')
+
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:
     "A config, its folder, and everything that came of it."
@@ -366,6 +391,7 @@ class Run:
         runs_dir: str | Path | None = None,  # None: as the settings say
         name: str | None = None,           # None: after what it does
         settings: Settings | None = None,  # None: read from settings.ini
+        start_from: str | Path | None = None,  # begin with the weights of another run: RUN, RUN@STEP or RUN@best
         **changes: Any,                    # more overrides: total_steps=4096, or train={'total_steps': 4096}
     ) -> 'Run':
         "Make a new run"
@@ -373,26 +399,29 @@ class Run:
         open_workspace(s)
         if isinstance(config, Config): made, places = with_overrides(config, changed)
         else: made, places = load_config(find_config(config), changed)
+        start = find_start(start_from, runs_dir or s.runs_dir) if start_from else None
         trainer = make_trainer(made, s, places)
-        folder = new_folder(runs_dir or s.runs_dir, made, name)
-        replace_file(folder / 'config.yaml', to_yaml(made).encode())
+        fit = warm_start(trainer, start) if start else None
+        folder = new_folder(runs_dir or s.runs_dir, made, name, lambda new: begin_folder(new, made, start, fit))
         return cls(folder, made, s, places, trainer)
 
     @classmethod
     def open(cls,
         folder: str | Path,                # a run's folder
+        overrides: Overrides = (),         # what shall change from here on, as in `from_config`; see `65_runs.legs`
         settings: Settings | None = None,  # None: read from settings.ini
+        **changes: Any,                    # more overrides: total_steps=8192
     ) -> 'Run':
-        "Find a run again"
-        folder, s = Path(folder), settings or load_settings()
-        if not (folder / 'config.yaml').is_file():
-            raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
+        "Find a run again, perhaps to go on with it in another way; nothing is written before `train`"
+        folder, s, changed = Path(folder), settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
+        check_run(folder)
         open_workspace(s)
         check_imports(folder)
-        try: config, places = load_config(folder / 'config.yaml')
+        try: config, places = load_config(folder / 'config.yaml', changed)
         except ConfigError:
             check_version(RunFolder(folder))  # an older config is no mistake of anybody
             raise
+        if changed: next_leg(RunFolder(folder), config)   # refuses what cannot change
         return cls(folder, config, s, places)
 
     @property
@@ -410,12 +439,21 @@ class Run:
         trainer, self.trainer = self.trainer, None
         return trainer or make_trainer(self.config, self.settings, self.places)
 
+    def done(self) -> dict[str, Any] | None:
+        "The summary of a run that has ended, and whose config has not changed since; else None"
+        summary = self.read('result.json') if self.status == 'completed' else None
+        if not summary or self.leg(): return None
+        return dict(summary) | dict(run=str(self.folder))   # it may have been moved
+
+    def leg(self) -> Leg | None:
+        "With what it will go on: None if nothing has changed, or if it has not begun"
+        return next_leg(self.files, self.config)
+
     def train(self,
         callbacks: Sequence[Callback] = (),  # more listeners, such as a progress display
     ) -> dict[str, Any]:                     # the summary
         "Bring the run to its end from wherever it is"
-        done: dict[str, Any] | None = self.read('result.json') if self.status == 'completed' else None
-        if done: return done
+        if done := self.done(): return done
         with locked(self.folder), arithmetic_threads(self.settings.threads):
             trainer = set_out(self, callbacks)
             with closing(self.files, trainer): return self.live(trainer)
