@@ -6,9 +6,10 @@
 __all__ = ['MAY_CHANGE', 'NOTED', 'MUST_STAY', 'Changes', 'Schedules', 'Arrays', 'fits_any', 'value_at', 'leg_changes',
            'check_leg', 'budget_schedules', 'leg_notes', 'Leg', 'leg_record', 'known_config', 'newest_meta', 'next_leg',
            'legs_so_far', 'begin_leg', 'put_result_aside', 'Start', 'find_start', 'checkpoint_at', 'start_of', 'Fit',
-           'misfit', 'fit_of', 'space_changes', 'short_text', 'warm_start', 'keep_start', 'kept_start']
+           'why_anew', 'fit_of', 'space_changes', 'short_text', 'warm_start', 'keep_start', 'kept_start']
 
-# %% ../../nbs/65_runs.legs.ipynb #6d78c1af
+# %% ../../nbs/65_runs.legs.ipynb #53e58fe7
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -77,7 +78,7 @@ def check_leg(
     if refused:
         lines = [f'{folder}: {k}: given {as_text(b)}, but this run goes on with {as_text(a)}: '
                  f'{next(why for p, why in MUST_STAY.items() if fnmatchcase(k, p))}' for k, (a, b) in refused.items()]
-        again = ' '.join(f'{k}={as_text(b)}' for k, (_, b) in refused.items())
+        again = shlex.join(f'{k}={as_text(b)}' for k, (_, b) in refused.items())
         raise RunError('\n'.join([*lines, f'put it back, or begin another run with these weights: '
                                           f'rlstudio run {folder}/config.yaml {again} --from {folder}']))
     budget = changes.get('train.total_steps', [0, step])[1]
@@ -289,7 +290,7 @@ class Fit:
 
 Arrays = Mapping[str, torch.Tensor]
 
-def misfit(
+def why_anew(
     theirs: torch.Tensor | None,  # of the source; None: it has none of this name
     ours: torch.Tensor,           # of the new run
 ) -> str:                         # '' if it fits
@@ -304,7 +305,7 @@ def fit_of(
     anew: tuple[str, ...] = (),  # names that begin anew whatever they are: the returns of episodes in flight
 ) -> Fit:            # what is taken over
     "Compare two modules, array by array and layer by layer"
-    why = {k: 'episodes begin anew' if k in anew else misfit(theirs.get(k), x) for k, x in ours.items()}
+    why = {k: 'episodes begin anew' if k in anew else why_anew(theirs.get(k), x) for k, x in ours.items()}
     layer = {k: k.rpartition('.')[0] for k in ours}
     torn = {layer[k]: k for k, reason in why.items() if reason and k not in anew}
     fresh = {k: why[k] or f'as {torn[layer[k]]}' for k in ours if why[k] or layer[k] in torn}

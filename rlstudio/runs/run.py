@@ -43,7 +43,7 @@ from .config import (
 from .folder import (
     RUN_VERSION, RunError, RunFolder, check_version, level_of, locked, new_folder, now, user, versions)
 from .legs import (
-    Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, known_config, leg_changes, next_leg, put_result_aside, warm_start)
+    Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
     learning_curve, replace_file, rollout_frames, save_figure, save_webp)
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return
