@@ -1704,6 +1704,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'rlstudio.runs.checkpoint._open': ('runs.checkpoint.html#_open', 'rlstudio/runs/checkpoint.py'),
                                           'rlstudio.runs.checkpoint._refuse': ( 'runs.checkpoint.html#_refuse',
                                                                                 'rlstudio/runs/checkpoint.py'),
+                                          'rlstudio.runs.checkpoint._text': ('runs.checkpoint.html#_text', 'rlstudio/runs/checkpoint.py'),
                                           'rlstudio.runs.checkpoint._untag': ('runs.checkpoint.html#_untag', 'rlstudio/runs/checkpoint.py'),
                                           'rlstudio.runs.checkpoint._verify': ( 'runs.checkpoint.html#_verify',
                                                                                 'rlstudio/runs/checkpoint.py'),

@@ -444,11 +444,15 @@ def _open(path: Path) -> Iterator[BufferedReader]:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, 'rb') as f: yield f
 
+
+def _text(f: BufferedReader) -> bytes:
+    return f.read(min(MAX_JSON, os.fstat(f.fileno()).st_size) + 1)   # as much memory as it needs, not as it may
+
 # %% ../../nbs/62_runs.checkpoint.ipynb #e927c0e0
 def _inspect(path: Path) -> dict[str, Any]:
     with _blame(path): _check_names(path)
     with _open(path/MANIFEST) as f:
-        manifest = read_manifest(f.read(MAX_JSON + 1))
+        manifest = read_manifest(_text(f))
         if path.name.startswith('step_') and path.name != f'step_{manifest["step"]:012d}':
             raise ValueError(f'it is the manifest of step {manifest["step"]}')
     for name, stamp in manifest['files'].items():
@@ -486,7 +490,7 @@ def load_checkpoint(
     with _open(path/ARRAYS) as f: raw = unpack(f, _verify(f, files[ARRAYS]))
     with _open(path/TREE) as f:
         _verify(f, files[TREE])
-        state = join_tree(_mapping(parse_json(f.read(MAX_JSON + 1))), raw)
+        state = join_tree(_mapping(parse_json(_text(f))), raw)
         if raw: raise ValueError(f'no place for the arrays {ascii(sorted(raw))[:200]}')
     return Checkpoint(path, manifest['step'], state, manifest['meta'], sha256(spell(files)))
 
