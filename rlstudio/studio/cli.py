@@ -17,9 +17,9 @@ on standard output and everything else on standard error; `--help` imports neith
 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
-           'where_run', 'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'evaluate_run', 'check_env_', 'run_row',
-           'show_run', 'card', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage',
-           'list_', 'table', 'main']
+           'where_run', 'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'before_resuming', 'start_lines',
+           'evaluate_run', 'check_env_', 'run_row', 'show_run', 'card', 'about', 'algo_rows', 'is_native',
+           'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage', 'list_', 'table', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -154,6 +154,7 @@ def run(
     runs_dir: RunsDir = None,  # made if it is not there
     name: Annotated[str | None, typer.Option(help='Name of the run.')] = None,  # see `check_name`
     modules: Import = None,  # of the user's own
+    start_from: Annotated[str | None, typer.Option('--from', metavar='RUN[@STEP|@best]', help='Begin with the weights of another run.')] = None,
     quiet: Quiet = False,   # no header, no progress
     as_json: Json = False,  # for programs
 ) -> None:
@@ -164,7 +165,9 @@ def run(
         say(f'rlstudio {__version__}: {config} {" ".join(given)}'.rstrip())
         with importing(emit): from rlstudio.runs.run import Run
         let_in(modules)
-        live(Run.from_config(config, given, runs_dir, name), given, quiet, as_json, emit)
+        made = Run.from_config(config, given, runs_dir, name, start_from=start_from)
+        if start_from: say(start_lines(made.manifest['start_from']))
+        live(made, given, quiet, as_json, emit)
 
 # %% ../../nbs/71_studio.cli.ipynb #3b3181b0
 def speaker(
@@ -206,18 +209,43 @@ def live(
 # %% ../../nbs/71_studio.cli.ipynb #c8556309
 @app.command()
 def resume(
-    run: RunArgument,         # of a run that was stopped
+    run: RunArgument,         # of any run
+    overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
+        metavar='[section.key=value]...', help='What changes from here on: train.total_steps=2e5')] = None,
     modules: Import = None,   # of the user's own
     quiet: Quiet = False,   # no header, no progress
     as_json: Json = False,  # for programs
 ) -> None:
-    "Go on with a run that was stopped or killed, exactly where it was"
+    "Go on with a run, exactly where it was: one that was stopped or killed, or a completed one with a larger budget"
     with explained(as_json) as emit:
         say = speaker(quiet, as_json)
-        say(f'rlstudio {__version__}: resume {run}')
+        say(f'rlstudio {__version__}: resume {run} {" ".join(overrides or [])}'.rstrip())
         with importing(emit): from rlstudio.runs.run import Run
         let_in(modules)
-        live(Run.open(run), [], quiet, as_json, emit)
+        found = Run.open(run, overrides or [])
+        for line in before_resuming(found): say(line)
+        live(found, overrides or [], quiet, as_json, emit)
+
+# %% ../../nbs/71_studio.cli.ipynb #4d348ab0
+def before_resuming(
+    run: Any,  # a `Run`, found again
+) -> list[str]:  # lines
+    "With what a run goes on"
+    from rlstudio.studio.console import labelled
+    if leg := run.leg(): return [labelled('leg', [str(leg)])]
+    if not (done := run.done()): return []
+    steps = done['total_steps']
+    return [labelled('leg', [f'complete at {steps:,} env steps; to train on: rlstudio resume {run.folder} train.total_steps={2 * steps}'])]
+
+def start_lines(
+    facts: dict[str, Any],  # `start_from` of a manifest
+) -> str:                   # lines
+    "With which weights a run begins"
+    from rlstudio.studio.console import labelled
+    anew = [f'anew: {name} ({why})' for name, why in facts['fresh'].items()]
+    left = [f'left behind: {", ".join(facts["left"])}'] if facts['left'] else []
+    return labelled('from', [f'{facts["run"]} at step {facts["step"]:,}, weights {facts["weights_sha256"][:12]}: {len(facts["loaded"])} arrays taken over',
+                             *anew, *left, *facts['spaces']])
 
 # %% ../../nbs/71_studio.cli.ipynb #f78730d4
 @app.command('evaluate')
@@ -319,8 +347,8 @@ def card(
     parts = [labelled('run', facts), labelled('with', [', '.join(versions)]),
              labelled('config', (run / 'config.yaml').read_text().splitlines()),
              files_written(run)]
-    if result: parts.append(labelled('verdict', [verdict(result)]))
-    parts.append(next_commands(result or dict(run=str(run), status='interrupted', imports=manifest.get('imports'))))
+    if result: parts.append(labelled('verdict', [verdict(result | dict(run=str(run)))]))
+    parts.append(next_commands((result or dict(status='interrupted', imports=manifest.get('imports'))) | dict(run=str(run))))
     return '\n'.join(parts)
 
 # %% ../../nbs/71_studio.cli.ipynb #63b92c81
