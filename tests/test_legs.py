@@ -219,7 +219,7 @@ def test_which_checkpoint(tmp_path: Path) -> None:
     assert by_name.manifest["start_from"]["weights_sha256"] == at["@512"].manifest["start_from"]["weights_sha256"]
     by_path = made("ppo", tmp_path, "path", 256, start_from=a.folder / "checkpoints" / "step_000000000512")
     assert by_path.manifest["start_from"]["step"] == 512
-    with pytest.raises(RunError, match="expected best or one of these steps: 0, 512, 1024"): made("ppo", tmp_path, "x", 256, start_from=f"{a.folder}@700")
+    with pytest.raises(CheckpointError, match="expected one of these steps: 0, 512, 1024"): made("ppo", tmp_path, "x", 256, start_from=f"{a.folder}@700")
     with pytest.raises(RunError, match="is no run with checkpoints"): made("ppo", tmp_path, "x", 256, start_from="nowhere")
     assert not (tmp_path / "x").exists()
 

@@ -6,7 +6,7 @@ documented table of `EVENTS`.
 
 - `Trainer(config)`: builds world, agent and stepper; `train()`, `step()`, `stop()`.
 - `trainer.log(name, value)`: adds a number to the record.
-- `WriteMetrics`: the first listener; it hands records to sinks.
+- `WriteMetrics`: hands records to sinks, after all who may add to them.
 
 `state_dict()` is *everything* that the next step depends on. So `train(N)` equals `train(k)`, save, another process, load,
 `train(N-k)`."""
@@ -39,7 +39,7 @@ from ..envs.backends import make_vector
 from ..envs.check import check_start
 from ..envs.vector import VectorEnv
 from ..nets.modules import RLModule
-from .metrics import Sink, check_name, register_metric
+from .metrics import Sink, note_metrics, register_metric
 
 # %% ../../nbs/41_train.trainer.ipynb #be9f7f69
 class Algorithm(Protocol):
@@ -200,6 +200,7 @@ class Trainer:
         self.iteration, self.episodes = 0, 0
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length)
         self.stop_asked = self.stop_reason = ''  # the request, and what ended the last `train`
+        self.interrupted = False                 # is that only for now?
         self.batch, self.watch = Batch(), Stopwatch()
         self.metrics: dict[str, float] = {}      # the newest record
         self.logged: dict[str, float] = {}       # what `log` adds to
@@ -212,11 +213,12 @@ class Trainer:
         return self.env_steps >= self.config.train.total_steps
 
     def log(self,
-        name: str,     # such as 'reward/bonus'; explain it with `register_metric`
+        name: str,     # such as 'reward/bonus'; `register_metric` explains it
         value: float,  # of this iteration
     ) -> None:
         "Add a number to this iteration's record"
-        self.logged[check_name(name)] = value
+        note_metrics([name])
+        self.logged[name] = value
 
     def emit(self,
         event: str,  # one of EVENTS
@@ -267,16 +269,18 @@ class Trainer:
 
     def stop(self,
         reason: str = 'stopped',  # afterwards in `stop_reason`
+        interrupt: bool = False,  # only for now (Ctrl-C), or for good (enough was learned)?
     ) -> None:
         "Ask to stop at the end of this iteration: safe from a callback, a thread or a signal"
-        self.stop_asked = reason
+        if not self.stop_asked: self.stop_asked, self.interrupted = reason, interrupt  # who comes first
 
     def state_dict(self) -> dict[str, Any]:  # nested dict of arrays and plain values
         "All that the next step depends on"
+        over = {} if self.interrupted or not self.stop_asked else dict(stopped=self.stop_asked)
         return dict(iteration=self.iteration, episodes=self.episodes,
                     recent=[list(e) for e in self.recent], algo=self.algo.state_dict(),
                     stepper=self.stepper.state_dict(), streams=self.streams.state_dict(),
-                    callbacks={c.name: c.state_dict() for c in self.callbacks if c.name})
+                    callbacks={c.name: c.state_dict() for c in self.callbacks if c.name}, **over)
 
     def load_state_dict(self,
         state: dict[str, Any],  # as state_dict gave it
@@ -289,6 +293,7 @@ class Trainer:
         for c in self.callbacks:
             if c.name in state['callbacks']: c.load_state_dict(state['callbacks'][c.name])
         self.streams.load_state_dict(state['streams'])
+        self.stop_asked, self.interrupted = state.get('stopped', ''), False  # for good is for good
 
 # %% ../../nbs/41_train.trainer.ipynb #afe16610
 class WriteMetrics(Callback):
@@ -301,6 +306,7 @@ class WriteMetrics(Callback):
         self.sinks, self.every = list(sinks), every
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # writes its record
+        note_metrics(trainer.metrics)
         evaluated = any(name.startswith('eval/') for name in trainer.metrics)
         if evaluated or trainer.iteration % self.every == 0 or trainer.finished:
             for s in self.sinks: s.write(trainer.metrics)
