@@ -11,9 +11,10 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'import_flags',
            'check_imports', 'past', 'facts_of', 'register', 'WatchGenerators', 'set_out', 'summarize', 'judge', 'film',
-           'finish', 'closing', 'Run']
+           'finish', 'closing', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
+import os
 import shlex
 import signal
 import sys
@@ -22,6 +23,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +32,12 @@ import torch
 from ..core.arithmetic import arithmetic_threads, identity
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, diff, to_dict)
-from ..core.registry import PluginError, import_own, imported, sinks
+from ..core.registry import PluginError, displays, import_own, imported, sinks
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
+from .background import Background, Controls, Display, follow
 from .checkpoint import (
     Checkpoint, CheckpointError, SaveCheckpoints, latest_checkpoint)
 from .config import (
@@ -346,6 +349,40 @@ def closing(
                 for sink in c.sinks: sink.close()
             if isinstance(c, Evaluate) and c.history: files.keep(c.history)
 
+# %% ../../nbs/67_runs.run.ipynb #b7d31a02
+def in_kernel() -> bool:  # also of JupyterLab, VS Code and Colab
+    "Does this process run the cells of a notebook?"
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    return getattr(shell, 'kernel', None) is not None
+
+def fitting_display() -> str:  # 'panel', 'console' or 'silent'
+    "What `auto` means here"
+    if 'PYTEST_VERSION' in os.environ: return 'silent'   # also in a kernel that a test has started
+    if in_kernel(): return 'panel' if find_spec('ipywidgets') else 'console'
+    return 'console' if sys.stdout is not None and sys.stdout.isatty() else 'silent'
+
+def choose_display(
+    run: 'Run',         # about to be shown
+    name: str | None,   # registered, or auto; None: as the settings say
+) -> Display:           # new; it may have appeared already
+    "What shows a run"
+    name = run.settings.display if name is None else name
+    name = fitting_display() if name == 'auto' else name
+    return Display(run) if name == 'silent' else displays.get(name)(run)
+
+# %% ../../nbs/67_runs.run.ipynb #b7d31a04
+@contextmanager
+def shown(
+    run: 'Run',        # trains inside
+    display: Display,  # is told how it ended
+) -> Iterator[None]:
+    "Tell a display about the end of a run"
+    try: yield
+    except BaseException as e:
+        display.on_run_error(e)
+        raise
+    display.on_run_end(run)
+
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:
     "A config, its folder, and everything that came of it."
@@ -358,6 +395,7 @@ class Run:
     ):
         self.files, self.config, self.settings = RunFolder(folder), config, settings
         self.places, self.trainer = places, trainer
+        self.controls = Controls()   # of the training that goes on, or of the next one
 
     @classmethod
     def from_config(cls,
@@ -411,14 +449,42 @@ class Run:
         return trainer or make_trainer(self.config, self.settings, self.places)
 
     def train(self,
-        callbacks: Sequence[Callback] = (),  # more listeners, such as a progress display
-    ) -> dict[str, Any]:                     # the summary
+        callbacks: Sequence[Callback] = (),   # more listeners
+        display: str | Display | None = None,  # what shows it: a registered name, or auto; None: as the settings say
+    ) -> dict[str, Any]:                      # the summary
         "Bring the run to its end from wherever it is"
         done: dict[str, Any] | None = self.read('result.json') if self.status == 'completed' else None
         if done: return done
-        with locked(self.folder), arithmetic_threads(self.settings.threads):
-            trainer = set_out(self, callbacks)
+        screen = display if isinstance(display, Display) else self.screen(display, Controls())
+        with shown(self, screen), locked(self.folder), arithmetic_threads(self.settings.threads):
+            trainer = set_out(self, [*callbacks, screen])
+            trainer.callbacks.append(self.controls)   # last: when it pauses, everything is saved
             with closing(self.files, trainer): return self.live(trainer)
+
+    def screen(self,
+        display: str | None,  # as in `train`
+        controls: Controls,   # new ones
+    ) -> Display:             # made in the thread that wants to see it
+        "A display for what comes, with controls of its own"
+        self.controls = controls
+        return choose_display(self, display)
+
+    def start(self,
+        callbacks: Sequence[Callback] = (),  # as in `train`
+        display: str | None = None,          # as in `train`
+    ) -> Background:                         # stop, pause, wait, status
+        "Train in a thread, and come back at once"
+        screen = None if self.status == 'completed' else self.screen(display, Controls())
+        return Background(lambda: self.train(callbacks, screen), self.controls, lambda: self.status, self.folder.name)
+
+    def watch(self,
+        display: str | None = None,  # as in `train`
+        seconds: float = 1.,         # between two looks at its files
+    ) -> Background:                 # `stop` ends the watching; `wait` waits for the run
+        "Show a run that another process trains, and come back at once"
+        controls = Controls(reaches=False)
+        screen = self.screen(display, controls)
+        return Background(lambda: follow(self, screen, controls, seconds), controls, lambda: self.status, self.folder.name)
 
     def live(self,
         trainer: Trainer,  # built from this folder

@@ -192,7 +192,7 @@ def live(
     say, started = speaker(quiet, as_json), monotonic()
     say(run_header(run, overrides))
     progress = Progress(sys.stderr if as_json else sys.stdout, 'silent' if quiet else 'auto')
-    try: summary = run.train([progress])
+    try: summary = run.train([progress], 'silent')
     except Exception as e:
         if run.status == 'failed': raise Broken from e
         raise
