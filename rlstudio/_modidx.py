@@ -2095,6 +2095,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.scale': ('studio.panel.html#scale', 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.share_html': ('studio.panel.html#share_html', 'rlstudio/studio/panel.py'),
+                                       'rlstudio.studio.panel.short_number': ('studio.panel.html#short_number', 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.ticks': ('studio.panel.html#ticks', 'rlstudio/studio/panel.py')},
             'rlstudio.train.evaluate': { 'rlstudio.train.evaluate.EvalError': ( 'train.evaluate.html#evalerror',
                                                                                 'rlstudio/train/evaluate.py'),

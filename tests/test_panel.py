@@ -298,3 +298,25 @@ def test_a_mailbox_without_a_kernel_does_nothing() -> None:
     assert Controls().between == []
     job = Background(lambda: 3, Controls(), lambda: "completed")
     assert job.wait() == 3 and job.status == "completed"
+
+
+def test_two_threads_share_one_arithmetic(tmp_path: Path) -> None:
+    "While one thread trains exactly, another enters and leaves blocks of two threads: the shared pools stay at one, and are put back by the last"
+    import torch
+    from threadpoolctl import threadpool_info
+
+    from rlstudio.core.arithmetic import arithmetic_threads
+
+    def pools() -> dict[str, int]: return {p["filepath"]: p["num_threads"] for p in threadpool_info()} | {"torch": torch.get_num_threads()}
+    before, seen = pools(), set()
+    whole, run = short(tmp_path).train()["weights_sha256"], short(tmp_path)
+    job = run.start([Slow()], display="silent")
+    while job.alive:
+        with arithmetic_threads(2): time.sleep(.01)
+        if run.history and job.alive: seen |= {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"} if not job.done.is_set() else set()
+    assert job.wait()["weights_sha256"] == whole and pools() == before and 1 in seen
+
+
+class Slow(Callback):
+    "Takes its time"
+    def on_iteration_end(self, trainer: Trainer) -> None: time.sleep(.2)
