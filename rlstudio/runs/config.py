@@ -154,6 +154,7 @@ class Settings(Section):
     sinks: tuple[str, ...] = ('jsonl',)  # who writes metrics, by registered name
     plugins: tuple[str, ...] = ()        # distributions whose code may be loaded
     imports: tuple[str, ...] = ()        # your own modules, imported before anything is looked up
+    display: str = 'auto'                # who shows a training, by registered name; auto: what fits here
 
 # %% ../../nbs/61_runs.config.ipynb #46eb0b7c
 def setting(
