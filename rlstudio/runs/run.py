@@ -11,9 +11,10 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'import_flags',
            'check_imports', 'past', 'facts_of', 'register', 'WatchGenerators', 'set_out', 'summarize', 'judge', 'film',
-           'finish', 'closing', 'Run']
+           'finish', 'closing', 'one_line_of_run', 'find_video', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
+import re
 import shlex
 import signal
 import sys
@@ -33,17 +34,17 @@ from ..core.options import (
 from ..core.registry import PluginError, import_own, imported, sinks
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
+from ..envs.backends import escaped
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
 from .checkpoint import (
     Checkpoint, CheckpointError, SaveCheckpoints, latest_checkpoint)
 from .config import (
-    Overrides, Places, Settings, as_overrides, find_config, load_config, load_settings, locate, open_workspace,
-    to_yaml, with_overrides)
+    Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
-    RUN_VERSION, RunError, RunFolder, check_version, level_of, locked, new_folder, now, user, versions)
+    RUN_VERSION, RunError, RunFolder, check_version, find_run, level_of, locked, new_folder, now, user, versions)
 from .pictures import (
-    learning_curve, replace_file, rollout_frames, save_figure, save_webp)
+    Video, learning_curve, replace_file, rollout_frames, save_figure, save_webp)
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return
 from ..train.trainer import Callback, Trainer, WriteMetrics
 
@@ -346,6 +347,35 @@ def closing(
                 for sink in c.sinks: sink.close()
             if isinstance(c, Evaluate) and c.history: files.keep(c.history)
 
+# %% ../../nbs/67_runs.run.ipynb #76e8ed93
+def one_line_of_run(
+    run: 'Run',  # any run
+) -> str:        # "Run('runs/a': ppo on CartPole-v1, seed 1; completed, 51,200 steps, eval 497.3 ± 6.1, goal 475)"
+    "What a run is and how far it is"
+    def number(file: str, key: str, text: str) -> str:
+        try: facts = run.read(file)
+        except ConfigError: return ''
+        value = facts.get(key) if isinstance(facts, dict) else None
+        return text.format(value) if isinstance(value, int | float) else ''
+    try: status = run.status
+    except (ConfigError, AttributeError, TypeError): status = 'manifest.json is damaged'
+    said = number('manifest.json', 'env_steps', ', {:,} steps') + number('result.json', 'eval_return_mean', ', eval {:.1f}')
+    said += number('result.json', 'eval_return_std', ' ± {:.1f}') + number('result.json', 'goal', ', goal {:g}')
+    c = run.config
+    return escaped(f'Run({str(run.folder)!r}: {c.algo.name} on {c.env.id}, seed {c.train.seed}; {status}{said})')
+
+# %% ../../nbs/67_runs.run.ipynb #58827a2b
+def find_video(
+    run: 'Run',        # any run
+    name: str | int,   # 'rollout', or the env steps in a film's name
+) -> Video:            # plays in a notebook
+    "A film of a run"
+    films = {p.stem: p for p in sorted((run.folder / 'videos').glob('*.webp'))}
+    stems = [s for s in films if s == str(name) or (isinstance(name, int) and re.sub(r'\D', '', s).lstrip('0') == str(name))]
+    if stems: return Video(films[stems[0]])
+    there = f'there are {", ".join(films)}' if films else 'a training leaves one at its end'
+    raise RunError(f'{run.folder}: no film {name!r} in its folder videos; {there}; make one of the newest weights: run.video(make=True)')
+
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:
     "A config, its folder, and everything that came of it."
@@ -361,8 +391,8 @@ class Run:
 
     @classmethod
     def from_config(cls,
-        config: Config | str | Path,       # a config, a file, or the name of a packaged one
-        overrides: Overrides = (),         # over the file: 'section.key=value', several, or {'section.key': value}
+        config: Any,                       # a config, nested dicts, a file, a run's folder, or the name of a packaged config
+        overrides: Overrides = (),         # over it: 'section.key=value', several, or {'section.key': value}
         runs_dir: str | Path | None = None,  # None: as the settings say
         name: str | None = None,           # None: after what it does
         settings: Settings | None = None,  # None: read from settings.ini
@@ -371,8 +401,7 @@ class Run:
         "Make a new run"
         s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
         open_workspace(s)
-        if isinstance(config, Config): made, places = with_overrides(config, changed)
-        else: made, places = load_config(find_config(config), changed)
+        made, places = any_config(config, changed)
         trainer = make_trainer(made, s, places)
         folder = new_folder(runs_dir or s.runs_dir, made, name)
         replace_file(folder / 'config.yaml', to_yaml(made).encode())
@@ -380,13 +409,12 @@ class Run:
 
     @classmethod
     def open(cls,
-        folder: str | Path,                # a run's folder
+        folder: Any,                       # a run's folder, something in it, or its name among the runs of the settings
         settings: Settings | None = None,  # None: read from settings.ini
     ) -> 'Run':
         "Find a run again"
-        folder, s = Path(folder), settings or load_settings()
-        if not (folder / 'config.yaml').is_file():
-            raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
+        s = settings or load_settings()
+        folder = find_run(folder, s.runs_dir)
         open_workspace(s)
         check_imports(folder)
         try: config, places = load_config(folder / 'config.yaml')
@@ -451,7 +479,17 @@ class Run:
         "Evaluate the newest weights in fresh episodes, and keep the result with the others"
         with locked(self.folder): return judge(self, self.restored(), episodes, greedy)
 
+    def video(self,
+        name: str | int = 'rollout',  # the film's name in the folder videos, or the env steps in its name
+        make: bool = False,           # film the newest weights first?
+    ) -> Video:                       # plays in a notebook
+        "A film of the agent"
+        if make: film(self, self.restored())
+        return find_video(self, name)
+
     def plot(self) -> 'Figure':
         "The learning curve, as far as it goes"
         return learning_curve(self.history, self.files.evaluations,
                               goal_return(self.config.env, self.config.eval), self.folder.name)
+
+    def __repr__(self) -> str: return one_line_of_run(self)
