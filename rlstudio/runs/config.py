@@ -86,7 +86,7 @@ def from_mapping(
 ) -> list[str]:                  # 'section.key=value' each
     "Keys and values as the command line has them"
     sections, pairs = get_type_hints(Config), list[tuple[str, Any]]()
-    for key, value in ((str(k), v) for k, v in changes.items()):
+    for key, value in ((str(k), v.item() if type(v).__module__ == 'numpy' and not v.shape else v) for k, v in changes.items()):
         if key in sections and isinstance(value, Section): value = to_dict(value)
         if key in sections and isinstance(value, Mapping): pairs += [(f'{key}.{k}', v) for k, v in value.items()]
         else: pairs.append((key if '.' in key or key in sections else home_of(key), value))
