@@ -684,7 +684,8 @@ def check_env(
     seed: int = 0,                  # of the env and of the actions
 ) -> EnvReport:                     # with `problems`, `warnings`, `ok` and `config`
     "Play an env with random actions, and say what is wrong with it"
-    config = EnvConfig(id=config_or_id) if isinstance(config_or_id, str) else getattr(config_or_id, 'env', config_or_id)
+    world = config_or_id.env if isinstance(config_or_id, Config) else config_or_id
+    config = EnvConfig(id=world) if isinstance(world, str) else world
     check_kwargs(env_spec(config.id), config.kwargs)
     try: trial, found, numbers = played(config, steps, seed)
     except EnvError as e:
