@@ -17,9 +17,9 @@ on standard output and everything else on standard error; `--help` imports neith
 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
-           'where_run', 'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'evaluate_run', 'check_env_', 'run_row',
-           'show_run', 'card', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage',
-           'list_', 'table', 'main']
+           'where_run', 'top', 'let_in', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'evaluate_run',
+           'check_env_', 'run_row', 'show_run', 'card', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing',
+           'rows_of', 'row_or_damage', 'list_', 'table', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -34,7 +34,7 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -64,12 +64,14 @@ def explained(
     as_json: bool = False,  # standard output belongs to one JSON object
 ) -> Iterator[Emit]:        # prints that object; does nothing without as_json
     "Turn errors into a message and an exit code, and warnings into lines"
-    out = sys.stdout
+    from rlstudio.studio.console import clean, legible    # what an environment says may hold escape codes
+    out, told = sys.stdout, set[str]()
     def emit(value: dict[str, Any]) -> None:
         if as_json: print(json.dumps(value), file=out, flush=True)
     def tell(message: Any, *args: Any, **kwargs: Any) -> None:
-        from rlstudio.studio.console import printable    # what an environment says may hold escape codes
-        print(f'warning: {printable(str(message))}', file=sys.stderr)
+        said = clean(str(message))
+        if said not in told: print(legible(f'warning: {said}', sys.stderr), file=sys.stderr)
+        told.add(said)
     with warnings.catch_warnings(), redirect_stdout(sys.stderr if as_json else out):
         warnings.showwarning = tell
         try: yield emit
@@ -78,12 +80,11 @@ def explained(
             emit(dict(status='interrupted'))
             raise typer.Exit(143 if str(e) == 'SIGTERM' else 130) from None
         except (Exception, SystemExit) as e:
-            from rlstudio.studio.console import printable
             cause = e.__cause__ if isinstance(e, Broken) and e.__cause__ else e
             code = exit_code(cause)
             if isinstance(e, typer.Exit) or code is None: raise cause from None
             if isinstance(e, Broken): code = 1
-            print(printable(str(cause) if code == 2 else f'{type(cause).__name__}: {cause}'), file=sys.stderr)
+            print(legible(clean(str(cause) if code == 2 else f'{type(cause).__name__}: {cause}'), sys.stderr), file=sys.stderr)
             emit(dict(status='failed', error=str(cause)))
             raise typer.Exit(code) from None
 
@@ -173,10 +174,21 @@ def speaker(
 ) -> Callable[[str], None]:
     "A print that goes where it should"
     def say(text: str) -> None:
-        from rlstudio.studio.console import printable
+        from rlstudio.studio.console import legible
         stream = sys.stderr if as_json else sys.stdout
-        print(printable(text, stream.encoding or 'ascii'), file=stream, flush=True)
+        print(legible(text, stream), file=stream, flush=True)
     return (lambda text: None) if quiet else say
+
+# %% ../../nbs/71_studio.cli.ipynb #0d263c41
+@contextmanager
+def through_hangups() -> Iterator[None]:
+    "Inside, a terminal may go away"
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try: yield
+    finally: signal.signal(signal.SIGHUP, old)
 
 # %% ../../nbs/71_studio.cli.ipynb #6f7b9e69
 def live(
@@ -192,7 +204,8 @@ def live(
     say, started = speaker(quiet, as_json), monotonic()
     say(run_header(run, overrides))
     progress = Progress(sys.stderr if as_json else sys.stdout, 'silent' if quiet else 'auto')
-    try: summary = run.train([progress])
+    try:
+        with through_hangups(): summary = run.train([progress])
     except Exception as e:
         if run.status == 'failed': raise Broken from e
         raise
@@ -435,6 +448,8 @@ def table(
 # %% ../../nbs/71_studio.cli.ipynb #1010c095
 def main() -> None:
     "The `rlstudio` command"
+    from rlstudio.studio.console import Lasting
+    sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout)), cast(Any, Lasting(sys.stderr))   # they may be closed at any time
     def terminate(number: int, frame: Any) -> None: raise KeyboardInterrupt('SIGTERM')
     signal.signal(signal.SIGTERM, terminate)  # as Ctrl-C: what was running leaves word of it
     app()
