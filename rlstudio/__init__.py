@@ -51,7 +51,7 @@ Modules:
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
-- `rlstudio.studio.cli`: Six commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list.
+- `rlstudio.studio.cli`: A few commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list, delete.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
