@@ -50,12 +50,14 @@ Modules:
 - `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
+- `rlstudio.runs.export`: An agent leaves its run: as a folder that runs no code, as an ONNX file that needs no Python of ours, or as a `torch.export` program.
 - `rlstudio.runs.folder`: One folder holds everything that is known about a run; it can be read while another process trains.
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
 - `rlstudio.studio.cli`: Six commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
+- `rlstudio.train.agent`: What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
@@ -67,14 +69,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlstudio.core.options import Config
     from rlstudio.runs.config import load_config
+    from rlstudio.runs.export import load_agent
     from rlstudio.runs.run import Run
+    from rlstudio.train.agent import Agent
 
-__all__ = ['Config', 'Run', 'load_config']
-_HOMES = {'Config': 'rlstudio.core.options', 'load_config': 'rlstudio.runs.config', 'Run': 'rlstudio.runs.run'}
+__all__ = ['Agent', 'Config', 'Run', 'load_agent', 'load_config']
+_HOMES = {'Agent': 'rlstudio.train.agent', 'Config': 'rlstudio.core.options', 'Run': 'rlstudio.runs.run',
+          'load_agent': 'rlstudio.runs.export', 'load_config': 'rlstudio.runs.config'}
 
 
 def __getattr__(name: str) -> Any:
-    "The three names that most programs begin with, imported when they are asked for: `import rlstudio` itself costs nothing"
+    "The names that most programs begin with, imported when they are asked for: `import rlstudio` itself costs nothing"
     if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
     from importlib import import_module
     return getattr(import_module(_HOMES[name]), name)

@@ -11,7 +11,7 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'import_flags',
            'check_imports', 'past', 'facts_of', 'register', 'WatchGenerators', 'set_out', 'summarize', 'judge', 'film',
-           'finish', 'closing', 'Run']
+           'finish', 'closing', 'saved_at', 'agent_at', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import shlex
@@ -36,7 +36,7 @@ from ..core.spec import SpecError
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
 from .checkpoint import (
-    Checkpoint, CheckpointError, SaveCheckpoints, latest_checkpoint)
+    Checkpoint, CheckpointError, SaveCheckpoints, checkpoint_path, checkpoints, latest_checkpoint, load_checkpoint)
 from .config import (
     Overrides, Places, Settings, as_overrides, find_config, load_config, load_settings, locate, open_workspace,
     to_yaml, with_overrides)
@@ -44,6 +44,7 @@ from .folder import (
     RUN_VERSION, RunError, RunFolder, check_version, level_of, locked, new_folder, now, user, versions)
 from .pictures import (
     learning_curve, replace_file, rollout_frames, save_figure, save_webp)
+from ..train.agent import Agent, rebuilt, world_facts
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return
 from ..train.trainer import Callback, Trainer, WriteMetrics
 
@@ -209,8 +210,7 @@ def register(
     files.write('manifest.json', {k: v for k, v in then.items() if k not in over})
     files.note(schema_version=RUN_VERSION, status='running', created=then.get('created') or now(),
                user=user(), device=settings.device, threads=settings.threads, imports=noted_imports(then),
-               env=dict(id=e.env_id, backend=e.backend, observation=e.observation_spec.to_dict(),
-                        action=e.action_spec.to_dict()), **facts)
+               env=world_facts(e) | dict(backend=e.backend), **facts)
 
 # %% ../../nbs/67_runs.run.ipynb #12b31279
 class WatchGenerators(Callback):
@@ -346,6 +346,34 @@ def closing(
                 for sink in c.sinks: sink.close()
             if isinstance(c, Evaluate) and c.history: files.keep(c.history)
 
+# %% ../../nbs/67_runs.run.ipynb #5d0c6702
+def saved_at(
+    run: 'Run',               # any run that has begun
+    step: int | str | None,   # env steps, or 'best'; None: the newest whole one
+) -> Checkpoint:             # verified
+    "The checkpoint that is asked for"
+    folder = run.folder / 'checkpoints'
+    if step is None:
+        saved, _ = restore_point(run.files, run.config)
+        if saved: return saved
+        raise RunError(f'{run.folder}: nothing was learned yet; train it first: rlstudio resume {run.folder}')
+    there = [int(p.name.removeprefix('step_')) for p in reversed(checkpoints(folder))]
+    path = folder / 'best' if step == 'best' else checkpoint_path(folder, step) if isinstance(step, int) else None
+    if path and path.is_dir(): return load_checkpoint(path)
+    raise RunError(f'{run.folder}: given step {step!r}, expected one of {there}{", best" * (folder / "best").is_dir()}, or None for the newest; '
+                   'fix: checkpoint.keep and checkpoint.every say which are kept')
+
+def agent_at(
+    run: 'Run',               # any run that has begun
+    step: int | str | None,   # as in `saved_at`
+) -> Agent:                   # as greedy as the config's evaluations
+    "The agent of a checkpoint"
+    saved, manifest = saved_at(run, step), run.manifest
+    if not isinstance(manifest.get('env'), dict): raise RunError(f'{run.folder}: its manifest.json does not say what world it is; fix: rlstudio resume {run.folder} writes it anew')
+    scores = [e for e in run.files.evaluations if e.get('env_steps') == saved.step]
+    facts = dict(run=run.folder.name, step=saved.step, level=saved.meta.get('level'), imports=noted_imports(manifest), evaluation=scores[-1] if scores else None)
+    return rebuilt(config_from_dict(saved.meta['config']), saved.state['algo']['module'], manifest['env'], facts)
+
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:
     "A config, its folder, and everything that came of it."
@@ -450,6 +478,12 @@ class Run:
     ) -> Evaluation:
         "Evaluate the newest weights in fresh episodes, and keep the result with the others"
         with locked(self.folder): return judge(self, self.restored(), episodes, greedy)
+
+    def agent(self,
+        step: int | str | None = None,  # of a checkpoint that is there, or 'best'; None: the newest
+    ) -> Agent:
+        "What was learned, to be used without the trainer, the memory and the world"
+        return agent_at(self, step)
 
     def plot(self) -> 'Figure':
         "The learning curve, as far as it goes"
