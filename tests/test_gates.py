@@ -17,7 +17,23 @@ import pytest
 from closure import closure, pins
 from lint_gate import forbidden
 from printed import Printed, agree
-from support import NBS, PACKAGE, ROOT, WALKS, Chapter, cells, chapters, copy_tree, disguise, notebooks, project_files, run, said, snapshot, walks
+from support import (
+    NBS,
+    PACKAGE,
+    ROOT,
+    WALKS,
+    Chapter,
+    cells,
+    chapters,
+    copy_tree,
+    disguise,
+    notebooks,
+    project_files,
+    run,
+    said,
+    snapshot,
+    walks,
+)
 from torch import nn
 
 from rlstudio.core.arithmetic import identity, identity_key
