@@ -1072,6 +1072,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'rlstudio.envs.toy.Catch': ('envs.toy.html#catch', 'rlstudio/envs/toy.py'),
                                    'rlstudio.envs.toy.Catch.__init__': ('envs.toy.html#catch.__init__', 'rlstudio/envs/toy.py'),
                                    'rlstudio.envs.toy.Catch.begin': ('envs.toy.html#catch.begin', 'rlstudio/envs/toy.py'),
+                                   'rlstudio.envs.toy.Catch.render': ('envs.toy.html#catch.render', 'rlstudio/envs/toy.py'),
                                    'rlstudio.envs.toy.Catch.seen': ('envs.toy.html#catch.seen', 'rlstudio/envs/toy.py'),
                                    'rlstudio.envs.toy.Catch.step': ('envs.toy.html#catch.step', 'rlstudio/envs/toy.py'),
                                    'rlstudio.envs.toy.Chain': ('envs.toy.html#chain', 'rlstudio/envs/toy.py'),
