@@ -1,5 +1,8 @@
 """Reinforcement learning you can read like a book, run like a benchmark, and replay bit for bit
 
+Where to begin: `nbs/prologue/` explains reinforcement learning in three notebooks without the library, the last of them a whole PPO on one page. `nbs/tutorials/` trains, changes and uses agents. Each module below is generated from the
+chapter `nbs/NN_package.module.ipynb`, in which it is derived, pictured and tested. `from rlstudio import Run` is the door for programs, `rlstudio --help` that for a shell.
+
 Modules:
 
 - `rlstudio.algos.a2c`: Advantage actor-critic: make the actions that went better than expected likelier, a little after every few steps.
