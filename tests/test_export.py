@@ -17,7 +17,8 @@ import onnxruntime as ort
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
-from support import ROOT
+from support import ROOT, said
+from support import run as shell
 
 from rlstudio import load_agent
 from rlstudio.core.arithmetic import arithmetic_threads
@@ -325,6 +326,19 @@ def test_what_is_not_there(run: Run, tmp_path: Path) -> None:
     if os.geteuid():   # root may write anywhere
         with pytest.raises(AgentError, match="was not written"): save_agent(run, tmp_path / "locked" / "deep")
     shutil.rmtree(tmp_path / "full")
+
+
+def test_the_command(run: Run, tmp_path: Path) -> None:
+    def export(*args: object) -> Any: return shell("rlstudio", "export", run.folder, *args, cwd=tmp_path)
+    done = export("agent", "--checkpoint", "200", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout) == dict(path="agent", run=str(run.folder), step=200, algo="dqn", env="CartPole-v1"), said(done)
+    assert load_agent(tmp_path / "agent").facts["step"] == 200
+    done = export("deep/agent.onnx")
+    assert done.returncode == 0 and "at 600 steps" in done.stdout, said(done)
+    assert ort.InferenceSession(tmp_path / "deep" / "agent.onnx").run(None, {"obs": np.zeros((3, 4), np.float32)})[0].shape == (3,)
+    for args, why in ((("agent",), "there already"), (("x", "--format", "keras"), "expected one of folder, onnx, torch"), (("x", "--checkpoint", "7"), "7"), (("x", "--checkpoint", "worst"), "worst")):
+        done = export(*args)
+        assert done.returncode == 2 and why in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "x").exists(), said(done)
 
 
 def test_tensors_and_arrays_say_the_same() -> None:
