@@ -18,8 +18,8 @@ on standard output and everything else on standard error; `--help` imports neith
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
            'where_run', 'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'evaluate_run', 'check_env_', 'run_row',
-           'show_run', 'card', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage',
-           'list_', 'table', 'main']
+           'show_run', 'card', 'push_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of',
+           'row_or_damage', 'list_', 'table', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -322,6 +322,27 @@ def card(
     if result: parts.append(labelled('verdict', [verdict(result)]))
     parts.append(next_commands(result or dict(run=str(run), status='interrupted', imports=manifest.get('imports'))))
     return '\n'.join(parts)
+
+# %% ../../nbs/71_studio.cli.ipynb #8f36f609
+@app.command('push')
+def push_run(
+    run: RunArgument,  # of a run that has learned something
+    repo: Annotated[str, typer.Argument(metavar='OWNER/NAME', help='A repository of the Hugging Face Hub; made if it is not there.')],
+    private: Annotated[bool, typer.Option('--private', help='Only for you.')] = False,
+    checkpoint: Annotated[str | None, typer.Option('--checkpoint', help='A step, or best.  [default: the newest]')] = None,
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,   # for programs
+) -> None:
+    "Put a run's agent on the Hugging Face Hub, with its card: rlstudio push RUN OWNER/NAME"
+    with explained(as_json) as emit:
+        with importing(emit):
+            from rlstudio.runs.hub import hub_address, push
+            from rlstudio.runs.run import Run
+        let_in(modules)
+        where = hub_address(repo).repo
+        url = push(Run.open(run), repo, private, int(checkpoint) if checkpoint and checkpoint.isdecimal() else checkpoint)
+        emit(dict(repo=where, url=url, private=private))
+        if not as_json: speaker(False, False)(f"pushed: {url}\nload it: rlstudio.load_agent('hf://{where}')")
 
 # %% ../../nbs/71_studio.cli.ipynb #63b92c81
 def about(
