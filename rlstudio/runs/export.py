@@ -14,9 +14,10 @@ been compared with the agent before it is handed over."""
 # %% auto #0
 __all__ = ['AGENT_VERSION', 'AGENT_FILE', 'WEIGHTS_FILE', 'places', 'FORMATS', 'makers', 'agent_facts', 'save_agent', 'as_agent',
            'read_regular', 'read_facts', 'read_weights', 'dtype_of', 'width_seen', 'check_sizes', 'understood',
-           'from_place', 'load_agent', 'seen_tensor', 'torch_type', 'world_tensor', 'policy_tensors', 'greedy_action',
-           'unlike', 'AgentGraph', 'drawn_part', 'differing', 'check_graph', 'told_by', 'unleaved', 'traced',
-           'fresh_file', 'put_file', 'export_torch', 'quiet_exporter', 'onnx_model', 'export_onnx', 'export_agent']
+           'from_place', 'load_agent', 'seen_tensor', 'torch_type', 'world_tensor', 'policy_tensors', 'core_step',
+           'greedy_action', 'unlike', 'AgentGraph', 'drawn_part', 'differing', 'check_graph', 'told_by', 'unleaved',
+           'traced', 'fresh_file', 'put_file', 'export_torch', 'quiet_exporter', 'converted', 'onnx_notes',
+           'export_onnx', 'export_agent']
 
 # %% ../../nbs/68_runs.export.ipynb #7d4b9035
 import copy
@@ -44,7 +45,7 @@ from ..core.seeding import Streams
 from ..core.spec import ArraySpec, SpecError, draw_inside, leaves, one_hot, policy_spec, put_together, spec_from_dict
 from ..nets.critics import PolicyActions
 from ..nets.encoders import NATURE_LAYERS, auto_encoder, is_frames, picture_shape
-from ..nets.memory import RecurrentActorCritic
+from ..nets.memory import Core, RecurrentActorCritic
 from ..nets.modules import DeterministicModule, PolicyValue, QModule, SquashedModule, of_legal
 from .checkpoint import MAX_JSON, CheckpointError, pack, parse_json, sha256, spell, unpack, write_file
 from .folder import now, versions
@@ -283,17 +284,38 @@ def policy_tensors(
     world = torch.as_tensor(actions.centre) + torch.as_tensor(actions.half) * torch.where(torch.as_tensor(actions.scaled), unit, u)
     return [world_tensor(actions.spec, world.reshape(action.shape))]
 
+# %% ../../nbs/68_runs.export.ipynb #289737ea
+def core_step(
+    core: Core,             # a GRU or an LSTM
+    x: torch.Tensor,        # features, (N, n)
+    *state: torch.Tensor,   # h, and c if any, (N, H)
+) -> list[torch.Tensor]:    # the next ones
+    "`Core.step` for tensors, in plain operators"
+    W, U, b, d = core.rnn.parameters()
+    a, g, H = x @ W.T + b, state[0] @ U.T + d, core.size
+    if len(state) == 1:
+        r, z = (a[:, :H] + g[:, :H]).sigmoid(), (a[:, H:2 * H] + g[:, H:2 * H]).sigmoid()
+        n = (a[:, 2 * H:] + r * g[:, 2 * H:]).tanh()
+        return [n + z * (state[0] - n)]
+    i, f, u, o = (a + g).split(H, 1)
+    c = f.sigmoid() * state[1] + i.sigmoid() * u.tanh()
+    return [o.sigmoid() * c.tanh(), c]
+
 # %% ../../nbs/68_runs.export.ipynb #94790575
 def greedy_action(
     module: Any,                # one of this library, or derived from one
     obs: Any,                   # as a learner sees it: a tensor (N, …), or a batch of them
     mask: torch.Tensor | None,  # of legal actions, (N, options) bool
     *state: torch.Tensor,       # memory, (N, H) each
-) -> tuple[list[torch.Tensor], torch.Tensor | None, list[torch.Tensor]]:   # parts of the action, the value, the next memory
+) -> tuple[list[torch.Tensor], torch.Tensor | None, list[torch.Tensor]]:   # parts of the action, the value as it was learned, the next memory
     "What an agent does, as a function of tensors"
     seen, after, value = Batch(obs=obs) if mask is None else Batch(obs=obs, mask=mask), list[torch.Tensor](), None
     if isinstance(module, PolicyValue):
-        params, value, *after = module.step(obs, *state) if isinstance(module, RecurrentActorCritic) else module.heads(obs)
+        x = obs
+        if isinstance(module, RecurrentActorCritic):
+            after = core_step(module.core, module.encoder(module.normed(obs)), *state)
+            x = after[0]
+        params, value = module.heads(x)
         action = module.dist.mode(of_legal(params, seen))
         parts = policy_tensors(module.actions, action.reshape(action.shape[0], *module.action_shape))
     elif isinstance(module, QModule):
@@ -304,8 +326,7 @@ def greedy_action(
         unit = module.policy(x) if isinstance(module, DeterministicModule) else module.dist.mode(module.params(x))
         parts = [world_tensor(module.action_spec, module.units.to_env(unit))]
     else: raise AgentError(f'export: given {type(module).__name__}, expected a PolicyValue, QModule, SquashedModule or DeterministicModule, or a class derived from one; fix: derive it, or use save_agent')
-    scale = module.reward_scale
-    return parts, value if value is None or scale is None else value * scale.scale(), after
+    return parts, value, after
 
 # %% ../../nbs/68_runs.export.ipynb #d0afb934
 def unlike(
@@ -329,14 +350,15 @@ class AgentGraph(torch.nn.Module):
         self.spec, self.memory = s, s.memory if isinstance(agent.module, RecurrentActorCritic) else ()
         self.parts, self.seen = leaves(s.observation), [torch_type(leaf.dtype) for leaf in leaves(agent.module.observation_spec)]
         self.inputs = unlike([p.name for p in self.parts] + ['mask'] * s.masked + [f'state.{n}' for n in self.memory])
-        self.has_value = hasattr(agent.module, 'value')
+        self.has_value, scale = hasattr(agent.module, 'value'), agent.module.reward_scale
+        self.unit = 1. if scale is None else scale.scale()   # of the value, in units of the reward
         self.outputs = unlike([p.name for p in leaves(s.action)] + ['value'] * self.has_value + [f'next_state.{n}' for n in self.memory])
 
     def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:   # as `inputs` says → as `outputs` says
         n, at = len(self.parts), len(self.parts) + self.spec.masked
         obs = nested(self.agent.observation_spec, [seen_tensor(*x) for x in zip(self.parts, self.seen, given[:n])])
         parts, value, after = greedy_action(self.agent, obs, given[n] if self.spec.masked else None, *given[at:])
-        return *parts, *([] if value is None else [value]), *after
+        return *parts, *([] if value is None else [value * self.unit]), *after
 
     def example(self,
         num: int,                    # N
@@ -484,27 +506,31 @@ def quiet_exporter() -> Iterator[None]:
             yield
     finally: log.setLevel(before)
 
-def onnx_model(
-    agent: Agent,         # of this library
-    graph: AgentGraph,    # of it
-) -> bytes:               # a file
-    "The agent as an ONNX model"
+def converted(
+    program: Any,         # of `torch.export`
+    inputs: list[str],    # names, in order
+    outputs: list[str],   # names, in order
+) -> Any:                 # an `onnx.ModelProto`
+    "A program of torch as an ONNX model; its first axis is called N"
     try: import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as e: raise AgentError(f"export_onnx: {e}; it needs the extra export: pip install 'rlstudio[export]'") from None
-    program = traced(graph)
     with quiet_exporter():
-        model = torch.onnx.export(program, dynamo=True, verbose=False, input_names=graph.inputs, output_names=graph.outputs).model_proto   # type: ignore[union-attr]
+        exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
+    model = exported.model_proto
     for value in (*model.graph.input, *model.graph.output):
-        shape = value.type.tensor_type.shape
-        if shape.dim: shape.dim[0].dim_param = 'N'
-    f, s = agent.facts, agent.spec
-    notes = {k: str(f[k]) for k in ('algo', 'env', 'step', 'run') if f.get(k) is not None} | dict(
-        observation=json.dumps(s.observation.to_dict()), action=json.dumps(s.action.to_dict()), rlstudio=versions()['rlstudio'])
-    for key, text in notes.items(): model.metadata_props.add(key=key, value=text)
+        if value.type.tensor_type.shape.dim: value.type.tensor_type.shape.dim[0].dim_param = 'N'
     del model.graph.value_info[:]   # of values inside; a runtime works them out
-    data: bytes = model.SerializeToString()
-    return data
+    return model
 
+def onnx_notes(
+    agent: Agent,   # of any kind
+) -> dict[str, str]:   # key → text
+    "What an ONNX file says of itself, for whoever opens it in two years"
+    f, s = agent.facts, agent.spec
+    known = {k: str(f[k]) for k in ('algo', 'env', 'step', 'run') if f.get(k) is not None}
+    return known | dict(observation=json.dumps(s.observation.to_dict()), action=json.dumps(s.action.to_dict()), rlstudio=versions()['rlstudio'])
+
+# %% ../../nbs/68_runs.export.ipynb #35a5b85e
 def export_onnx(
     source: Run | Agent | str | Path,   # as in `save_agent`
     path: str | Path,                   # a new file, such as agent.onnx
@@ -513,7 +539,9 @@ def export_onnx(
     "Write a greedy agent as one ONNX file, compared with the agent"
     agent, path = as_agent(source, step), fresh_file(path)
     graph = AgentGraph(agent)
-    data = onnx_model(agent, graph)
+    model = converted(traced(graph), graph.inputs, graph.outputs)
+    for key, text in onnx_notes(agent).items(): model.metadata_props.add(key=key, value=text)
+    data: bytes = model.SerializeToString()
     try: from onnxruntime import InferenceSession
     except ImportError as e: raise AgentError(f"export_onnx: {e}; it needs the extra export: pip install 'rlstudio[export]'") from None
     session = InferenceSession(data, providers=['CPUExecutionProvider'])
