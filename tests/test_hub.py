@@ -212,6 +212,7 @@ def test_a_revision_is_that_version(hub: Hub, trained: Run) -> None:
     assert load_agent(f"hf://{REPO}@{first}")
     with pytest.raises(AgentError, match=f"hf://{REPO}/agent.json: .*damaged or not ours"): load_agent(f"hf://{REPO}")
     with pytest.raises(HubError, match=r"failed \(404\).*fix: check owner, name, revision"): load_agent(f"hf://{REPO}@v9")
+    with pytest.raises(AgentError, match="at an address there is one agent"): load_agent(f"hf://{REPO}", step=4096)
 
 
 def test_both_files_are_of_one_commit(hub: Hub, trained: Run) -> None:

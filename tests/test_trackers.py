@@ -318,3 +318,23 @@ def test_tensorboard_has_hyper_parameters_and_films(tmp_path: Path, alone: dict[
     start = found["_hparams_/session_start_info"].session_start_info.hparams
     assert start["algo.name"].string_value == "ppo" and start["algo.learning_rate"].number_value > 0
     assert "_hparams_/session_end_info" in found and "_hparams_/experiment" in found
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt()])
+def test_a_verdict_that_nobody_takes_is_a_warning(tmp_path: Path, error: BaseException) -> None:
+    "Also for somebody who is tired of waiting: the run is complete"
+    from rlstudio.train.metrics import MAX_FILMS, conclude_run
+    taken: list[list[str]] = []
+
+    class Refuses:
+        def conclude(self, summary: dict[str, Any], pictures: list[Path]) -> None: raise error
+
+    class Takes:
+        def conclude(self, summary: dict[str, Any], pictures: list[Path]) -> None: taken.append([p.name for p in pictures])
+
+    (tmp_path / "videos").mkdir()
+    for step in range(12):
+        (tmp_path / "videos" / f"step_{step}.webp").write_bytes(b"")
+        os.utime(tmp_path / "videos" / f"step_{step}.webp", (step, step))
+    with pytest.warns(UserWarning, match=f"Refuses did not take the verdict: {type(error).__name__}"): conclude_run([Refuses(), Takes(), object()], {}, tmp_path)
+    assert taken == [[f"step_{k}.webp" for k in range(12 - MAX_FILMS, 12)]]   # the newest ones

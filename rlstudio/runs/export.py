@@ -207,8 +207,10 @@ places = Registry('place of agents', 'rlstudio.places')
 
 def from_place(
     address: str,   # 'hf://owner/name'
+    step: int | str | None = None,   # an agent's folder has one step: refused
 ) -> Agent:         # from there
     "The agent at an address"
+    if step is not None: raise AgentError(f'{address}: given step {step!r}, but at an address there is one agent; fix: hf://OWNER/NAME@REVISION for another version')
     agent: Agent = places.get(address.partition('://')[0])(address)
     return agent
 
@@ -219,7 +221,7 @@ def load_agent(
 ) -> Agent:                             # ready to act; no environment is needed
     "The agent in a folder; nothing in it is executed"
     if isinstance(source, Run | Agent): return as_agent(source, step)
-    if isinstance(source, str) and '://' in source: return from_place(source)
+    if isinstance(source, str) and '://' in source: return from_place(source, step)
     path = Path(source)
     if not (path / AGENT_FILE).is_symlink() and not (path / AGENT_FILE).exists():
         if (path / 'config.yaml').is_file(): return as_agent(path, step)
