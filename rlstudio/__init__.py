@@ -53,6 +53,7 @@ Modules:
 - `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
 - `rlstudio.runs.export`: An agent leaves its run: as a folder that runs no code, as an ONNX file that needs no Python of ours, or as a `torch.export` program.
 - `rlstudio.runs.folder`: One folder holds everything that is known about a run; it can be read while another process trains.
+- `rlstudio.runs.hub`: An agent goes out into the world and comes back: `push` puts it on the Hugging Face Hub with a card, `load_agent('hf://owner/name')` fetches it.
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
