@@ -1,7 +1,7 @@
 """The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 
 `save_checkpoint` writes a tree of arrays and plain values to a new folder, `load_checkpoint` gives the same tree back or raises a
-`CheckpointError` that names the damaged file, `latest_checkpoint` finds the newest one that is whole, `prune` deletes old ones.
+`CheckpointError` that names the damaged file, `latest_checkpoint` finds the newest one that is whole, `best_checkpoint` the best, `prune` deletes old ones.
 
 Invariants: a folder named `step_…` is complete, since it was renamed only after everything in it was on the disk; it is never overwritten;
 each of its bytes is covered by a SHA-256; loading only ever makes arrays, numbers and texts."""
@@ -10,11 +10,11 @@ each of its bytes is covered by a SHA-256; loading only ever makes arrays, numbe
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'MANIFEST', 'TREE', 'ARRAYS', 'MAX_JSON', 'MAX_NESTING', 'LONG', 'CODES', 'WIDTHS', 'Layout',
-           'LARGE', 'Raw', 'CRASH_POINTS', 'CheckpointError', 'spell', 'parse_json', 'plain_value', 'as_column',
+           'LARGE', 'Raw', 'CRASH_POINTS', 'BEST', 'CheckpointError', 'spell', 'parse_json', 'plain_value', 'as_column',
            'split_tree', 'layout_of', 'sizes', 'layout_header', 'pack', 'read_layout', 'fetch', 'unpack', 'join_tree',
            'crash_point', 'write_file', 'sha256', 'make_manifest', 'read_manifest', 'checkpoint_path',
            'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'read_meta', 'checkpoints', 'latest_checkpoint', 'prune',
-           'SaveCheckpoints']
+           'SaveCheckpoints', 'needed_bests', 'remove_checkpoints', 'best_checkpoint', 'SaveBest', 'chosen_checkpoint']
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #cbd1d70d
 import hashlib
@@ -573,3 +573,89 @@ class SaveCheckpoints(Callback):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer) -> None: self.save(trainer)  # the last one
+
+# %% ../../nbs/62_runs.checkpoint.ipynb #f7e4f9a7
+BEST = 'best'   # the folder of the best checkpoint, among the others
+
+def needed_bests(
+    bests: list[Path],     # newest first
+    ordinary: list[Path],  # checkpoints to go on from, newest first
+) -> list[Path]:           # those to keep, newest first
+    "The best as each ordinary checkpoint would know it, and the best of all"
+    oldest = ordinary[-1].name if ordinary else ''
+    before = [p for p in bests if p.name <= oldest][:1]
+    return [p for p in bests if p.name > oldest] + before if before else bests
+
+def remove_checkpoints(
+    paths: Iterable[Path],  # of checkpoints
+) -> None:
+    "Delete checkpoints: each is renamed first, so that none is ever seen by half"
+    for path in paths:
+        tmp = _aside(path, 'tmp')
+        os.rename(path, tmp)
+        crash_point('old renamed')
+        shutil.rmtree(tmp)
+
+def best_checkpoint(
+    folder: str | Path,      # where checkpoints live: `checkpoints` in a run's folder
+) -> Checkpoint | None:      # None: nothing was evaluated yet
+    "Load the checkpoint of the best evaluation; `meta['best']` says which metric, value and step"
+    home = Path(folder)/BEST
+    return latest_checkpoint(home)[0] if checkpoints(home) else None
+
+# %% ../../nbs/62_runs.checkpoint.ipynb #3e878423
+class SaveBest(Callback):
+    "Keeps the checkpoint of the best evaluation in `best/`."
+    name = 'best'
+    def __init__(self,
+        folder: str | Path,                  # where the ordinary checkpoints go
+        metric: str = 'eval/return_mean',    # in the record; more is better
+        meta: dict[str, Any] | None = None,  # for the manifest, as in `SaveCheckpoints`
+    ):
+        self.folder, self.metric, self.meta = Path(folder), metric, {} if meta is None else meta
+        self.score, self.step = -math.inf, -1
+
+    def offer(self,
+        trainer: Trainer,  # between two iterations
+        score: float,      # of its weights
+    ) -> bool:             # is it the best so far?
+        "Save if it is better than all before"
+        if not score > self.score: return False
+        self.score, self.step = float(score), trainer.env_steps
+        facts = dict(metric=self.metric, value=self.score, step=self.step)
+        if not _looks_whole(checkpoint_path(self.folder/BEST, self.step)):
+            save_checkpoint(self.folder/BEST, self.step, trainer.state_dict(), self.meta | dict(best=facts))
+        self.tidy()
+        return True
+
+    def tidy(self) -> None:  # afterwards only needed ones are there
+        "Delete what no checkpoint would miss, and what belongs to a future that did not happen"
+        bests = checkpoints(self.folder/BEST)
+        known = [p for p in bests if p.name <= f'step_{max(0, self.step):012d}' and self.step >= 0]
+        keep = needed_bests(known, checkpoints(self.folder))
+        remove_checkpoints(p for p in bests if p not in keep)
+        for path in (self.folder/BEST).glob('.tmp-*'): shutil.rmtree(path)   # of a kill
+
+    def on_train_start(self, trainer: Trainer) -> None: self.tidy()      # perhaps after a kill
+    def on_iteration_end(self, trainer: Trainer) -> None:                # perhaps evaluated
+        if self.metric in trainer.metrics: self.offer(trainer, trainer.metrics[self.metric])
+
+    def state_dict(self) -> dict[str, Any]: return dict(score=self.score, step=self.step)  # of the best
+    def load_state_dict(self, state: dict[str, Any]) -> None: self.score, self.step = state['score'], state['step']  # go on from there
+
+# %% ../../nbs/62_runs.checkpoint.ipynb #6cccfb9f
+def chosen_checkpoint(
+    folder: str | Path,              # where checkpoints live: `checkpoints` in a run's folder
+    which: str | int | None = None,  # None: the newest whole one; 'best'; or env steps
+) -> Checkpoint:
+    "One of a run's checkpoints; an error names those that there are"
+    folder = Path(folder)
+    if which is None: return latest_checkpoint(folder)[0]
+    best = checkpoints(folder/BEST)
+    if which == 'best' and best: return latest_checkpoint(folder/BEST)[0]
+    found = {int(p.name[5:]): p for p in [*best, *checkpoints(folder)]}
+    digits = str(which).replace('_', '').replace(',', '')
+    if digits.isdecimal() and int(digits) in found: return load_checkpoint(found[int(digits)])
+    steps = ', '.join(map(str, sorted(found))) or 'none is kept'
+    there = f'best or one of these steps: {steps}' if best else f'one of these steps: {steps}; there is no best, since nothing was evaluated (eval.every, checkpoint.best)'
+    raise CheckpointError(f'{folder}: given checkpoint {which!r}, expected {there}')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'NOTED', 'MUST_STAY', 'Changes', 'Schedules', 'Arrays', 'fits_any', 'value_at', 'leg_changes',
            'check_leg', 'budget_schedules', 'leg_notes', 'Leg', 'leg_record', 'known_config', 'newest_meta', 'next_leg',
-           'legs_so_far', 'begin_leg', 'put_result_aside', 'Start', 'find_start', 'checkpoint_at', 'start_of', 'Fit',
-           'why_anew', 'fit_of', 'space_changes', 'short_text', 'warm_start', 'keep_start', 'kept_start']
+           'legs_so_far', 'begin_leg', 'put_result_aside', 'Start', 'find_start', 'start_of', 'Fit', 'why_anew',
+           'fit_of', 'space_changes', 'short_text', 'warm_start', 'keep_start', 'kept_start']
 
 # %% ../../nbs/65_runs.legs.ipynb #53e58fe7
 import shlex
@@ -24,7 +24,7 @@ from ..core.options import Config, ConfigError, as_text, config_from_dict, confi
 from ..nets.flat import state_sha256
 from ..nets.normalize import RewardScale
 from .checkpoint import (
-    Checkpoint, CheckpointError, checkpoint_path, checkpoints, latest_checkpoint, load_checkpoint,
+    Checkpoint, CheckpointError, checkpoint_path, checkpoints, chosen_checkpoint, latest_checkpoint, load_checkpoint,
     read_meta, save_checkpoint)
 from .config import load_config, to_yaml
 from .folder import RunError, RunFolder, now, versions
@@ -153,8 +153,9 @@ def known_config(
 ) -> tuple[Config | None, int]:  # None: it has not begun; env steps of the newest checkpoint
     "The config of the newest leg, and where the run is"
     meta, step = (saved.meta, saved.step) if saved else newest_meta(files)
-    values = files.manifest.get('config') if meta else None
-    try: return config_from_dict(values if isinstance(values, dict) else meta['config']) if meta else None, step
+    noted = files.manifest.get('config')
+    values = noted if isinstance(noted, dict) else meta.get('config')
+    try: return config_from_dict(values) if values else None, step
     except (ConfigError, KeyError, TypeError, ValueError) as e:
         raise RunError(f'{files.path}: the config that it was made with cannot be read ({e}); start a new run: rlstudio run {files.path}/config.yaml') from None
 
@@ -242,24 +243,9 @@ def find_start(
     if (path / 'state.json').is_file(): return start_of(load_checkpoint(path), str(path.parent.parent))
     if not (path / 'checkpoints').is_dir():
         raise RunError(f'--from {text}: {path} is no run with checkpoints; expected RUN, RUN@STEP or RUN@best; see: rlstudio list runs')
-    return start_of(checkpoint_at(path, at), str(path))
+    return start_of(chosen_checkpoint(path / 'checkpoints', at or None), str(path))
 
 # %% ../../nbs/65_runs.legs.ipynb #c1feae0c
-def checkpoint_at(
-    folder: Path,  # of a run
-    at: str = '',  # a step, 'best', or '' for the newest whole one
-) -> Checkpoint:   # loaded
-    "A checkpoint of a run, as one names it behind the @"
-    kept = folder / 'checkpoints'
-    if not at: return latest_checkpoint(kept)[0]
-    if at == 'best':
-        if (kept / 'best').is_dir(): return load_checkpoint(kept / 'best')
-        raise RunError(f'{folder}@best: this run keeps no best checkpoint (checkpoint.best: true, with eval.every, does); expected a step, or none for the newest')
-    digits = at.replace(',', '').replace('_', '')
-    if digits.isdecimal() and (path := checkpoint_path(kept, int(digits))).is_dir(): return load_checkpoint(path)
-    steps = ', '.join(str(int(p.name[5:])) for p in reversed(checkpoints(kept))) or 'none is kept'
-    raise RunError(f'{folder}@{at}: given {at!r}, expected best or one of these steps: {steps}')
-
 def start_of(
     saved: Checkpoint,  # of any run
     run: str,           # its folder

@@ -18,7 +18,7 @@ on standard output and everything else on standard error; `--help` imports neith
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
            'where_run', 'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'before_resuming', 'start_lines',
-           'evaluate_run', 'check_env_', 'run_row', 'show_run', 'card', 'about', 'algo_rows', 'is_native',
+           'evaluate_run', 'evaluated', 'check_env_', 'run_row', 'show_run', 'card', 'about', 'algo_rows', 'is_native',
            'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage', 'list_', 'table', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
@@ -57,15 +57,15 @@ class Broken(Exception):
     "A run failed on its way; the cause is the error that did it"
 
 # %% ../../nbs/71_studio.cli.ipynb #77a23ad9
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[Any], None]
 
 @contextmanager
 def explained(
-    as_json: bool = False,  # standard output belongs to one JSON object
+    as_json: bool = False,  # standard output belongs to one JSON value
 ) -> Iterator[Emit]:        # prints that object; does nothing without as_json
     "Turn errors into a message and an exit code, and warnings into lines"
     out = sys.stdout
-    def emit(value: dict[str, Any]) -> None:
+    def emit(value: Any) -> None:
         if as_json: print(json.dumps(value), file=out, flush=True)
     def tell(message: Any, *args: Any, **kwargs: Any) -> None:
         from rlstudio.studio.console import printable    # what an environment says may hold escape codes
@@ -250,27 +250,51 @@ def start_lines(
 # %% ../../nbs/71_studio.cli.ipynb #f78730d4
 @app.command('evaluate')
 def evaluate_run(
-    run: RunArgument,  # of any run that has begun
+    runs: Annotated[list[Path], typer.Argument(  # of any runs that have begun
+        metavar='RUN...', parser=where_run, help='Folder of a run, or its name; several give a table.')],
     episodes: Annotated[int | None, typer.Option(min=1, help='How many.')] = None,  # as configured
     sampled: Annotated[bool, typer.Option(help='Sample actions, not the likeliest.')] = False,  # explore
+    seed: Annotated[int | None, typer.Option(min=0, help='Fixes the starts.  [default: the run\'s]')] = None,  # 0 … 2**63-1
+    checkpoint: Annotated[str | None, typer.Option(metavar='best|STEP', help='Which weights.  [default: the newest]')] = None,  # see `chosen_checkpoint`
+    max_steps: Annotated[int | None, typer.Option(min=1, help='Cut an episode there.')] = None,  # as configured
+    video: Annotated[bool, typer.Option(help='Film the first greedy episode, too.')] = False,  # into videos/
     modules: Import = None,  # of the user's own
     as_json: Json = False,  # for programs
 ) -> None:
-    "Evaluate the newest weights of a run in fresh episodes"
+    "Evaluate the weights of one or more runs in fresh episodes"
     with explained(as_json) as emit:
-        with importing(emit): 
-            from rlstudio.runs.folder import locked
-            from rlstudio.runs.run import Run, check_imports, judge, summarize
+        with importing(emit): from rlstudio.runs.run import check_imports
         let_in(modules)
-        check_imports(run, 'evaluate')
-        r = Run.open(run)
-        with locked(r.folder):
-            trainer = r.restored()
-            result = judge(r, trainer, episodes, False if sampled else None)
-        speaker(False, as_json)(f'{r.config.env.id} at {result.env_steps:,} steps: {result}')
-        known = r.read('result.json') or {}
-        speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
-        emit(summarize(r, trainer, r.status, result) | speed | dict(greedy=result.greedy))
+        for run in runs: check_imports(run, 'evaluate')
+        rows = [evaluated(run, episodes, False if sampled else None, seed, checkpoint, max_steps, video) for run in runs]
+        for row in rows[:1] if len(rows) == 1 else []:
+            speaker(False, as_json)(f'{row["env"]} at {row["total_steps"]:,} steps: {row.pop("said")}')
+            emit(row)
+        if len(rows) == 1: return
+        for row in rows: row.pop('said')
+        shown = ('run', 'env', 'total_steps', 'eval_return_mean', 'eval_return_std', 'eval_episodes', 'eval_cut', 'greedy', 'goal', 'solved', 'untrained')
+        speaker(False, as_json)(table([{k: row[k] for k in shown} for row in rows]))
+        emit(rows)
+
+# %% ../../nbs/71_studio.cli.ipynb #4604cdea
+def evaluated(
+    run: Path,                # a run's folder
+    episodes: int | None,     # None: as configured
+    greedy: bool | None,      # None: as configured
+    seed: int | None,         # fixes the starts; None: the run's
+    checkpoint: str | None,   # None: the newest; 'best', or its env steps
+    max_steps: int | None,    # an episode is cut there; None: as configured
+    video: bool,              # film the first greedy episode, too?
+) -> dict[str, Any]:          # the summary, and what to say
+    "Evaluate one run"
+    from rlstudio.runs.folder import locked
+    from rlstudio.runs.run import Run, judged, summarize
+    r = Run.open(run)
+    with locked(r.folder): trainer, result = judged(r, episodes, greedy, seed, checkpoint, max_steps, video)
+    known = r.read('result.json') or {}
+    speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
+    return summarize(r, trainer, r.status, result, known.get('stopped_early')) | speed | dict(
+        greedy=result.greedy, eval_seed=result.seed, said=str(result))
 
 # %% ../../nbs/71_studio.cli.ipynb #65f1588e
 @app.command('check-env')
