@@ -29,7 +29,7 @@ import numpy as np
 from fastcore.xtras import modified_env
 
 from ..core.masks import checked_mask
-from ..core.options import ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
+from ..core.options import Config, ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
 from ..core.registry import PluginError, algos
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
@@ -689,12 +689,13 @@ def played(
 
 
 def check_env(
-    config_or_id: EnvConfig | str,  # a world, or the id of one
+    config_or_id: Config | EnvConfig | str,  # a config, a world, or the id of one
     steps: int = 1000,              # random steps; more find more
     seed: int = 0,                  # of the env and of the actions
 ) -> EnvReport:                     # with `problems`, `warnings`, `ok` and `config`
     "Play an env with random actions, and say what is wrong with it"
-    config = EnvConfig(id=config_or_id) if isinstance(config_or_id, str) else config_or_id
+    world = config_or_id.env if isinstance(config_or_id, Config) else config_or_id
+    config = EnvConfig(id=world) if isinstance(world, str) else world
     check_kwargs(env_spec(config.id), config.kwargs)
     try: trial, found, numbers = played(config, steps, seed)
     except EnvError as e:
