@@ -12,9 +12,12 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'import_flags',
            'check_imports', 'past', 'facts_of', 'register', 'WatchGenerators', 'check_listeners', 'first_score',
            'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing',
-           'saved_at', 'agent_at', 'begin_folder', 'check_run', 'Run']
+           'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at',
+           'agent_at', 'begin_folder', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
+import os
+import re
 import shlex
 import signal
 import sys
@@ -23,6 +26,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,22 +35,23 @@ import torch
 from ..core.arithmetic import arithmetic_threads, identity
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, to_dict)
-from ..core.registry import PluginError, import_own, imported, sinks
+from ..core.registry import PluginError, displays, import_own, imported, sinks
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
+from ..envs.backends import escaped
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
+from .background import Background, Controls, Display, follow
 from .checkpoint import (
     BEST, Checkpoint, CheckpointError, SaveBest, SaveCheckpoints, checkpoints, chosen_checkpoint, latest_checkpoint, prune)
 from .config import (
-    Overrides, Places, Settings, as_overrides, find_config, load_config, load_settings, locate, open_workspace,
-    to_yaml, with_overrides)
+    Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
-    RUN_VERSION, RunError, RunFolder, check_version, level_of, locked, new_folder, now, user, versions)
+    RUN_VERSION, RunError, RunFolder, check_version, find_run, level_of, locked, new_folder, now, user, versions)
 from .legs import (
     Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
-    learning_curve, replace_file, rollout_frames, save_figure, save_webp)
+    Video, learning_curve, replace_file, rollout_frames, save_figure, save_webp)
 from ..train.agent import Agent, rebuilt, world_facts
 from ..train.callbacks import stops
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return, untrained_score
@@ -440,6 +445,69 @@ def closing(
                 for sink in c.sinks: sink.close()
             if isinstance(c, Evaluate) and c.history: files.keep(c.history)
 
+# %% ../../nbs/67_runs.run.ipynb #76e8ed93
+def one_line_of_run(
+    run: 'Run',  # any run
+) -> str:        # "Run('runs/a': ppo on CartPole-v1, seed 1; completed, 51,200 steps, eval 497.3 ± 6.1, goal 475)"
+    "What a run is and how far it is"
+    def number(file: str, key: str, text: str) -> str:
+        try: facts = run.read(file)
+        except ConfigError: return ''
+        value = facts.get(key) if isinstance(facts, dict) else None
+        return text.format(value) if isinstance(value, int | float) else ''
+    try: status = run.status
+    except (ConfigError, AttributeError, TypeError): status = 'manifest.json is damaged'
+    said = number('manifest.json', 'env_steps', ', {:,} steps') + number('result.json', 'eval_return_mean', ', eval {:.1f}')
+    said += number('result.json', 'eval_return_std', ' ± {:.1f}') + number('result.json', 'goal', ', goal {:g}')
+    c = run.config
+    return escaped(f'Run({str(run.folder)!r}: {c.algo.name} on {c.env.id}, seed {c.train.seed}; {status}{said})')
+
+# %% ../../nbs/67_runs.run.ipynb #58827a2b
+def find_video(
+    run: 'Run',        # any run
+    name: str | int,   # 'rollout', or the env steps in a film's name
+) -> Video:            # plays in a notebook
+    "A film of a run"
+    films = {p.stem: p for p in sorted((run.folder / 'videos').glob('*.webp'))}
+    stems = [s for s in films if s == str(name) or (isinstance(name, int) and re.sub(r'\D', '', s).lstrip('0') == str(name))]
+    if stems: return Video(films[stems[0]])
+    there = f'there are {", ".join(films)}' if films else 'a training leaves one at its end'
+    raise RunError(f'{run.folder}: no film {name!r} in its folder videos; {there}; make one of the newest weights: run.video(make=True)')
+
+# %% ../../nbs/67_runs.run.ipynb #b7d31a02
+def in_kernel() -> bool:  # also of JupyterLab, VS Code and Colab
+    "Does this process run the cells of a notebook?"
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    return getattr(shell, 'kernel', None) is not None
+
+def fitting_display() -> str:  # 'panel', 'console' or 'silent'
+    "What `auto` means here"
+    if 'PYTEST_VERSION' in os.environ: return 'silent'   # also in a kernel that a test has started
+    if in_kernel(): return 'panel' if find_spec('ipywidgets') else 'console'
+    return 'console' if sys.stdout is not None and sys.stdout.isatty() else 'silent'
+
+def choose_display(
+    run: 'Run',         # about to be shown
+    name: str | None,   # registered, or auto; None: as the settings say
+) -> Display:           # new; it may have appeared already
+    "What shows a run"
+    name = run.settings.display if name is None else name
+    name = fitting_display() if name == 'auto' else name
+    return Display(run) if name == 'silent' else displays.get(name)(run)
+
+# %% ../../nbs/67_runs.run.ipynb #b7d31a04
+@contextmanager
+def shown(
+    run: 'Run',        # trains inside
+    display: Display,  # is told how it ended
+) -> Iterator[None]:
+    "Tell a display about the end of a run"
+    try: yield
+    except BaseException as e:
+        display.on_run_error(e)
+        raise
+    display.on_run_end(run)
+
 # %% ../../nbs/67_runs.run.ipynb #5d0c6702
 def saved_at(
     run: 'Run',               # any run that has begun
@@ -473,16 +541,6 @@ def begin_folder(
     if start and fit: keep_start(folder, start, fit)
     replace_file(folder / 'config.yaml', to_yaml(config).encode())
 
-def check_run(
-    folder: Path,  # that somebody names
-) -> None:
-    "Refuse what is no run, and say what to do"
-    if (folder / 'config.yaml').is_file(): return
-    if not folder.is_dir(): raise RunError(f'{folder}: not a run (there is no such folder); see: rlstudio list runs')
-    if any(p.name != 'run.lock' for p in folder.iterdir()): raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
-    raise RunError(f'{folder}: not a run yet (an empty folder; its process ended before it began); begin one in it: '
-                   f'rlstudio run CONFIG --runs-dir {folder.parent} --name {folder.name}')
-
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:
     "A config, its folder, and everything that came of it."
@@ -495,11 +553,12 @@ class Run:
     ):
         self.files, self.config, self.settings = RunFolder(folder), config, settings
         self.places, self.trainer = places, trainer
+        self.controls = Controls()   # of the training that goes on, or of the next one
 
     @classmethod
     def from_config(cls,
-        config: Config | str | Path,       # a config, a file, or the name of a packaged one
-        overrides: Overrides = (),         # over the file: 'section.key=value', several, or {'section.key': value}
+        config: Any,                       # a config, nested dicts, a file, a run's folder, or the name of a packaged config
+        overrides: Overrides = (),         # over it: 'section.key=value', several, or {'section.key': value}
         runs_dir: str | Path | None = None,  # None: as the settings say
         name: str | None = None,           # None: after what it does
         settings: Settings | None = None,  # None: read from settings.ini
@@ -509,8 +568,7 @@ class Run:
         "Make a new run"
         s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
         open_workspace(s)
-        if isinstance(config, Config): made, places = with_overrides(config, changed)
-        else: made, places = load_config(find_config(config), changed)
+        made, places = any_config(config, changed)
         start = find_start(start_from, runs_dir or s.runs_dir) if start_from else None
         trainer = make_trainer(made, s, places)
         fit = warm_start(trainer, start) if start else None
@@ -519,14 +577,14 @@ class Run:
 
     @classmethod
     def open(cls,
-        folder: str | Path,                # a run's folder
+        folder: Any,                       # a run's folder, something in it, or its name among the runs of the settings
         overrides: Overrides = (),         # what shall change from here on, as in `from_config`; see `65_runs.legs`
         settings: Settings | None = None,  # None: read from settings.ini
         **changes: Any,                    # more overrides: total_steps=8192
     ) -> 'Run':
         "Find a run again, perhaps to go on with it in another way; nothing is written before `train`"
-        folder, s, changed = Path(folder), settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
-        check_run(folder)
+        s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
+        folder = find_run(folder, s.runs_dir)
         open_workspace(s)
         check_imports(folder)
         try: config, places = load_config(folder / 'config.yaml', changed)
@@ -562,13 +620,41 @@ class Run:
         return next_leg(self.files, self.config)
 
     def train(self,
-        callbacks: Sequence[Callback] = (),  # more listeners, such as a progress display
-    ) -> dict[str, Any]:                     # the summary
+        callbacks: Sequence[Callback] = (),   # more listeners
+        display: str | Display | None = None,  # what shows it: a registered name, or auto; None: as the settings say
+    ) -> dict[str, Any]:                      # the summary
         "Bring the run to its end from wherever it is"
         if done := self.done(): return done
-        with locked(self.folder), arithmetic_threads(self.settings.threads):
-            trainer = set_out(self, callbacks)
+        screen = display if isinstance(display, Display) else self.screen(display, Controls())
+        with shown(self, screen), locked(self.folder), arithmetic_threads(self.settings.threads):
+            trainer = set_out(self, [*callbacks, screen])
+            trainer.callbacks.append(self.controls)   # last: when it pauses, everything is saved
             with closing(self.files, trainer): return self.live(trainer)
+
+    def screen(self,
+        display: str | None,  # as in `train`
+        controls: Controls,   # new ones
+    ) -> Display:             # made in the thread that wants to see it
+        "A display for what comes, with controls of its own"
+        self.controls = controls
+        return choose_display(self, display)
+
+    def start(self,
+        callbacks: Sequence[Callback] = (),  # as in `train`
+        display: str | None = None,          # as in `train`
+    ) -> Background:                         # stop, pause, wait, status
+        "Train in a thread, and come back at once"
+        screen = None if self.done() else self.screen(display, Controls())
+        return Background(lambda: self.train(callbacks, screen), self.controls, lambda: self.status, self.folder.name)
+
+    def watch(self,
+        display: str | None = None,  # as in `train`
+        seconds: float = 1.,         # between two looks at its files
+    ) -> Background:                 # `stop` ends the watching; `wait` waits for the run
+        "Show a run that another process trains, and come back at once"
+        controls = Controls(reaches=False)
+        screen = self.screen(display, controls)
+        return Background(lambda: follow(self, screen, controls, seconds), controls, lambda: self.status, self.folder.name)
 
     def live(self,
         trainer: Trainer,  # built from this folder
@@ -616,7 +702,17 @@ class Run:
         "What was learned, to be used without the trainer, the memory and the world"
         return agent_at(self, step)
 
+    def video(self,
+        name: str | int = 'rollout',  # the film's name in the folder videos, or the env steps in its name
+        make: bool = False,           # film the newest weights first?
+    ) -> Video:                       # plays in a notebook
+        "A film of the agent"
+        if make: film(self, self.restored())
+        return find_video(self, name)
+
     def plot(self) -> 'Figure':
         "The learning curve, as far as it goes"
         return learning_curve(self.history, self.files.evaluations,
                               goal_return(self.config.env, self.config.eval), self.folder.name)
+
+    def __repr__(self) -> str: return one_line_of_run(self)
