@@ -242,11 +242,15 @@ def before_resuming(
     run: Any,  # a `Run`, found again
 ) -> list[str]:  # lines
     "With what a run goes on"
-    from rlstudio.studio.console import labelled
+    from rlstudio.studio.console import command, labelled
     if leg := run.leg(): return [labelled('leg', [str(leg)])]
     if not (done := run.done()): return []
-    steps = done['total_steps']
-    return [labelled('leg', [f'complete at {steps:,} env steps; to train on: rlstudio resume {run.folder} train.total_steps={2 * steps}'])]
+    steps, train, early = done['total_steps'], run.config.train, done.get('stopped_early')
+    on = [f'train.total_steps={train.total_steps if steps < train.total_steps else 2 * steps}']
+    if train.stop_at_goal: on.append('train.stop_at_goal=false')
+    if train.max_minutes: on.append(f'train.max_minutes={2 * train.max_minutes:g}')
+    why = f' (stopped early: {early})' if early else ''
+    return [labelled('leg', [f'complete at {steps:,} env steps{why}; to train on: {command("resume", run.folder, *on)}'])]
 
 def start_lines(
     facts: dict[str, Any],  # `start_from` of a manifest
