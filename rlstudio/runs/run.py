@@ -276,7 +276,8 @@ def set_out(
     saved, damaged = restore_point(files, c)
     trainer = run.take_trainer()   # before anything is written: a change may not fit
     for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
-    legs, leg = begin_leg(files, c, saved)
+    legs, leg = begin_leg(files, c, saved, run.again)
+    run.again = False
     if leg and leg.notes: warnings.warn('; '.join(leg.notes), stacklevel=2)
     positions = saved.state['callbacks']['metrics'] if saved else {}
     opened = [sinks.get(name)() for name in s.sinks]
@@ -553,6 +554,7 @@ class Run:
     ):
         self.files, self.config, self.settings = RunFolder(folder), config, settings
         self.places, self.trainer = places, trainer
+        self.again = False   # shall it go on, though a callback has ended it early?
         self.controls = Controls()   # of the training that goes on, or of the next one
 
     @classmethod
@@ -592,7 +594,9 @@ class Run:
             check_version(RunFolder(folder))  # an older config is no mistake of anybody
             raise
         if changed: next_leg(RunFolder(folder), config)   # refuses what cannot change
-        return cls(folder, config, s, places)
+        run = cls(folder, config, s, places)
+        run.again = bool(changed)
+        return run
 
     @property
     def folder(self) -> Path: return self.files.path  # of all that it writes
@@ -617,7 +621,7 @@ class Run:
 
     def leg(self) -> Leg | None:
         "With what it will go on: None if nothing has changed, or if it has not begun"
-        return next_leg(self.files, self.config)
+        return next_leg(self.files, self.config, again=self.again)
 
     def train(self,
         callbacks: Sequence[Callback] = (),   # more listeners
