@@ -382,7 +382,8 @@ def last_score(
 ) -> Evaluation | None:  # None: not evaluated
     "Evaluate the last weights, unless that was just done; whatever goes wrong is a warning"
     if not run.config.eval.episodes: return None
-    just = [c.last for c in trainer.callbacks if isinstance(c, Evaluate) and c.last and c.last.env_steps == trainer.env_steps and not c.last.cut]
+    done = [c.last for c in trainer.callbacks if isinstance(c, Evaluate) and c.last]
+    just = [e for e in done if e.env_steps == trainer.env_steps and len(e.returns) == run.config.eval.episodes and not e.cut]
     try: result = just[0] if just else judge(run, trainer)
     except (Exception, SystemExit) as e:  # what was learned is not lost over it
         warnings.warn(f'not evaluated: {e}', stacklevel=2)
