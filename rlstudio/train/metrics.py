@@ -13,7 +13,8 @@ byte; a resumed run never shows a step twice."""
 __all__ = ['GLOSSARY', 'UNEXPLAINED', 'MAX_LINE', 'CURRENT', 'ASIDE', 'MetricError', 'check_name', 'Metric', 'Glossary',
            'register_metric', 'note_metrics', 'undocumented', 'metric_value', 'encode', 'Sink', 'metric_files',
            'LineFile', 'sync_folder', 'whole_bytes', 'move_aside', 'rewind', 'make_whole', 'rotate', 'begin',
-           'JSONLSink', 'lines', 'decode', 'read_metrics', 'series', 'TensorBoardSink']
+           'JSONLSink', 'lines', 'decode', 'read_metrics', 'series', 'RunSink', 'flat_config', 'results', 'as_gif',
+           'describe_run', 'conclude_run', 'TensorBoardSink']
 
 # %% ../../nbs/40_train.metrics.ipynb #a65b7759
 import json
@@ -23,6 +24,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -392,9 +394,78 @@ def series(
     xs, ys = np.array(points, dtype=np.float64).reshape(-1, 2).T   # None becomes NaN
     return xs, ys
 
+# %% ../../nbs/40_train.metrics.ipynb #e92c7ade
+class RunSink(Sink, Protocol):
+    "A sink that also keeps what the run is and what became of it"
+    def describe(self,
+        name: str,               # of the run
+        config: dict[str, Any],  # its sections
+    ) -> None: "Keep the hyper-parameters; also told after a resume"
+    def conclude(self,
+        summary: dict[str, Any],   # the run in a dozen numbers
+        pictures: Iterable[Path],  # PNG and WebP
+    ) -> None: "Keep the verdict"
+
+# %% ../../nbs/40_train.metrics.ipynb #e99e6e77
+def flat_config(
+    config: dict[str, Any],  # its sections
+) -> dict[str, Any]:         # 'section.key' → bool, int, float or str
+    "A config as one row of hyper-parameters"
+    row: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value: row |= {f'{key}.{k}': v for k, v in flat_config(value).items()}
+        else: row[key] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return row
+
+# %% ../../nbs/40_train.metrics.ipynb #fe11eacf
+def results(
+    summary: dict[str, Any],  # the run in a dozen numbers
+) -> dict[str, Any]:          # 'result/…' → bool, int, float or str
+    "The part of a summary that a table of runs shows"
+    return {f'result/{k}': v for k, v in summary.items()
+            if isinstance(v, bool | int | float | str) and k not in ('run', 'imports')}
+
+# %% ../../nbs/40_train.metrics.ipynb #b53f9729
+def as_gif(
+    path: str | Path,  # an animated WebP
+) -> bytes:            # the same film as an animated GIF
+    "A film in the format that every tool plays"
+    from io import BytesIO
+
+    from PIL import Image, ImageSequence
+    with Image.open(path) as film:
+        frames = [f.convert('RGB') for f in ImageSequence.Iterator(film)]
+        duration = film.info.get('duration', 40)
+    frames[0].save(out := BytesIO(), 'GIF', save_all=True, append_images=frames[1:], duration=duration, loop=0)
+    return out.getvalue()
+
+# %% ../../nbs/40_train.metrics.ipynb #18fdf785
+def describe_run(
+    sinks: Iterable[Any],    # opened ones
+    name: str,               # of the run
+    config: dict[str, Any],  # its sections
+) -> None:
+    "Tell the sinks that can keep it what the run is"
+    for sink in sinks:
+        if hasattr(sink, 'describe'): sink.describe(name, config)
+
+
+def conclude_run(
+    sinks: Iterable[Any],     # opened ones
+    summary: dict[str, Any],  # the run in a dozen numbers
+    folder: str | Path,       # the run's folder, with `plots` and `videos`
+) -> None:
+    "Tell the sinks that can keep it what became of the run"
+    pictures = [p for pattern in ('plots/*.png', 'videos/*.webp') for p in sorted(Path(folder).glob(pattern)) if p.is_file()]
+    for sink in sinks:
+        try:
+            if hasattr(sink, 'conclude'): sink.conclude(summary, pictures)
+        except Exception as e:  # the run is complete
+            warnings.warn(f'{type(sink).__name__} did not take the verdict: {type(e).__name__}: {e}', stacklevel=2)
+
 # %% ../../nbs/40_train.metrics.ipynb #0078ba3a
 class TensorBoardSink:
-    "Writes numbers as scalars to `tensorboard/` in the run's folder (extra `track`)"
+    "Writes numbers as scalars to `tensorboard/` in the run's folder, and the config as hyper-parameters (extra `track`)"
     def __init__(self) -> None: self.writer, self.step = cast(Any, None), 0
 
     def open(self,
@@ -418,6 +489,23 @@ class TensorBoardSink:
             if isinstance(value, int | float):
                 self.writer.add_scalar(name, value, self.step)
 
+    def describe(self,
+        name: str,               # of the run; TensorBoard takes the folder's name
+        config: dict[str, Any],  # its sections
+    ) -> None:
+        "Fill the row of the tab HPARAMS"
+        for part in _hparams(config)[:2]: self.writer.file_writer.add_summary(part)
+
+    def conclude(self,
+        summary: dict[str, Any],   # the run in a dozen numbers
+        pictures: Iterable[Path],  # PNG and WebP
+    ) -> None:
+        "Complete that row, and show the pictures"
+        for name, value in results(summary).items():
+            if isinstance(value, int | float): self.writer.add_scalar(name, value, self.step)
+        self.writer.file_writer.add_summary(_hparams({})[2])
+        for path in pictures: self.writer.file_writer.add_summary(_image(path), self.step)
+
     def offset(self) -> dict[str, int]:
         "Where we are: the step of the last record"
         return {'step': self.step}
@@ -440,3 +528,14 @@ def _writer(folder: Path, purge_step: int | None) -> Any:
         raise MetricError("the sink 'tensorboard' needs the package tensorboard: "
                           "pip install 'rlstudio[track]'") from e
     return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+def _hparams(config: dict[str, Any]) -> Any:   # experiment, start and end of a session
+    from torch.utils.tensorboard import summary
+    return cast(Any, summary).hparams(flat_config(config), {'result/eval_return_mean': 0., 'episode/return_mean': 0.})
+
+
+def _image(path: Path) -> Any:
+    summary = import_module('tensorboard.compat.proto.summary_pb2').Summary
+    data = as_gif(path) if path.suffix == '.webp' else path.read_bytes()
+    return summary(value=[summary.Value(tag=path.stem, image=summary.Image(encoded_image_string=data))])

@@ -15,13 +15,14 @@ documented table of `EVENTS`.
 
 # %% auto #0
 __all__ = ['EVENTS', 'Algorithm', 'Callback', 'register_trainer_metrics', 'Stopwatch', 'progress_record', 'located', 'mean_of',
-           'check_fit', 'Trainer', 'WriteMetrics']
+           'check_fit', 'check_given', 'Trainer', 'WriteMetrics']
 
 # %% ../../nbs/41_train.trainer.ipynb #87e9055e
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Protocol
 
@@ -30,7 +31,7 @@ import numpy as np
 from ..core.arithmetic import arithmetic_threads
 from ..core.batch import Batch
 from ..core.finite import NonFiniteError
-from ..core.options import AlgoConfig, ConfigError
+from ..core.options import AlgoConfig, ConfigError, Problem
 from ..core.options import Config as RunConfig
 from ..core.registry import algos
 from ..core.seeding import Streams
@@ -180,6 +181,16 @@ def check_fit(
         env.close()
         raise
 
+# %% ../../nbs/41_train.trainer.ipynb #16ac7358
+def check_given(
+    config: Any,  # should be a complete config
+) -> None:
+    "Refuse what is no config, and say how to get one"
+    if all(hasattr(config, section) for section in ('env', 'algo', 'train')): return
+    given, fix = (repr(config)[:60], f'Trainer(load_config({str(config)!r})[0])') if isinstance(config, str | Path) else (
+        f'a {type(config).__name__}', 'the first of the pair' if isinstance(config, tuple) else 'load_config or config_from_dict')
+    raise ConfigError([Problem('Trainer', 0, 0, '', f'given {given}, expected a Config; fix: {fix}')])
+
 # %% ../../nbs/41_train.trainer.ipynb #c6144234
 class Trainer:
     "Collect, learn, tell; stop anywhere and go on bit for bit."
@@ -190,6 +201,7 @@ class Trainer:
         threads: int = 1,                # arithmetic threads of `train`; 1 is exact
         engine: str = 'auto',            # who differentiates: auto, autograd or tape
     ):
+        check_given(config)
         register_trainer_metrics()
         self.config, self.callbacks, self.threads = config, list(callbacks), threads
         self.streams, self.env = Streams(config.train.seed), make_vector(config.env)
@@ -204,6 +216,10 @@ class Trainer:
         self.batch, self.watch = Batch(), Stopwatch()
         self.metrics: dict[str, float] = {}      # the newest record
         self.logged: dict[str, float] = {}       # what `log` adds to
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f'Trainer({c.algo.name} on {c.env.id}, seed {c.train.seed}; {self.env_steps:,} of {c.train.total_steps:,} steps)'
 
     @property
     def env_steps(self) -> int: return self.stepper.env_steps  # since the beginning
