@@ -1,6 +1,5 @@
 "Ready-made callbacks and the best checkpoint: each stop is for good, is remembered, and survives a kill at any point."
 import json
-import math
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from support import run, said
 
 from rlstudio.core.options import ConfigError, config_from_dict, config_hash
 from rlstudio.runs.checkpoint import CRASH_POINTS, SaveBest, best_checkpoint, checkpoints, latest_checkpoint
+from rlstudio.runs.config import find_config, load_config
 from rlstudio.runs.run import FilmEvery, Run
 from rlstudio.train.callbacks import CallbackError, EarlyStop, LinearAnneal, TimeLimit, can_anneal
 from rlstudio.train.evaluate import Evaluate
@@ -156,13 +156,17 @@ CRASH = """if True:
     import os, sys
     sys.path.insert(0, 'tests')
     from test_callbacks import *
+    import rlstudio.runs.run as chapter
     class Doomed(SaveBest):
         def offer(self, trainer, score):
-            if trainer.env_steps == int(sys.argv[3]): os.environ['RLSTUDIO_CRASH_AT'] = sys.argv[2]
+            if trainer.env_steps == int(sys.argv[1]): os.environ['RLSTUDIO_CRASH_AT'] = point
             return super().offer(trainer, score)
-    import rlstudio.runs.run as chapter
     chapter.SaveBest = Doomed
-    Run.open(sys.argv[1]).train([Scores(*UP_AND_DOWN)])"""
+    for argument in sys.argv[2:]:
+        folder, point = argument.split('=')
+        if pid := os.fork(): os.waitpid(pid, 0); continue
+        try: Run.open(folder).train([Scores(*UP_AND_DOWN)])
+        finally: os._exit(0)"""
 
 
 def test_the_best_survives_a_kill_at_any_point(tmp_path: Path) -> None:
@@ -170,14 +174,13 @@ def test_the_best_survives_a_kill_at_any_point(tmp_path: Path) -> None:
     whole.train([Scores(*UP_AND_DOWN)])
     expected = best_checkpoint(whole.folder / "checkpoints")
     assert expected is not None
-    for i, point in enumerate(CRASH_POINTS):
-        r = fresh(tmp_path, name=f"crash-{i}")
-        done = run(sys.executable, "-c", CRASH, r.folder, point, 4096, coverage=False)
-        home = r.folder / "checkpoints"
-        if done.returncode == 0: continue   # nothing was deleted there
-        assert done.returncode == -signal.SIGKILL, said(done)
-        left = best_checkpoint(home)
-        assert left is not None and left.step == (4096 if i >= CRASH_POINTS.index("folder renamed") else 2048), point
+    runs = {point: fresh(tmp_path, "eval.episodes=0", name=f"crash-{i}") for i, point in enumerate(CRASH_POINTS)}
+    done = run(sys.executable, "-c", CRASH, 4096, *(f"{r.folder}={point}" for point, r in runs.items()), coverage=False)
+    assert done.returncode == 0, said(done)
+    for i, (point, r) in enumerate(runs.items()):
+        home, left = r.folder / "checkpoints", best_checkpoint(r.folder / "checkpoints")
+        assert r.status == "killed" and left is not None, point
+        assert left.step == (4096 if i >= CRASH_POINTS.index("folder renamed") else 2048), point
         Run.open(r.folder).train([Scores(*UP_AND_DOWN)])
         found = best_checkpoint(home)
         assert found is not None and (found.step, found.meta["best"]) == (4096, expected.meta["best"]), point
@@ -188,23 +191,35 @@ def test_the_best_survives_a_kill_at_any_point(tmp_path: Path) -> None:
 
 def test_a_future_that_did_not_happen(tmp_path: Path) -> None:
     "Killed after its best, before the next ordinary checkpoint: the best of before is there, and the run goes on to the same end"
-    r = fresh(tmp_path, "checkpoint.every=8192")
+    r = fresh(tmp_path, "checkpoint.every=8192", "eval.episodes=0")
     r.train([Scores(*UP_AND_DOWN), Halt(3)])
-    code = CRASH.replace("os.environ['RLSTUDIO_CRASH_AT'] = sys.argv[2]", "os.kill(os.getpid(), 9)")
-    done = run(sys.executable, "-c", code, r.folder, "", 5 * 1024, coverage=False)
+    code = CRASH.replace("os.environ['RLSTUDIO_CRASH_AT'] = point", "os.kill(os.getpid(), 9)")
+    done = run(sys.executable, "-c", code, 5 * 1024, f"{r.folder}=", coverage=False)
     home = r.folder / "checkpoints"
     best = best_checkpoint(home)
-    assert done.returncode == -signal.SIGKILL and best is not None and best.step == 4096, said(done)
+    assert r.status == "killed" and best is not None and best.step == 4096, said(done)
     Run.open(r.folder).train([Scores(1., 5., 3., 4., 4., 4., 4., 4.), Halt(5)])   # another future
     best = best_checkpoint(home)
     assert best is not None and best.step == 2048 and best.meta["best"]["value"] == 5.
+
+
+def test_a_longer_budget_after_an_early_end(tmp_path: Path) -> None:
+    "A run that was ended early says so, and goes on when it is told to; its best is not forgotten"
+    r = fresh(tmp_path, "train.stop_at_goal=true", "eval.goal=5", "eval.every=2048")
+    r.train()
+    told = run("rlstudio", "resume", r.folder)
+    assert told.returncode == 0 and "complete at 2,048 env steps (stopped early: goal 5 reached: " in told.stdout, said(told)
+    longer = Run.open(r.folder, ["train.stop_at_goal=false", "train.total_steps=4096"]).train()
+    assert (longer["total_steps"], longer["status"], longer["stopped_early"]) == (4096, "completed", None)
+    best, scores = best_checkpoint(r.folder / "checkpoints"), {e["env_steps"]: e["mean"] for e in r.read("evaluations.json")}
+    assert best is not None and best.meta["best"]["value"] == max(scores.values()) and scores.keys() == {2048, 4096}
 
 
 # Evaluations on the way
 
 def test_pace_of_a_real_run(tmp_path: Path) -> None:
     "There is a best without a word in the config; it costs a tenth, and not a bit of the training"
-    long = ["train.total_steps=40960", "eval.every=null", "eval.episodes=20"]
+    long = ["train.total_steps=20480", "eval.every=null", "eval.episodes=20"]
     r = fresh(tmp_path, *long, name="paced")
     summary = r.train()
     asked = [e for e in r.read("evaluations.json") if e["env_steps"] < summary["total_steps"]]
@@ -245,9 +260,6 @@ def test_numbers_of_a_callback_are_written(tmp_path: Path) -> None:
 # A number on a line
 
 def annealed(config: str, key: str, end: float, steps: int, *more: str) -> Trainer:
-    values = Run.from_config(config, [f"train.total_steps={steps}", *more], runs_dir="/nonexistent") if False else None
-    assert values is None
-    from rlstudio.runs.config import find_config, load_config
     return Trainer(load_config(find_config(config), [f"train.total_steps={steps}", *more])[0], [LinearAnneal(key, end)])
 
 
@@ -264,7 +276,7 @@ def test_a_line_is_the_schedule(tmp_path: Path) -> None:
     assert any((a != b).any() for a, b in zip(weights(by_hand), weights(constant)))
 
 
-@pytest.mark.parametrize("key, end", [("algo.ent_coef", .05), ("algo.clip_range", .01), ("algo.gamma", .5)])
+@pytest.mark.parametrize("key, end", [("algo.ent_coef", .05), ("algo.clip_range", .01)])
 def test_a_line_survives_a_kill(tmp_path: Path, key: str, end: float) -> None:
     line = LinearAnneal
     whole = fresh(tmp_path, name="whole").train([line(key, end)])
@@ -311,4 +323,4 @@ def test_configs_of_before() -> None:
     "New keys have defaults, and a config that says the defaults is the same config"
     bare = dict(env=dict(id="CartPole-v1"), algo=dict(name="ppo"))
     told = bare | dict(train=dict(stop_at_goal=False, max_minutes=None), eval=dict(every=None), checkpoint=dict(best=True))
-    assert config_hash(config_from_dict(bare)) == config_hash(config_from_dict(told)) and not math.isnan(1.)
+    assert config_hash(config_from_dict(bare)) == config_hash(config_from_dict(told))

@@ -246,7 +246,8 @@ def before_resuming(
     if leg := run.leg(): return [labelled('leg', [str(leg)])]
     if not (done := run.done()): return []
     steps = done['total_steps']
-    return [labelled('leg', [f'complete at {steps:,} env steps; to train on: rlstudio resume {run.folder} train.total_steps={2 * steps}'])]
+    why = f' (stopped early: {done["stopped_early"]})' if done.get('stopped_early') else ''
+    return [labelled('leg', [f'complete at {steps:,} env steps{why}; to train on: rlstudio resume {run.folder} train.total_steps={2 * steps}'])]
 
 def start_lines(
     facts: dict[str, Any],  # `start_from` of a manifest
