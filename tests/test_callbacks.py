@@ -170,21 +170,22 @@ CRASH = """if True:
 
 
 def test_the_best_survives_a_kill_at_any_point(tmp_path: Path) -> None:
-    whole = fresh(tmp_path, name="whole")
-    whole.train([Scores(*UP_AND_DOWN)])
+    quick = "eval.episodes=0", "algo.num_epochs=1"
+    whole = fresh(tmp_path, *quick, name="whole")
+    whole.train([Scores(*UP_AND_DOWN), Halt(5)])
     expected = best_checkpoint(whole.folder / "checkpoints")
     assert expected is not None
-    runs = {point: fresh(tmp_path, "eval.episodes=0", name=f"crash-{i}") for i, point in enumerate(CRASH_POINTS)}
+    runs = {point: fresh(tmp_path, *quick, name=f"crash-{i}") for i, point in enumerate(CRASH_POINTS)}
     done = run(sys.executable, "-c", CRASH, 4096, *(f"{r.folder}={point}" for point, r in runs.items()), coverage=False)
     assert done.returncode == 0, said(done)
     for i, (point, r) in enumerate(runs.items()):
         home, left = r.folder / "checkpoints", best_checkpoint(r.folder / "checkpoints")
         assert r.status == "killed" and left is not None, point
         assert left.step == (4096 if i >= CRASH_POINTS.index("folder renamed") else 2048), point
-        Run.open(r.folder).train([Scores(*UP_AND_DOWN)])
+        Run.open(r.folder).train([Scores(*UP_AND_DOWN), Halt(5)])
         found = best_checkpoint(home)
         assert found is not None and (found.step, found.meta["best"]) == (4096, expected.meta["best"]), point
-        assert len(checkpoints(home / "best")) == 1 and not list((home / "best").glob(".tmp-*"))
+        assert [int(p.name[5:]) for p in checkpoints(home / "best")] == [4096, 2048] and not list((home / "best").glob(".tmp-*"))
         mine, theirs = (c.state["algo"]["module"] for c in (found, expected))
         assert all((mine[k] == theirs[k]).all() for k in mine), point
 
@@ -209,10 +210,10 @@ def test_a_longer_budget_after_an_early_end(tmp_path: Path) -> None:
     r.train()
     told = run("rlstudio", "resume", r.folder)
     assert told.returncode == 0 and "complete at 2,048 env steps (stopped early: goal 5 reached: " in told.stdout, said(told)
-    longer = Run.open(r.folder, ["train.stop_at_goal=false", "train.total_steps=4096"]).train()
-    assert (longer["total_steps"], longer["status"], longer["stopped_early"]) == (4096, "completed", None)
+    longer = Run.open(r.folder, ["train.stop_at_goal=false"]).train()
+    assert (longer["total_steps"], longer["status"], longer["stopped_early"]) == (8192, "completed", None)
     best, scores = best_checkpoint(r.folder / "checkpoints"), {e["env_steps"]: e["mean"] for e in r.read("evaluations.json")}
-    assert best is not None and best.meta["best"]["value"] == max(scores.values()) and scores.keys() == {2048, 4096}
+    assert best is not None and best.meta["best"]["value"] == max(scores.values()) and scores.keys() == {2048, 4096, 6144, 8192}
 
 
 # Evaluations on the way

@@ -12,7 +12,7 @@ from support import run, said
 from rlstudio.core.options import EnvConfig, EvalConfig, config_from_dict
 from rlstudio.core.registry import envs
 from rlstudio.core.seeding import Streams
-from rlstudio.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
 from rlstudio.runs.config import Settings
 from rlstudio.runs.folder import RunError
 from rlstudio.runs.run import Run
@@ -38,7 +38,7 @@ def test_the_options(trained: Run) -> None:
     other = trained.evaluate(seed=5)
     assert other.seed == 5 and other.returns != base.returns and other == trained.evaluate(seed=5)
     assert not trained.evaluate(greedy=False).greedy
-    short = trained.evaluate(max_steps=3)
+    with pytest.warns(UserWarning, match="no episode of the evaluation ended within 3 env steps"): short = trained.evaluate(max_steps=3)
     assert short.lengths == (3, 3, 3, 3) and short.cut == (0, 1, 2, 3) and "4 of them cut at 3 steps" in str(short)
     kept = trained.read("evaluations.json")
     assert {(e["seed"], len(e["returns"])) for e in kept} == {(1, 4), (1, 7), (5, 4)}
@@ -51,7 +51,7 @@ def test_the_weights_of_a_checkpoint(trained: Run) -> None:
     best = trained.evaluate(checkpoint="best")
     assert best.mean == scores[best.env_steps] == max(v for k, v in scores.items() if k), "the same weights, the same episodes"
     for wrong in ("bset", 77, "-1"):
-        with pytest.raises(RunError, match=r"expected best, or .*0, 1024, 2048, 3072, 4096"): trained.evaluate(checkpoint=wrong)
+        with pytest.raises(CheckpointError, match=r"expected best or .*0, 1024, 2048, 3072, 4096"): trained.evaluate(checkpoint=wrong)
 
 
 def test_a_film_on_demand(trained: Run) -> None:
@@ -194,6 +194,6 @@ def test_options_on_the_command_line(trained: Run) -> None:
     row = json.loads(done.stdout)
     assert (row["eval_episodes"], row["greedy"], row["eval_seed"], row["eval_cut"]) == (2, False, 4, 2), said(done)
     assert (trained.folder / f"videos/step_{row['total_steps']:012d}.webp").is_file()
-    for args, why in ((("--checkpoint", "bset"), "expected best, or the step"), (("--episodes", "0"), "--episodes")):
+    for args, why in ((("--checkpoint", "bset"), "expected best or one of these steps"), (("--episodes", "0"), "--episodes")):
         wrong = run("rlstudio", "evaluate", trained.folder, *args)
         assert wrong.returncode == 2 and why in wrong.stderr and "Traceback" not in wrong.stderr, said(wrong)

@@ -129,7 +129,7 @@ def evaluate(
                              config.greedy, config.max_steps) for s in starts]
     finally:
         try: worlds.close()
-        except Exception as e: warnings.warn(str(e), stacklevel=2)  # the episodes are played
+        except (Exception, SystemExit) as e: warnings.warn(str(e), stacklevel=2)  # the episodes are played
     returns, lengths, cut = (tuple(x for part in parts for x in part) for parts in zip(*rounds))
     if all(cut): warnings.warn(f'{env.id}: no episode of the evaluation ended within {max(lengths):,} env steps (eval.max_steps); '
                                'each counts up to there', stacklevel=2)
