@@ -308,15 +308,19 @@ def test_two_threads_share_one_arithmetic(tmp_path: Path) -> None:
     from rlstudio.core.arithmetic import arithmetic_threads
 
     def pools() -> dict[str, int]: return {p["filepath"]: p["num_threads"] for p in threadpool_info()} | {"torch": torch.get_num_threads()}
-    before, seen = pools(), set()
+    before, slow = pools(), Slow()
     whole, run = short(tmp_path).train()["weights_sha256"], short(tmp_path)
-    job = run.start([Slow()], display="silent")
+    job = run.start([slow], display="silent")
     while job.alive:
         with arithmetic_threads(2): time.sleep(.01)
-        if run.history and job.alive: seen |= {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"} if not job.done.is_set() else set()
-    assert job.wait()["weights_sha256"] == whole and pools() == before and 1 in seen
+    assert job.wait()["weights_sha256"] == whole and pools() == before and slow.seen == {1}
 
 
 class Slow(Callback):
-    "Takes its time"
-    def on_iteration_end(self, trainer: Trainer) -> None: time.sleep(.2)
+    "Takes its time, and looks at the pools"
+    def __init__(self) -> None: self.seen: set[int] = set()
+    def on_iteration_end(self, trainer: Trainer) -> None:
+        from threadpoolctl import threadpool_info
+        for _ in range(20):
+            time.sleep(.01)
+            self.seen |= {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
