@@ -53,7 +53,7 @@ class Controls(Callback):
     def on_iteration_end(self, trainer: Trainer) -> None:  # fulfils what was asked for
         for look in self.between: look()
         if self.paused: self.hold(trainer)
-        if self.asked and not trainer.stop_asked: trainer.stop(self.asked)
+        if self.asked and not trainer.stop_asked: trainer.stop(self.asked, interrupt=True)
 
     def hold(self,
         trainer: Trainer,  # between two iterations
