@@ -4,7 +4,7 @@
 
 - `Panel`: the display for notebooks. It draws twice a second at most.
 - `Lines`: the display for terminals, made of the console's own lines.
-- `Curve`, `curve_svg`: what is drawn, as text. No figure is made, so none is left behind, and the colours follow the theme of the page.
+- `Curve`, `live_curve`: what is drawn, as text. No figure is made, so none is left behind, and the colours follow the theme of the page.
 - `Mailbox`: lets a button work although the cell that shows it is still running.
 
 What the lines say, and what counts as healthy, is decided in `70_studio.console` and nowhere else."""
@@ -13,7 +13,7 @@ What the lines say, and what counts as healthy, is decided in `70_studio.console
 
 # %% auto #0
 __all__ = ['WIDTH', 'HEIGHT', 'LEFT', 'BOTTOM', 'TOP', 'RIGHT', 'ticks', 'short_number', 'number_or_nan', 'Curve', 'scale',
-           'curve_svg', 'lights_html', 'share_html', 'head_html', 'facts_html', 'film_html', 'Mailbox', 'Panel',
+           'live_curve', 'lights_html', 'share_html', 'head_html', 'facts_html', 'film_html', 'Mailbox', 'Panel',
            'Lines']
 
 # %% ../../nbs/72_studio.panel.ipynb #50f2ec7f
@@ -103,7 +103,7 @@ def scale(
     span = high - low or 1.
     return lambda v: first + (v - low) / span * (last - first)
 
-def curve_svg(
+def live_curve(
     curve: Curve,                # what to draw
     goal: float | None = None,   # mean return that counts as solved
     total: float = 0,            # env steps of the budget; 0: not known
@@ -286,7 +286,7 @@ class Panel(Display):
     def draw(self) -> None:
         "Show what is known"
         self.say(self.state)
-        self.picture.value = curve_svg(self.curve, self.goal, self.snapshot.total_steps)
+        self.picture.value = live_curve(self.curve, self.goal, self.snapshot.total_steps)
         self.facts.value = facts_html(self.snapshot)
         self.drawn = time.monotonic()
 
