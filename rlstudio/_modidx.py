@@ -2336,6 +2336,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rlstudio.studio.panel.head_html': ('studio.panel.html#head_html', 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.lights_html': ('studio.panel.html#lights_html', 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.live_curve': ('studio.panel.html#live_curve', 'rlstudio/studio/panel.py'),
+                                       'rlstudio.studio.panel.newest_film': ('studio.panel.html#newest_film', 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.number_or_nan': ( 'studio.panel.html#number_or_nan',
                                                                                 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.scale': ('studio.panel.html#scale', 'rlstudio/studio/panel.py'),

@@ -13,8 +13,8 @@ What the lines say, and what counts as healthy, is decided in `70_studio.console
 
 # %% auto #0
 __all__ = ['WIDTH', 'HEIGHT', 'LEFT', 'BOTTOM', 'TOP', 'RIGHT', 'ticks', 'short_number', 'number_or_nan', 'Curve', 'scale',
-           'live_curve', 'lights_html', 'share_html', 'head_html', 'facts_html', 'film_html', 'Mailbox', 'Panel',
-           'Lines']
+           'live_curve', 'lights_html', 'share_html', 'head_html', 'facts_html', 'newest_film', 'film_html', 'Mailbox',
+           'Panel', 'Lines']
 
 # %% ../../nbs/72_studio.panel.ipynb #50f2ec7f
 import html
@@ -161,7 +161,7 @@ def head_html(
     "What runs, and how far it is"
     done = min(1., s.env_steps / s.total_steps)
     left = f', {duration(s.seconds_left)} left' if s.seconds_left else ''
-    return (f'<div style="display:flex;gap:1em;align-items:baseline"><b>{html.escape(title)}</b><span class="rlstudio-state" style="opacity:.75">{html.escape(state)}</span></div>'
+    return (f'<div style="display:flex;gap:1em;align-items:baseline"><b style="white-space:nowrap">{html.escape(title)}</b><span class="rlstudio-state" style="opacity:.75">{html.escape(state)}</span></div>'
             f'<div style="height:5px;margin:5px 0;border-radius:3px;background:rgba(128,128,128,.25)"><div style="width:{done:.1%};height:100%;border-radius:3px;background:{BLUE}"></div></div>'
             f'<div class="rlstudio-progress">{done:.0%}, {s.env_steps:,} of {s.total_steps:,} env steps{left}</div>')
 
@@ -173,16 +173,22 @@ def facts_html(
     return '<table style="border:0;line-height:1.7">' + ''.join(
         f'<tr><td style="padding-right:1.2em;opacity:.65">{k}</td><td>{v}</td></tr>' for k, v in rows.items()) + '</table>'
 
-# %% ../../nbs/72_studio.panel.ipynb #252abd83
+# %% ../../nbs/72_studio.panel.ipynb #eaa5db97
+def newest_film(
+    folder: Path,  # of a run
+) -> tuple[Path, float] | None:  # and when it was made
+    "The newest film of a run, if there is one"
+    films = [(p, p.stat().st_mtime) for p in (folder / 'videos').glob('*.webp') if p.is_file() and not p.is_symlink()]
+    return max(films, key=lambda f: f[1], default=None)
+
 def film_html(
-    folder: Path,          # of a run
+    path: Path,             # a WebP
     most: int = 2_000_000,  # bytes at most
-) -> str:                  # '' where there is no film
-    "The newest film of a run"
-    films = sorted((p for p in (folder / 'videos').glob('*.webp') if p.is_file() and not p.is_symlink()), key=lambda p: p.stat().st_mtime)
-    if not films or films[-1].stat().st_size > most: return ''
-    data = b64encode(films[-1].read_bytes()).decode()
-    return f'<img class="rlstudio-film" alt="an episode" style="max-width:300px;border-radius:4px" src="data:image/webp;base64,{data}"/>'
+) -> str:                   # '' if it is larger
+    "A film as a part of the page"
+    if path.stat().st_size > most: return ''
+    return (f'<img class="rlstudio-film" alt="an episode" title="{html.escape(path.name)}" style="max-width:300px;border-radius:4px;margin-top:8px" '
+            f'src="data:image/webp;base64,{b64encode(path.read_bytes()).decode()}"/>')
 
 # %% ../../nbs/72_studio.panel.ipynb #11761feb
 class Mailbox:
@@ -245,6 +251,7 @@ class Panel(Display):
         self.controls, self.seconds, self.drawn = run.controls, seconds, -math.inf
         self.curve, self.goal = Curve(), goal_return(run.config.env, run.config.eval)
         self.snapshot, self.state = Snapshot(0, goal_steps(run.config), {}, goal=self.goal), 'getting ready'
+        self.filmed: tuple[Path, float] | None = None   # which film is shown
         self.head, self.picture, self.facts, self.film = w.HTML(), w.HTML(), w.HTML(), w.HTML()
         self.stop_button = w.Button(description='Stop', icon='stop', button_style='danger', tooltip='end behind this iteration, with a checkpoint')
         self.pause_button = w.Button(description='Pause', icon='pause', tooltip='hold behind this iteration, with a checkpoint')
@@ -288,6 +295,8 @@ class Panel(Display):
         self.say(self.state)
         self.picture.value = live_curve(self.curve, self.goal, self.snapshot.total_steps)
         self.facts.value = facts_html(self.snapshot)
+        newest = newest_film(self.run.folder)
+        if newest and newest != self.filmed: self.film.value, self.filmed = film_html(newest[0]), newest
         self.drawn = time.monotonic()
 
     def on_train_start(self, trainer: 'Trainer') -> None:  # also after a resume: the files know what was before
@@ -298,7 +307,6 @@ class Panel(Display):
         if self.curve.evaluations: a, mean, std = self.curve.evaluations[-1]; self.watcher.evaluation = int(a), mean, std
         self.snapshot = self.watcher.snapshot()
         self.state = 'training' if self.controls.reaches else 'watching'
-        self.film.value = film_html(self.run.folder)
         self.draw()
 
     def on_iteration_end(self, trainer: 'Trainer') -> None:  # draws if it is time
@@ -328,7 +336,6 @@ class Panel(Display):
         if result: self.close(verdict(result))
         else: self.close(f'{run.status} at {facts.get("env_steps", 0):,} env steps ({facts.get("stopped_by", "")}); go on with Run.open({str(run.folder)!r}).train()')
         self.buttons.layout.display = 'none'
-        self.film.value = film_html(run.folder)
 
     def on_run_error(self, error: BaseException) -> None:  # says it
         self.close(f'failed: {type(error).__name__}: {error}')
