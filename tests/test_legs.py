@@ -11,7 +11,7 @@ import pytest
 from support import run, said
 from test_cli import one_object
 
-from rlstudio.runs.checkpoint import MAX_JSON, checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import MAX_JSON, CheckpointError, checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from rlstudio.runs.folder import RunError, RunFolder
 from rlstudio.runs.run import Run
 from rlstudio.train.trainer import Callback, Trainer
