@@ -41,7 +41,7 @@ from ..core.spec import SpecError
 from ..envs.backends import escaped
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
-from .background import Background, Controls, Display, follow
+from .background import Background, Controls, Display, Shielded, follow
 from .checkpoint import (
     BEST, Checkpoint, CheckpointError, SaveBest, SaveCheckpoints, checkpoints, chosen_checkpoint, latest_checkpoint, prune)
 from .config import (
@@ -625,30 +625,31 @@ class Run:
     ) -> dict[str, Any]:                      # the summary
         "Bring the run to its end from wherever it is"
         if done := self.done(): return done
-        screen = display if isinstance(display, Display) else self.screen(display, Controls())
+        screen = display if isinstance(display, Shielded) else self.screen(display, Controls())
         with shown(self, screen), locked(self.folder), arithmetic_threads(self.settings.threads):
             trainer = set_out(self, [*callbacks, screen])
             trainer.callbacks.append(self.controls)   # last: when it pauses, everything is saved
             with closing(self.files, trainer): return self.live(trainer)
 
     def screen(self,
-        display: str | None,  # as in `train`
-        controls: Controls,   # new ones
-    ) -> Display:             # made in the thread that wants to see it
+        display: str | Display | None,  # as in `train`
+        controls: Controls,             # new ones
+    ) -> Shielded:                      # made in the thread that wants to see it
         "A display for what comes, with controls of its own"
+        if isinstance(display, Display): return Shielded(display)
         self.controls = controls
-        return choose_display(self, display)
+        return Shielded(choose_display(self, display))
 
     def start(self,
         callbacks: Sequence[Callback] = (),  # as in `train`
-        display: str | None = None,          # as in `train`
+        display: str | Display | None = None,  # as in `train`
     ) -> Background:                         # stop, pause, wait, status
         "Train in a thread, and come back at once"
         screen = None if self.done() else self.screen(display, Controls())
         return Background(lambda: self.train(callbacks, screen), self.controls, lambda: self.status, self.folder.name)
 
     def watch(self,
-        display: str | None = None,  # as in `train`
+        display: str | Display | None = None,  # as in `train`
         seconds: float = 1.,         # between two looks at its files
     ) -> Background:                 # `stop` ends the watching; `wait` waits for the run
         "Show a run that another process trains, and come back at once"

@@ -31,8 +31,9 @@ from ..core.options import goal_steps
 from ..runs.background import Display
 from ..runs.pictures import BLUE, GREY, RED
 from .console import (
-    Progress, Snapshot, Thinned, Watcher, duration, eval_line, health, printable, speed_line, verdict)
+    Progress, Snapshot, Thinned, Watcher, duration, eval_line, health, printable, speed_line, verdict, vitals)
 from ..train.evaluate import goal_return
+from ..train.metrics import GLOSSARY, Metric
 
 if TYPE_CHECKING:
     from rlstudio.runs.run import Run
@@ -139,8 +140,13 @@ def lights_html(
     s: Snapshot,  # of a training
 ) -> str:         # one light for each vital metric
     "Health at a glance"
-    lights = [f'<span style="margin-right:1.4em;white-space:nowrap"><span style="color:{"#d08700" if word else "#3a9a4a"}">●</span> {html.escape(text)}'
-              + (f' <b>{html.escape(word)}</b>' if word else '') + '</span>' for text, word in health(s)]
+    def light(name: str, text: str, word: str) -> str:
+        row = GLOSSARY.get(name, Metric(name, ''))
+        low, high = row.healthy
+        about = f'{row.formula}; healthy {low:g} … {high:g}'
+        return (f'<span title="{html.escape(about)}" style="margin-right:1.4em;white-space:nowrap"><span style="color:{"#d08700" if word else "#3a9a4a"}">●</span> '
+                f'{html.escape(text)}{f" <b>{html.escape(word)}</b>" if word else ""}</span>')
+    lights = [light(name, *said) for name, said in zip(vitals(s.metrics), health(s))]
     return ''.join(lights) or 'nothing learned yet'
 
 def share_html(
