@@ -47,7 +47,7 @@ from .checkpoint import (
 from .config import (
     Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
-    RUN_VERSION, RunError, RunFolder, check_version, find_run, level_of, locked, new_folder, now, user, versions)
+    RUN_VERSION, RunError, RunFolder, check_version, level_of, locate_run, locked, new_folder, now, user, versions)
 from .legs import (
     Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
@@ -584,7 +584,7 @@ class Run:
     ) -> 'Run':
         "Find a run again, perhaps to go on with it in another way; nothing is written before `train`"
         s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
-        folder = find_run(folder, s.runs_dir)
+        folder = locate_run(folder, s.runs_dir)
         open_workspace(s)
         check_imports(folder)
         try: config, places = load_config(folder / 'config.yaml', changed)
