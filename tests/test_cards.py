@@ -155,9 +155,18 @@ def test_registering_is_local_and_repeats() -> None:
 def test_a_figure_keeps_the_form_that_somebody_chose() -> None:
     from matplotlib.figure import Figure
     shell = Shell()
-    shell.display_formatter.formatters["image/png"].for_type(Figure, lambda f: b"theirs")
+    shell.display_formatter.formatters["image/svg+xml"].for_type(Figure, lambda f: "<svg>theirs</svg>")
     register_cards(shell)
-    assert shell.display_formatter.format(Figure())[0]["image/png"] == b"theirs"
+    shown = shell.display_formatter.format(Figure())[0]
+    assert shown["image/svg+xml"] == "<svg>theirs</svg>" and "image/png" not in shown
+
+
+def test_pyplot_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Whoever sets a format after the import gets it, and no picture twice"
+    monkeypatch.setattr("os.environ", child_env(coverage=False))
+    _, shown, closed = executed(tmp_path, "import rlstudio\nfrom matplotlib_inline.backend_inline import set_matplotlib_formats\nimport matplotlib.pyplot as plt\nset_matplotlib_formats('svg')",
+        "from rlstudio.runs.pictures import learning_curve\nlearning_curve([])", "plt.plot([1, 2]);")
+    assert "image/svg+xml" in data(shown) and "image/png" not in data(shown) and [o.output_type for o in closed] == ["display_data"]
 
 
 # A real kernel

@@ -320,7 +320,7 @@ def as_html(
     try: return card(x)
     except Exception as e: return card_html(type(x).__name__, '', {'no card': f'{type(e).__name__}: {e}'}, 'cannot be shown', 'warn')
 
-# %% ../../nbs/73_studio.cards.ipynb #105daa54
+# %% ../../nbs/73_studio.cards.ipynb #b0705b39
 def figure_png(
     figure: Any,                        # of matplotlib
 ) -> tuple[bytes, dict[str, int]]:      # a picture, and how wide it is shown
@@ -336,5 +336,5 @@ def register_cards(
     "Tell IPython how our things look; nothing of ours is imported by that"
     formatters = shell.display_formatter.formatters
     for name in CARDS: formatters['text/html'].for_type_by_name(*name.rsplit('.', 1), as_html)
-    png, figure = formatters['image/png'], getattr(sys.modules.get('matplotlib.figure'), 'Figure', None)
-    if figure not in png.type_printers: png.for_type_by_name('matplotlib.figure', 'Figure', figure_png)
+    figure = getattr(sys.modules.get('matplotlib.figure'), 'Figure', None)
+    if not any(figure in f.type_printers for f in formatters.values()): formatters['image/png'].for_type_by_name('matplotlib.figure', 'Figure', figure_png)
