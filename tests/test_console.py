@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 from support import ROOT, child_env, run, said
 
+from rlstudio.core.options import ConfigError
+from rlstudio.runs.config import resolve
+from rlstudio.runs.yaml import Source
+
 LABELS = ["train", "return", "eval", "health", "speed"]
 
 
@@ -109,6 +113,33 @@ def training(folder: Path, name: str, *more: str, steps: int = 200_000) -> list[
 
 
 def status(folder: Path) -> str: return str(json.loads((folder / "manifest.json").read_text())["status"])
+
+
+# Names of other libraries
+
+@pytest.mark.parametrize("algo, written, answer", [
+    ("ppo", "algo.batch_size=64", "batch_size=64 is num_minibatches=16 here (8 × 128 / 64); write algo.num_minibatches=16"),
+    ("ppo", "algo.batch_size=60", "17.07 here (8 × 128 / 60), which is not whole; write algo.num_minibatches=16"),
+    ("ppo", "algo.n_steps=2048 algo.batch_size=64", "num_minibatches=256 here (8 × 2048 / 64)"), ("ppo", "algo.n_steps=2048", "write algo.num_steps=2048"),
+    ("ppo", "algo.n_epochs=4", "write algo.num_epochs=4"), ("ppo", "algo.learning_rate=lin_3e-4", "write learning_rate=3e-4 and learning_rate_schedule=linear"),
+    ("ppo", "algo.clip_range=lin_0.1", "write clip_range=0.1 and clip_range_schedule=linear"), ("ppo", "net.net_arch=[32,32]", "write net.hidden=[32, 32]"),
+    ("ppo", "algo.policy_kwargs={net_arch: [32]}", "net_arch is net.hidden"), ("ppo", "algo.learning_starts=100", "a key of dqn, sac and td3, not of ppo"),
+    ("ppo", "algo.gradient_steps=4", "gradient_steps is for dqn, sac and td3"), ("a2c", "algo.batch_size=64", "the whole rollout of 8 × 8 = 64 rows"),
+    ("dqn", "algo.gradient_steps=1", "gradient_steps=1 is update_ratio=0.25 here (1 / (train_every 4 × 1 env))"), ("dqn", "algo.gradient_steps=-1", "write algo.update_ratio=1"),
+    ("dqn", "algo.train_freq=16 algo.gradient_steps=8 env.num_envs=2", "update_ratio=0.25 here (8 / (train_every 16 × 2 envs))"),
+    ("dqn", "algo.exploration_final_eps=0.02", "write algo.epsilon_end=0.02"), ("dqn", "algo.n_steps=3", "write algo.n_step=3"),
+    ("dqn", "algo.target_update_interval=10000", "target_every=5000 here (10000 env steps × update_ratio 0.5); write algo.target_every=5000, and algo.tau=1"),
+    ("sac", "algo.ent_coef=auto_0.1", "write ent_coef=auto and ent_coef_init=0.1"), ("sac", "algo.gae_lambda=0.9", "a key of ppo and a2c, not of sac"), ("sac", "algo.policy-lr=1e-4", "write algo.actor_learning_rate=0.0001"),
+    ("ppo", "env.n_envs=16", "write env.num_envs=16"), ("ppo", "num-envs=4", "write env.num_envs=4"), ("ppo", "total-timesteps=5000", "write train.total_steps=5000"),
+    ("ppo", "algo.anneal-lr=false", "write algo.learning_rate_schedule=constant"), ("ppo", "algo.num-minibatches=4", "did you mean 'algo.num_minibatches'"),
+    ("ppo", "algo.clip-vloss=true", "write algo.clip_range_vf=0.2"), ("PPO", "", "did you mean 'ppo'"), ("QR-DQN", "", "dqn with algo.quantiles=51"), ("MaskablePPO", "", "here it is ppo"), ("DDPG", "", "td3 with algo.twin=false"),
+])
+def test_names_of_other_libraries(algo: str, written: str, answer: str) -> None:
+    "They are answered with what it is here, in the numbers of this config"
+    source = Source({"env": {"id": "CartPole-v1"}, "algo": {"name": algo}}, {}, [])
+    parts = re.split(r" (?=\w+\.)", written) if written else []
+    with pytest.raises(ConfigError) as e: resolve(source, parts)
+    assert answer in str(e.value), str(e.value)
 
 
 # A terminal of any width
