@@ -1,11 +1,13 @@
 """Run a notebook's own cells against the exported module: `python tests/run_notebook.py nbs/NN_package.module.ipynb`.
 
 Where a cell is exported, the names that it binds are taken from the generated module instead, at that very position. So the other
-cells test what is installed, and a module that lags behind its notebook is found.
+cells test what is installed, and a module that lags behind its notebook is found. At the end the folded solution of each exercise is put in the
+place of the dots, and the cell that checks the answer must say that it is right.
 """
 import ast
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nbformat
 from execnb.shell import CaptureShell
 from nbdev.test import nb_test_cells
 from support import ROOT, SKIP_FLAGS
@@ -52,6 +55,41 @@ def from_module(module: ModuleType, source: str) -> dict[str, Any]:
     return {n: getattr(module, n) for n in bound_names(body) if hasattr(module, n)}
 
 
+def exercises(path: Path) -> dict[str, tuple[str, str]]:
+    "The exercises that a reader fills in, number → (folded solution, checking cell); each `# Exercise N` has both"
+    found: dict[str, tuple[str, str]] = {}
+    number, solution = "", ""
+    for cell in nbformat.read(path, as_version=4).cells:
+        first = cell.source.partition("\n")[0]
+        if cell.cell_type == "code" and (m := re.fullmatch(r"# Exercise (\d+)", first)):
+            if number: raise ValueError(f"{path.name}: exercise {number} has no cell that begins with `# Check {number}`")
+            number, solution = m[1], ""
+        elif number and "<details>" in cell.source:
+            solution = "\n".join(re.findall(r"^```python\n(.*?)^```$", cell.source, re.M | re.S))
+        elif number and first == f"# Check {number}":
+            if not solution: raise ValueError(f"{path.name}: exercise {number} has no folded solution in Python before its check")
+            found[number], number = (solution, cell.source), ""
+    if number: raise ValueError(f"{path.name}: exercise {number} has no cell that begins with `# Check {number}`")
+    return found
+
+
+def stop_with(shell: CaptureShell, where: str, source: str) -> None:
+    "Tell the error, and end"
+    sys.stdout = sys.__stdout__
+    print(f"{where}:\n\n{source}\n")
+    traceback.print_exception(shell.exc, file=sys.stdout)
+    sys.exit(1)
+
+
+def solve(shell: CaptureShell, path: Path) -> None:
+    "Answer every exercise as its solution does; the check must say so"
+    for number, (solution, check) in exercises(path).items():
+        shell.run(solution)
+        told = "" if shell.exc else "".join("".join(o.get("text", "")) for o in shell.run(check))
+        if shell.exc: stop_with(shell, f"{path.name}, the solution of exercise {number}", solution + "\n" + check)
+        if told.strip() != (right := f"Exercise {number}: right."): sys.exit(f"{path.name}: with its solution exercise {number} says {told.strip()!r}, expected {right!r}")
+
+
 def run_notebook(path: Path) -> int:
     "Run the cells that nbdev-test would run; the number of cells that ran as they are"
     cells = nb_test_cells(path, SKIP_FLAGS)
@@ -67,11 +105,8 @@ def run_notebook(path: Path) -> int:
             continue
         shell.run(cell.source)
         ran += 1
-        if shell.exc:
-            sys.stdout = sys.__stdout__
-            print(f"{path.name}, cell {cell.id}, against the exported module:\n\n{cell.source}\n")
-            traceback.print_exception(shell.exc, file=sys.stdout)
-            sys.exit(1)
+        if shell.exc: stop_with(shell, f"{path.name}, cell {cell.id}, against the exported module", cell.source)
+    solve(shell, path)
     return ran
 
 

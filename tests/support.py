@@ -34,6 +34,14 @@ def notebooks(folder: Path = NBS) -> list[Path]:
     return sorted(folder.glob("*.ipynb"))
 
 
+WALKS = ("prologue", "tutorials")  # folders of notebooks that export nothing; every cell runs, and outputs are stored
+
+
+def walks() -> list[Path]:
+    "The notebooks of the prologue and the tutorials, in reading order"
+    return [p for folder in WALKS for p in notebooks(NBS / folder)]
+
+
 def chapters() -> list[Chapter]:
     "The notebooks with a `default_exp`, in reading order"
     found = ((p, re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(cells(p)), re.M)) for p in notebooks())

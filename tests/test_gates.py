@@ -17,7 +17,23 @@ import pytest
 from closure import closure, pins
 from lint_gate import forbidden
 from printed import Printed, agree
-from support import PACKAGE, ROOT, Chapter, cells, chapters, copy_tree, disguise, notebooks, project_files, run, said, snapshot
+from support import (
+    NBS,
+    PACKAGE,
+    ROOT,
+    WALKS,
+    Chapter,
+    cells,
+    chapters,
+    copy_tree,
+    disguise,
+    notebooks,
+    project_files,
+    run,
+    said,
+    snapshot,
+    walks,
+)
 from torch import nn
 
 from rlstudio.core.arithmetic import identity, identity_key
@@ -116,14 +132,15 @@ def test_stored_outputs_gate_can_fail(tmp_path: Path, stored: str, stale: str) -
     assert stale in (found := stale_outputs(tmp_path)) and bool(found) == bool(stale)
 
 
-def test_tutorials_are_compared_likewise(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", WALKS)
+def test_tutorials_are_compared_likewise(folder: str, tmp_path: Path) -> None:
     "nbval lets the last digits differ, and fails at a wrong word and at a number that is off by 1 %"
     for f in ("conftest.py", "pyproject.toml", "tests/printed.py", "tests/nbval.cfg"): (tmp_path / f).parent.mkdir(exist_ok=True); shutil.copy(ROOT / f, tmp_path / f)
-    (tmp_path / "nbs/tutorials").mkdir(parents=True)
+    (tmp_path / "nbs" / folder).mkdir(parents=True)
     cells = [nbformat.v4.new_code_cell(f"print({now!r})", outputs=[nbformat.v4.new_output("stream", text=f"{was}\n")])
              for was, now in (("good: 7.97", "good: 7.98"), ("bad: 7.98", "good: 7.98"), ("good: 8.06", "good: 7.98"))]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs/tutorials/01_a.ipynb")
-    done = run(sys.executable, "-m", "pytest", "--no-cov", "-q", "nbs/tutorials", cwd=tmp_path, coverage=False)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs" / folder / "01_a.ipynb")
+    done = run(sys.executable, "-m", "pytest", "--no-cov", "-q", f"nbs/{folder}", cwd=tmp_path, coverage=False)
     assert done.returncode == 1 and "2 failed, 1 passed" in done.stdout, said(done)
 
 
@@ -464,6 +481,14 @@ def test_scripts_are_executable() -> None:
 
 
 # The README
+
+def test_the_map_leads_everywhere() -> None:
+    "Every chapter, every page of the prologue and every tutorial is linked from the README, and llms.txt names them"
+    readme, llms = (ROOT / "README.md").read_text(), (NBS / "llms.txt").read_text()
+    lost = [p.relative_to(ROOT).as_posix() for p in [c.path for c in chapters()] + walks() if f"({p.relative_to(ROOT).as_posix()})" not in readme]
+    lost += [c.module for c in chapters() if f"`{c.module}`" not in llms] + [folder for folder in WALKS if f"nbs/{folder}/" not in llms]
+    assert not lost, f"add them to nbs/index.ipynb, then nbdev-export and python docs/make_readme.py: {lost}"
+
 
 def test_readme_is_fresh() -> None:
     done = run(sys.executable, "docs/make_readme.py", "--check")

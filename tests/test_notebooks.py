@@ -8,7 +8,8 @@ from subprocess import CompletedProcess
 
 import nbformat
 import pytest
-from support import NBS, ROOT, cells, chapters, notebooks, run, said
+from run_notebook import exercises
+from support import NBS, ROOT, WALKS, cells, chapters, notebooks, run, said, walks
 
 RUNNER = ROOT / "tests" / "run_notebook.py"
 
@@ -28,7 +29,7 @@ def pool(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future[tuple[flo
         workers.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", notebooks() + [p for p in walks() if exercises(p)], ids=lambda p: p.stem)
 def test_notebook(path: Path, pool: dict[Path, Future[tuple[float, CompletedProcess[str]]]],
                   notebook_seconds: dict[str, float]) -> None:
     notebook_seconds[path.name], done = pool[path].result()
@@ -39,7 +40,8 @@ def test_notebook(path: Path, pool: dict[Path, Future[tuple[float, CompletedProc
 def test_there_are_notebooks() -> None:
     "A book that lost its chapters or tutorials would pass every test on them"
     assert len(notebooks()) > len(chapters()) > 0, "the index is a notebook without a module"
-    assert list((NBS / "tutorials").glob("*.ipynb"))
+    assert all(notebooks(NBS / folder) for folder in WALKS)
+    assert set(NBS.rglob("[0-9]*.ipynb")) == set(walks()) | {c.path for c in chapters()}, "a notebook that no gate runs"
 
 
 # The harness itself: it runs what it should, skips what it should, and fails when the module and the notebook differ.
@@ -81,7 +83,35 @@ def test_harness_draws_without_a_kernel(tmp_path: Path) -> None:
     assert done.returncode == 0, said(done)
 
 
-@pytest.mark.parametrize("path", sorted((NBS / "tutorials").glob("*.ipynb")), ids=lambda p: p.stem)
+def exercise(path: Path, solution: str, check: str = "# Check 1\nprint('Exercise 1: right.' if x == 3 else 'Exercise 1 is yours.')") -> Path:
+    "A notebook with one exercise: x is 3"
+    new = nbformat.v4
+    nb = new.new_notebook(cells=[new.new_code_cell("# Exercise 1\nx = ..."), new.new_markdown_cell(solution), new.new_code_cell(check)])
+    nbformat.write(nb, path)
+    return path
+
+
+def folded(code: str) -> str: return f"<details><summary>Solution</summary>\n\n```python\n{code}\n```\n\n</details>"
+
+
+def test_harness_solves_exercises(tmp_path: Path) -> None:
+    "The notebook stays unsolved for its reader; the folded solution passes the check behind it"
+    done = run(sys.executable, RUNNER, exercise(tmp_path / "a.ipynb", folded("x = 3")))
+    assert done.returncode == 0 and done.stdout == "2 cells\n", said(done)
+
+
+def test_harness_finds_a_wrong_solution(tmp_path: Path) -> None:
+    done = run(sys.executable, RUNNER, exercise(tmp_path / "a.ipynb", folded("x = 4")))
+    assert done.returncode == 1 and "'Exercise 1 is yours.', expected 'Exercise 1: right.'" in done.stderr, said(done)
+
+
+@pytest.mark.parametrize("solution, check, message", [
+    ("Think.", "# Check 1", "no folded solution"), (folded("x = 3"), "print(x)", "no cell that begins with `# Check 1`")])
+def test_an_exercise_without_its_check_is_refused(solution: str, check: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message): exercises(exercise(tmp_path / "a.ipynb", solution, check))
+
+
+@pytest.mark.parametrize("path", walks(), ids=lambda p: p.stem)
 def test_tutorial_stores_outputs(path: Path) -> None:
     "nbval compares what is stored: a tutorial without stored outputs would pass whatever it prints"
     stored = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and c.outputs]

@@ -252,6 +252,7 @@ class Learner:
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}   # section → key → value, below what a config says
     actions: ClassVar[tuple[str, ...]] = ()              # kinds of action that it can learn
     metrics: ClassVar[tuple[tuple[Any, ...], ...]] = ()  # rows for the glossary, those of base classes apart
+    anneals: ClassVar[tuple[str, ...]] = ()              # numbers of `Config` that are read in each update, so that they may be moved
     masks: ClassVar[bool] = False                        # does it respect action masks, acting and learning?
     rounds = 1      # pairs of collect and update in one iteration
     progress = 0.   # 0 → 1 over the training, for schedules
@@ -267,6 +268,18 @@ class Learner:
         if problems := config.algo.check(config, env.observation_spec, env.action_spec): raise ConfigError(problems)
         check_masks(self, env)
         register_rows(type(self))
+        self.begin(config, env, streams, device)
+        self.parts = self.build()
+        check_parts(self.parts, self.module)
+        self.engine, self.engine_why = choose_engine(self, engine)
+
+    def begin(self,
+        config: RunConfig,      # as in `__init__`
+        env: VectorEnv,         # declares what is seen and done
+        streams: Streams,       # as in `__init__`
+        device: str = 'cpu',    # as in `__init__`
+    ) -> None:
+        "Make the agent, with its first weights; nothing here learns yet"
         self.config: Any = config.algo
         self.total_steps, self.streams, self.device = config.train.total_steps, streams, device
         env.widen(config.net.normalize_obs)
@@ -276,9 +289,17 @@ class Learner:
             self.module: Any = self.make_module(config.net, env.observation_spec, env.action_spec, streams['init']).to(device)
         env.widen(getattr(self.module, 'wide', False))   # nobody else has a use for 64 bits
         self.observation_spec = env.observation_spec
-        self.parts = self.build()
-        check_parts(self.parts, self.module)
-        self.engine, self.engine_why = choose_engine(self, engine)
+
+    @classmethod
+    def alone(cls,
+        config: RunConfig,   # as in `__init__`
+        env: VectorEnv,      # declares what is seen and done; it is never stepped
+        streams: Streams,    # init
+    ) -> RLModule:           # with its first weights, for others to be loaded
+        "The agent without anything that it learns with: no parts, no memory, no engine"
+        learner = cls.__new__(cls)
+        learner.begin(config, env, streams)
+        return learner.module
 
     def make_module(self,
         net: NetConfig,               # the `net` section

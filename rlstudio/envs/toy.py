@@ -259,12 +259,15 @@ def bitflip_returns(
 # %% ../../nbs/10_envs.toy.ipynb #6e9b8714
 class Catch(Toy):
     "A fruit falls through a picture of `n` × `n` bytes; be below it (arXiv:1908.03568)"
+    metadata = {'render_modes': ['rgb_array'], 'render_fps': 4}
+
     def __init__(
         self,
-        n: int = 10,  # pixels of a side; an episode has n - 1 steps; ≥ 2
+        n: int = 10,                     # pixels of a side; an episode has n - 1 steps; ≥ 2
+        render_mode: str | None = None,  # 'rgb_array', or None: nobody watches
     ) -> None:
         if n < 2: raise ValueError(f'Catch: given {n=} pixels a side, expected 2 or more')
-        self.n = n
+        self.n, self.render_mode = n, render_mode
         self.observation_space = Box(0, 255, (n, n, 1), np.uint8)
         self.action_space = Discrete(3)
 
@@ -284,6 +287,10 @@ class Catch(Toy):
         landed = self.row == self.n - 1
         caught = self.paddle == self.column
         return self.seen(), float(landed) * (1 if caught else -1), landed, False, {}
+
+    def render(self) -> np.ndarray:  # (16n, 16n, 3) uint8
+        "What the agent sees, large enough for a person"
+        return self.seen().repeat(16, 0).repeat(16, 1).repeat(3, 2)
 
 # %% ../../nbs/10_envs.toy.ipynb #787ff9d4
 def catch_returns(

@@ -88,6 +88,8 @@ class RunningMoments(nn.Module):
         self.var.copy_(torch.as_tensor(new.var))
 
 # %% ../../nbs/23_nets.normalize.ipynb #1c2e4c8f
+def _refresh_loaded(norm: Any, keys: Any) -> None: norm._refresh()   # it has a name, so that it can be pickled
+
 class RunningNorm(RunningMoments):
     "Shift and scale observations by the moments of all that `update` was given"
     shift: torch.Tensor   # mean, (*shape,) float32
@@ -102,7 +104,7 @@ class RunningNorm(RunningMoments):
         self.clip, self.eps = clip, eps
         self.register_buffer('shift', torch.zeros(self.shape, dtype=torch.float32), persistent=False)
         self.register_buffer('scale', torch.ones(self.shape, dtype=torch.float32), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
+        self.register_load_state_dict_post_hook(_refresh_loaded)
 
     def _refresh(self) -> None:
         self.shift.copy_(self.mean)
@@ -184,6 +186,11 @@ class RewardScale(RunningMoments):
         super().__init__()
         self.clip, self.eps = clip, eps
         self.register_buffer('ret', torch.zeros(num_envs, dtype=torch.float64))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        given = state.get(f'{prefix}ret')   # of other episodes, if they were so many others: these begin anew
+        if given is not None and given.shape != self.ret.shape: state[f'{prefix}ret'] = torch.zeros_like(self.ret)
+        super()._load_from_state_dict(state, prefix, *args)
 
     def update(self,
         reward: np.ndarray,       # raw rewards, (T, N)

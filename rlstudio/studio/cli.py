@@ -17,9 +17,9 @@ on standard output and everything else on standard error; `--help` imports neith
 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
-           'where_run', 'top', 'let_in', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'evaluate_run',
-           'check_env_', 'show_run', 'config_lines', 'leg_lines', 'card', 'about', 'algo_rows', 'is_native',
-           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'delete_', 'main']
+           'where_run', 'top', 'let_in', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming',
+           'start_lines', 'evaluate_run', 'evaluated', 'check_env_', 'show_run', 'config_lines', 'leg_lines', 'card',
+           'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'delete_', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -57,16 +57,16 @@ class Broken(Exception):
     "A run failed on its way; the cause is the error that did it"
 
 # %% ../../nbs/71_studio.cli.ipynb #77a23ad9
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[Any], None]
 
 @contextmanager
 def explained(
-    as_json: bool = False,  # standard output belongs to one JSON object
+    as_json: bool = False,  # standard output belongs to one JSON value
 ) -> Iterator[Emit]:        # prints that object; does nothing without as_json
     "Turn errors into a message and an exit code, and warnings into lines"
     from rlstudio.studio.console import clean, legible    # what an environment says may hold escape codes
     out, told = sys.stdout, set[str]()
-    def emit(value: dict[str, Any]) -> None:
+    def emit(value: Any) -> None:
         if as_json: print(json.dumps(value), file=out, flush=True)
     def tell(message: Any, *args: Any, **kwargs: Any) -> None:
         said = clean(str(message))
@@ -153,6 +153,7 @@ def run(
     runs_dir: RunsDir = None,  # made if it is not there
     name: Annotated[str | None, typer.Option(help='Name of the run.')] = None,  # see `check_name`
     modules: Import = None,  # of the user's own
+    start_from: Annotated[str | None, typer.Option('--from', metavar='RUN[@STEP|@best]', help='Begin with the weights of another run.')] = None,
     quiet: Quiet = False,   # no header, no progress
     as_json: Json = False,  # for programs
 ) -> None:
@@ -163,7 +164,9 @@ def run(
         say(f'rlstudio {__version__}: {config} {" ".join(given)}'.rstrip())
         with importing(emit): from rlstudio.runs.run import Run
         let_in(modules)
-        live(Run.from_config(config, given, runs_dir, name), given, quiet, as_json, emit)
+        made = Run.from_config(config, given, runs_dir, name, start_from=start_from)
+        if start_from: say(start_lines(made.manifest['start_from']))
+        live(made, given, quiet, as_json, emit)
 
 # %% ../../nbs/71_studio.cli.ipynb #3b3181b0
 def speaker(
@@ -203,7 +206,7 @@ def live(
     say(run_header(run, overrides))
     progress = Progress(sys.stderr if as_json else sys.stdout, 'silent' if quiet else 'auto')
     try:
-        with through_hangups(): summary = run.train([progress])
+        with through_hangups(): summary = run.train([progress], 'silent')
     except Exception as e:
         if run.status == 'failed': raise Broken from e
         raise
@@ -217,43 +220,92 @@ def live(
 # %% ../../nbs/71_studio.cli.ipynb #c8556309
 @app.command()
 def resume(
-    run: RunArgument,         # of a run that was stopped
+    run: RunArgument,         # of any run
+    overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
+        metavar='[section.key=value]...', help='What changes from here on: train.total_steps=2e5')] = None,
     modules: Import = None,   # of the user's own
     quiet: Quiet = False,   # no header, no progress
     as_json: Json = False,  # for programs
 ) -> None:
-    "Go on with a run that was stopped or killed, exactly where it was"
+    "Go on with a run, exactly where it was: one that was stopped or killed, or a completed one with a larger budget"
     with explained(as_json) as emit:
         say = speaker(quiet, as_json)
-        say(f'rlstudio {__version__}: resume {run}')
+        say(f'rlstudio {__version__}: resume {run} {" ".join(overrides or [])}'.rstrip())
         with importing(emit): from rlstudio.runs.run import Run
         let_in(modules)
-        live(Run.open(run), [], quiet, as_json, emit)
+        found = Run.open(run, overrides or [])
+        for line in before_resuming(found): say(line)
+        live(found, overrides or [], quiet, as_json, emit)
+
+# %% ../../nbs/71_studio.cli.ipynb #4d348ab0
+def before_resuming(
+    run: Any,  # a `Run`, found again
+) -> list[str]:  # lines
+    "With what a run goes on"
+    from rlstudio.studio.console import labelled
+    if leg := run.leg(): return [labelled('leg', [str(leg)])]
+    if not (done := run.done()): return []
+    steps = done['total_steps']
+    return [labelled('leg', [f'complete at {steps:,} env steps; to train on: rlstudio resume {run.folder} train.total_steps={2 * steps}'])]
+
+def start_lines(
+    facts: dict[str, Any],  # `start_from` of a manifest
+) -> str:                   # lines
+    "With which weights a run begins"
+    from rlstudio.studio.console import labelled
+    anew = [f'anew: {name} ({why})' for name, why in facts['fresh'].items()]
+    left = [f'left behind: {", ".join(facts["left"])}'] if facts['left'] else []
+    return labelled('from', [f'{facts["run"]} at step {facts["step"]:,}, weights {facts["weights_sha256"][:12]}: {len(facts["loaded"])} arrays taken over',
+                             *anew, *left, *facts['spaces']])
 
 # %% ../../nbs/71_studio.cli.ipynb #f78730d4
 @app.command('evaluate')
 def evaluate_run(
-    run: RunArgument,  # of any run that has begun
+    runs: Annotated[list[Path], typer.Argument(  # of any runs that have begun
+        metavar='RUN...', parser=where_run, help='Folder of a run, or its name; several give a table.')],
     episodes: Annotated[int | None, typer.Option(min=1, help='How many.')] = None,  # as configured
     sampled: Annotated[bool, typer.Option(help='Sample actions, not the likeliest.')] = False,  # explore
+    seed: Annotated[int | None, typer.Option(min=0, help='Fixes the starts.  [default: the run\'s]')] = None,  # 0 … 2**63-1
+    checkpoint: Annotated[str | None, typer.Option(metavar='best|STEP', help='Which weights.  [default: the newest]')] = None,  # see `chosen_checkpoint`
+    max_steps: Annotated[int | None, typer.Option(min=1, help='Cut an episode there.')] = None,  # as configured
+    video: Annotated[bool, typer.Option(help='Film the first greedy episode, too.')] = False,  # into videos/
     modules: Import = None,  # of the user's own
     as_json: Json = False,  # for programs
 ) -> None:
-    "Evaluate the newest weights of a run in fresh episodes"
+    "Evaluate the weights of one or more runs in fresh episodes"
     with explained(as_json) as emit:
-        with importing(emit): 
-            from rlstudio.runs.folder import locked
-            from rlstudio.runs.run import Run, check_imports, judge, summarize
+        with importing(emit): from rlstudio.runs.run import check_imports
         let_in(modules)
-        check_imports(run, 'evaluate')
-        r = Run.open(run)
-        with locked(r.folder):
-            trainer = r.restored()
-            result = judge(r, trainer, episodes, False if sampled else None)
-        speaker(False, as_json)(f'{r.config.env.id} at {result.env_steps:,} steps: {result}')
-        known = r.read('result.json') or {}
-        speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
-        emit(summarize(r, trainer, r.status, result) | speed | dict(greedy=result.greedy))
+        for run in runs: check_imports(run, 'evaluate')
+        rows = [evaluated(run, episodes, False if sampled else None, seed, checkpoint, max_steps, video) for run in runs]
+        for row in rows[:1] if len(rows) == 1 else []:
+            speaker(False, as_json)(f'{row["env"]} at {row["total_steps"]:,} steps: {row.pop("said")}')
+            emit(row)
+        if len(rows) == 1: return
+        for row in rows: row.pop('said')
+        shown = ('run', 'env', 'total_steps', 'eval_return_mean', 'eval_return_std', 'eval_episodes', 'eval_cut', 'greedy', 'goal', 'solved', 'untrained')
+        speaker(False, as_json)(table([{k: row[k] for k in shown} for row in rows]))
+        emit(rows)
+
+# %% ../../nbs/71_studio.cli.ipynb #4604cdea
+def evaluated(
+    run: Path,                # a run's folder
+    episodes: int | None,     # None: as configured
+    greedy: bool | None,      # None: as configured
+    seed: int | None,         # fixes the starts; None: the run's
+    checkpoint: str | None,   # None: the newest; 'best', or its env steps
+    max_steps: int | None,    # an episode is cut there; None: as configured
+    video: bool,              # film the first greedy episode, too?
+) -> dict[str, Any]:          # the summary, and what to say
+    "Evaluate one run"
+    from rlstudio.runs.folder import locked
+    from rlstudio.runs.run import Run, judged, summarize
+    r = Run.open(run)
+    with locked(r.folder): trainer, result = judged(r, episodes, greedy, seed, checkpoint, max_steps, video)
+    known = r.read('result.json') or {}
+    speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
+    return summarize(r, trainer, r.status, result, known.get('stopped_early')) | speed | dict(
+        greedy=result.greedy, eval_seed=result.seed, said=str(result))
 
 # %% ../../nbs/71_studio.cli.ipynb #65f1588e
 @app.command('check-env')
@@ -345,7 +397,7 @@ def card(
     if (legs := leg_lines(manifest.get('legs'))): parts.append(labelled('legs', legs))
     parts.append(files_written(run))
     try:
-        if result: parts.append(labelled('verdict', [verdict(result)]))
+        if result: parts.append(labelled('verdict', [verdict(result | dict(run=str(run)))]))
     except (KeyError, TypeError, ValueError) as e:
         from rlstudio.runs.folder import RunError
         raise RunError(f'{run}/result.json: damaged ({type(e).__name__}: {e}); remove it, and `rlstudio resume {run}` makes it again') from None

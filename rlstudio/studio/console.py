@@ -544,16 +544,17 @@ def verdict(
     "How a run went, in a sentence"
     s, word = summary, outcome(summary)
     took = duration(s['train_seconds'] if seconds is None else seconds)
-    when = f'at {s["total_steps"]:,} steps, {took}'
+    when = f'at {s["total_steps"]:,} steps, {took}' + (f'; stopped early: {s["stopped_early"]}' if s.get('stopped_early') else '')
     if word == 'interrupted':
         return f'interrupted {when}; go on with: {command("resume", s["run"], *own_imports(s))}'
     if word == 'not evaluated': return f'not evaluated, {when}'
     said = (f'eval {mean_std(s["eval_return_mean"], s["eval_return_std"])} '
             f'over {s["eval_episodes"]} episodes')
     if s.get('eval_cut'): said += f', {s["eval_cut"]} of them cut (eval.max_steps)'
-    if word == 'no goal known': return f'no goal known: {said}, {when}'
+    began = '' if s.get('untrained') is None else f'untrained {s["untrained"]:,.1f}'
+    if word == 'no goal known': return f'no goal known: {said}{began and f" ({began})"}, {when}'
     short = '' if word == 'solved' else f', {s["goal"] - s["eval_return_mean"]:,.1f} short'
-    return f'{word}, {said} (goal {s["goal"]:,g}{short}), {when}'
+    return f'{word}, {said} (goal {s["goal"]:,g}{short}{began and f", {began}"}), {when}'
 
 # %% ../../nbs/70_studio.console.ipynb #704ca619
 def size(
