@@ -14,7 +14,7 @@ No file is read here: chapter `runs.config` reads YAML, and knows lines and colu
 
 # %% auto #0
 __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Positive', 'NonNegative', 'Count', 'Whole', 'Width',
-           'Steps', 'SYNONYMS', 'ELSEWHERE', 'Numbers', 'CONVERSIONS', 'S', 'Problem', 'ConfigError', 'fault', 'plain',
+           'Steps', 'SYNONYMS', 'NOT_HERE', 'Numbers', 'CONVERSIONS', 'S', 'Problem', 'ConfigError', 'fault', 'plain',
            'as_text', 'scalar', 'fit', 'expected', 'FieldSpec', 'field_specs', 'check_value', 'repair', 'as_lines',
            'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig', 'TrainConfig', 'EvalConfig', 'CheckpointConfig',
            'LogConfig', 'Config', 'goal_steps', 'all_numbers', 'number_of', 'tidy', 'as_here', 'as_minibatches',
@@ -401,7 +401,7 @@ SYNONYMS = {
     'target_policy_noise': 'algo.target_noise', 'noise_clip': 'algo.target_noise_clip', 'net_arch': 'net.hidden', 'n_eval_episodes': 'eval.episodes', 'eval_freq': 'eval.every'}
 
 # … and those that have no such key
-ELSEWHERE = {
+NOT_HERE = {
     'policy_kwargs': 'its parts are keys of the section net: net_arch is net.hidden, activation_fn is net.activation', 'policy': 'networks are described by the section net',
     'frame_stack': 'here it is a wrapper: env.wrappers=[{name: FrameStackObservation, stack_size: 4}]', 'normalize': 'here it is net.normalize_obs and net.normalize_reward',
     'use_sde': 'leave it out: there is no gSDE; net.log_std: state is near to it', 'optimize_memory_usage': 'leave it out: each frame is stored once anyway', 'verbose': 'leave it out; --quiet says less',
@@ -532,7 +532,7 @@ def translated(
     numbers: Numbers,  # of this config
 ) -> str:              # what it is here
     "A key of another library in ours"
-    if name in ELSEWHERE: return ELSEWHERE[name]
+    if name in NOT_HERE: return NOT_HERE[name]
     if name == 'n_steps' and 'algo.n_step' in numbers: return as_here(f'{name}={as_text(value)}', 'algo.n_step', as_text(value))
     convert, home = CONVERSIONS.get(name), SYNONYMS.get(name, '')
     section, _, key = home.partition('.')
@@ -576,7 +576,7 @@ def unknown_key(
     if (moved := _MOVED.get('.'.join(path))): return moved
     key, name = path[-1], path[-1].replace('-', '_').lower()
     if name in homes and name != key: return f'unknown key; did you mean {homes[name]!r}?'
-    known = name in SYNONYMS or name in ELSEWHERE or name in CONVERSIONS
+    known = name in SYNONYMS or name in NOT_HERE or name in CONVERSIONS
     if known and name not in homes: return f'unknown key; {translated(name, value, numbers)}'
     if key not in homes and name in _FAMILY: return f'unknown key; {name} is a key of {_FAMILY[name]}, not of {numbers.get("algo.name", "this algorithm")}'
     return 'unknown key' + (f'; did you mean {homes[key]!r}?' if key in homes else suggest(key, here))

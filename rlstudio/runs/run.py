@@ -108,8 +108,8 @@ def check_device(
     "Refuse a device that is not here"
     try: torch.zeros(1, device=settings.device)
     except (RuntimeError, AssertionError) as e:
-        raise RunError(f'settings.ini: device = {settings.device}: {str(e).splitlines()[0]}; '
-                       f'expected one that is here, such as cpu') from None
+        raise RunError(f'device {settings.device}: {str(e).splitlines()[0]}; '
+                       f'expected one that is here, such as cpu: --device cpu, or `device = cpu` in settings.ini') from None
 
 # %% ../../nbs/67_runs.run.ipynb #ec61e268
 @contextmanager
