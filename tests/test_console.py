@@ -230,3 +230,36 @@ def test_the_library_outlives_its_reader(tmp_path: Path) -> None:
               "r.train([Progress(seconds=1e-6)])")
     done = run("bash", "-c", f'python -c "{script}" | head -1', coverage=False)
     assert "env steps" in done.stdout and status(tmp_path / "script") == "completed", said(done)
+
+
+# Completion
+
+def completed(shelf: Path, *words: str, **env: str) -> list[str]:
+    "What the shell is told, by the protocol that its script speaks"
+    done = run("rlstudio", cwd=shelf, coverage=False, _RLSTUDIO_COMPLETE="complete_bash", COMP_WORDS="\n".join(["rlstudio", *words]), COMP_CWORD=str(len(words)), **env)
+    assert done.returncode == 0, said(done)
+    if env: assert not set(re.findall(r"^import time:.*\\| +(\\S+)$", done.stderr, re.M)) & {"torch", "gymnasium", "matplotlib"}
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("words, answers", [
+    (["resu"], ["resume"]), (["run", "ppo/cartp"], ["ppo/cartpole"]), (["run", "mine"], ["mine.yaml"]), (["show", "first"], ["first-run"]), (["delete", "first-run", "sec"], ["second-run"]),
+    (["run", "ppo/cartpole", "train.to"], ["train.total_steps="]), (["run", "dqn/cartpole", "algo.epsilon_e"], ["algo.epsilon_end="]), (["resume", "second-run", "algo.ent_coef_i"], ["algo.ent_coef_init="]),
+    (["run", "ppo/cartpole", "net.activation=r"], ["net.activation=relu"]), (["list", "run"], ["runs"]), (["list", "runs", "--status", "kil"], ["killed"]), (["list", "runs", "--algo", "dq"], ["dqn"]),
+], ids=lambda x: " ".join(x))
+def test_completion(tmp_path: Path, words: list[str], answers: list[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("env: {id: CartPole-v1}\n")
+    for name, algo in (("first-run", "ppo"), ("second-run", "sac")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text(f"env:\n  id: x\nalgo:\n  name: {algo}\ntrain:\n  seed: 1\n")
+    found = completed(tmp_path, *words, PYTHONPROFILEIMPORTTIME="1")
+    assert set(answers) <= set(found) and all(f.startswith(words[-1]) for f in found), found
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    "In bash itself, with the script that the command prints; a key gets no space behind it"
+    script = ('eval "$(rlstudio completion bash)"; COMP_WORDS=(rlstudio run ppo/cartpole train.to); COMP_CWORD=3; '
+              'compopt() { printf "compopt %s %s\\n" "$@"; }; _rlstudio_completion rlstudio; echo "${COMPREPLY[@]}"')
+    done = run("bash", "-c", script, cwd=tmp_path, coverage=False)
+    assert done.stdout.splitlines() == ["compopt -o nospace", "train.total_steps="], said(done)
+    for shell in ("zsh", "fish"): assert "_RLSTUDIO_COMPLETE" in run("rlstudio", "completion", shell, coverage=False).stdout

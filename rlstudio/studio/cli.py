@@ -17,10 +17,11 @@ on standard output and everything else on standard error; `--help` imports neith
 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', 'Import', 'exit_code', 'Broken', 'explained',
-           'importing', 'where_run', 'exact_run', 'top', 'let_in', 'at_work', 'settings_on', 'run', 'speaker',
+           'importing', 'where_run', 'exact_run', 'files_beginning', 'complete_config', 'complete_run', 'complete_algo',
+           'complete_status', 'keys_of', 'complete_key', 'top', 'let_in', 'at_work', 'settings_on', 'run', 'speaker',
            'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines', 'evaluate_run', 'evaluated',
            'check_env_', 'show_run', 'config_lines', 'leg_lines', 'card', 'about', 'algo_rows', 'is_native',
-           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'delete_', 'main']
+           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'delete_', 'Shell', 'completion', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -108,13 +109,7 @@ def importing(
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
-# %% ../../nbs/71_studio.cli.ipynb #c8128fe3
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help='RLStudio: reinforcement learning to read, run and replay.')
-
-Json = Annotated[bool, typer.Option('--json', help='One JSON object on standard output.')]
-Quiet = Annotated[bool, typer.Option('--quiet', help='Only errors and the last line.')]
-RunsDir = Annotated[Path | None, typer.Option(help='Where runs live.  [default: settings.ini]')]
+# %% ../../nbs/71_studio.cli.ipynb #1e52680a
 def where_run(
     given: str,  # as typed
 ) -> Path:       # a folder; one that does not exist stays as it was typed
@@ -135,7 +130,86 @@ def exact_run(
     except ValueError: return path
     return named if named.exists() or named.is_symlink() else path
 
-RunArgument = Annotated[Path, typer.Argument(metavar='RUN', parser=where_run, help='Folder of a run, or its name.')]
+# %% ../../nbs/71_studio.cli.ipynb #b6a3cd12
+def files_beginning(
+    incomplete: str,  # typed so far
+    ending: str,      # of a file's name
+) -> list[str]:       # folders end with /
+    "Files and folders that go on like this"
+    found = sorted(Path('.').glob(f'{incomplete}*')) if incomplete and not incomplete.startswith(('/', '~')) else []
+    return [f'{p}/' if p.is_dir() else str(p) for p in found if p.is_dir() or p.name.endswith(ending)]
+
+def complete_config(
+    incomplete: str,  # typed so far
+) -> list[str]:       # packaged names, and files
+    "Configs that go on like this"
+    from rlstudio.runs.config import packaged_configs
+    return [name for name in packaged_configs() if name.startswith(incomplete)] + files_beginning(incomplete, '.yaml')
+
+def complete_run(
+    incomplete: str,  # typed so far
+) -> list[str]:       # names
+    "Runs that go on like this"
+    from rlstudio.runs.catalog import run_folders
+    from rlstudio.runs.config import load_settings
+    try: names = [f.name for f in run_folders(load_settings().runs_dir)]
+    except ValueError: names = []   # settings.ini is wrong; the command will say so
+    return [name for name in names if name.startswith(incomplete)] + files_beginning(incomplete, '/')
+
+def complete_algo(
+    incomplete: str,  # typed so far
+) -> list[str]:       # names
+    "Algorithms that go on like this"
+    from rlstudio.core.registry import algos
+    return [name for name in algos.names() if name.startswith(incomplete)]
+
+def complete_status(
+    incomplete: str,  # typed so far
+) -> list[str]:       # words
+    "States of a run that go on like this"
+    from rlstudio.runs.catalog import STATES
+    return [state for state in STATES if state.startswith(incomplete)]
+
+# %% ../../nbs/71_studio.cli.ipynb #f3e61478
+def keys_of(
+    named: str | None,  # a config or a run, as typed; None: not yet
+) -> dict[str, Any]:    # 'section.key' → default
+    "The keys that a config can have"
+    from rlstudio.runs.catalog import default_values, quick_values
+    from rlstudio.runs.config import packaged_configs
+    path = Path(named or '')
+    file = packaged_configs().get(named or '') or (path if path.is_file() else where_run(named or 'x') / 'config.yaml')
+    try: algo = str(quick_values(file)['algo']['name'])
+    except (OSError, ValueError, KeyError, TypeError): algo = 'ppo'
+    return {f'{section}.{key}': value for section, keys in default_values(algo).items() for key, value in keys.items()}
+
+def complete_key(
+    ctx: typer.Context,  # what stands before
+    incomplete: str,     # typed so far
+) -> list[str]:          # 'section.key=', or 'section.key=value'
+    "Keys and values that go on like this"
+    from typing import Literal, get_args, get_origin, get_type_hints
+
+    from rlstudio.core.options import Config, as_text, field_specs
+    given = ctx.params.get('config') or ctx.params.get('run')
+    keys = keys_of(None if given is None else str(given))
+    if incomplete.rstrip('=') not in keys and '=' not in incomplete: return [f'{key}=' for key in keys if key.startswith(incomplete)]
+    key = incomplete.partition('=')[0]
+    section, _, name = key.partition('.')
+    spec = field_specs(get_type_hints(Config)[section]).get(name) if section in get_type_hints(Config) else None
+    words = [as_text(w).strip("'") for w in get_args(spec.hint)] if spec and get_origin(spec.hint) is Literal else []
+    if isinstance(keys.get(key), bool): words = ['true', 'false']
+    if name.endswith('_schedule'): words = ['constant', 'linear']
+    return [text for text in (f'{key}={word}' for word in words) if text.startswith(incomplete)] or [f'{key}=']
+
+# %% ../../nbs/71_studio.cli.ipynb #c8128fe3
+app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help='RLStudio: reinforcement learning to read, run and replay.')
+
+Json = Annotated[bool, typer.Option('--json', help='One JSON object on standard output.')]
+Quiet = Annotated[bool, typer.Option('--quiet', help='Only errors and the last line.')]
+RunsDir = Annotated[Path | None, typer.Option(help='Where runs live.  [default: settings.ini]')]
+RunArgument = Annotated[Path, typer.Argument(metavar='RUN', parser=where_run, autocompletion=complete_run, help='Folder of a run, or its name.')]
 Device = Annotated[str | None, typer.Option(metavar='cpu|cuda|…', help='Where networks live.  [default: settings.ini]')]
 Import = Annotated[list[str] | None, typer.Option('--import', metavar='MODULE', help='Import a module of yours first; again for more.')]
 
@@ -188,9 +262,9 @@ def settings_on(
 @app.command()
 def run(
     config: Annotated[str, typer.Argument(  # found by `find_config`
-        help='A YAML file, or a packaged name: ppo/cartpole.')],
+        help='A YAML file, or a packaged name: ppo/cartpole.', autocompletion=complete_config)],
     overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
-        metavar='[section.key=value]...', help='Over the file: train.total_steps=5e4')] = None,
+        metavar='[section.key=value]...', autocompletion=complete_key, help='Over the file: train.total_steps=5e4')] = None,
     seed: Annotated[int | None, typer.Option(help='Short for train.seed=N.')] = None,  # 0 … 2**63-1
     runs_dir: RunsDir = None,  # made if it is not there
     name: Annotated[str | None, typer.Option(help='Name of the run.')] = None,  # see `check_name`
@@ -262,7 +336,7 @@ def live(
 def resume(
     run: RunArgument,         # of any run
     overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
-        metavar='[section.key=value]...', help='What changes from here on: train.total_steps=2e5')] = None,
+        metavar='[section.key=value]...', autocompletion=complete_key, help='What changes from here on: train.total_steps=2e5')] = None,
     modules: Import = None,   # of the user's own
     device: Device = None,    # as the settings say
     quiet: Quiet = False,   # no header, no progress
@@ -300,7 +374,7 @@ def start_lines(
 @app.command('evaluate')
 def evaluate_run(
     runs: Annotated[list[Path], typer.Argument(  # of any runs that have begun
-        metavar='RUN...', parser=where_run, help='Folder of a run, or its name; several give a table.')],
+        metavar='RUN...', parser=where_run, autocompletion=complete_run, help='Folder of a run, or its name; several give a table.')],
     episodes: Annotated[int | None, typer.Option(min=1, help='How many.')] = None,  # as configured
     sampled: Annotated[bool, typer.Option(help='Sample actions, not the likeliest.')] = False,  # explore
     seed: Annotated[int | None, typer.Option(min=0, help='Fixes the starts.  [default: the run\'s]')] = None,  # 0 … 2**63-1
@@ -523,9 +597,9 @@ def rows_of(
 def list_(
     kind: Listing,             # what
     runs_dir: RunsDir = None,  # for runs: where they live
-    algo: Annotated[str | None, typer.Option(help='Runs of this algorithm.')] = None,  # * stands for any text
+    algo: Annotated[str | None, typer.Option(autocompletion=complete_algo, help='Runs of this algorithm.')] = None,  # * stands for any text
     env: Annotated[str | None, typer.Option(help="Runs in this environment: 'Hopper*'")] = None,  # likewise
-    status: Annotated[str | None, typer.Option(help='Runs that are completed, killed, running, …')] = None,  # of `STATES`
+    status: Annotated[str | None, typer.Option(autocompletion=complete_status, help='Runs that are completed, killed, running, …')] = None,  # of `STATES`
     where: Annotated[list[str] | None, typer.Option(metavar='CONDITION', help="Runs with a fact: 'eval>400', solved=true, algo.gamma=0.98; again for more.")] = None,  # all hold
     sort: Annotated[str, typer.Option(metavar='KEY', help='Sort runs: newest, eval, -eval (highest first), any fact.')] = 'newest',  # see `in_order`
     limit: Annotated[int | None, typer.Option(min=1, help='So many runs at most.')] = None,  # all
@@ -561,7 +635,7 @@ def table(
 # %% ../../nbs/71_studio.cli.ipynb #68f7e4ff
 @app.command('delete')
 def delete_(
-    runs: Annotated[list[Path], typer.Argument(metavar='RUN...', parser=exact_run, help='Folders of runs, or their names.')],  # at least one
+    runs: Annotated[list[Path], typer.Argument(metavar='RUN...', parser=exact_run, autocompletion=complete_run, help='Folders of runs, or their names.')],  # at least one
     yes: Annotated[bool, typer.Option('--yes', '-y', help='Do not ask.')] = False,  # needed where nobody can be asked
     as_json: Json = False,  # for programs
 ) -> None:
@@ -583,6 +657,20 @@ def delete_(
             delete_run(folder)
             say(f'deleted {folder}')
         emit(dict(deleted=[str(f) for f in folders]))
+
+# %% ../../nbs/71_studio.cli.ipynb #bd05048b
+class Shell(StrEnum):
+    "Shells that complete"
+    bash, zsh, fish = 'bash', 'zsh', 'fish'
+
+@app.command('completion')
+def completion(
+    shell: Annotated[Shell, typer.Argument(help='bash, zsh or fish.')],  # which
+) -> None:
+    "Print what a shell needs to complete commands, configs, runs and keys: eval \"$(rlstudio completion bash)\""
+    from typer.completion import get_completion_script
+    script = get_completion_script(prog_name='rlstudio', complete_var='_RLSTUDIO_COMPLETE', shell=shell.value)
+    print(script.replace('    return 0', '    if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]]; then compopt -o nospace; fi\n    return 0'))
 
 # %% ../../nbs/71_studio.cli.ipynb #1010c095
 def main() -> None:
