@@ -996,6 +996,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'rlstudio.envs.make.ResetOptions.__init__': ( 'envs.make.html#resetoptions.__init__',
                                                                                   'rlstudio/envs/make.py'),
                                     'rlstudio.envs.make.ResetOptions.reset': ('envs.make.html#resetoptions.reset', 'rlstudio/envs/make.py'),
+                                    'rlstudio.envs.make.calm_gymnasium': ('envs.make.html#calm_gymnasium', 'rlstudio/envs/make.py'),
                                     'rlstudio.envs.make.check_arguments': ('envs.make.html#check_arguments', 'rlstudio/envs/make.py'),
                                     'rlstudio.envs.make.check_kwargs': ('envs.make.html#check_kwargs', 'rlstudio/envs/make.py'),
                                     'rlstudio.envs.make.check_render_mode': ('envs.make.html#check_render_mode', 'rlstudio/envs/make.py'),

@@ -232,6 +232,71 @@ def test_the_library_outlives_its_reader(tmp_path: Path) -> None:
     assert "env steps" in done.stdout and status(tmp_path / "script") == "completed", said(done)
 
 
+# What others say
+
+LOUD = """
+import gymnasium as gym
+import numpy as np
+from gymnasium import logger
+
+class Loud(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+    def __init__(self): logger.warn('Loud-v0 is out of date'); self.age = 0
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed); self.age = 0
+        logger.warn('reset is \x1b[2J[bold]loud[/bold]')
+        return np.zeros(2, np.float32), {}
+    def step(self, action): self.age += 1; return np.zeros(2, np.float32), 1., self.age == 9, False, {}
+
+gym.register('Loud-v0', Loud)
+"""
+
+
+def test_warnings_of_others_come_once_and_clean(tmp_path: Path) -> None:
+    "Neither colours nor escape codes, nor once for every copy; also in a library call"
+    (tmp_path / "loud.py").write_text(LOUD)
+    (tmp_path / "loud.yaml").write_text("env: {id: Loud-v0, num_envs: 4}\nalgo: {name: ppo, num_steps: 32}\ntrain: {total_steps: 256}\neval: {episodes: 3}\n")
+    done = run("rlstudio", "run", "loud.yaml", "--import", "loud", cwd=tmp_path, coverage=False)
+    assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr, said(done)
+    assert done.stderr.count("Loud-v0 is out of date") == 1 and done.stderr.count("[bold]loud[/bold]") == 1 and "WARN" not in done.stderr, said(done)
+    script = "import loud; from rlstudio.core.options import EnvConfig; from rlstudio.envs.make import make_env; [make_env(EnvConfig(id='Loud-v0')) for _ in range(3)]"
+    done = run("python", "-c", script, cwd=tmp_path, coverage=False)
+    assert done.returncode == 0 and done.stderr.count("Loud-v0 is out of date") == 1 and "\x1b" not in done.stderr and "WARN" not in done.stderr, said(done)
+
+
+# Small things
+
+def test_a_silent_rounding_is_said(tmp_path: Path) -> None:
+    "In one line, and the bar goes to the real goal"
+    done = run("rlstudio", "run", "ppo/cartpole", "train.total_steps=3000", "eval.episodes=0", cwd=tmp_path, coverage=False)
+    assert "3,000 steps is 2.9 rollouts of 1,024 (8 envs × 128): 3,072 will be taken" in done.stdout and "3,072/3,072 env steps" in done.stdout, said(done)
+
+
+def test_device(tmp_path: Path) -> None:
+    "Over settings.ini, for run, resume and evaluate; one that is not there leaves no run behind"
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\ndevice = mps\n")
+    tiny = ("run", "ppo/cartpole", "train.total_steps=1024", "eval.episodes=2", "--name", "r", "--quiet")
+    done = run("rlstudio", *tiny, "--device", "gpu", cwd=tmp_path, coverage=False)
+    assert done.returncode == 2 and "--device: given 'gpu', expected cpu, mps, cuda" in done.stderr and not (tmp_path / "runs").exists(), said(done)
+    for args in ((*tiny, "--device", "cpu"), ("evaluate", "r", "--device", "cpu"), ("resume", "r", "--device", "cpu", "--quiet")):
+        done = run("rlstudio", *args, cwd=tmp_path, coverage=False)
+        assert done.returncode == 0, said(done)
+    done = run("rlstudio", "evaluate", "r", cwd=tmp_path, coverage=False)
+    assert done.returncode == 2 and "device mps" in done.stderr and "Traceback" not in done.stderr, said(done)
+
+
+def test_the_last_evaluation_shows_progress(tmp_path: Path) -> None:
+    "In a terminal, episode by episode; the line goes away when it is done"
+    (tmp_path / "slow.py").write_text(LOUD.replace("logger.warn", "str").replace("Loud-v0", "Slow-v0").replace("self.age += 1;", "self.age += 1; __import__('time').sleep(.004);"))
+    (tmp_path / "slow.yaml").write_text("env: {id: Slow-v0, num_envs: 1}\nalgo: {name: ppo, num_steps: 32}\ntrain: {total_steps: 32}\neval: {episodes: 80, num_envs: 1, every: 0}\n")
+    t = Terminal("rlstudio", "run", "slow.yaml", "--import", "slow", cwd=tmp_path)
+    try:
+        seen = t.read(lambda s: re.search(r"eval    episode \d+ of 80", s.text) is not None).text
+        end = t.read(lambda s: "rlstudio show" in s.text and s.rows[-1] == "").text
+    finally: t.stop()
+    assert "of 80" in seen and "episode 7" not in end and "over 80 episodes" in end, end
+
+
 # Completion
 
 def completed(shelf: Path, *words: str, **env: str) -> list[str]:
