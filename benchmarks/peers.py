@@ -4,12 +4,15 @@
     python benchmarks/peers.py --rounds 5
     python benchmarks/peers.py --case sac
     python benchmarks/peers.py --case dqn
+    python benchmarks/peers.py --case ppo-pixels
 
 | case | the work | what counts |
 |---|---|---|
 | ppo | CartPole-v1, 8 environments × 128 steps, 4 minibatches, 4 epochs, two tanh networks of 64 × 64 | env steps per second |
 | sac | Pendulum-v1, one update per env step, batch 256, relu networks of 256 × 256 | updates per second |
 | dqn | CartPole-v1, one update per 4 env steps, batch 64, relu network of 64 × 64 | env steps per second |
+| ppo-pixels | ALE/Pong-v5 as 84 × 84 × 4, 8 environments × 128 steps, 4 minibatches, 4 epochs, the Nature network | env steps per second |
+| dqn-pixels | the same frames, one environment, one update per 4 env steps, batch 32 | env steps per second |
 
 Observations and rewards are not normalised. The clock sees the training loop alone, and of SAC and DQN only what comes after the first
 steps, in which a buffer is filled and JAX compiles; what is left is acting, stepping the environment, remembering and learning. In these
@@ -44,11 +47,13 @@ class Case:
     warm: int = 0           # env steps before the clock counts; then also: all on one core
     ratio: float | None = None  # updates per env step, if updates are what counts
 
+    episodes: int = 20      # of the evaluation, which is not in the clock
+
     @property
     def figure(self) -> str: return "updates_per_second" if self.ratio else "env_steps_per_second"
 
 
-PLAIN = ("net.normalize_obs=false", "net.normalize_reward=false", "algo.learning_rate_schedule=constant", "algo.gamma=0.99", "eval.episodes=20")
+PLAIN = ("net.normalize_obs=false", "net.normalize_reward=false", "algo.learning_rate_schedule=constant", "algo.gamma=0.99")
 REPLAY = ("env.num_envs=1", "net.activation=relu", "algo.num_steps=256", "algo.buffer_size=100000", "algo.n_step=1", "algo.prioritized=false",
           "log.every=1")
 CASES = {
@@ -64,18 +69,29 @@ CASES = {
         "algo.learning_starts=1000", "algo.tau=1", "algo.target_every=250", "algo.epsilon_start=1", "algo.epsilon_end=0.05",
         "algo.epsilon_fraction=0.1", "algo.max_grad_norm=10", "algo.double=false", "algo.dueling=false", "algo.quantiles=1"),
         ("sb3",), 51_200, warm=2_048),
+    "ppo-pixels": Case("ppo ALE/Pong-v5, 84 × 84 × 4, 8 × 128, 4 × 4, nature", "ppo/pong.yaml", (
+        "algo.learning_rate_schedule=constant", "algo.clip_range_schedule=constant", "net.normalize_obs=false"), ("sb3",), 6_144, episodes=1),
+    "dqn-pixels": Case("dqn ALE/Pong-v5, 84 × 84 × 4, 1 update per 4 steps, batch 32, nature", "dqn/pong.yaml", (
+        "env.num_envs=1", "algo.num_steps=256", "algo.buffer_size=10000", "algo.learning_starts=1000", "log.every=1", "net.normalize_reward=false"),
+        ("sb3",), 6_144, warm=2_048, episodes=1),
 }
 PEER = """
 import json, sys, time
 import torch
 torch.set_num_threads(1)
-library, case, seed, steps, warm = json.loads(sys.argv[1])
+library, case, seed, steps, warm, episodes = json.loads(sys.argv[1])
 if library == "sbx": import sbx as peer
 else: import stable_baselines3 as peer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-def worlds(n, seed): return make_vec_env("Pendulum-v1" if case == "sac" else "CartPole-v1", n_envs=n, seed=seed)
+def worlds(n, seed):
+    if "pixels" not in case: return make_vec_env("Pendulum-v1" if case == "sac" else "CartPole-v1", n_envs=n, seed=seed)
+    import ale_py, gymnasium
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+    gymnasium.register_envs(ale_py)
+    return VecFrameStack(make_atari_env("ALE/Pong-v5", n_envs=n, seed=seed, env_kwargs=dict(frameskip=1, repeat_action_probability=0)), 4)
 
 models = dict(
     ppo=lambda: peer.PPO("MlpPolicy", worlds(8, seed), n_steps=128, batch_size=256, n_epochs=4, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95,
@@ -88,12 +104,17 @@ models = dict(
                          buffer_size=100_000, gamma=0.99, tau=1.0, target_update_interval=1000, exploration_initial_eps=1.0,
                          exploration_final_eps=0.05, exploration_fraction=0.1, max_grad_norm=10, seed=seed, device="cpu",
                          policy_kwargs=dict(net_arch=[64, 64])))
+models["ppo-pixels"] = lambda: peer.PPO("CnnPolicy", worlds(8, seed), n_steps=128, batch_size=256, n_epochs=4, learning_rate=2.5e-4, gamma=0.99,
+                                        gae_lambda=0.95, clip_range=0.1, ent_coef=0.01, vf_coef=0.5, max_grad_norm=0.5, seed=seed, device="cpu")
+models["dqn-pixels"] = lambda: peer.DQN("CnnPolicy", worlds(1, seed), train_freq=4, gradient_steps=1, batch_size=32, learning_rate=1e-4,
+                                        learning_starts=1000, buffer_size=10_000, gamma=0.99, tau=1.0, target_update_interval=1000,
+                                        exploration_initial_eps=1.0, exploration_final_eps=0.01, exploration_fraction=0.1, seed=seed, device="cpu")
 model = models[case]()
 if warm: model.learn(warm)
 before, start = (model.num_timesteps, model._n_updates), time.perf_counter()
 model.learn(steps - warm, reset_num_timesteps=not warm)
 seconds = time.perf_counter() - start
-mean, std = evaluate_policy(model, worlds(1, seed + 1), n_eval_episodes=20)
+mean, std = evaluate_policy(model, worlds(1, seed + 1), n_eval_episodes=episodes)
 print(json.dumps(dict(total_steps=model.num_timesteps, env_steps_per_second=(model.num_timesteps - before[0]) / seconds,
                       updates_per_second=(model._n_updates - before[1]) / seconds, eval_return_mean=float(mean), eval_return_std=float(std),
                       version=peer.__version__)))
@@ -124,7 +145,7 @@ def one_core() -> None:
 
 def theirs(python: Path, library: str, case: str, seed: int, steps: int) -> dict[str, Any]:
     "One run of a peer"
-    task = json.dumps([library, case, seed, steps, CASES[case].warm])
+    task = json.dumps([library, case, seed, steps, CASES[case].warm, CASES[case].episodes])
     done = subprocess.run([python, "-c", PEER, task], capture_output=True, text=True, env=one_thread(), stdin=subprocess.DEVNULL)
     if done.returncode: raise RunFailed(done.stderr[-3000:])
     found = json.loads(done.stdout.splitlines()[-1])
@@ -141,7 +162,7 @@ def rate_after(metrics: Path, warm: int) -> float:
 def ours(case: str, seed: int, steps: int, runs: str) -> dict[str, Any]:
     "One run of RLStudio"
     c = CASES[case]
-    result, _ = rlstudio("run", ROOT / "configs" / c.config, f"train.seed={seed}", f"train.total_steps={steps}", *c.same, "--runs-dir", runs, "--quiet")
+    result, _ = rlstudio("run", ROOT / "configs" / c.config, f"train.seed={seed}", f"train.total_steps={steps}", f"eval.episodes={c.episodes}", *c.same, "--runs-dir", runs, "--quiet")
     found = {k: result[k] for k in ("total_steps", "env_steps_per_second", "eval_return_mean", "eval_return_std")}
     if c.warm: found["env_steps_per_second"] = rate_after(Path(result["run"]) / "metrics.jsonl", c.warm)
     if c.ratio: found["updates_per_second"] = found["env_steps_per_second"] * c.ratio

@@ -48,6 +48,7 @@ Modules:
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
 - `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
+- `rlstudio.runs.background`: A training runs in a thread while you look at it: stop it, pause it, wait for it, or follow one that another process trains.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
 - `rlstudio.runs.export`: An agent leaves its run: as a folder that runs no code, as an ONNX file that needs no Python of ours, or as a `torch.export` program.
@@ -55,31 +56,62 @@ Modules:
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
-- `rlstudio.studio.cli`: Six commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list.
+- `rlstudio.studio.cards`: Everything shows itself: a cell that ends with a run, a spec or a batch answers with a small card, and nothing in it can act.
+- `rlstudio.studio.cli`: A few commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list, delete.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
+- `rlstudio.studio.panel`: A training in a notebook shows its curve, its health and its film while it runs, and has buttons that work.
 - `rlstudio.train.agent`: What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
+- `rlstudio.train.trackers`: W&B, MLflow and trackio as sinks: a run tells its story to the tool you use already, and never dies of it.
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
 
 __version__ = "0.1.0.dev0"
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlstudio.core.batch import Batch
     from rlstudio.core.options import Config
-    from rlstudio.runs.config import load_config
+    from rlstudio.core.spec import Spec
+    from rlstudio.envs.backends import make_vector
+    from rlstudio.envs.check import check_env
+    from rlstudio.envs.vector import VectorEnv
+    from rlstudio.runs.config import Settings, load_config, packaged_configs
     from rlstudio.runs.export import load_agent
     from rlstudio.runs.run import Run
     from rlstudio.train.agent import Agent
+    from rlstudio.train.evaluate import Evaluation, evaluate
+    from rlstudio.train.trainer import Callback, Trainer
 
-__all__ = ['Agent', 'Config', 'Run', 'load_agent', 'load_config']
-_HOMES = {'Agent': 'rlstudio.train.agent', 'Config': 'rlstudio.core.options', 'Run': 'rlstudio.runs.run',
-          'load_agent': 'rlstudio.runs.export', 'load_config': 'rlstudio.runs.config'}
+__all__ = ['Agent', 'Batch', 'Callback', 'Config', 'Evaluation', 'Run', 'Settings', 'Spec', 'Trainer', 'VectorEnv', 'check_env', 'evaluate', 'load_agent',
+           'load_config', 'make_vector', 'packaged_configs']
+_HOMES = {'Agent': 'train.agent', 'Batch': 'core.batch', 'Callback': 'train.trainer', 'Config': 'core.options', 'Evaluation': 'train.evaluate',
+          'Run': 'runs.run', 'Settings': 'runs.config', 'Spec': 'core.spec', 'Trainer': 'train.trainer', 'VectorEnv': 'envs.vector',
+          'check_env': 'envs.check', 'evaluate': 'train.evaluate', 'load_agent': 'runs.export', 'load_config': 'runs.config',
+          'make_vector': 'envs.backends', 'packaged_configs': 'runs.config'}
+_PARTS = ['algos', 'core', 'data', 'envs', 'nets', 'runs', 'studio', 'train']
 
 
 def __getattr__(name: str) -> Any:
     "The names that most programs begin with, imported when they are asked for: `import rlstudio` itself costs nothing"
-    if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
     from importlib import import_module
-    return getattr(import_module(_HOMES[name]), name)
+    if name in _PARTS: return import_module(f'rlstudio.{name}')
+    if name in _HOMES: return getattr(import_module(f'rlstudio.{_HOMES[name]}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
+
+
+def __dir__() -> list[str]:
+    "What one needs, and nothing that only this file needs"
+    return sorted({*__all__, *_PARTS, 'load_ipython_extension', *(name for name in globals() if name.startswith('__'))})
+
+
+def load_ipython_extension(shell: Any) -> None:
+    "`%load_ext rlstudio`: our objects show themselves as cards in this shell"
+    from rlstudio.studio.cards import register_cards
+    register_cards(shell)
+
+
+if (_shell := sys.modules['IPython'].get_ipython() if hasattr(sys.modules.get('IPython'), 'get_ipython') else None) and hasattr(_shell, 'kernel'):
+    load_ipython_extension(_shell)  # a notebook

@@ -106,7 +106,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str, str]] = {  # name → parts,
     "obs: keys of a dict": (dict(observation_space=Dict(a=Discrete(2)), obs=lambda s: dict(b=0)), "observation", "dict of ['b']", "these"),
     "obs: leaf of a tuple": (dict(observation_space=Tuple([Discrete(2), Box(0, 1, (1,))]), obs=lambda s: (1, np.zeros(2, np.float32))),
                              "observation.1", "shape (2,)", "reshape"),
-    "obs: text space": (dict(observation_space=Text(3), obs=lambda s: "abc"), "spaces", "Text space", "message"),
+    "obs: text space": (dict(observation_space=Text(3), obs=lambda s: "abc"), "spaces", "Text space", "leave this entry"),
     "reward: text": (dict(reward=lambda s: "1.5"), "reward", "'1.5' (str)", "float(reward)"),
     "reward: array": (dict(reward=lambda s: np.ones(1)), "reward", "float64 of shape (1,)", "float(reward)"),
     "reward: none": (dict(reward=lambda s: None), "reward", "None", "float(reward)"),
@@ -124,7 +124,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str, str]] = {  # name → parts,
     "old generator": (dict(reset=own_generator), "np_random", "RandomState", "super().reset(seed=seed)"),
     "seed ignored": (dict(reset=ignores), "seed", "two first observations", "super().reset(seed=seed)"),
     "not determined": (dict(step=later), "determinism", "two futures", "self.np_random"),
-    "no algorithm": (dict(action_space=Text(3)), "algorithms", "Text", "change the spaces"),
+    "no algorithm": (dict(action_space=Text(3)), "spaces", "Text", "wrap the env"),
 }
 
 

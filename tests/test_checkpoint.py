@@ -129,7 +129,7 @@ def test_any_tree(state: dict) -> None:
     {1: 2}, {None: 1}, {b"a": 1}, {("a",): 1}, {"$array": "x"}, {"a": object()}, {"a": {1, 2}}, {"a": b"x"}, {"a": 1j}, {"a": 2**5000},
     {"a": np.array(["x"])}, {"a": np.array([object()])}, {"a": np.zeros(2, complex)}, {"a": np.zeros(2, "M8[s]")}, {"a": np.zeros(2, "f4,i4")},
     {"a": torch.zeros(2, dtype=torch.complex64)}, {"a": torch.eye(2).to_sparse()}, {"a": np.ma.zeros(2)}, {"__metadata__": np.zeros(2)},
-    {"a": {"b": np.zeros(1)}, "a/b": np.zeros(1)}, {"a": [np.zeros(1)], "a/0": np.zeros(1)}, {"a": "x" * 2**22}, {"a": lambda: 0}, {"a": pickle},
+    {"a": {"b": np.zeros(1)}, "a/b": np.zeros(1)}, {"a": [np.zeros(1)], "a/0": np.zeros(1)}, {"a": "x" * 2**24}, {"a": lambda: 0}, {"a": pickle},
 ], ids=lambda s: ascii(next(iter(s.items())))[:30])
 def test_what_cannot_be_kept_exactly_is_refused_and_leaves_nothing(tmp_path: Path, state: Any) -> None:
     with pytest.raises(CheckpointError): save_checkpoint(tmp_path, 0, state)
@@ -554,7 +554,7 @@ HOSTILE_TREES = {
     "no such array": spell({"x": {"$array": "y"}}), "array by number": spell({"x": {"$array": 0}}), "array used twice": spell({"x": {"$array": "x"}, "y": {"$tensor": "x"}}),
     "array not used": spell({"y": 1}), "path": spell({"x": {"$array": "/etc/passwd"}}), "$int of text": spell({"x": {"$array": "x"}, "y": {"$int": "0x10"}}),
     "$int of 10**5 digits": spell({"x": {"$array": "x"}, "y": {"$int": "9" * 10**5}}), "$int in Arabic": spell({"x": {"$array": "x"}, "y": {"$int": "٣"}}),
-    "$float of text": spell({"x": {"$array": "x"}, "y": {"$float": "1e999"}}), "4 MiB and more": b'{\n "a": "' + b"x" * 2**22 + b'"\n}\n',
+    "$float of text": spell({"x": {"$array": "x"}, "y": {"$float": "1e999"}}), "16 MiB and more": b'{\n "a": "' + b"x" * 2**24 + b'"\n}\n',
     "50 MB": b'{\n "a": "' + b"x" * 50 * 10**6 + b'"\n}\n', "many empties": b"[" + b"[]," * 10**6 + b"[]]",
 }
 

@@ -337,7 +337,7 @@ def test_a_stop_that_comes_with_the_last_step(tmp_path: Path) -> None:
     from rlstudio.train.trainer import Callback, Trainer
 
     class Late(Callback):
-        def on_train_end(self, trainer: Trainer) -> None: trainer.stop("SIGTERM")
+        def on_train_end(self, trainer: Trainer) -> None: trainer.stop("SIGTERM", interrupt=True)
 
     run_ = Run.from_config("ppo/cartpole", ["train.total_steps=1024", "eval.episodes=2"], runs_dir=tmp_path)
     assert run_.train([Late()])["status"] == "interrupted" and run_.manifest["stopped_by"] == "SIGTERM"

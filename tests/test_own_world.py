@@ -205,7 +205,7 @@ def test_changed_code_lowers_the_level(folder: Path, tmp_path: Path) -> None:
     for name in ("my_env.py", "config.yaml"): (tmp_path / name).write_text((folder / name).read_text())
     stop = "import os\nfrom rlstudio.runs.run import Run\nfrom rlstudio.core.registry import import_own\nimport_own('my_env')\n" + (
         "run = Run.from_config('config.yaml', name='a')\nclass Stop:\n    name = ''\n    def __getattr__(self, event):\n"
-        "        return lambda trainer: trainer.stop('enough') if event == 'on_iteration_end' else None\nprint(run.train([Stop()])['level'])")
+        "        return lambda trainer: trainer.stop('enough', interrupt=True) if event == 'on_iteration_end' else None\nprint(run.train([Stop()])['level'])")
     assert run(sys.executable, "-c", stop, cwd=tmp_path).stdout == "L3\n"
     with open(tmp_path / "my_env.py", "a") as f: f.write("\n# better now\n")
     done = sh(tmp_path, "resume", "runs/a", "--import", "my_env", "--json")

@@ -49,9 +49,23 @@ def test_pictures_find_their_encoder(shape: tuple[int, ...], name: str, last: bo
 
 
 def test_vectors_stay_flat() -> None:
-    for space in (spaces.Box(0, 255, (128,), np.uint8), spaces.Box(0, 1, (84, 84, 4)), spaces.Box(-1, 1, (3,))):
+    for space in (spaces.Box(0, 255, (128,), np.uint8), spaces.Box(-np.inf, np.inf, (84, 84, 4)), spaces.Box(0, 1, (5, 6, 4)), spaces.Box(-1, 1, (3,))):
         spec = spec_from_space(space, "obs")
         assert isinstance(spec, ArraySpec) and auto_encoder(spec) == "flat"
+
+
+def test_other_pixels_are_seen_alike() -> None:
+    "Bytes, yes and no, and brightness of one picture give one row; the size chooses, not the type"
+    x = np.random.default_rng(0).integers(0, 2, (2, 10, 10, 3))
+    kinds = (spaces.Box(0, 255, (10, 10, 3), np.uint8), x * 255), (spaces.Box(0, 1, (10, 10, 3), bool), x), (spaces.Box(-1, 1, (10, 10, 3)), x * 2 - 1), (spaces.Box(0, 7, (10, 10, 3), np.int64), x * 7)
+    rows = []
+    for space, frames in kinds:
+        spec: Any = spec_from_space(space, "obs")
+        assert auto_encoder(spec) == "small"
+        for name in ("small", "flat"):
+            e = make_encoder(NetConfig(encoder=name), spec, np.random.default_rng(0))
+            rows.append(e(torch.from_numpy(frames.astype(space.dtype))).detach().numpy())
+    for small, flat in zip(rows[2::2], rows[3::2]): assert np.allclose(small, rows[0], atol=1e-6) and np.allclose(flat, rows[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["nature", "small", "impala"])
@@ -66,7 +80,7 @@ def test_the_order_of_axes_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["nature", "small", "impala"])
 def test_what_is_no_picture_is_refused(name: str) -> None:
     with pytest.raises(Exception, match="expected frames.*fix: net.encoder: flat"):
-        make_encoder(NetConfig(encoder=name), spec_from_space(spaces.Box(-1, 1, (40, 40, 3)), "obs"), np.random.default_rng(0))  # type: ignore[arg-type]
+        make_encoder(NetConfig(encoder=name), spec_from_space(spaces.Box(-np.inf, np.inf, (40, 40, 3)), "obs"), np.random.default_rng(0))  # type: ignore[arg-type]
 
 
 # All algorithms learn from pictures
@@ -86,12 +100,30 @@ class Dot(gym.Env):
         return self.reset()[0], -miss, True, False, {}
 
 
+class Layers(Dot):
+    "The same in layers of yes and no, as MinAtar's"
+    observation_space = spaces.Box(0, 1, (8, 8, 2), bool)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        x, info = super().reset(seed=seed, options=options)
+        return np.stack([x > 0, x == 0], -1), info
+
+
+class Glow(Dot):
+    "The same as brightness from -1 to 1"
+    observation_space = spaces.Box(-1, 1, (1, 8, 8))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        x, info = super().reset(seed=seed, options=options)
+        return (x[None] / 127.5 - 1).astype(np.float32), info
+
+
 def game(name: str, **kwargs: Any) -> Any:
     "Under an id of its own, prepared by the preset"
     return lambda **more: atari(gym.make(f"ALE/{name}-v5", **kwargs, **more))
 
 
-IDS = {"Dot-v0": Dot, "Preset/Pong-v5": game("Pong"), "Preset/Breakout-v5": game("Breakout"), "Preset/PongRam-v5": game("Pong", obs_type="ram")}
+IDS = {"Dot-v0": Dot, "Layers-v0": Layers, "Glow-v0": Glow, "Preset/Pong-v5": game("Pong"), "Preset/Breakout-v5": game("Breakout"), "Preset/PongRam-v5": game("Pong", obs_type="ram")}
 for name, entry in IDS.items():
     if name not in gym.registry: gym.register(name, entry)
 
@@ -102,6 +134,10 @@ CASES: dict[str, tuple[dict, dict, dict]] = {   # name → env, algo, net
     "dqn": (dict(id="rlstudio/Catch-v0"), OFF | dict(name="dqn"), dict(normalize_obs=True)),
     "sac": (dict(id="Dot-v0"), OFF | dict(name="sac"), {}),
     "td3": (dict(id="Dot-v0"), OFF | dict(name="td3"), {}),
+    "ppo, layers": (dict(id="Layers-v0"), dict(name="ppo", num_steps=16, num_epochs=2), {}),
+    "sac, layers": (dict(id="Layers-v0"), OFF | dict(name="sac"), {}),
+    "a2c, glow": (dict(id="Glow-v0"), dict(name="a2c", num_steps=16), {}),
+    "td3, glow": (dict(id="Glow-v0"), OFF | dict(name="td3"), dict(normalize_obs=True)),
     "ppo, impala": (dict(id="rlstudio/Catch-v0", num_envs=2), dict(name="ppo", num_steps=16, num_epochs=1), dict(encoder="impala")),
     "ppo, Pong": (dict(id="Preset/Pong-v5", num_envs=1), dict(name="ppo", num_steps=16, num_epochs=1), {}),
     "dqn, Breakout": (dict(id="Preset/Breakout-v5", num_envs=2), OFF | dict(name="dqn", frame_stack=4), {}),
@@ -116,7 +152,7 @@ def trainer(case: str, seed: int = 1) -> Trainer:
                                          train=dict(total_steps=16 * n * 6, seed=seed))))
 
 
-@pytest.mark.parametrize("case", ["ppo", "a2c", "dqn", "sac", "td3", "ppo, impala"])
+@pytest.mark.parametrize("case", ["ppo", "a2c", "dqn", "sac", "td3", "ppo, layers", "sac, layers", "a2c, glow", "td3, glow", "ppo, impala"])
 def test_every_algorithm_takes_pictures(case: str) -> None:
     "Its encoder learns, bytes are not normalised, nothing is drawn from a global generator, and the seed is the whole difference"
     with untouched_generators():

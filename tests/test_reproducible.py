@@ -159,7 +159,7 @@ def elsewhere() -> dict[str, str]:
 def stop_at(iteration: int) -> Callback:
     class Stop(Callback):
         def on_iteration_end(self, trainer: Trainer) -> None:
-            if trainer.iteration == iteration: trainer.stop("no time")
+            if trainer.iteration == iteration: trainer.stop("no time", interrupt=True)
     return Stop()
 
 

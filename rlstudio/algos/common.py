@@ -252,6 +252,7 @@ class Learner:
     defaults: ClassVar[dict[str, dict[str, Any]]] = {}   # section → key → value, below what a config says
     actions: ClassVar[tuple[str, ...]] = ()              # kinds of action that it can learn
     metrics: ClassVar[tuple[tuple[Any, ...], ...]] = ()  # rows for the glossary, those of base classes apart
+    anneals: ClassVar[tuple[str, ...]] = ()              # numbers of `Config` that are read in each update, so that they may be moved
     masks: ClassVar[bool] = False                        # does it respect action masks, acting and learning?
     rounds = 1      # pairs of collect and update in one iteration
     progress = 0.   # 0 → 1 over the training, for schedules

@@ -22,7 +22,7 @@ __all__ = ['Rows', 'updates_due', 'between', 'random_actions', 'OffPolicyConfig'
 # %% ../../nbs/54_algos.off_policy.ipynb #42c68e08
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -253,6 +253,7 @@ def forget_beyond(
 class OffPolicy(Learner):
     "Acts, remembers, and learns from the memory"
     Config = OffPolicyConfig
+    anneals: ClassVar[tuple[str, ...]] = ('learning_rate', 'tau')
     config: OffPolicyConfig
     updates = 0         # gradient updates so far
     error: Any = None   # TD error of each row, (B,); `losses` sets it, a prioritised memory reads it

@@ -138,6 +138,7 @@ class OnPolicy(Learner):
     "Collects a rollout, learns from it, throws it away"
     Config = OnPolicyConfig
     actions, masks = ('discrete', 'multi_discrete', 'multi_binary', 'box', 'tree'), True
+    anneals: ClassVar[tuple[str, ...]] = ('learning_rate', 'gamma', 'gae_lambda', 'ent_coef', 'vf_coef')
     metrics: ClassVar[tuple[tuple[Any, ...], ...]] = (
         ('loss/policy', 'what the policy makes small: −mean log π(a|s) Â, for PPO −L^CLIP (eq. 7)'),
         ('loss/value', '½ (V − G)²', 'value²', (0, math.inf)),

@@ -69,6 +69,7 @@ class TD3Config(OffPolicyConfig):
 class TD3(OffPolicy):
     "Twin delayed deep deterministic policy gradient, for real-valued actions between bounds, arXiv:1802.09477 alg. 1."
     Config, actions = TD3Config, ('box',)
+    anneals = (*OffPolicy.anneals, 'target_noise', 'target_noise_clip')
     defaults = dict(env=dict(num_envs=1),
                     net=dict(hidden=(400, 300), activation='relu', normalize_obs=False, normalize_reward=False))
     metrics = (

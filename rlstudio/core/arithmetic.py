@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,8 @@ from typing import Any
 import numpy as np
 
 # %% ../../nbs/04_core.arithmetic.ipynb #b72ae108
+_lock, _inside, _outside = threading.Lock(), dict[int, list[int]](), list[Any]()
+
 @contextmanager
 def arithmetic_threads(
     n: int = 1,  # threads for torch, BLAS and OpenMP, ≥ 1
@@ -36,12 +39,34 @@ def arithmetic_threads(
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f'threads: given {n!r}; expected a whole number ≥ 1; 1 is exact')
     import torch
-    from threadpoolctl import threadpool_limits
-    before = torch.get_num_threads()
-    with threadpool_limits(n):
-        torch.set_num_threads(n)
-        try: yield
-        finally: torch.set_num_threads(before)
+    import threadpoolctl
+    found, me = threadpoolctl.ThreadpoolController(), threading.get_ident()
+    shared, mine = found.select(user_api='blas'), found.select(user_api='openmp')
+    def settle() -> None:   # what all threads share follows the most careful of them
+        least = min(stack[-1] for stack in _inside.values())
+        shared.limit(limits=least)
+        torch.set_num_threads(least)
+    # newer versions let one thread set the limits and ignore all others without a word; under our lock, each may
+    free = getattr(threadpoolctl.OpenBLASController, 'clear_controlling_thread', lambda force: None)
+    with _lock:
+        free(force=True)
+        if not _inside: _outside[:] = torch.get_num_threads(), shared.limit(limits=n)
+        own = mine.limit(limits=n)
+        _inside.setdefault(me, []).append(n)
+        settle()
+        free(force=True)
+    try: yield
+    finally:
+        with _lock:
+            free(force=True)
+            _inside[me].pop()
+            if not _inside[me]: del _inside[me]
+            if _inside: settle()
+            else:
+                torch.set_num_threads(_outside[0])
+                _outside.pop().restore_original_limits()
+            own.restore_original_limits()
+            free(force=True)
 
 # %% ../../nbs/04_core.arithmetic.ipynb #321e3dce
 CPU_FIELDS = 'vendor_id', 'cpu family', 'model', 'CPU implementer', 'CPU variant', 'CPU part'

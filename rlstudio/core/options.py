@@ -331,13 +331,15 @@ class TrainConfig(Section):
     "How long, and from which seed"
     total_steps: Steps = 100_000  # env steps, of all copies together
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 1  # all random streams derive from it
+    stop_at_goal: bool = False           # end early when an evaluation reaches the goal?
+    max_minutes: Positive | None = None  # end early after so many minutes; null: never
 
 # %% ../../nbs/06_core.options.ipynb #cdac658e
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Section):
     "Evaluation, apart from training"
     episodes: Whole = 20       # each time; 0: no evaluation
-    every: Whole = 0           # env steps between two; 0: only at the end
+    every: Whole | None = None  # env steps between two; 0: only at the end; null: about ten, for a tenth of the steps
     num_envs: Width = 20       # copies that are stepped together
     greedy: bool = True        # the likeliest action; false: a sampled one
     goal: float | None = None  # mean return that counts as solved; null: as registered
@@ -349,6 +351,7 @@ class CheckpointConfig(Section):
     "What survives a crash"
     every: Whole = 50_000  # env steps between two; 0: only at start and end
     keep: Count = 3     # how many of the newest
+    best: bool = True   # keep the one of the best evaluation, too?
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -345,8 +345,8 @@ def spec_from_space(
         case kinds.MultiDiscrete(nvec=n, start=start): kind = 'multi_discrete'
         case _: raise SpecError(
             f'{name}: given a {type(space).__name__} space, expected Box, Discrete, '
-            'MultiDiscrete, MultiBinary, or a Dict or Tuple of them; fix: wrap the env so '
-            'that it tells arrays of one shape (gymnasium.wrappers.TransformObservation)')
+            'MultiDiscrete, MultiBinary, or a Dict or Tuple of them; fix: leave this entry of a Dict out (env.wrappers: '
+            '[{name: FilterObservation, filter_keys: [the others]}]), or wrap the env so that it tells arrays of one shape')
     first = tuple(np.ravel(start))
     return ArraySpec(name, shape, dtype, kind, nvec=tuple(np.ravel(n)), start=first)
 

@@ -539,6 +539,7 @@ class ReplayBuffer:
         for part in self.parts: part.attach(self.memory, n_step, gamma)
 
     def __len__(self) -> int: return len(self.memory)
+    def __repr__(self) -> str: return f'ReplayBuffer({len(self):,} of {self.capacity:,} transitions, {self.num_envs} envs, {", ".join(type(p).__name__ for p in self.parts)})'
 
     @property
     def nbytes(self) -> int:  # bytes

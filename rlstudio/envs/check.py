@@ -29,7 +29,7 @@ import numpy as np
 from fastcore.xtras import modified_env
 
 from ..core.masks import checked_mask
-from ..core.options import ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
+from ..core.options import Config, ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
 from ..core.registry import PluginError, algos
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
@@ -40,10 +40,10 @@ from .snapshot import action_spec_of, fingerprint
 # %% auto #0
 __all__ = ['SUPER', 'Finding', 'range_findings', 'array_findings', 'observation_findings', 'reset_findings', 'flag_findings',
            'step_findings', 'Tap', 'tapped', 'chain', 'trial_mask', 'random_action', 'Tally', 'parts_of', 'Trial',
-           'failure', 'observed', 'begin_episode', 'act', 'ended', 'described_action', 'play_trial', 'repeat_findings',
-           'repeats', 'begin_state', 'end_findings', 'constant_findings', 'generator_findings', 'headless',
-           'level_findings', 'render_findings', 'suppress_close', 'starting_values', 'unfit', 'algorithms', 'EnvReport',
-           'spread', 'numbers_of', 'facts_in_words', 'played', 'check_env', 'check_start']
+           'split_message', 'failure', 'observed', 'begin_episode', 'act', 'ended', 'described_action', 'play_trial',
+           'repeat_findings', 'repeats', 'begin_state', 'end_findings', 'constant_findings', 'generator_findings',
+           'headless', 'level_findings', 'render_findings', 'suppress_close', 'starting_values', 'unfit', 'algorithms',
+           'EnvReport', 'spread', 'numbers_of', 'facts_in_words', 'played', 'check_env', 'check_start']
 
 # %% ../../nbs/17_envs.check.ipynb #b5f47e20
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def range_findings(
     if not (beyond > 0).any(): return []
     i = tuple(np.argwhere(beyond == beyond.max())[0].tolist())
     bound = low[i] if x[i] < low[i] else high[i]
-    little = spec.dtype.kind == 'f' and beyond[i] <= 1e-3 * max(1., abs(bound))
+    little = spec.dtype.kind == 'f' and beyond[i] <= 1e-2 * max(1., abs(bound))
     given = f'{x[i]}' + (f' at {list(i)}' if i else '')
     return [Finding('warning' if little else 'problem', spec.name, given, f'{low[i]:g} … {high[i]:g}', 'clip it, or widen the space')]
 
@@ -302,6 +302,16 @@ class Trial:
         except (Exception, SystemExit) as e: self.add([failure('close', e)])
 
 
+def split_message(
+    message: str,          # of an error of ours: 'name: given …, expected …; fix: …'
+) -> tuple[str, str, str]:  # given, expected, fix
+    "An error's message in its three parts"
+    name, _, rest = message.partition('given ')
+    given, _, rest = rest.partition(', expected ')
+    expected, _, fix = rest.partition('; fix: ')
+    return (f'{name}{given}', expected, fix) if fix else (message, '', '')
+
+
 def failure(
     where: str,        # what the env was asked to do
     e: BaseException,  # what it raised
@@ -309,7 +319,7 @@ def failure(
     "An exception of an env, as a finding"
     what, why = where.split()[0], escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
     if isinstance(e, SystemExit): return Finding('problem', what, f'a call of sys.exit ({why})', 'an answer', 'raise an error instead')
-    if isinstance(e, SpecError): return Finding('problem', 'spaces', why, 'spaces that can be read', 'see the message')
+    if isinstance(e, SpecError): return Finding('problem', 'spaces', *split_message(escaped(str(e))))
     fix = 'look at the env there'
     if what == 'reset' and isinstance(e, TypeError) and 'argument' in str(e): fix = 'def reset(self, *, seed=None, options=None)'
     return Finding('problem', what, f'the exception {why}', 'an answer', fix)
@@ -679,12 +689,13 @@ def played(
 
 
 def check_env(
-    config_or_id: EnvConfig | str,  # a world, or the id of one
+    config_or_id: Config | EnvConfig | str,  # a config, a world, or the id of one
     steps: int = 1000,              # random steps; more find more
     seed: int = 0,                  # of the env and of the actions
 ) -> EnvReport:                     # with `problems`, `warnings`, `ok` and `config`
     "Play an env with random actions, and say what is wrong with it"
-    config = EnvConfig(id=config_or_id) if isinstance(config_or_id, str) else config_or_id
+    world = config_or_id.env if isinstance(config_or_id, Config) else config_or_id
+    config = EnvConfig(id=world) if isinstance(world, str) else world
     check_kwargs(env_spec(config.id), config.kwargs)
     try: trial, found, numbers = played(config, steps, seed)
     except EnvError as e:
@@ -694,7 +705,7 @@ def check_env(
     why, text = algorithms(config, not any(numbers['ends'].values()) and not getattr(trial.env.spec, 'max_episode_steps', None))
     fits = ', '.join(name for name, no in why.items() if not no)
     nobody = Finding('problem', 'algorithms', '; '.join(sorted({no for no in why.values() if no}))[:300], 'one that fits', 'change the spaces, or wrap the env')
-    found.append(Finding('ok', 'algorithms', fits) if fits else nobody)
+    if fits or not any(f.check == 'spaces' for f in found): found.append(Finding('ok', 'algorithms', fits) if fits else nobody)
     if not any(f.check.startswith('observation') and f.status != 'ok' for f in found) and trial.spec:
         found.append(Finding('ok', 'observation', f'{numbers["observations"]:,} observations inside the space'))
     trial.close()

@@ -341,7 +341,7 @@ def make_env(
             env: gym.Env = gym.make(config.id, max_episode_steps=config.max_episode_steps,
                                     disable_env_checker=True, **kwargs)
     except (Exception, SystemExit) as e:
-        raise EnvError(f'{config.id} cannot be made with {kwargs}: {e}') from e
+        raise EnvError(f'{config.id} cannot be made with {kwargs}: {str(e) or type(e).__name__}') from e
     if config.reset_options: env = ResetOptions(env, config.reset_options)
     env = wrapped(env, config)
     check_statistics(env)

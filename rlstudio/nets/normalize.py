@@ -187,6 +187,11 @@ class RewardScale(RunningMoments):
         self.clip, self.eps = clip, eps
         self.register_buffer('ret', torch.zeros(num_envs, dtype=torch.float64))
 
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        given = state.get(f'{prefix}ret')   # of other episodes, if they were so many others: these begin anew
+        if given is not None and given.shape != self.ret.shape: state[f'{prefix}ret'] = torch.zeros_like(self.ret)
+        super()._load_from_state_dict(state, prefix, *args)
+
     def update(self,
         reward: np.ndarray,       # raw rewards, (T, N)
         terminated: np.ndarray,   # ended for good?, (T, N) bool

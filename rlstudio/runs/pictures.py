@@ -3,7 +3,7 @@
 A run leaves pictures. This chapter draws and writes them.
 
 - `learning_curve`: the return against env steps; `save_figure` puts it into a file.
-- `rollout_frames`: one greedy episode; `save_webp` makes a small animation of it that a browser, a notebook and a README play as it is.
+- `rollout_frames`: one greedy episode; `save_webp` makes a small animation of it that a browser, a notebook and a README play as it is. `Video` plays it inline.
 - `sparkline`: a curve in one line of text.
 
 The same numbers make the same file, byte for byte. A file is replaced whole or not at all. Nothing here needs a screen, touches
@@ -13,7 +13,7 @@ pyplot or changes anybody's matplotlib settings. Matplotlib, Pillow and environm
 
 # %% auto #0
 __all__ = ['BLOCKS', 'BLUE', 'RED', 'GREY', 'UNSIGNED', 'sparkline', 'draw_training', 'draw_evaluations', 'learning_curve',
-           'replace_file', 'save_figure', 'shrink', 'take_frame', 'rollout_frames', 'save_webp']
+           'replace_file', 'save_figure', 'shrink', 'take_frame', 'rollout_frames', 'save_webp', 'Video']
 
 # %% ../../nbs/63_runs.pictures.ipynb #dcab556e
 import math
@@ -195,3 +195,21 @@ def save_webp(
     first.save(data, 'WEBP', save_all=True, append_images=rest, duration=round(1000 / fps),
                loop=0, quality=60, method=2, minimize_size=True)
     replace_file(path, data.getvalue())
+
+# %% ../../nbs/63_runs.pictures.ipynb #afb41f25
+class Video:
+    "A film that a notebook plays inline"
+    def __init__(self,
+        path: str | Path,  # of a WebP file of at most 32 MiB
+    ):
+        self.path, self.data = Path(path), b''
+        if self.path.is_file() and not self.path.is_symlink():
+            with open(self.path, 'rb') as f: self.data = f.read(2**25 + 1)
+        if self.data[:4] == b'RIFF' and self.data[8:12] == b'WEBP' and len(self.data) <= 2**25: return
+        raise ValueError(f'{self.path}: expected a WebP film of at most 32 MiB; make it again with save_webp')
+
+    def __repr__(self) -> str: return f'Video({str(self.path)!r}, {len(self.data):,} bytes)'
+    def _repr_html_(self) -> str:
+        from base64 import b64encode
+        from html import escape
+        return f'<img alt="{escape(self.path.stem)}" src="data:image/webp;base64,{b64encode(self.data).decode()}">'

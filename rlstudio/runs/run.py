@@ -10,10 +10,14 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'import_flags',
-           'check_imports', 'past', 'facts_of', 'register', 'WatchGenerators', 'set_out', 'summarize', 'judge', 'film',
-           'finish', 'closing', 'saved_at', 'agent_at', 'Run']
+           'check_imports', 'past', 'facts_of', 'register', 'WatchGenerators', 'check_listeners', 'first_score',
+           'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing',
+           'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at',
+           'agent_at', 'begin_folder', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
+import os
+import re
 import shlex
 import signal
 import sys
@@ -22,6 +26,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,23 +34,28 @@ import torch
 
 from ..core.arithmetic import arithmetic_threads, identity
 from ..core.options import (
-    Config, ConfigError, Problem, config_from_dict, config_hash, diff, to_dict)
-from ..core.registry import PluginError, import_own, imported, sinks
+    Config, ConfigError, Problem, config_from_dict, config_hash, to_dict)
+from ..core.registry import PluginError, displays, import_own, imported, sinks
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
+from ..envs.backends import escaped
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
+from .background import Background, Controls, Display, follow
 from .checkpoint import (
-    Checkpoint, CheckpointError, SaveCheckpoints, checkpoint_path, checkpoints, latest_checkpoint, load_checkpoint)
+    BEST, Checkpoint, CheckpointError, SaveBest, SaveCheckpoints, checkpoints, chosen_checkpoint, latest_checkpoint, prune)
 from .config import (
-    Overrides, Places, Settings, as_overrides, find_config, load_config, load_settings, locate, open_workspace,
-    to_yaml, with_overrides)
+    Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
-    RUN_VERSION, RunError, RunFolder, check_version, level_of, locked, new_folder, now, user, versions)
+    RUN_VERSION, RunError, RunFolder, check_version, find_run, level_of, locked, new_folder, now, user, versions)
+from .legs import (
+    Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
-    learning_curve, replace_file, rollout_frames, save_figure, save_webp)
+    Video, learning_curve, replace_file, rollout_frames, save_figure, save_webp)
 from ..train.agent import Agent, rebuilt, world_facts
-from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return
+from ..train.callbacks import stops
+from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return, untrained_score
+from ..train.metrics import conclude_run, describe_run
 from ..train.trainer import Callback, Trainer, WriteMetrics
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -60,6 +70,7 @@ def make_trainer(
     for name in settings.sinks: sinks.get(name)
     check_device(settings)
     try:
+        stops(config)
         with arithmetic_threads(settings.threads):
             trainer = Trainer(config, (), settings.device, settings.threads, settings.engine)
         check_judged(config, trainer)
@@ -114,7 +125,7 @@ def stop_on_signals(
     def restore() -> None:
         for s, f in old.items(): signal.signal(s, f)
     def ask(number: int, frame: Any) -> None:
-        trainer.stop(signal.Signals(number).name)
+        trainer.stop(signal.Signals(number).name, interrupt=True)
         restore()
     for s in old: signal.signal(s, ask)
     try: yield
@@ -135,11 +146,8 @@ def restore_point(
     for path, reason in rejected:
         warnings.warn(f'{path.name} is damaged: {reason}; using the one of step {saved.step:,}',
                       stacklevel=2)
-    changed = diff(config_from_dict(saved.meta['config']), config)
-    if not changed: return saved, [path for path, _ in rejected]
-    raise RunError(f'{files.path}: config.yaml was changed since the checkpoint '
-                   f'({", ".join(changed)}); put it back, or start a new run with it: '
-                   f'rlstudio run {files.path}/config.yaml')
+    check_leg(files.path, leg_changes(config_from_dict(saved.meta['config']), config), saved.step)
+    return saved, [path for path, _ in rejected]
 
 # %% ../../nbs/67_runs.run.ipynb #872bde1b
 def noted_imports(
@@ -206,7 +214,7 @@ def register(
     if facts['level'] < before:
         warnings.warn(f'{facts["why"]}: the run goes on, but is no longer exact '
                       f'(level {facts["level"]})', stacklevel=2)
-    over = 'error', 'stopped_by', 'ended'    # of an earlier process
+    over = 'error', 'stopped_by', 'ended', 'stopped_early'    # of an earlier process
     files.write('manifest.json', {k: v for k, v in then.items() if k not in over})
     files.note(schema_version=RUN_VERSION, status='running', created=then.get('created') or now(),
                user=user(), device=settings.device, threads=settings.threads, imports=noted_imports(then),
@@ -234,6 +242,29 @@ class WatchGenerators(Callback):
         self.files.note(level='L1', why=why)
         self.before = {}
 
+# %% ../../nbs/67_runs.run.ipynb #2dc0eb6a
+def check_listeners(
+    trainer: Trainer,    # with its callbacks
+    saved: Checkpoint,   # that it goes on from
+) -> None:
+    "Warn of callbacks that the run had, and that are not here"
+    here = {c.name for c in trainer.callbacks} | {'time_limit', 'best'}   # keys of the config
+    lost = sorted(saved.state['callbacks'].keys() - here)
+    if lost: warnings.warn(f'the run had callbacks that are not here ({", ".join(lost)}), and goes on without them; '
+                           'give them again: Run.open(folder).train([…])', stacklevel=2)
+
+def first_score(
+    run: 'Run',        # a new one
+    trainer: Trainer,  # at its start
+) -> dict[str, Any] | None:  # mean, std, episodes, cut; None: not evaluated
+    "The score of the first weights, for the manifest; whatever goes wrong with it is a warning"
+    if not run.config.eval.episodes: return None
+    try: e = untrained_score(trainer.algo.module, run.config)
+    except (Exception, SystemExit) as why:
+        warnings.warn(f'the untrained agent was not evaluated: {type(why).__name__}: {why}', stacklevel=2)
+        return None
+    return dict(mean=e.mean, std=e.std, episodes=len(e.returns), cut=len(e.cut))
+
 # %% ../../nbs/67_runs.run.ipynb #7d8cdbcb
 def set_out(
     run: 'Run',                          # any run
@@ -243,20 +274,29 @@ def set_out(
     files, c, s = run.files, run.config, run.settings
     check_version(files)
     saved, damaged = restore_point(files, c)
+    trainer = run.take_trainer()   # before anything is written: a change may not fit
     for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
+    legs, leg = begin_leg(files, c, saved)
+    if leg and leg.notes: warnings.warn('; '.join(leg.notes), stacklevel=2)
     positions = saved.state['callbacks']['metrics'] if saved else {}
     opened = [sinks.get(name)() for name in s.sinks]
     for sink in opened:
         if hasattr(sink, 'limit'): sink.limit = c.log.rotate_mb * 2**20
         sink.open(files.path, positions.get(type(sink).__name__))
-    trainer, then = run.take_trainer(), past(files, saved)
-    facts = facts_of(trainer, s, then)
-    kept = facts | dict(config=to_dict(c))   # in each checkpoint
+    describe_run(opened, files.path.name, to_dict(c))
+    then = past(files, saved)
+    facts = facts_of(trainer, s, then) | dict(config=to_dict(c), legs=legs)
+    kept = dict(facts)   # in each checkpoint
     trainer.callbacks = [
-        Evaluate(c.eval), WriteMetrics(opened, c.log.every), *callbacks, WatchGenerators(files, kept),
+        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WriteMetrics(opened, c.log.every),
+        *([SaveBest(files.path / 'checkpoints', meta=kept)] if c.checkpoint.best else []),
         SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1)]
+    if saved: check_listeners(trainer, saved)
     if saved: trainer.load_state_dict(saved.state)
+    elif start := kept_start(files.path): warm_start(trainer, start)
+    put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
+    if not saved: files.note(untrained=first_score(run, trainer))
     return trainer
 
 # %% ../../nbs/67_runs.run.ipynb #1c67cee5
@@ -265,6 +305,7 @@ def summarize(
     trainer: Trainer,                  # where it is now
     status: str,                       # 'completed' or 'interrupted'
     result: Evaluation | None = None,  # the last evaluation
+    stopped_early: str | None = None,  # why a callback ended it
 ) -> dict[str, Any]:                   # JSON-able
     "The run in a dozen numbers"
     t, c, goal = trainer, run.config, goal_return(run.config.env, run.config.eval)
@@ -276,7 +317,8 @@ def summarize(
         eval_episodes=len(result.returns) if result else 0, goal=goal,
         solved=result.mean >= goal if result and goal is not None else None,
         weights_sha256=weights_sha256(t.algo.module), level=run.files.manifest.get('level'),
-        eval_cut=len(result.cut) if result else 0, imports=noted_imports(run.manifest))
+        eval_cut=len(result.cut) if result else 0, imports=noted_imports(run.manifest),
+        untrained=(run.manifest.get('untrained') or {}).get('mean'), stopped_early=stopped_early)
 
 # %% ../../nbs/67_runs.run.ipynb #a13f0077
 def judge(
@@ -284,48 +326,105 @@ def judge(
     trainer: Trainer,             # holds the weights
     episodes: int | None = None,  # None: as the config says
     greedy: bool | None = None,   # None: as the config says
+    seed: int | None = None,      # fixes the starts; None: the run's
+    max_steps: int | None = None,  # an episode is cut there; None: as the config says
 ) -> Evaluation:                  # every episode's return and length
     "Evaluate what was learned"
     c = run.config.eval
-    c = replace(c, episodes=c.episodes if episodes is None else episodes,
-                greedy=c.greedy if greedy is None else greedy)
+    asked: dict[str, Any] = dict(episodes=episodes, greedy=greedy, max_steps=max_steps)
+    c = replace(c, **{k: v for k, v in asked.items() if v is not None})
     with arithmetic_threads(run.settings.threads):
-        result = evaluate(trainer.algo.module, run.config.env, c, run.config.train.seed,
-                          trainer.env_steps)
+        result = evaluate(trainer.algo.module, run.config.env, c, run.config.train.seed if seed is None else seed, trainer.env_steps)
     run.files.keep([result.to_dict()])
     return result
 
 # %% ../../nbs/67_runs.run.ipynb #8a5ee345
 def film(
-    run: 'Run',        # gets videos/rollout.webp
+    run: 'Run',        # gets a file in videos/
     trainer: Trainer,  # holds the weights
+    name: str = 'rollout',  # videos/NAME.webp
+    seed: int | None = None,  # fixes the start; None: the run's
 ) -> None:
     "One greedy episode to watch; whatever goes wrong with it is a warning"
     try:
-        frames = rollout_frames(trainer.algo.module, run.config.env, run.config.train.seed)
-        save_webp(frames, run.folder / 'videos' / 'rollout.webp')
+        frames = rollout_frames(trainer.algo.module, run.config.env, run.config.train.seed if seed is None else seed)
+        save_webp(frames, run.folder / 'videos' / f'{name}.webp')
     except (Exception, SystemExit) as e:
         why = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
         warnings.warn(f'no video: {why}', stacklevel=2)
 
-def finish(
-    run: 'Run',        # trained to the end of its budget
+# %% ../../nbs/67_runs.run.ipynb #12f37815
+def judged(
+    run: 'Run',                   # locked
+    episodes: int | None = None,  # None: as the config says
+    greedy: bool | None = None,   # None: as the config says
+    seed: int | None = None,      # fixes the starts; None: the run's
+    checkpoint: str | int | None = None,  # None: the newest; 'best'; or its env steps
+    max_steps: int | None = None,  # an episode is cut there; None: as the config says
+    video: bool = False,          # film the first greedy episode, too?
+) -> tuple[Trainer, Evaluation]:  # with these weights
+    "Evaluate the weights of a checkpoint"
+    trainer = run.restored(checkpoint)
+    result = judge(run, trainer, episodes, greedy, seed, max_steps)
+    if video: film(run, trainer, f'step_{trainer.env_steps:012d}', seed)
+    return trainer, result
+
+# %% ../../nbs/67_runs.run.ipynb #01478acf
+def last_score(
+    run: 'Run',        # trained to its end
     trainer: Trainer,  # its trainer
+) -> Evaluation | None:  # None: not evaluated
+    "Evaluate the last weights, unless that was just done; whatever goes wrong is a warning"
+    if not run.config.eval.episodes: return None
+    just = [c.last for c in trainer.callbacks if isinstance(c, Evaluate) and c.last and c.last.env_steps == trainer.env_steps and not c.last.cut]
+    try: result = just[0] if just else judge(run, trainer)
+    except (Exception, SystemExit) as e:  # what was learned is not lost over it
+        warnings.warn(f'not evaluated: {e}', stacklevel=2)
+        return None
+    for c in trainer.callbacks:
+        if isinstance(c, SaveBest): c.offer(trainer, result.mean)
+    return result
+
+def finish(
+    run: 'Run',        # trained to the end of its budget, or ended early
+    trainer: Trainer,  # its trainer
+    stopped_early: str | None = None,  # why
 ) -> dict[str, Any]:   # the summary
     "Evaluate, draw, sum up"
-    try: result = judge(run, trainer) if run.config.eval.episodes else None
-    except Exception as e:  # what was learned is not lost over it
-        result = None
-        warnings.warn(f'not evaluated: {e}', stacklevel=2)
+    result = last_score(run, trainer)
     for c in trainer.callbacks:
         if isinstance(c, Evaluate) and c.history: run.files.keep(c.history)   # so that the curve shows them
+    if best := checkpoints(run.folder / 'checkpoints' / BEST): prune(best[0].parent, 1)   # no way leads back any more
     save_figure(run.plot(), run.folder / 'plots' / 'learning_curve.png')
     film(run, trainer)
-    summary = summarize(run, trainer, 'completed', result)
+    summary = summarize(run, trainer, 'completed', result, stopped_early)
     run.files.write('result.json', summary)
-    run.files.note(status='completed', ended=now(), env_steps=trainer.env_steps,
+    run.files.note(status='completed', ended=now(), env_steps=trainer.env_steps, stopped_early=stopped_early,
                    weights_sha256=summary['weights_sha256'])
+    conclude_run([sink for c in trainer.callbacks if isinstance(c, WriteMetrics) for sink in c.sinks], summary, run.folder)
     return summary
+
+# %% ../../nbs/67_runs.run.ipynb #dd6551b0
+class FilmEvery(Callback):
+    "Films a greedy episode every so many env steps: `videos/step_….webp` in a folder."
+    name = 'film'
+    def __init__(self,
+        folder: str | Path,  # of the run
+        every: int,          # env steps between two, ≥ 1
+    ):
+        if every < 1: raise RunError(f'FilmEvery: given every={every}, expected env steps ≥ 1')
+        self.folder, self.every, self.seen = Path(folder), every, 0
+
+    def on_iteration_end(self, trainer: Trainer) -> None:  # films if it is time; what goes wrong is a warning
+        before, self.seen = self.seen, trainer.env_steps
+        if self.seen // self.every <= before // self.every: return
+        try:
+            frames = rollout_frames(trainer.algo.module, trainer.config.env, trainer.config.train.seed)
+            save_webp(frames, self.folder / 'videos' / f'step_{self.seen:012d}.webp')
+        except (Exception, SystemExit) as e: warnings.warn(f'no video at {self.seen:,} steps: {type(e).__name__}: {e}', stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]: return dict(seen=self.seen)  # env steps
+    def load_state_dict(self, state: dict[str, Any]) -> None: self.seen = state['seen']  # films on from there
 
 # %% ../../nbs/67_runs.run.ipynb #9cd60bb2
 @contextmanager
@@ -346,22 +445,79 @@ def closing(
                 for sink in c.sinks: sink.close()
             if isinstance(c, Evaluate) and c.history: files.keep(c.history)
 
+# %% ../../nbs/67_runs.run.ipynb #76e8ed93
+def one_line_of_run(
+    run: 'Run',  # any run
+) -> str:        # "Run('runs/a': ppo on CartPole-v1, seed 1; completed, 51,200 steps, eval 497.3 ± 6.1, goal 475)"
+    "What a run is and how far it is"
+    def number(file: str, key: str, text: str) -> str:
+        try: facts = run.read(file)
+        except ConfigError: return ''
+        value = facts.get(key) if isinstance(facts, dict) else None
+        return text.format(value) if isinstance(value, int | float) else ''
+    try: status = run.status
+    except (ConfigError, AttributeError, TypeError): status = 'manifest.json is damaged'
+    said = number('manifest.json', 'env_steps', ', {:,} steps') + number('result.json', 'eval_return_mean', ', eval {:.1f}')
+    said += number('result.json', 'eval_return_std', ' ± {:.1f}') + number('result.json', 'goal', ', goal {:g}')
+    c = run.config
+    return escaped(f'Run({str(run.folder)!r}: {c.algo.name} on {c.env.id}, seed {c.train.seed}; {status}{said})')
+
+# %% ../../nbs/67_runs.run.ipynb #58827a2b
+def find_video(
+    run: 'Run',        # any run
+    name: str | int,   # 'rollout', or the env steps in a film's name
+) -> Video:            # plays in a notebook
+    "A film of a run"
+    films = {p.stem: p for p in sorted((run.folder / 'videos').glob('*.webp'))}
+    stems = [s for s in films if s == str(name) or (isinstance(name, int) and re.sub(r'\D', '', s).lstrip('0') == str(name))]
+    if stems: return Video(films[stems[0]])
+    there = f'there are {", ".join(films)}' if films else 'a training leaves one at its end'
+    raise RunError(f'{run.folder}: no film {name!r} in its folder videos; {there}; make one of the newest weights: run.video(make=True)')
+
+# %% ../../nbs/67_runs.run.ipynb #b7d31a02
+def in_kernel() -> bool:  # also of JupyterLab, VS Code and Colab
+    "Does this process run the cells of a notebook?"
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    return getattr(shell, 'kernel', None) is not None
+
+def fitting_display() -> str:  # 'panel', 'console' or 'silent'
+    "What `auto` means here"
+    if 'PYTEST_VERSION' in os.environ: return 'silent'   # also in a kernel that a test has started
+    if in_kernel(): return 'panel' if find_spec('ipywidgets') else 'console'
+    return 'console' if sys.stdout is not None and sys.stdout.isatty() else 'silent'
+
+def choose_display(
+    run: 'Run',         # about to be shown
+    name: str | None,   # registered, or auto; None: as the settings say
+) -> Display:           # new; it may have appeared already
+    "What shows a run"
+    name = run.settings.display if name is None else name
+    name = fitting_display() if name == 'auto' else name
+    return Display(run) if name == 'silent' else displays.get(name)(run)
+
+# %% ../../nbs/67_runs.run.ipynb #b7d31a04
+@contextmanager
+def shown(
+    run: 'Run',        # trains inside
+    display: Display,  # is told how it ended
+) -> Iterator[None]:
+    "Tell a display about the end of a run"
+    try: yield
+    except BaseException as e:
+        display.on_run_error(e)
+        raise
+    display.on_run_end(run)
+
 # %% ../../nbs/67_runs.run.ipynb #5d0c6702
 def saved_at(
     run: 'Run',               # any run that has begun
     step: int | str | None,   # env steps, or 'best'; None: the newest whole one
 ) -> Checkpoint:             # verified
     "The checkpoint that is asked for"
-    folder = run.folder / 'checkpoints'
-    if step is None:
-        saved, _ = restore_point(run.files, run.config)
-        if saved: return saved
-        raise RunError(f'{run.folder}: nothing was learned yet; train it first: rlstudio resume {run.folder}')
-    there = [int(p.name.removeprefix('step_')) for p in reversed(checkpoints(folder))]
-    path = folder / 'best' if step == 'best' else checkpoint_path(folder, step) if isinstance(step, int) else None
-    if path and path.is_dir(): return load_checkpoint(path)
-    raise RunError(f'{run.folder}: given step {step!r}, expected one of {there}{", best" * (folder / "best").is_dir()}, or None for the newest; '
-                   'fix: checkpoint.keep and checkpoint.every say which are kept')
+    if step is not None: return chosen_checkpoint(run.folder / 'checkpoints', step)
+    saved, _ = restore_point(run.files, run.config)
+    if saved: return saved
+    raise RunError(f'{run.folder}: nothing was learned yet; train it first: rlstudio resume {run.folder}')
 
 def agent_at(
     run: 'Run',               # any run that has begun
@@ -373,6 +529,17 @@ def agent_at(
     scores = [e for e in run.files.evaluations if e.get('env_steps') == saved.step]
     facts = dict(run=run.folder.name, step=saved.step, level=saved.meta.get('level'), imports=noted_imports(manifest), evaluation=scores[-1] if scores else None)
     return rebuilt(config_from_dict(saved.meta['config']), saved.state['algo']['module'], manifest['env'], facts)
+
+# %% ../../nbs/67_runs.run.ipynb #88fffc19
+def begin_folder(
+    folder: Path,         # of a new run; nobody else knows it yet
+    config: Config,       # what shall be trained
+    start: Start | None,  # the weights that it begins with
+    fit: Fit | None,      # what of them was taken over
+) -> None:
+    "The first files of a run"
+    if start and fit: keep_start(folder, start, fit)
+    replace_file(folder / 'config.yaml', to_yaml(config).encode())
 
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:
@@ -386,41 +553,45 @@ class Run:
     ):
         self.files, self.config, self.settings = RunFolder(folder), config, settings
         self.places, self.trainer = places, trainer
+        self.controls = Controls()   # of the training that goes on, or of the next one
 
     @classmethod
     def from_config(cls,
-        config: Config | str | Path,       # a config, a file, or the name of a packaged one
-        overrides: Overrides = (),         # over the file: 'section.key=value', several, or {'section.key': value}
+        config: Any,                       # a config, nested dicts, a file, a run's folder, or the name of a packaged config
+        overrides: Overrides = (),         # over it: 'section.key=value', several, or {'section.key': value}
         runs_dir: str | Path | None = None,  # None: as the settings say
         name: str | None = None,           # None: after what it does
         settings: Settings | None = None,  # None: read from settings.ini
+        start_from: str | Path | None = None,  # begin with the weights of another run: RUN, RUN@STEP or RUN@best
         **changes: Any,                    # more overrides: total_steps=4096, or train={'total_steps': 4096}
     ) -> 'Run':
         "Make a new run"
         s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
         open_workspace(s)
-        if isinstance(config, Config): made, places = with_overrides(config, changed)
-        else: made, places = load_config(find_config(config), changed)
+        made, places = any_config(config, changed)
+        start = find_start(start_from, runs_dir or s.runs_dir) if start_from else None
         trainer = make_trainer(made, s, places)
-        folder = new_folder(runs_dir or s.runs_dir, made, name)
-        replace_file(folder / 'config.yaml', to_yaml(made).encode())
+        fit = warm_start(trainer, start) if start else None
+        folder = new_folder(runs_dir or s.runs_dir, made, name, lambda new: begin_folder(new, made, start, fit))
         return cls(folder, made, s, places, trainer)
 
     @classmethod
     def open(cls,
-        folder: str | Path,                # a run's folder
+        folder: Any,                       # a run's folder, something in it, or its name among the runs of the settings
+        overrides: Overrides = (),         # what shall change from here on, as in `from_config`; see `65_runs.legs`
         settings: Settings | None = None,  # None: read from settings.ini
+        **changes: Any,                    # more overrides: total_steps=8192
     ) -> 'Run':
-        "Find a run again"
-        folder, s = Path(folder), settings or load_settings()
-        if not (folder / 'config.yaml').is_file():
-            raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
+        "Find a run again, perhaps to go on with it in another way; nothing is written before `train`"
+        s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
+        folder = find_run(folder, s.runs_dir)
         open_workspace(s)
         check_imports(folder)
-        try: config, places = load_config(folder / 'config.yaml')
+        try: config, places = load_config(folder / 'config.yaml', changed)
         except ConfigError:
             check_version(RunFolder(folder))  # an older config is no mistake of anybody
             raise
+        if changed: next_leg(RunFolder(folder), config)   # refuses what cannot change
         return cls(folder, config, s, places)
 
     @property
@@ -438,15 +609,52 @@ class Run:
         trainer, self.trainer = self.trainer, None
         return trainer or make_trainer(self.config, self.settings, self.places)
 
+    def done(self) -> dict[str, Any] | None:
+        "The summary of a run that has ended, and whose config has not changed since; else None"
+        summary = self.read('result.json') if self.status == 'completed' else None
+        if not summary or self.leg(): return None
+        return dict(summary) | dict(run=str(self.folder))   # it may have been moved
+
+    def leg(self) -> Leg | None:
+        "With what it will go on: None if nothing has changed, or if it has not begun"
+        return next_leg(self.files, self.config)
+
     def train(self,
-        callbacks: Sequence[Callback] = (),  # more listeners, such as a progress display
-    ) -> dict[str, Any]:                     # the summary
+        callbacks: Sequence[Callback] = (),   # more listeners
+        display: str | Display | None = None,  # what shows it: a registered name, or auto; None: as the settings say
+    ) -> dict[str, Any]:                      # the summary
         "Bring the run to its end from wherever it is"
-        done: dict[str, Any] | None = self.read('result.json') if self.status == 'completed' else None
-        if done: return done
-        with locked(self.folder), arithmetic_threads(self.settings.threads):
-            trainer = set_out(self, callbacks)
+        if done := self.done(): return done
+        screen = display if isinstance(display, Display) else self.screen(display, Controls())
+        with shown(self, screen), locked(self.folder), arithmetic_threads(self.settings.threads):
+            trainer = set_out(self, [*callbacks, screen])
+            trainer.callbacks.append(self.controls)   # last: when it pauses, everything is saved
             with closing(self.files, trainer): return self.live(trainer)
+
+    def screen(self,
+        display: str | None,  # as in `train`
+        controls: Controls,   # new ones
+    ) -> Display:             # made in the thread that wants to see it
+        "A display for what comes, with controls of its own"
+        self.controls = controls
+        return choose_display(self, display)
+
+    def start(self,
+        callbacks: Sequence[Callback] = (),  # as in `train`
+        display: str | None = None,          # as in `train`
+    ) -> Background:                         # stop, pause, wait, status
+        "Train in a thread, and come back at once"
+        screen = None if self.done() else self.screen(display, Controls())
+        return Background(lambda: self.train(callbacks, screen), self.controls, lambda: self.status, self.folder.name)
+
+    def watch(self,
+        display: str | None = None,  # as in `train`
+        seconds: float = 1.,         # between two looks at its files
+    ) -> Background:                 # `stop` ends the watching; `wait` waits for the run
+        "Show a run that another process trains, and come back at once"
+        controls = Controls(reaches=False)
+        screen = self.screen(display, controls)
+        return Background(lambda: follow(self, screen, controls, seconds), controls, lambda: self.status, self.folder.name)
 
     def live(self,
         trainer: Trainer,  # built from this folder
@@ -455,14 +663,19 @@ class Run:
         try:
             with stop_on_signals(trainer): trainer.train()
             reason = trainer.stop_reason or trainer.stop_asked  # also if it came with the last step
-            if trainer.finished and not reason: return finish(self, trainer)
+            if (trainer.finished and not reason) or (reason and not trainer.interrupted):
+                return finish(self, trainer, None if trainer.finished else reason)
         except KeyboardInterrupt as e: reason = str(e) or 'SIGINT'
         self.files.note(status='interrupted', stopped_by=reason, env_steps=trainer.env_steps)
         return summarize(self, trainer, 'interrupted')
 
-    def restored(self) -> Trainer:  # its `algo.module` is the agent
-        "A trainer with the newest weights, to look at: it writes nothing"
+    def restored(self,
+        checkpoint: str | int | None = None,  # None: the newest; 'best'; or its env steps
+    ) -> Trainer:  # its `algo.module` is the agent
+        "A trainer with the weights of a checkpoint, to look at: it writes nothing"
+        check_device(self.settings)
         saved, _ = restore_point(self.files, self.config)
+        if saved and checkpoint is not None: saved = chosen_checkpoint(self.folder / 'checkpoints', checkpoint)
         if not saved: raise RunError(f'{self.folder}: nothing was learned yet; train it first: '
                                      f'rlstudio resume {self.folder}')
         trainer = make_trainer(self.config, self.settings, self.places)
@@ -475,9 +688,13 @@ class Run:
     def evaluate(self,
         episodes: int | None = None,  # None: as the config says
         greedy: bool | None = None,   # None: as the config says
+        seed: int | None = None,      # fixes the starts; None: the run's
+        checkpoint: str | int | None = None,  # None: the newest; 'best'; or its env steps
+        max_steps: int | None = None,  # an episode is cut there; None: as the config says
+        video: bool = False,          # film the first greedy episode, too?
     ) -> Evaluation:
-        "Evaluate the newest weights in fresh episodes, and keep the result with the others"
-        with locked(self.folder): return judge(self, self.restored(), episodes, greedy)
+        "Evaluate weights in fresh episodes, and keep the result with the others"
+        with locked(self.folder): return judged(self, episodes, greedy, seed, checkpoint, max_steps, video)[1]
 
     def agent(self,
         step: int | str | None = None,  # of a checkpoint that is there, or 'best'; None: the newest
@@ -485,7 +702,17 @@ class Run:
         "What was learned, to be used without the trainer, the memory and the world"
         return agent_at(self, step)
 
+    def video(self,
+        name: str | int = 'rollout',  # the film's name in the folder videos, or the env steps in its name
+        make: bool = False,           # film the newest weights first?
+    ) -> Video:                       # plays in a notebook
+        "A film of the agent"
+        if make: film(self, self.restored())
+        return find_video(self, name)
+
     def plot(self) -> 'Figure':
         "The learning curve, as far as it goes"
         return learning_curve(self.history, self.files.evaluations,
                               goal_return(self.config.env, self.config.eval), self.folder.name)
+
+    def __repr__(self) -> str: return one_line_of_run(self)

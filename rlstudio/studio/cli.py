@@ -1,7 +1,7 @@
-"""Six commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list.
+"""A few commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list, delete.
 
 `rlstudio run CONFIG` trains, `resume` goes on after a stop, `evaluate` asks again how good it is, `check-env` looks at a world, `show` tells
-what a run is and `list` what there is. Each command is a few lines over `runs.run`: what the command line can do, three lines of Python can do too.
+what a run is, `list` what there is, and `delete` takes runs away. Each command is a few lines over `runs.run`: what the command line can do, three lines of Python can do too.
 
 What holds: a mistake of the user ends with one clear message and exit code 2, never a traceback; `--json` prints exactly one JSON object
 on standard output and everything else on standard error; `--help` imports neither torch nor gymnasium.
@@ -17,9 +17,9 @@ on standard output and everything else on standard error; `--help` imports neith
 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
-           'where_run', 'top', 'let_in', 'run', 'speaker', 'live', 'resume', 'evaluate_run', 'check_env_', 'run_row',
-           'show_run', 'card', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'row_or_damage',
-           'list_', 'table', 'main']
+           'where_run', 'top', 'let_in', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming',
+           'start_lines', 'evaluate_run', 'evaluated', 'check_env_', 'show_run', 'config_lines', 'leg_lines', 'card',
+           'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'delete_', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -34,7 +34,7 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -57,19 +57,21 @@ class Broken(Exception):
     "A run failed on its way; the cause is the error that did it"
 
 # %% ../../nbs/71_studio.cli.ipynb #77a23ad9
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[Any], None]
 
 @contextmanager
 def explained(
-    as_json: bool = False,  # standard output belongs to one JSON object
+    as_json: bool = False,  # standard output belongs to one JSON value
 ) -> Iterator[Emit]:        # prints that object; does nothing without as_json
     "Turn errors into a message and an exit code, and warnings into lines"
-    out = sys.stdout
-    def emit(value: dict[str, Any]) -> None:
+    from rlstudio.studio.console import clean, legible    # what an environment says may hold escape codes
+    out, told = sys.stdout, set[str]()
+    def emit(value: Any) -> None:
         if as_json: print(json.dumps(value), file=out, flush=True)
     def tell(message: Any, *args: Any, **kwargs: Any) -> None:
-        from rlstudio.studio.console import printable    # what an environment says may hold escape codes
-        print(f'warning: {printable(str(message))}', file=sys.stderr)
+        said = clean(str(message))
+        if said not in told: print(legible(f'warning: {said}', sys.stderr), file=sys.stderr)
+        told.add(said)
     with warnings.catch_warnings(), redirect_stdout(sys.stderr if as_json else out):
         warnings.showwarning = tell
         try: yield emit
@@ -78,12 +80,11 @@ def explained(
             emit(dict(status='interrupted'))
             raise typer.Exit(143 if str(e) == 'SIGTERM' else 130) from None
         except (Exception, SystemExit) as e:
-            from rlstudio.studio.console import printable
             cause = e.__cause__ if isinstance(e, Broken) and e.__cause__ else e
             code = exit_code(cause)
             if isinstance(e, typer.Exit) or code is None: raise cause from None
             if isinstance(e, Broken): code = 1
-            print(printable(str(cause) if code == 2 else f'{type(cause).__name__}: {cause}'), file=sys.stderr)
+            print(legible(clean(str(cause) if code == 2 else f'{type(cause).__name__}: {cause}'), sys.stderr), file=sys.stderr)
             emit(dict(status='failed', error=str(cause)))
             raise typer.Exit(code) from None
 
@@ -116,11 +117,9 @@ def where_run(
     given: str,  # as typed
 ) -> Path:       # a folder; one that does not exist stays as it was typed
     "A run by its folder, or by its name in the folder of all runs"
-    if (path := Path(given)).exists() or path.name != given: return path
-    from rlstudio.runs.config import load_settings
-    try: named = Path(load_settings().runs_dir) / given
-    except Exception: return path   # the command itself says what is wrong with the settings
-    return named if named.exists() else path
+    from rlstudio.runs.catalog import find_run
+    try: return find_run(given)
+    except ValueError: return Path(given)   # the command itself says what is wrong with the settings
 
 RunArgument = Annotated[Path, typer.Argument(metavar='RUN', parser=where_run, help='Folder of a run, or its name.')]
 Import = Annotated[list[str] | None, typer.Option('--import', metavar='MODULE', help='Import a module of yours first; again for more.')]
@@ -154,6 +153,7 @@ def run(
     runs_dir: RunsDir = None,  # made if it is not there
     name: Annotated[str | None, typer.Option(help='Name of the run.')] = None,  # see `check_name`
     modules: Import = None,  # of the user's own
+    start_from: Annotated[str | None, typer.Option('--from', metavar='RUN[@STEP|@best]', help='Begin with the weights of another run.')] = None,
     quiet: Quiet = False,   # no header, no progress
     as_json: Json = False,  # for programs
 ) -> None:
@@ -164,7 +164,9 @@ def run(
         say(f'rlstudio {__version__}: {config} {" ".join(given)}'.rstrip())
         with importing(emit): from rlstudio.runs.run import Run
         let_in(modules)
-        live(Run.from_config(config, given, runs_dir, name), given, quiet, as_json, emit)
+        made = Run.from_config(config, given, runs_dir, name, start_from=start_from)
+        if start_from: say(start_lines(made.manifest['start_from']))
+        live(made, given, quiet, as_json, emit)
 
 # %% ../../nbs/71_studio.cli.ipynb #3b3181b0
 def speaker(
@@ -173,10 +175,21 @@ def speaker(
 ) -> Callable[[str], None]:
     "A print that goes where it should"
     def say(text: str) -> None:
-        from rlstudio.studio.console import printable
+        from rlstudio.studio.console import legible
         stream = sys.stderr if as_json else sys.stdout
-        print(printable(text, stream.encoding or 'ascii'), file=stream, flush=True)
+        print(legible(text, stream), file=stream, flush=True)
     return (lambda text: None) if quiet else say
+
+# %% ../../nbs/71_studio.cli.ipynb #0d263c41
+@contextmanager
+def through_hangups() -> Iterator[None]:
+    "Inside, a terminal may go away"
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try: yield
+    finally: signal.signal(signal.SIGHUP, old)
 
 # %% ../../nbs/71_studio.cli.ipynb #6f7b9e69
 def live(
@@ -192,7 +205,8 @@ def live(
     say, started = speaker(quiet, as_json), monotonic()
     say(run_header(run, overrides))
     progress = Progress(sys.stderr if as_json else sys.stdout, 'silent' if quiet else 'auto')
-    try: summary = run.train([progress])
+    try:
+        with through_hangups(): summary = run.train([progress], 'silent')
     except Exception as e:
         if run.status == 'failed': raise Broken from e
         raise
@@ -206,43 +220,92 @@ def live(
 # %% ../../nbs/71_studio.cli.ipynb #c8556309
 @app.command()
 def resume(
-    run: RunArgument,         # of a run that was stopped
+    run: RunArgument,         # of any run
+    overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
+        metavar='[section.key=value]...', help='What changes from here on: train.total_steps=2e5')] = None,
     modules: Import = None,   # of the user's own
     quiet: Quiet = False,   # no header, no progress
     as_json: Json = False,  # for programs
 ) -> None:
-    "Go on with a run that was stopped or killed, exactly where it was"
+    "Go on with a run, exactly where it was: one that was stopped or killed, or a completed one with a larger budget"
     with explained(as_json) as emit:
         say = speaker(quiet, as_json)
-        say(f'rlstudio {__version__}: resume {run}')
+        say(f'rlstudio {__version__}: resume {run} {" ".join(overrides or [])}'.rstrip())
         with importing(emit): from rlstudio.runs.run import Run
         let_in(modules)
-        live(Run.open(run), [], quiet, as_json, emit)
+        found = Run.open(run, overrides or [])
+        for line in before_resuming(found): say(line)
+        live(found, overrides or [], quiet, as_json, emit)
+
+# %% ../../nbs/71_studio.cli.ipynb #4d348ab0
+def before_resuming(
+    run: Any,  # a `Run`, found again
+) -> list[str]:  # lines
+    "With what a run goes on"
+    from rlstudio.studio.console import labelled
+    if leg := run.leg(): return [labelled('leg', [str(leg)])]
+    if not (done := run.done()): return []
+    steps = done['total_steps']
+    return [labelled('leg', [f'complete at {steps:,} env steps; to train on: rlstudio resume {run.folder} train.total_steps={2 * steps}'])]
+
+def start_lines(
+    facts: dict[str, Any],  # `start_from` of a manifest
+) -> str:                   # lines
+    "With which weights a run begins"
+    from rlstudio.studio.console import labelled
+    anew = [f'anew: {name} ({why})' for name, why in facts['fresh'].items()]
+    left = [f'left behind: {", ".join(facts["left"])}'] if facts['left'] else []
+    return labelled('from', [f'{facts["run"]} at step {facts["step"]:,}, weights {facts["weights_sha256"][:12]}: {len(facts["loaded"])} arrays taken over',
+                             *anew, *left, *facts['spaces']])
 
 # %% ../../nbs/71_studio.cli.ipynb #f78730d4
 @app.command('evaluate')
 def evaluate_run(
-    run: RunArgument,  # of any run that has begun
+    runs: Annotated[list[Path], typer.Argument(  # of any runs that have begun
+        metavar='RUN...', parser=where_run, help='Folder of a run, or its name; several give a table.')],
     episodes: Annotated[int | None, typer.Option(min=1, help='How many.')] = None,  # as configured
     sampled: Annotated[bool, typer.Option(help='Sample actions, not the likeliest.')] = False,  # explore
+    seed: Annotated[int | None, typer.Option(min=0, help='Fixes the starts.  [default: the run\'s]')] = None,  # 0 … 2**63-1
+    checkpoint: Annotated[str | None, typer.Option(metavar='best|STEP', help='Which weights.  [default: the newest]')] = None,  # see `chosen_checkpoint`
+    max_steps: Annotated[int | None, typer.Option(min=1, help='Cut an episode there.')] = None,  # as configured
+    video: Annotated[bool, typer.Option(help='Film the first greedy episode, too.')] = False,  # into videos/
     modules: Import = None,  # of the user's own
     as_json: Json = False,  # for programs
 ) -> None:
-    "Evaluate the newest weights of a run in fresh episodes"
+    "Evaluate the weights of one or more runs in fresh episodes"
     with explained(as_json) as emit:
-        with importing(emit): 
-            from rlstudio.runs.folder import locked
-            from rlstudio.runs.run import Run, check_imports, judge, summarize
+        with importing(emit): from rlstudio.runs.run import check_imports
         let_in(modules)
-        check_imports(run, 'evaluate')
-        r = Run.open(run)
-        with locked(r.folder):
-            trainer = r.restored()
-            result = judge(r, trainer, episodes, False if sampled else None)
-        speaker(False, as_json)(f'{r.config.env.id} at {result.env_steps:,} steps: {result}')
-        known = r.read('result.json') or {}
-        speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
-        emit(summarize(r, trainer, r.status, result) | speed | dict(greedy=result.greedy))
+        for run in runs: check_imports(run, 'evaluate')
+        rows = [evaluated(run, episodes, False if sampled else None, seed, checkpoint, max_steps, video) for run in runs]
+        for row in rows[:1] if len(rows) == 1 else []:
+            speaker(False, as_json)(f'{row["env"]} at {row["total_steps"]:,} steps: {row.pop("said")}')
+            emit(row)
+        if len(rows) == 1: return
+        for row in rows: row.pop('said')
+        shown = ('run', 'env', 'total_steps', 'eval_return_mean', 'eval_return_std', 'eval_episodes', 'eval_cut', 'greedy', 'goal', 'solved', 'untrained')
+        speaker(False, as_json)(table([{k: row[k] for k in shown} for row in rows]))
+        emit(rows)
+
+# %% ../../nbs/71_studio.cli.ipynb #4604cdea
+def evaluated(
+    run: Path,                # a run's folder
+    episodes: int | None,     # None: as configured
+    greedy: bool | None,      # None: as configured
+    seed: int | None,         # fixes the starts; None: the run's
+    checkpoint: str | None,   # None: the newest; 'best', or its env steps
+    max_steps: int | None,    # an episode is cut there; None: as configured
+    video: bool,              # film the first greedy episode, too?
+) -> dict[str, Any]:          # the summary, and what to say
+    "Evaluate one run"
+    from rlstudio.runs.folder import locked
+    from rlstudio.runs.run import Run, judged, summarize
+    r = Run.open(run)
+    with locked(r.folder): trainer, result = judged(r, episodes, greedy, seed, checkpoint, max_steps, video)
+    known = r.read('result.json') or {}
+    speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
+    return summarize(r, trainer, r.status, result, known.get('stopped_early')) | speed | dict(
+        greedy=result.greedy, eval_seed=result.seed, said=str(result))
 
 # %% ../../nbs/71_studio.cli.ipynb #65f1588e
 @app.command('check-env')
@@ -267,36 +330,48 @@ def check_env_(
         emit(report.to_dict())
         if not report.ok: raise typer.Exit(1)
 
-# %% ../../nbs/71_studio.cli.ipynb #3d0a681b
-def run_row(
-    folder: Path,  # a run's folder
-) -> dict[str, Any]:  # run, algo, env, seed, status, env_steps, eval_return_mean
-    "A run in one line"
-    from rlstudio.runs.folder import RunFolder
-    from rlstudio.runs.yaml import read_file, read_json
-    if not (folder / 'config.yaml').is_file():
-        from rlstudio.runs.folder import RunError
-        raise RunError(f'{folder}: not a run (it has no config.yaml); see: rlstudio list runs')
-    manifest, result = (read_json(folder / f'{n}.json') or {} for n in ('manifest', 'result'))
-    config = read_file(folder / 'config.yaml').values
-    return dict(run=str(folder), algo=config['algo']['name'], env=config['env']['id'],
-                seed=config['train']['seed'], status=RunFolder(folder).status,
-                total_steps=manifest.get('env_steps'),
-                eval_return_mean=result.get('eval_return_mean'))
-
 # %% ../../nbs/71_studio.cli.ipynb #5bc3217e
 @app.command('show')
 def show_run(
     run: RunArgument,         # of any run
+    whole: Annotated[bool, typer.Option('--config', help='The whole config, defaults too.')] = False,  # else what differs
     as_json: Json = False,  # for programs
 ) -> None:
     "What a run is, how it went, and what to do with it"
     with explained(as_json) as emit:
-        from rlstudio.runs.yaml import read_json
-        row, manifest, result = run_row(run), *(read_json(run / f'{n}.json') or {}
-                                                for n in ('manifest', 'result'))
+        from rlstudio.runs.catalog import facts_in
+        row, _, manifest, result = facts_in(run)
         emit(row | dict(manifest=manifest, result=result))
-        if not as_json: speaker(False, False)(card(run, row, manifest, result))
+        if not as_json: speaker(False, False)(card(run, row, manifest, result, whole))
+
+# %% ../../nbs/71_studio.cli.ipynb #97e1a4ae
+def config_lines(
+    run: Path,    # a run's folder
+    whole: bool,  # all of its config.yaml, or what differs from the defaults
+) -> list[str]:   # as one would write it on the command line
+    "The decisions in a config"
+    from rlstudio.core.options import as_text
+    from rlstudio.runs.catalog import MISSING, changed_keys, default_values
+    from rlstudio.runs.yaml import read_file
+    if whole: return (run / 'config.yaml').read_text('utf8').splitlines()
+    config = read_file(run / 'config.yaml').values
+    if not isinstance(config, dict): return []
+    told = {k: v for k, v in changed_keys(config, default_values(config['algo']['name'], config['env']['id'])).items() if k not in ('algo.name', 'env.id')}
+    pairs = [(f'{key}={as_text(value)}', '' if default is MISSING else f'(default {as_text(default)})') for key, (value, default) in told.items()]
+    width = max([len(pair) for pair, _ in pairs], default=0)
+    return [f'{pair:<{width}}  {default}'.rstrip() for pair, default in pairs] or ['as it is by default']
+
+def leg_lines(
+    legs: Any,   # of a manifest: what a run went on with each time; may come from anybody
+) -> list[str]:  # none for a run that was never changed on its way
+    "The parts of a run, and what was changed between them"
+    known = [leg for leg in legs if isinstance(leg, dict) and isinstance(leg.get('step'), int)] if isinstance(legs, list) else []
+    if not any(leg.get('changed') for leg in known): return []
+    def changes(leg: dict[str, Any]) -> str:
+        changed = leg.get('changed')
+        pairs = [(k, v) for k, v in changed.items() if isinstance(v, list) and len(v) == 2] if isinstance(changed, dict) else []
+        return ', '.join(f'{k} {json.dumps(old)} → {json.dumps(new)}' for k, (old, new) in pairs) or 'nothing changed'
+    return [f'from step {leg["step"]:,}: {"the beginning" if i == 0 and not leg.get("changed") else changes(leg)}' for i, leg in enumerate(known)]
 
 # %% ../../nbs/71_studio.cli.ipynb #e4bef8b6
 def card(
@@ -304,9 +379,10 @@ def card(
     row: dict[str, Any],       # of `run_row`
     manifest: dict[str, Any],  # its manifest.json
     result: dict[str, Any],    # its result.json; empty if it has not ended
+    whole: bool = False,       # show the whole config
 ) -> str:                      # about thirty lines
     "A run at a glance"
-    from rlstudio.studio.console import files_written, labelled, next_commands, verdict
+    from rlstudio.studio.console import command, files_written, labelled, next_commands, verdict
     from rlstudio.train.metrics import read_metrics, series
     from rlstudio.runs.pictures import sparkline
     facts = [f'{row["algo"]} on {row["env"]}, seed {row["seed"]}: {row["status"]}',
@@ -316,12 +392,18 @@ def card(
     if seen: facts.append(f'return {seen[0]:.1f} {sparkline(means, 40)} {seen[-1]:.1f}')
     if manifest.get('error'): facts.append(f'failed: {manifest["error"]}')
     versions = [f'{k} {v}' for k, v in manifest.get('versions', {}).items()]
-    parts = [labelled('run', facts), labelled('with', [', '.join(versions)]),
-             labelled('config', (run / 'config.yaml').read_text().splitlines()),
-             files_written(run)]
-    if result: parts.append(labelled('verdict', [verdict(result)]))
-    parts.append(next_commands(result or dict(run=str(run), status='interrupted', imports=manifest.get('imports'))))
-    return '\n'.join(parts)
+    decided = config_lines(run, whole)
+    parts = [labelled('run', facts), labelled('with', [', '.join(versions)]), labelled('config', decided)]
+    if (legs := leg_lines(manifest.get('legs'))): parts.append(labelled('legs', legs))
+    parts.append(files_written(run))
+    try:
+        if result: parts.append(labelled('verdict', [verdict(result | dict(run=str(run)))]))
+    except (KeyError, TypeError, ValueError) as e:
+        from rlstudio.runs.folder import RunError
+        raise RunError(f'{run}/result.json: damaged ({type(e).__name__}: {e}); remove it, and `rlstudio resume {run}` makes it again') from None
+    parts.append(next_commands(result | dict(run=str(run)) if result else dict(run=str(run), status='interrupted', imports=manifest.get('imports'))))
+    if not whole: parts.append(labelled('', [command('show', run, '--config')]))
+    return '\n'.join(part for part in parts if part)
 
 # %% ../../nbs/71_studio.cli.ipynb #63b92c81
 def about(
@@ -372,6 +454,7 @@ def rows_of(
     listing: Listing,       # what
     runs_dir: Path | None,  # where runs live
     modules: list[str] | None = None,  # of the user's own, imported first
+    **filters: Any,         # for runs: those of `list_runs`
 ) -> list[dict[str, Any]]:  # a row each, equal keys
     "What there is"
     from rlstudio.core import registry
@@ -390,34 +473,35 @@ def rows_of(
     if listing is Listing.envs:
         from rlstudio.envs.make import env_ids, env_origin
         return [dict(id=i, native=is_native(i), source=env_origin(i)) for i in env_ids()]
-    folders = sorted((runs_dir or Path(settings.runs_dir)).glob('*/config.yaml'))
-    return [row_or_damage(f.parent) for f in folders]
-
-# %% ../../nbs/71_studio.cli.ipynb #c0fefc39
-def row_or_damage(
-    folder: Path,     # a run's folder
-) -> dict[str, Any]:  # as `run_row`
-    "A run in one line, even if its files cannot be read"
-    try: return run_row(folder)
-    except (ValueError, KeyError, TypeError):
-        empty = dict.fromkeys(('algo', 'env', 'seed', 'status', 'total_steps', 'eval_return_mean'))
-        return dict(run=str(folder)) | empty | dict(status='damaged')
+    from rlstudio.runs.catalog import list_runs
+    return [facts.row for facts in list_runs(runs_dir or settings.runs_dir, **filters)]
 
 # %% ../../nbs/71_studio.cli.ipynb #e322d5c6
 @app.command('list')
 def list_(
     kind: Listing,             # what
     runs_dir: RunsDir = None,  # for runs: where they live
+    algo: Annotated[str | None, typer.Option(help='Runs of this algorithm.')] = None,  # * stands for any text
+    env: Annotated[str | None, typer.Option(help="Runs in this environment: 'Hopper*'")] = None,  # likewise
+    status: Annotated[str | None, typer.Option(help='Runs that are completed, killed, running, …')] = None,  # of `STATES`
+    where: Annotated[list[str] | None, typer.Option(metavar='CONDITION', help="Runs with a fact: 'eval>400', solved=true, algo.gamma=0.98; again for more.")] = None,  # all hold
+    sort: Annotated[str, typer.Option(metavar='KEY', help='Sort runs: newest, eval, -eval (highest first), any fact.')] = 'newest',  # see `in_order`
+    limit: Annotated[int | None, typer.Option(min=1, help='So many runs at most.')] = None,  # all
     modules: Import = None,    # of the user's own
     as_json: Json = False,     # for programs
 ) -> None:
     "List algos, envs, nets, wrappers, configs or runs"
     with explained(as_json) as emit:
-        rows = rows_of(kind, runs_dir, modules)
-        emit({kind.value: rows})
+        filters = dict(algo=algo, env=env, status=status, where=where or [], sort=sort)
+        given = [f'--{k}' for k, v in dict(filters, limit=limit).items() if v and v != 'newest']
+        if given and kind is not Listing.runs: raise typer.BadParameter(f'{given[0]} is for runs: rlstudio list runs {given[0]} …')
+        rows = rows_of(kind, runs_dir, modules, **filters)
+        some = rows[:limit]
+        emit({kind.value: some})
         if as_json: return
-        if not rows: print(f'no {kind.value} here')
-        else: print(table(rows))
+        say = speaker(False, False)
+        say(table(some) if some else f'no {kind.value} here' + (', or none that fits' if given else ''))
+        if len(some) < len(rows): say(f'… and {len(rows) - len(some):,} more ({"newest first" if sort == "newest" else f"sorted by {sort}"})')
 
 # %% ../../nbs/71_studio.cli.ipynb #99f03a0d
 def table(
@@ -432,9 +516,37 @@ def table(
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip()
                      for line in lines)
 
+# %% ../../nbs/71_studio.cli.ipynb #68f7e4ff
+@app.command('delete')
+def delete_(
+    runs: Annotated[list[Path], typer.Argument(metavar='RUN...', parser=where_run, help='Folders of runs, or their names.')],  # at least one
+    yes: Annotated[bool, typer.Option('--yes', '-y', help='Do not ask.')] = False,  # needed where nobody can be asked
+    as_json: Json = False,  # for programs
+) -> None:
+    "Delete runs for good, after a question"
+    with explained(as_json) as emit:
+        from rlstudio.runs.catalog import check_deletable, delete_run, facts_or_damage
+        from rlstudio.runs.folder import RunError
+        from rlstudio.studio.console import command, size
+        folders, say = list({f.absolute(): f for f in runs}.values()), speaker(False, as_json)
+        for folder in folders: check_deletable(folder)
+        rows = [facts_or_damage(f).row | dict(kilobytes=max(1, size(f) // 1024)) for f in folders]
+        if not yes:
+            say(table(rows))
+            if not sys.stdin.isatty(): raise RunError(f'nothing was deleted: nobody is here to be asked; if you are sure, type: {command("delete", *folders, "--yes")}')
+            if not typer.confirm(f'Delete {"this run" if len(rows) == 1 else f"these {len(rows)} runs"} for good?', err=as_json):
+                say('nothing was deleted')
+                raise typer.Exit(1)
+        for folder in folders:
+            delete_run(folder)
+            say(f'deleted {folder}')
+        emit(dict(deleted=[str(f) for f in folders]))
+
 # %% ../../nbs/71_studio.cli.ipynb #1010c095
 def main() -> None:
     "The `rlstudio` command"
+    from rlstudio.studio.console import Lasting
+    sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout)), cast(Any, Lasting(sys.stderr))   # they may be closed at any time
     def terminate(number: int, frame: Any) -> None: raise KeyboardInterrupt('SIGTERM')
     signal.signal(signal.SIGTERM, terminate)  # as Ctrl-C: what was running leaves word of it
     app()

@@ -6,7 +6,7 @@ documented table of `EVENTS`.
 
 - `Trainer(config)`: builds world, agent and stepper; `train()`, `step()`, `stop()`.
 - `trainer.log(name, value)`: adds a number to the record.
-- `WriteMetrics`: the first listener; it hands records to sinks.
+- `WriteMetrics`: hands records to sinks, after all who may add to them.
 
 `state_dict()` is *everything* that the next step depends on. So `train(N)` equals `train(k)`, save, another process, load,
 `train(N-k)`."""
@@ -15,13 +15,14 @@ documented table of `EVENTS`.
 
 # %% auto #0
 __all__ = ['EVENTS', 'Algorithm', 'Callback', 'register_trainer_metrics', 'Stopwatch', 'progress_record', 'located', 'mean_of',
-           'check_fit', 'Trainer', 'WriteMetrics']
+           'check_fit', 'check_given', 'Trainer', 'WriteMetrics']
 
 # %% ../../nbs/41_train.trainer.ipynb #87e9055e
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Protocol
 
@@ -30,7 +31,7 @@ import numpy as np
 from ..core.arithmetic import arithmetic_threads
 from ..core.batch import Batch
 from ..core.finite import NonFiniteError
-from ..core.options import AlgoConfig, ConfigError
+from ..core.options import AlgoConfig, ConfigError, Problem
 from ..core.options import Config as RunConfig
 from ..core.registry import algos
 from ..core.seeding import Streams
@@ -39,7 +40,7 @@ from ..envs.backends import make_vector
 from ..envs.check import check_start
 from ..envs.vector import VectorEnv
 from ..nets.modules import RLModule
-from .metrics import Sink, check_name, register_metric
+from .metrics import Sink, note_metrics, register_metric
 
 # %% ../../nbs/41_train.trainer.ipynb #be9f7f69
 class Algorithm(Protocol):
@@ -180,6 +181,16 @@ def check_fit(
         env.close()
         raise
 
+# %% ../../nbs/41_train.trainer.ipynb #16ac7358
+def check_given(
+    config: Any,  # should be a complete config
+) -> None:
+    "Refuse what is no config, and say how to get one"
+    if all(hasattr(config, section) for section in ('env', 'algo', 'train')): return
+    given, fix = (repr(config)[:60], f'Trainer(load_config({str(config)!r})[0])') if isinstance(config, str | Path) else (
+        f'a {type(config).__name__}', 'the first of the pair' if isinstance(config, tuple) else 'load_config or config_from_dict')
+    raise ConfigError([Problem('Trainer', 0, 0, '', f'given {given}, expected a Config; fix: {fix}')])
+
 # %% ../../nbs/41_train.trainer.ipynb #c6144234
 class Trainer:
     "Collect, learn, tell; stop anywhere and go on bit for bit."
@@ -190,6 +201,7 @@ class Trainer:
         threads: int = 1,                # arithmetic threads of `train`; 1 is exact
         engine: str = 'auto',            # who differentiates: auto, autograd or tape
     ):
+        check_given(config)
         register_trainer_metrics()
         self.config, self.callbacks, self.threads = config, list(callbacks), threads
         self.streams, self.env = Streams(config.train.seed), make_vector(config.env)
@@ -200,9 +212,14 @@ class Trainer:
         self.iteration, self.episodes = 0, 0
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length)
         self.stop_asked = self.stop_reason = ''  # the request, and what ended the last `train`
+        self.interrupted = False                 # is that only for now?
         self.batch, self.watch = Batch(), Stopwatch()
         self.metrics: dict[str, float] = {}      # the newest record
         self.logged: dict[str, float] = {}       # what `log` adds to
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f'Trainer({c.algo.name} on {c.env.id}, seed {c.train.seed}; {self.env_steps:,} of {c.train.total_steps:,} steps)'
 
     @property
     def env_steps(self) -> int: return self.stepper.env_steps  # since the beginning
@@ -212,11 +229,12 @@ class Trainer:
         return self.env_steps >= self.config.train.total_steps
 
     def log(self,
-        name: str,     # such as 'reward/bonus'; explain it with `register_metric`
+        name: str,     # such as 'reward/bonus'; `register_metric` explains it
         value: float,  # of this iteration
     ) -> None:
         "Add a number to this iteration's record"
-        self.logged[check_name(name)] = value
+        note_metrics([name])
+        self.logged[name] = value
 
     def emit(self,
         event: str,  # one of EVENTS
@@ -267,16 +285,18 @@ class Trainer:
 
     def stop(self,
         reason: str = 'stopped',  # afterwards in `stop_reason`
+        interrupt: bool = False,  # only for now (Ctrl-C), or for good (enough was learned)?
     ) -> None:
         "Ask to stop at the end of this iteration: safe from a callback, a thread or a signal"
-        self.stop_asked = reason
+        if not self.stop_asked: self.stop_asked, self.interrupted = reason, interrupt  # who comes first
 
     def state_dict(self) -> dict[str, Any]:  # nested dict of arrays and plain values
         "All that the next step depends on"
+        over = {} if self.interrupted or not self.stop_asked else dict(stopped=self.stop_asked)
         return dict(iteration=self.iteration, episodes=self.episodes,
                     recent=[list(e) for e in self.recent], algo=self.algo.state_dict(),
                     stepper=self.stepper.state_dict(), streams=self.streams.state_dict(),
-                    callbacks={c.name: c.state_dict() for c in self.callbacks if c.name})
+                    callbacks={c.name: c.state_dict() for c in self.callbacks if c.name}, **over)
 
     def load_state_dict(self,
         state: dict[str, Any],  # as state_dict gave it
@@ -289,6 +309,7 @@ class Trainer:
         for c in self.callbacks:
             if c.name in state['callbacks']: c.load_state_dict(state['callbacks'][c.name])
         self.streams.load_state_dict(state['streams'])
+        self.stop_asked, self.interrupted = state.get('stopped', ''), False  # for good is for good
 
 # %% ../../nbs/41_train.trainer.ipynb #afe16610
 class WriteMetrics(Callback):
@@ -301,6 +322,7 @@ class WriteMetrics(Callback):
         self.sinks, self.every = list(sinks), every
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # writes its record
+        note_metrics(trainer.metrics)
         evaluated = any(name.startswith('eval/') for name in trainer.metrics)
         if evaluated or trainer.iteration % self.every == 0 or trainer.finished:
             for s in self.sinks: s.write(trainer.metrics)

@@ -1,0 +1,3 @@
+from minatar.gym import register_envs
+
+register_envs()
