@@ -32,7 +32,7 @@ from ..core.options import Config, ConfigError, as_text, config_from_dict, confi
 from ..nets.flat import state_sha256
 from ..nets.normalize import RewardScale
 from .checkpoint import (
-    Checkpoint, CheckpointError, checkpoint_path, checkpoints, chosen_checkpoint, latest_checkpoint, load_checkpoint,
+    Checkpoint, CheckpointError, checkpoints, chosen_checkpoint, latest_checkpoint, load_checkpoint,
     read_meta, save_checkpoint)
 from .config import load_config, to_yaml
 from .folder import RunError, RunFolder, now, versions
