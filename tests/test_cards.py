@@ -252,13 +252,13 @@ def test_configs_from_whatever_is_at_hand(trained: Run, tmp_path: Path) -> None:
 def test_runs_are_found_again(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, settings = trained.folder, Settings(runs_dir=str(trained.folder.parent))
     for given in (folder, str(folder), trained, folder / "config.yaml", folder / "manifest.json", folder / "checkpoints", next((folder / "checkpoints").glob("step_*")), "mine"):
-        assert Run.open(given, settings).folder == folder, given
+        assert Run.open(given, settings=settings).folder == folder, given
     (tmp_path / "config.yaml").write_text("env: {id: x}")
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     for bad in ("runs", "runs/gone", "gone"):
-        with pytest.raises(RunError, match=f"{bad}: not a run"): Run.open(bad, settings)
-    with pytest.raises(RunError, match="did you mean 'mine'"): Run.open("mime", settings)
+        with pytest.raises(RunError, match=f"{bad}: not a run"): Run.open(bad, settings=settings)
+    with pytest.raises(RunError, match="did you mean 'mine'"): Run.open("mime", settings=settings)
     with pytest.raises(RunError, match="given None, expected a folder"): Run.open(None)
 
 
