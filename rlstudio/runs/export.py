@@ -15,8 +15,8 @@ been compared with the agent before it is handed over."""
 __all__ = ['AGENT_VERSION', 'AGENT_FILE', 'WEIGHTS_FILE', 'places', 'FORMATS', 'makers', 'agent_facts', 'save_agent', 'as_agent',
            'read_regular', 'read_facts', 'read_weights', 'dtype_of', 'width_seen', 'check_sizes', 'understood',
            'from_place', 'load_agent', 'seen_tensor', 'torch_type', 'world_tensor', 'policy_tensors', 'core_step',
-           'greedy_action', 'unlike', 'AgentGraph', 'drawn_part', 'differing', 'check_graph', 'told_by', 'unleaved',
-           'traced', 'fresh_file', 'put_file', 'export_torch', 'quiet_exporter', 'converted', 'onnx_notes',
+           'greedy_action', 'unlike', 'AgentGraph', 'drawn_part', 'differing', 'half_range', 'check_graph', 'told_by',
+           'unleaved', 'traced', 'fresh_file', 'put_file', 'export_torch', 'quiet_exporter', 'converted', 'onnx_notes',
            'export_onnx', 'export_agent']
 
 # %% ../../nbs/68_runs.export.ipynb #7d4b9035
@@ -395,31 +395,42 @@ def drawn_part(
 def differing(
     a: np.ndarray,   # what the agent says, (N, …)
     b: np.ndarray,   # what the graph says
+    size: Any = 1.,  # what counts as large: half the range of an action, (*shape)
 ) -> str:            # in words; '': they agree
     "How do two answers differ?"
     if a.shape != b.shape or a.dtype != b.dtype: return f'{b.dtype} of shape {b.shape}, expected {a.dtype} of shape {a.shape}'
     if a.dtype.kind != 'f':
-        rows = (a != b).reshape(len(a), -1).any(1).sum()
+        gap = np.abs(a.astype(np.float64) - b.astype(np.float64)) > 1e-5 * np.asarray(size) * (np.asarray(size) > 1e5)   # of a wide range of integers, float32 knows not all
+        rows = gap.reshape(len(a), -1).any(1).sum()
         return f'another choice in {rows} of {len(a)} rows' if rows > len(a) / 100 else ''
     x, y = a.astype(np.float64), b.astype(np.float64)
-    gap = np.abs(x - y) / np.maximum(1, np.abs(x))
+    gap = np.abs(x - y) / np.maximum(size, np.abs(x))
     return '' if not gap.size or gap.max() <= (1e-5 if a.dtype.itemsize > 2 else 1e-3) else f'{gap.max():.1e} apart, expected 1e-5'
+
+def half_range(
+    spec: ArraySpec,   # of one action, or of a part of it
+) -> np.ndarray:       # (*shape), at least 1; 1 where an end is open
+    "The size of an action's numbers"
+    with np.errstate(over='ignore', invalid='ignore'): half = (spec.high.astype(np.float64) - spec.low) / 2
+    return np.where(np.isfinite(half) & (half < 1e30), np.maximum(half, 1), 1.)
 
 def check_graph(
     agent: Agent,        # as it is
     graph: AgentGraph,   # names inputs and outputs
     ask: Any,            # {input: array} → [array of each output]
     what: str,           # for the message, such as ONNX
+    rows: int = 128,     # drawn observations at once
 ) -> None:
     "Refuse a graph that does not do what its agent does"
     rng, agent = Streams(1)['export'], copy.deepcopy(agent)
-    for num, edge in ((128, False), (1, False), (6, True)):
+    sizes = [half_range(p) for p in leaves(agent.spec.action)] + [1.] * len(graph.outputs)
+    for num, edge in ((rows, False), (1, False), (6, True)):
         agent.reset()
         state = [np.zeros((num, agent.module.core.size), np.float32) for _ in graph.memory]
         for _ in range(3 if graph.memory else 1):
             given = graph.example(num, rng, edge)
             mine, state = told_by(agent, graph, given), [*ask(dict(zip(graph.inputs, [*given, *state])))]
-            wrong = [f'{name} is {why}' for name, a, b in zip(graph.outputs, mine, state) if (why := differing(a, b))]
+            wrong = [f'{name} is {why}' for name, a, b, size in zip(graph.outputs, mine, state, sizes) if (why := differing(a, b, size))]
             if wrong: raise AgentError(f'{what}: {"; ".join(wrong)}: the graph does not do what the agent does; it was not written; fix: save_agent, and tell us')
             state = state[len(state) - len(graph.memory):]
 

@@ -18,9 +18,9 @@ on standard output and everything else on standard error; `--help` imports neith
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Import', 'exit_code', 'Broken', 'explained', 'importing',
            'where_run', 'top', 'let_in', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming',
-           'start_lines', 'evaluate_run', 'evaluated', 'check_env_', 'show_run', 'config_lines', 'leg_lines', 'card',
-           'push_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table',
-           'delete_', 'main']
+           'start_lines', 'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'show_run', 'config_lines',
+           'leg_lines', 'card', 'push_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of',
+           'list_', 'table', 'delete_', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -307,6 +307,29 @@ def evaluated(
     speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
     return summarize(r, trainer, r.status, result, known.get('stopped_early')) | speed | dict(
         greedy=result.greedy, eval_seed=result.seed, said=str(result))
+
+# %% ../../nbs/71_studio.cli.ipynb #5d0c7102
+@app.command('export')
+def export_run(
+    run: RunArgument,  # of any run that has begun
+    path: Annotated[Path, typer.Argument(metavar='PATH', help='A new folder, or a new file: agent.onnx, agent.pt2.')],  # must not exist
+    form: Annotated[str, typer.Option('--format', metavar='folder|onnx|torch', help='The form.  [default: by the end of PATH, else folder]')] = '',  # see `export_agent`
+    checkpoint: Annotated[str | None, typer.Option(metavar='best|STEP', help='Which weights.  [default: the newest]')] = None,  # see `chosen_checkpoint`
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,  # for programs
+) -> None:
+    "Write the agent of a run, to be used without it: a folder, an ONNX file, or a torch program"
+    with explained(as_json) as emit:
+        with importing(emit):
+            from rlstudio.runs.export import AGENT_FILE, export_agent
+            from rlstudio.runs.run import Run, check_imports
+        let_in(modules)
+        check_imports(run, 'export')
+        agent = Run.open(run).agent(int(checkpoint) if checkpoint and checkpoint.isdigit() else checkpoint)
+        written = export_agent(agent, path, form)
+        use = f"rlstudio.load_agent('{written}')" if (written / AGENT_FILE).is_file() else 'compared with the agent: they say the same'
+        speaker(False, as_json)(f'{written}: {agent}\n{use}')
+        emit(dict(path=str(written), run=str(run), step=agent.facts['step'], algo=agent.facts['algo'], env=agent.facts['env']))
 
 # %% ../../nbs/71_studio.cli.ipynb #65f1588e
 @app.command('check-env')
