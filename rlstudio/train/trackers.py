@@ -16,7 +16,7 @@ on in the same tracker run, without a step twice. What the tracker missed is sen
 __all__ = ['tracker_package', 'recall', 'remember', 'numbers_in', 'Tracker', 'quietly', 'WandbSink', 'TrackioSink',
            'mlflow_place', 'MlflowSink']
 
-# %% ../../nbs/45_train.trackers.ipynb #c77e83a0
+# %% ../../nbs/45_train.trackers.ipynb #65b73253
 import json
 import logging
 import os
@@ -29,6 +29,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO, StringIO
 from pathlib import Path
+from threading import current_thread, main_thread
 from time import monotonic, time
 from typing import Any
 
@@ -197,22 +198,26 @@ class Tracker:
         if self.run is not None: self.attempt('end', self.on_end)
         self.tool = self.run = None
 
-# %% ../../nbs/45_train.trackers.ipynb #7760b6cc
+# %% ../../nbs/45_train.trackers.ipynb #abf6ac46
 @contextmanager
 def quietly() -> Iterator[None]:
-    "Inside, what a tool prints goes nowhere"
+    "Inside, what a tool prints goes nowhere; in a thread it does, since the others are printing too"
+    if current_thread() is not main_thread():
+        yield
+        return
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
 
-# %% ../../nbs/45_train.trackers.ipynb #56ee065b
+# %% ../../nbs/45_train.trackers.ipynb #66e494ac
 class WandbSink(Tracker):
     "Weights & Biases, by its own settings (extra `wandb`)"
     package = 'wandb'
     tool: Any; run: Any
     def on_begin(self) -> None:
-        online = os.environ.get('WANDB_MODE', 'online') in ('online', 'run')
-        with quietly(): known = not online or self.tool.login(prompt=False, verify=False)
+        with quietly():
+            mode = os.environ.get('WANDB_MODE') or self.tool.setup().settings.mode   # the second may be of `wandb offline`
+            known = mode not in ('online', 'shared') or self.tool.login(prompt=False, verify=False)
         if not known: raise MetricError("the sink 'wandb' has no login: run `wandb login`, or set WANDB_MODE=offline")
         if 'id' not in self.facts: self.note(id=secrets.token_hex(8), project=os.environ.get('WANDB_PROJECT', 'rlstudio'))
         wanted = dict(silent=True, console='off', reinit='create_new', save_code=False, init_timeout=30., finish_timeout=120.,
