@@ -223,8 +223,10 @@ def test_a_warm_start_survives(tmp_path: Path) -> None:
 
 
 def test_which_checkpoint(tmp_path: Path) -> None:
-    a = made("ppo", tmp_path, "a", 1024)
+    a = made("ppo", tmp_path, "a", 1024, overrides={"eval.every": 512})
     a.train()
+    best = made("ppo", tmp_path, "best", 256, start_from=f"{a.folder}@best").manifest["start_from"]["step"]
+    assert a.files.evaluations and best in (512, 1024)
     at = {text: made("ppo", tmp_path, f"to{i}", 256, start_from=f"{a.folder}{text}") for i, text in enumerate(("", "@512", "@1_024"))}
     assert [r.manifest["start_from"]["step"] for r in at.values()] == [1024, 512, 1024]
     by_name = Run.from_config(config("ppo", tmp_path), runs_dir=tmp_path, start_from="a@512")
