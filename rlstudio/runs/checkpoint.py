@@ -652,7 +652,7 @@ class SaveBest(Callback):
 def chosen_checkpoint(
     folder: str | Path,              # where checkpoints live: `checkpoints` in a run's folder
     which: str | int | None = None,  # None: the newest whole one; 'best'; or env steps
-) -> Checkpoint:
+) -> Checkpoint:  # whole and verified
     "One of a run's checkpoints; an error names those that there are"
     folder = Path(folder)
     if which is None: return latest_checkpoint(folder)[0]
