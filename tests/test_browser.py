@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from support import NBS, child_env
 
+HOST = "localhost"
 CHROMIUM = os.environ.get("RLSTUDIO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync").split()
 SETTINGS = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here (apt-get 
 
 def free_port() -> int:
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.bind((HOST, 0))
         return int(s.getsockname()[1])
 
 
@@ -86,11 +87,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     env.pop("PYTEST_VERSION", None)   # a person's kernel knows nothing of tests
     port = free_port()
     with open(home / "log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ip={HOST}", f"--port={port}", "--ServerApp.port_retries=0",
                                    "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"],
                                   cwd=home / "work", env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            url, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
+            url, end = f"http://{HOST}:{port}", time.monotonic() + 60
             while not answers(f"{url}/api/status"):
                 assert server.poll() is None and time.monotonic() < end, (home / "log").read_text()[-3000:]
                 time.sleep(.1)
