@@ -44,12 +44,12 @@ def safe(
     text = text if len(text) <= limit else f'{text[:limit]}…'
     return escape(''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text))
 
-# %% ../../nbs/73_studio.cards.ipynb #53735ce2
+# %% ../../nbs/73_studio.cards.ipynb #a18b9ad1
 STYLE = ('<style>.rls{color:var(--jp-content-font-color1,var(--vscode-editor-foreground,inherit));font:13px/1.45 var(--jp-content-font-family,system-ui,sans-serif);'
     'display:inline-block;max-width:100%;overflow-x:auto;border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px 12px;margin:2px 0}'
-    '.rls table{border-collapse:collapse;margin:4px 0 0;font-size:inherit;color:inherit}'
-    '.rls tr,.rls tr:nth-child(odd),.rls tr:nth-child(even),.rls tr:hover{background:transparent}'
-    '.rls th,.rls td{text-align:left;vertical-align:top;padding:1px 14px 1px 0;border:0;max-width:640px;overflow-wrap:anywhere;white-space:pre-wrap;color:inherit;background:transparent}'
+    '.rls table{border-collapse:collapse;margin:4px 0 0!important;font-size:inherit;color:inherit}'
+    '.rls tr,.rls th,.rls td{background:transparent!important;color:inherit!important;border:0!important}'
+    '.rls th,.rls td{text-align:left!important;vertical-align:top!important;padding:1px 14px 1px 0!important;max-width:640px;overflow-wrap:break-word;white-space:pre-wrap}'
     '.rls td:first-child{white-space:nowrap}.rls th{font-weight:normal;opacity:.65;white-space:nowrap}.rls .rls-dim{opacity:.65}'
     '.rls .rls-tag{border-radius:9px;padding:0 8px;margin-left:8px;color:#fff;background:#5f6b7a;font-size:12px}'
     '.rls .rls-good{background:#1f7a4d}.rls .rls-warn{background:#8a5a00}.rls .rls-bad{background:#b3261e}'
