@@ -26,13 +26,28 @@ def policy_gradient_loss(
     log_prob: Array,   # log π_θ(a|s), (B,)
     advantage: Array,  # Â, (B,), without gradient
 ) -> Array:            # a number to make small
-    "−mean log π Â: its gradient is the policy gradient, arXiv:1602.01783 sec. 4"
+    """−mean log π Â: its gradient is the policy gradient, arXiv:1602.01783 sec. 4
+
+    Args:
+        log_prob: log π_θ(a|s), (B,)
+        advantage: Â, (B,), without gradient
+
+    Returns:
+        a number to make small
+    """
     return -(log_prob * advantage).mean()
 
 # %% ../../nbs/52_algos.a2c.ipynb #84a3bab2
 @dataclass(frozen=True, kw_only=True)
 class A2CConfig(OnPolicyConfig):
-    "The `algo` section of a config file for A2C."
+    """The `algo` section of a config file for A2C.
+
+    Args:
+        learning_rate: Adam's step size
+        num_steps: T, env steps of each env between updates
+        gae_lambda: trace decay λ
+        …: and those of OnPolicyConfig
+    """
     learning_rate: Positive = 1e-3    # Adam's step size
     num_steps: Count = 8              # T, env steps of each env between updates
     gae_lambda: Unit = 0.95           # trace decay λ
@@ -43,6 +58,7 @@ class A2C(OnPolicy):
     Config = A2CConfig
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
+        "(B, …), as `Learner`"
         c = self.config
         log_prob, entropy, value = self.module.evaluate(b, b.action)
         policy, H = policy_gradient_loss(log_prob, b.advantage), entropy.mean()

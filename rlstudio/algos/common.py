@@ -46,7 +46,16 @@ def anneal(
     schedule: Schedule,  # 'constant', or 'linear' down to zero
     progress: float,     # 0 → 1 over the training
 ) -> float:              # value now
-    "A hyper-parameter's value at this point of the training"
+    """A hyper-parameter's value at this point of the training
+
+    Args:
+        initial: value at the start
+        schedule: 'constant', or 'linear' down to zero
+        progress: 0 → 1 over the training
+
+    Returns:
+        value now
+    """
     return initial * (1 - progress) if schedule == 'linear' else initial
 
 # %% ../../nbs/50_algos.common.ipynb #f98a5ac7
@@ -54,7 +63,15 @@ def clip_gradient_(
     grad: torch.Tensor,  # the flat gradient, cut in place
     max_norm: float,     # largest length allowed
 ) -> float:              # its length before
-    "Cut a gradient to a length; a gradient that is not finite is an error"
+    """Cut a gradient to a length; a gradient that is not finite is an error
+
+    Args:
+        grad: the flat gradient, cut in place
+        max_norm: largest length allowed
+
+    Returns:
+        its length before
+    """
     norm = float(torch.linalg.vector_norm(grad))
     check_finite('gradient', np.float64(norm))
     if norm > max_norm: grad.mul_(max_norm / norm)
@@ -70,6 +87,14 @@ class Part:
         max_grad_norm: float | None = None,   # the gradient is cut to this length; None: never
         target: bool = False,      # keep a slow copy?
     ) -> None:
+        """
+        Args:
+            module: on its final device; its parameters become one vector
+            learning_rate: Adam's step size at the start of the training
+            eps: Adam's ε
+            max_grad_norm: the gradient is cut to this length; None: never
+            target: keep a slow copy?
+        """
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
         self.flat = flatten_parameters(module)
         self.adam = FlatAdam(self.flat.vector, learning_rate, eps)
@@ -77,12 +102,20 @@ class Part:
 
     @property
     def slow(self) -> Any:   # the module's slow copy, to be asked
-        "The target network"
+        """The target network
+
+        Returns:
+            the module's slow copy, to be asked
+        """
         if self.target is not None: return self.target.module
         raise ValueError('Part.slow: given a part without a target, expected one; fix: Part(…, target=True)')
 
     def step(self) -> dict[str, float]:   # {'grad/norm': …} where the gradient is cut
-        "Cut the gradient, and let Adam move the parameters"
+        """Cut the gradient, and let Adam move the parameters
+
+        Returns:
+            {'grad/norm': …} where the gradient is cut
+        """
         metrics = {}
         if self.max_grad_norm is not None: metrics['grad/norm'] = clip_gradient_(self.flat.grad, self.max_grad_norm)
         self.adam.step()
@@ -91,16 +124,28 @@ class Part:
     def follow(self,
         tau: float,   # share of the new, in [0, 1]; 1 copies
     ) -> None:
-        "Move the slow copy towards what was learned"
+        """Move the slow copy towards what was learned
+
+        Args:
+            tau: share of the new, in [0, 1]; 1 copies
+        """
         if self.target is not None: self.target.update(self.flat, tau)
 
     def state_dict(self) -> dict[str, Any]:   # tensors
-        "Adam's memory and the slow copy; the parameters themselves are saved with the module"
+        """Adam's memory and the slow copy; the parameters themselves are saved with the module
+
+        Returns:
+            tensors
+        """
         slow = {} if self.target is None else dict(target=self.target.state_dict())
         return dict(adam=self.adam.state_dict()) | slow
 
     def load_state_dict(self, state: dict[str, Any]) -> None:   # as state_dict gave it
-        "Go on from a saved state"
+        """Go on from a saved state
+
+        Args:
+            state: as state_dict gave it
+        """
         self.adam.load_state_dict(state['adam'])
         if self.target is not None: self.target.load_state_dict(state['target'])
 
@@ -112,7 +157,12 @@ def differentiate(
     loss: Any,    # one number: a tensor, or a variable of a tape
     part: Part,   # whose gradient is wanted, and nobody else's
 ) -> None:
-    "Put the gradient of a loss into a part's flat gradient"
+    """Put the gradient of a loss into a part's flat gradient
+
+    Args:
+        loss: one number: a tensor, or a variable of a tape
+        part: whose gradient is wanted, and nobody else's
+    """
     if isinstance(loss, Var): return loss.tape.backward(loss, part.flat.places)
     part.flat.zero_grad()
     loss.backward(inputs=part.flat.parameters())
@@ -125,7 +175,15 @@ def part_of(
     parts: dict[str, Part],  # as `build` gave them
     name: str,               # as `losses` yielded it
 ) -> Part:                   # the one that the loss moves
-    "The part of a loss"
+    """The part of a loss
+
+    Args:
+        parts: as `build` gave them
+        name: as `losses` yielded it
+
+    Returns:
+        the one that the loss moves
+    """
     if name in parts: return parts[name]
     raise LossError(f'losses: given a loss for the part {name!r}, expected one of {", ".join(parts)}; '
                     'fix: yield the name that build() gives it')
@@ -135,7 +193,12 @@ def check_parts(
     parts: dict[str, Part],    # as `build` gave them
     module: torch.nn.Module,   # the agent
 ) -> None:
-    "Each parameter of the agent that can learn belongs to one part"
+    """Each parameter of the agent that can learn belongs to one part
+
+    Args:
+        parts: as `build` gave them
+        module: the agent
+    """
     homes: dict[int, str] = {}
     for name, part in parts.items():
         for p in part.flat.parameters():
@@ -151,7 +214,14 @@ def check_parts(
 def number(
     x: Any,   # a number, a tensor or a variable of one element
 ) -> float:   # its value
-    "A plain number"
+    """A plain number
+
+    Args:
+        x: a number, a tensor or a variable of one element
+
+    Returns:
+        its value
+    """
     return x if isinstance(x, float) else float(x.item()) if hasattr(x, 'item') else float(x)
 
 # %% ../../nbs/50_algos.common.ipynb #0400ded2
@@ -159,7 +229,11 @@ def number(
 def torch_seeded(
     seed: int,   # 0 … 2**63 - 1
 ) -> Iterator[None]:
-    "Inside, torch's global generator begins at a seed, and float32 is its default; afterwards both are as they were"
+    """Inside, torch's global generator begins at a seed, and float32 is its default; afterwards both are as they were
+
+    Args:
+        seed: 0 … 2**63 - 1
+    """
     default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
@@ -182,7 +256,16 @@ def prepared(
     batch: Batch,         # NumPy, (B, …)
     engine: str,          # 'tape' or 'autograd'
 ) -> Batch:               # with the fields of `targets`
-    "A batch as the losses see it, tensors or variables, with what they aim at"
+    """A batch as the losses see it, tensors or variables, with what they aim at
+
+    Args:
+        learner: knows its targets
+        batch: NumPy, (B, …)
+        engine: 'tape' or 'autograd'
+
+    Returns:
+        with the fields of `targets`
+    """
     tape = Tape() if engine == 'tape' else None
     seen = batch.to(learner.device) if tape is None else batch.map(tape.variable)
     with torch.no_grad(): aims = learner.targets(batch if tape is not None and learner.takes_arrays else seen)
@@ -193,7 +276,15 @@ def each_loss(
     learner: 'Learner',     # says what its losses are
     batch: Batch,           # as `prepared` gave it
 ) -> Iterator[Told]:        # (part, loss, metrics) of each
-    "The losses of a learner, if it yields them"
+    """The losses of a learner, if it yields them
+
+    Args:
+        learner: says what its losses are
+        batch: as `prepared` gave it
+
+    Returns:
+        (part, loss, metrics) of each
+    """
     losses = learner.losses(batch)
     if hasattr(losses, '__next__'): return losses
     raise LossError(f'{type(learner).__name__}.losses: given a {type(losses).__name__}, expected a generator; '
@@ -202,7 +293,11 @@ def each_loss(
 def try_tape(
     learner: 'Learner',   # just built
 ) -> None:
-    "All losses of a learner on the tape, on a small batch; nothing is stepped, and no stream moves"
+    """All losses of a learner on the tape, on a small batch; nothing is stepped, and no stream moves
+
+    Args:
+        learner: just built
+    """
     before, batch = learner.streams.state_dict(), learner.example()
     try:
         try: prepared(learner, batch, 'tape')
@@ -221,7 +316,15 @@ def choose_engine(
     learner: 'Learner',   # just built
     wanted: Engine,       # of settings.ini
 ) -> tuple[str, str]:     # 'tape' or 'autograd', and why
-    "Who differentiates: the tape if it is wanted and can, else autograd"
+    """Who differentiates: the tape if it is wanted and can, else autograd
+
+    Args:
+        learner: just built
+        wanted: of settings.ini
+
+    Returns:
+        'tape' or 'autograd', and why
+    """
     if wanted == 'autograd': return 'autograd', 'engine = autograd'
     why = '' if learner.device == 'cpu' else f'device {learner.device}'
     if not why:
@@ -240,7 +343,12 @@ def check_masks(
     learner: 'Learner',  # about to be made
     env: VectorEnv,      # its environments
 ) -> None:
-    "Refuse an environment with illegal actions to an algorithm that would take them"
+    """Refuse an environment with illegal actions to an algorithm that would take them
+
+    Args:
+        learner: about to be made
+        env: its environments
+    """
     if 'mask' not in env.fields or learner.masks: return
     raise EnvError(f'{env.env_id}: given an env that tells which actions are legal, and {type(learner).__name__}, which takes any; expected an '
                    'algorithm that respects action masks; fix: ppo, a2c or dqn, or masks = True in a class that reads seen.mask and batch.mask')
@@ -265,6 +373,14 @@ class Learner:
         device: str = 'cpu',      # where the learner lives
         engine: Any = 'auto',     # who differentiates: auto, autograd or tape
     ) -> None:
+        """
+        Args:
+            config: the run's config; its `algo` section is of the class `Config`
+            env: N environments
+            streams: init, action and more by name
+            device: where the learner lives
+            engine: who differentiates: auto, autograd or tape
+        """
         if problems := config.algo.check(config, env.observation_spec, env.action_spec): raise ConfigError(problems)
         check_masks(self, env)
         register_rows(type(self))
@@ -279,7 +395,14 @@ class Learner:
         streams: Streams,       # as in `__init__`
         device: str = 'cpu',    # as in `__init__`
     ) -> None:
-        "Make the agent, with its first weights; nothing here learns yet"
+        """Make the agent, with its first weights; nothing here learns yet
+
+        Args:
+            config: as in `__init__`
+            env: declares what is seen and done
+            streams: as in `__init__`
+            device: as in `__init__`
+        """
         self.config: Any = config.algo
         self.total_steps, self.streams, self.device = config.train.total_steps, streams, device
         env.widen(config.net.normalize_obs)
@@ -296,7 +419,16 @@ class Learner:
         env: VectorEnv,      # declares what is seen and done; it is never stepped
         streams: Streams,    # init
     ) -> RLModule:           # with its first weights, for others to be loaded
-        "The agent without anything that it learns with: no parts, no memory, no engine"
+        """The agent without anything that it learns with: no parts, no memory, no engine
+
+        Args:
+            config: as in `__init__`
+            env: declares what is seen and done; it is never stepped
+            streams: init
+
+        Returns:
+            with its first weights, for others to be loaded
+        """
         learner = cls.__new__(cls)
         learner.begin(config, env, streams)
         return learner.module
@@ -307,33 +439,66 @@ class Learner:
         action_spec: ArraySpec,       # of one action
         rng: np.random.Generator,     # draws the first weights
     ) -> RLModule:
-        "The agent; a subclass may make another one"
+        """The agent; a subclass may make another one
+
+        Args:
+            net: the `net` section
+            observation_spec: of one observation
+            action_spec: of one action
+            rng: draws the first weights
+        """
         raise NotImplementedError(f'{type(self).__name__}: define make_module → RLModule')
 
     def build(self) -> dict[str, Part]:   # by name
-        "What learns, cut into parts"
+        """What learns, cut into parts
+
+        Returns:
+            by name
+        """
         raise NotImplementedError(f'{type(self).__name__}: define build → {{name: Part}}')
 
     def targets(self,
         batch: Batch,   # (B, …): arrays where the tape learns, else tensors
     ) -> dict[str, Any]:   # name → (B, …), further fields of the batch
-        "What the losses aim at: computed once, without a gradient"
+        """What the losses aim at: computed once, without a gradient
+
+        Args:
+            batch: (B, …): arrays where the tape learns, else tensors
+
+        Returns:
+            name → (B, …), further fields of the batch
+        """
         return {}
 
     def losses(self,
         batch: Any,   # Batch of tensors, or of variables of a tape, (B, …)
     ) -> Iterator[Told]:
-        "Each loss with its part and its metrics, in order; a part has stepped when the next is asked for"
+        """Each loss with its part and its metrics, in order; a part has stepped when the next is asked for
+
+        Args:
+            batch: Batch of tensors, or of variables of a tape, (B, …)
+        """
         raise NotImplementedError(f'{type(self).__name__}: define losses, which yields (part, loss, metrics)')
 
     def example(self) -> Batch:   # NumPy, (2, …)
-        "A batch of the kind that `losses` takes, to try the tape with"
+        """A batch of the kind that `losses` takes, to try the tape with
+
+        Returns:
+            NumPy, (2, …)
+        """
         raise NotImplementedError(f'{type(self).__name__}: define example → Batch')
 
     def descend(self,
         batch: Batch,   # NumPy, (B, …)
     ) -> dict[str, float]:   # metrics
-        "One step for each loss"
+        """One step for each loss
+
+        Args:
+            batch: NumPy, (B, …)
+
+        Returns:
+            metrics
+        """
         metrics: dict[str, Any] = {}
         for name, loss, more in each_loss(self, prepared(self, batch, self.engine)):
             check_finite('loss', number(loss))
@@ -343,11 +508,19 @@ class Learner:
         return {k: number(x) for k, x in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:   # nested dict of tensors
-        "Weights and normalisers, and what each part remembers"
+        """Weights and normalisers, and what each part remembers
+
+        Returns:
+            nested dict of tensors
+        """
         return dict(module=dict(self.module.state_dict()),
                     parts={name: part.state_dict() for name, part in self.parts.items()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:   # as state_dict gave it
-        "Go on from a saved state"
+        """Go on from a saved state
+
+        Args:
+            state: as state_dict gave it
+        """
         self.module.load_state_dict({k: torch.as_tensor(v) for k, v in state['module'].items()})
         for name, part in self.parts.items(): part.load_state_dict(state['parts'][name])

@@ -40,7 +40,16 @@ def best_next(
     choosing: Array,  # who chooses: Q for double, Q⁻ itself for plain, (B, n, K)
     mask: Array | None = None,  # the legal actions there, (B, n); None: all
 ) -> Array:           # the value of the chosen action, (B, K)
-    "What the next state is worth; double Q-learning: arXiv:1509.06461 eq. 4"
+    """What the next state is worth; double Q-learning: arXiv:1509.06461 eq. 4
+
+    Args:
+        q_slow: Q⁻(s', ·), (B, n, K)
+        choosing: who chooses: Q for double, Q⁻ itself for plain, (B, n, K)
+        mask: the legal actions there, (B, n); None: all
+
+    Returns:
+        the value of the chosen action, (B, K)
+    """
     Q = expected_q(choosing)
     return pick_rows(q_slow, (Q if mask is None else masked(Q, mask)).argmax(-1))
 
@@ -50,14 +59,30 @@ def td_target(
     discount: Array,  # γ^m, or 0 where the episode terminated, (B,)
     value: Array,     # `best_next`, (B, K)
 ) -> Array:           # y, (B, K)
-    "What Q(s, a) should have said, arXiv:1312.5602 eq. 2"
+    """What Q(s, a) should have said, arXiv:1312.5602 eq. 2
+
+    Args:
+        reward: of up to n steps, discounted, (B,)
+        discount: γ^m, or 0 where the episode terminated, (B,)
+        value: `best_next`, (B, K)
+
+    Returns:
+        y, (B, K)
+    """
     return reward[:, None] + discount[:, None] * value
 
 # %% ../../nbs/55_algos.dqn.ipynb #9a43e7f6
 def huber(
     error: Array,  # δ, any shape
 ) -> Array:        # ≥ 0, of that shape
-    "½δ² near zero, |δ| − ½ beyond one (Huber 1964); its slope is the clipped error"
+    """½δ² near zero, |δ| − ½ beyond one (Huber 1964); its slope is the clipped error
+
+    Args:
+        error: δ, any shape
+
+    Returns:
+        ≥ 0, of that shape
+    """
     if isinstance(error, Var):   # one node of the tape instead of four
         δ = error.value
         c = np.minimum(np.maximum(δ, -1), 1)
@@ -69,14 +94,29 @@ def huber(
 def levels(
     K: int,        # how many
 ) -> np.ndarray:   # τ, (K,) float32
-    "The middles of K equal parts of [0, 1], arXiv:1710.10044 lemma 2"
+    """The middles of K equal parts of [0, 1], arXiv:1710.10044 lemma 2
+
+    Args:
+        K: how many
+
+    Returns:
+        τ, (K,) float32
+    """
     return (np.arange(K, dtype=np.float32) + np.float32(.5)) / np.float32(K)
 
 def quantile_huber(
     theta: Array,    # θ, (B, K): tensors or variables
     target: Array,   # y, (B, K), without gradient
 ) -> Array:          # (B,)
-    "Quantile regression, each θ against each y, arXiv:1710.10044 eq. 10"
+    """Quantile regression, each θ against each y, arXiv:1710.10044 eq. 10
+
+    Args:
+        theta: θ, (B, K): tensors or variables
+        target: y, (B, K), without gradient
+
+    Returns:
+        (B,)
+    """
     δ = target[:, None, :] - theta[:, :, None]
     τ = like(levels(theta.shape[1]), δ)[:, None]
     return ((τ - (δ < 0).float()).abs() * huber(δ)).mean(-1).sum(-1)
@@ -88,7 +128,17 @@ def dqn_loss(
     target: Array,   # y without gradient, (B, K)
     weight: Array,   # of each row, (B,)
 ) -> tuple[Array, Array]:  # loss, error y − Q(s, a) (B,) without gradient
-    "The loss of all forms of DQN"
+    """The loss of all forms of DQN
+
+    Args:
+        q: Q(s, ·), (B, n, K): tensors or variables
+        action: a, (B,) int64
+        target: y without gradient, (B, K)
+        weight: of each row, (B,)
+
+    Returns:
+        loss, error y − Q(s, a) (B,) without gradient
+    """
     θ = pick_rows(q, action)
     δ = target - θ
     if θ.shape[1] == 1: return (weight * huber(δ).squeeze(-1)).mean(), δ.detach().squeeze(-1)
@@ -102,14 +152,44 @@ def linear_epsilon(
     end: float,        # ε at the end, in [0, 1]
     fraction: float,   # of the training over which it falls, in [0, 1]
 ) -> float:            # ε now
-    "Probability of a random action"
+    """Probability of a random action
+
+    Args:
+        env_steps: so far
+        total_steps: of the training
+        start: ε at first, in [0, 1]
+        end: ε at the end, in [0, 1]
+        fraction: of the training over which it falls, in [0, 1]
+
+    Returns:
+        ε now
+    """
     if env_steps >= fraction * total_steps: return end
     return start + (end - start) * env_steps / (fraction * total_steps)
 
 # %% ../../nbs/55_algos.dqn.ipynb #9d9c7218
 @dataclass(frozen=True, kw_only=True)
 class DQNConfig(OffPolicyConfig):
-    "The `algo` section of a config file for DQN."
+    """The `algo` section of a config file for DQN.
+
+    Args:
+        learning_rate: Adam's step size
+        batch_size: rows of one gradient update
+        buffer_size: transitions remembered
+        train_every: steps of each env between two bouts of updates
+        update_ratio: gradient updates for each env step
+        n_step: rewards summed before the target bootstraps
+        tau: share of the new in the target network; 1: copy
+        target_every: gradient updates between two moves of the target
+        epsilon_start: probability of a random action at first
+        epsilon_end: probability of a random action at the end
+        epsilon_fraction: part of the training over which it falls
+        max_grad_norm: length to which the gradient is cut
+        double: the network chooses, the target says the value
+        dueling: two streams: state and advantages
+        quantiles: K, of the return; 1: its mean
+        …: and those of OffPolicyConfig
+    """
     learning_rate: Positive = 1e-3      # Adam's step size
     batch_size: Count = 64              # rows of one gradient update
     buffer_size: Rows = 100_000         # transitions remembered
@@ -128,6 +208,12 @@ class DQNConfig(OffPolicyConfig):
 
     def check(self, config: Config, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
+        """
+        Args:
+            config: as `AlgoConfig`
+            observation_spec: as `AlgoConfig`
+            action_spec: as `AlgoConfig`
+        """
         return action_problems(action_spec, 'discrete', config) or super().check(config, observation_spec, action_spec)
 
 # %% ../../nbs/55_algos.dqn.ipynb #cb0d852f
@@ -147,24 +233,34 @@ class DQN(OffPolicy):
 
     def make_module(self, net: NetConfig, observation_spec: ArraySpec, action_spec: ArraySpec,  # as `Learner`
                     rng: np.random.Generator) -> RLModule:
+        """
+        Args:
+            net: as `Learner`
+            observation_spec: as `Learner`
+            action_spec: as `Learner`
+        """
         return QModule(observation_spec, action_spec, net, rng, self.num_envs, self.config.dueling, self.config.quantiles)
 
     def build(self) -> dict[str, Part]:   # q
+        "q"
         c = self.config
         return dict(q=Part(self.module.q, c.learning_rate, max_grad_norm=c.max_grad_norm, target=True))
 
     def collect(self, stepper: Stepper) -> Batch:   # as `OffPolicy`, with the ε of this time
+        "as `OffPolicy`, with the ε of this time"
         c = self.config
         self.module.epsilon = linear_epsilon(stepper.env_steps, self.total_steps, c.epsilon_start, c.epsilon_end, c.epsilon_fraction)
         return super().collect(stepper)
 
     def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`
+        "(B, …), as `Learner`"
         m, x = self.module, self.module.normed(b.next_obs)
         q_slow = self.parts['q'].slow(x)
         best = best_next(q_slow, m.q(x) if self.config.double else q_slow, b.fields.get('next_mask'))
         return dict(target=td_target(b.reward, b.discount, best))
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
+        "(B, …), as `Learner`"
         c, m, part = self.config, self.module, self.parts['q']
         loss, self.error = dqn_loss(m.q(m.normed(b.obs)), b.action, b.target, b.weight)
         yield 'q', loss, {'loss/td': loss, 'value/td_error': self.error.abs().mean(), 'schedule/epsilon': m.epsilon}

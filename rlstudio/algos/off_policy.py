@@ -55,7 +55,17 @@ def updates_due(
     update_ratio: float,   # gradient updates for each env step after it
     made: int,             # updates so far
 ) -> int:                  # how many to make now, ≥ 0
-    "Keep the ratio of updates to env steps"
+    """Keep the ratio of updates to env steps
+
+    Args:
+        env_steps: taken so far, of all environments together
+        learning_starts: env steps of the warm-up
+        update_ratio: gradient updates for each env step after it
+        made: updates so far
+
+    Returns:
+        how many to make now, ≥ 0
+    """
     return max(0, math.floor((env_steps - learning_starts) * update_ratio) - made)
 
 # %% ../../nbs/54_algos.off_policy.ipynb #4b00ca92
@@ -64,7 +74,16 @@ def between(
     high: np.ndarray,   # the other end, (*shape)
     u: np.ndarray,      # in [0, 1), (N, *shape) float32
 ) -> np.ndarray:        # (N, *shape)
-    "The point a share `u` of the way from one end to the other, however far apart they are"
+    """The point a share `u` of the way from one end to the other, however far apart they are
+
+    Args:
+        low: one end of each component, (*shape) float
+        high: the other end, (*shape)
+        u: in [0, 1), (N, *shape) float32
+
+    Returns:
+        (N, *shape)
+    """
     with np.errstate(over='ignore', invalid='ignore'): width = high - low
     if np.isfinite(width).all(): return low + u * width
     return (1 - u) * low + u * high
@@ -76,7 +95,17 @@ def random_actions(
     num_envs: int,               # N
     mask: np.ndarray | None = None,  # which are legal, (N, options) bool; None: all
 ) -> np.ndarray:                 # (N, *shape), int64 or float32
-    "Any action, each as likely; real numbers without bounds: standard normal"
+    """Any action, each as likely; real numbers without bounds: standard normal
+
+    Args:
+        spec: of one action
+        rng: a named stream, streams['action']
+        num_envs: N
+        mask: which are legal, (N, options) bool; None: all
+
+    Returns:
+        (N, *shape), int64 or float32
+    """
     lead = num_envs, *spec.shape
     if mask is not None: return legal_actions(spec, mask, rng.random((num_envs, len(spec.nvec))))
     if spec.kind == 'box':
@@ -91,7 +120,28 @@ Rows = Annotated[int, Field(ge=1, le=10**12)]   # transitions in a memory
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig(AlgoConfig):
-    "What the `algo` sections of all off-policy algorithms share."
+    """What the `algo` sections of all off-policy algorithms share.
+
+    Args:
+        learning_rate: Adam's step size
+        learning_rate_schedule: or linear, down to 0 over the training
+        gamma: discount γ
+        tau: Polyak: share of the new in the target network
+        batch_size: rows of one gradient update
+        update_ratio: gradient updates for each env step
+        train_every: steps of each env between two bouts of updates
+        learning_starts: env steps at random before the first update
+        num_steps: steps of each env in one iteration (record)
+        n_step: rewards summed before the target bootstraps
+        buffer_size: transitions remembered, of all envs
+        buffer_storage: where; disk: beyond the memory
+        frame_stack: frames in an observation (k, …) of bytes; each is stored once
+        prioritized: learn more from what surprises
+        priority_alpha: 0: uniform, 1: in proportion to the error
+        priority_beta: correction of the bias at first, 1 at the end
+        hindsight: share of rows with a goal reached later
+        …: and those of AlgoConfig
+    """
     learning_rate: Positive = 3e-4               # Adam's step size
     learning_rate_schedule: Schedule = 'constant'  # or linear, down to 0 over the training
     gamma: Unit = 0.99                           # discount γ
@@ -110,10 +160,16 @@ class OffPolicyConfig(AlgoConfig):
     priority_beta: Unit = 0.4                    # correction of the bias at first, 1 at the end
     hindsight: Unit = 0.0                        # share of rows with a goal reached later
 
-    def round_steps(self, num_envs: int) -> int: return self.train_every * num_envs   # as `AlgoConfig`
+    def round_steps(self, num_envs: int) -> int: "as `AlgoConfig`"; return self.train_every * num_envs   # as `AlgoConfig`
 
     def check(self, config: RunConfig, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
+        """
+        Args:
+            config: as `AlgoConfig`
+            observation_spec: as `AlgoConfig`
+            action_spec: as `AlgoConfig`
+        """
         found = pace_problems(self, config.env.num_envs, config.train.total_steps)
         found += frame_problems(self, observation_spec) + core_problems(self.name, config.net.core) + net_problems(config)
         return found or memory_problems(self, config, observation_spec, action_spec)
@@ -124,7 +180,16 @@ def pace_problems(
     num_envs: int,            # N
     total_steps: int,         # env steps of the training
 ) -> list[Problem]:           # keys that contradict each other
-    "What cannot work, and what would learn nothing"
+    """What cannot work, and what would learn nothing
+
+    Args:
+        config: the `algo` section
+        num_envs: N
+        total_steps: env steps of the training
+
+    Returns:
+        keys that contradict each other
+    """
     c, bout, found = config, config.train_every * num_envs, dict[str, str]()
     if c.num_steps % c.train_every:
         found['num_steps'] = (f'given {c.num_steps}, expected a multiple of train_every = {c.train_every}, '
@@ -150,7 +215,15 @@ def frame_problems(
     config: OffPolicyConfig,      # the `algo` section
     observation_spec: Spec,       # of one observation
 ) -> list[Problem]:               # none, or one
-    "A stack of frames must be one"
+    """A stack of frames must be one
+
+    Args:
+        config: the `algo` section
+        observation_spec: of one observation
+
+    Returns:
+        none, or one
+    """
     k, o = config.frame_stack, observation_spec
     if k == 1: return []
     if not isinstance(o, ArraySpec):
@@ -165,7 +238,15 @@ def core_problems(
     algo: str,    # name of the algorithm
     core: str,    # of the `net` section
 ) -> list[Problem]:   # none, or one
-    "No recurrent network learns from single transitions"
+    """No recurrent network learns from single transitions
+
+    Args:
+        algo: name of the algorithm
+        core: of the `net` section
+
+    Returns:
+        none, or one
+    """
     if core == 'none': return []
     return fault('net.core', f'given {core}, but {algo} learns from single transitions, which have no past; expected none; '
                  'fix: net.core: none, or an algorithm that learns from sequences (ppo, a2c)').problems
@@ -174,7 +255,14 @@ def core_problems(
 def net_problems(
     config: RunConfig,   # names algorithm and network
 ) -> list[Problem]:      # keys that have no meaning here
-    "Keys for policy gradients; these algorithms act in unit coordinates anyway"
+    """Keys for policy gradients; these algorithms act in unit coordinates anyway
+
+    Args:
+        config: names algorithm and network
+
+    Returns:
+        keys that have no meaning here
+    """
     keys = dict(squash='auto', log_std='free')
     return [p for key, default in keys.items() if (given := getattr(config.net, key)) != default
             for p in fault(f'net.{key}', f'given {given}, which is for ppo and a2c, expected {default} for {config.algo.name}').problems]
@@ -184,7 +272,16 @@ def action_problems(
     kind: str,          # 'discrete' or 'box'
     config: RunConfig,  # names env and algorithm
 ) -> list[Problem]:     # none, or one
-    "A world whose actions an algorithm cannot choose"
+    """A world whose actions an algorithm cannot choose
+
+    Args:
+        spec: of one action
+        kind: 'discrete' or 'box'
+        config: names env and algorithm
+
+    Returns:
+        none, or one
+    """
     which, instead, found = '', 'ppo', spec.kind if isinstance(spec, ArraySpec) else 'tuple or dict'
     if found == 'discrete': instead = 'dqn or ppo'
     if isinstance(spec, ArraySpec) and found == 'box':
@@ -203,7 +300,19 @@ def make_replay(
     goal: Goal | None = None,     # of the world, if it has goals
     mask: ArraySpec | None = None,  # of its masks, if it has any
 ) -> ReplayBuffer:                # with the sampler and the relabeller that the config asks for
-    "The memory that a config asks for; `ConfigError` if it does not fit"
+    """The memory that a config asks for; `ConfigError` if it does not fit
+
+    Args:
+        config: the `algo` section
+        num_envs: N
+        observation_spec: of one observation
+        action_spec: of one action
+        goal: of the world, if it has goals
+        mask: of its masks, if it has any
+
+    Returns:
+        with the sampler and the relabeller that the config asks for
+    """
     c = config
     if c.hindsight and goal is None:
         raise fault('algo.hindsight', f'given {c.hindsight}, but this world has no goals; expected 0, or a world '
@@ -222,7 +331,14 @@ def make_replay(
 def final_mask_of(
     env: VectorEnv,      # any
 ) -> ArraySpec | None:   # of one mask; None: it has none
-    "What the memory must know about masks"
+    """What the memory must know about masks
+
+    Args:
+        env: any
+
+    Returns:
+        of one mask; None: it has none
+    """
     if 'mask' not in env.fields: return None
     if isinstance(spec := env.fields.get('final_mask'), ArraySpec): return spec
     raise EnvError(f'{env.env_id}: given a field mask without final_mask, expected both; fix: declare final_mask, the legal actions where an episode ended')
@@ -234,7 +350,17 @@ def memory_problems(
     observation_spec: Spec,       # of one observation
     action_spec: Spec,            # of one action
 ) -> list[Problem]:               # none, or one
-    "A memory that cannot be made"
+    """A memory that cannot be made
+
+    Args:
+        config: the `algo` section
+        whole: the config that it stands in
+        observation_spec: of one observation
+        action_spec: of one action
+
+    Returns:
+        none, or one
+    """
     assert isinstance(action_spec, ArraySpec)   # a vector env has no other
     goal = make_vector(whole.env).goal if config.hindsight else None   # only a world knows its goals
     try: make_replay(config, whole.env.num_envs, observation_spec, action_spec, goal)
@@ -245,7 +371,11 @@ def memory_problems(
 def forget_beyond(
     batch: Batch,   # of `sample`; changed in place
 ) -> None:
-    "What follows a termination counts nothing: put the state itself there, since 0 × NaN is NaN"
+    """What follows a termination counts nothing: put the state itself there, since 0 × NaN is NaN
+
+    Args:
+        batch: of `sample`; changed in place
+    """
     over = np.flatnonzero(batch.discount == 0)
     if len(over): put(batch.next_obs, over, batch.obs[over])
 
@@ -265,6 +395,14 @@ class OffPolicy(Learner):
         device: str = 'cpu',      # as `Learner`
         engine: Engine = 'auto',  # as `Learner`
     ) -> None:
+        """
+        Args:
+            config: as `Learner`
+            env: as `Learner`
+            streams: as `Learner`; action and replay besides
+            device: as `Learner`
+            engine: as `Learner`
+        """
         super().__init__(config, env, streams, device, engine)
         c, self.env_steps, self.action_rng = self.config, 0, streams['action']
         self.replay = make_replay(c, env.num_envs, env.observation_spec, env.action_spec, env.goal, final_mask_of(env))
@@ -272,6 +410,7 @@ class OffPolicy(Learner):
         self.rounds = c.num_steps // c.train_every
 
     def example(self) -> Batch:   # as `Learner`
+        "as `Learner`"
         number = ArraySpec('', (), np.dtype(np.float32))
         mask = {} if self.mask_spec is None else dict(next_mask=self.mask_spec)
         return allocate(dict(obs=self.observation_spec, action=self.module.fields['action'], reward=number,
@@ -280,7 +419,14 @@ class OffPolicy(Learner):
     def act(self,
         seen: Batch,      # obs, and the state if there is one, (N, …)
     ) -> Batch:           # action (N, …), and the next state
-        "What to do while collecting: at random during the warm-up"
+        """What to do while collecting: at random during the warm-up
+
+        Args:
+            seen: obs, and the state if there is one, (N, …)
+
+        Returns:
+            action (N, …), and the next state
+        """
         rng, n = self.action_rng, self.num_envs
         if self.env_steps >= self.config.learning_starts: return self.module.act(seen, self.module.noise(rng, (n,)))
         action = random_actions(self.action_spec, rng, n, seen.fields.get('mask'))
@@ -289,7 +435,14 @@ class OffPolicy(Learner):
     def collect(self,
         stepper: Stepper,      # the agent in its environments
     ) -> Batch:                # (train_every, N, …), on the buffer's own memory
-        "The next steps, of all environments"
+        """The next steps, of all environments
+
+        Args:
+            stepper: the agent in its environments
+
+        Returns:
+            (train_every, N, …), on the buffer's own memory
+        """
         self.env_steps = stepper.env_steps
         collect(stepper, self.buffer, lambda seen, t: self.act(seen))
         self.env_steps = stepper.env_steps
@@ -300,7 +453,15 @@ class OffPolicy(Learner):
         batch: Batch,     # of `collect`
         progress: float,  # 0 → 1 over the training
     ) -> dict[str, float]:  # metrics; {} if no update was due
-        "Remember; then make the updates that are due"
+        """Remember; then make the updates that are due
+
+        Args:
+            batch: of `collect`
+            progress: 0 → 1 over the training
+
+        Returns:
+            metrics; {} if no update was due
+        """
         b, scale, self.progress = batch, self.module.reward_scale, progress
         self.replay.add(b)
         metrics = self.learn_what_is_due()
@@ -310,7 +471,11 @@ class OffPolicy(Learner):
         return metrics
 
     def learn_what_is_due(self) -> dict[str, float]:  # metrics; {} if no update was due
-        "As many updates as the ratio asks for"
+        """As many updates as the ratio asks for
+
+        Returns:
+            metrics; {} if no update was due
+        """
         c = self.config
         due = updates_due(self.env_steps, c.learning_starts, c.update_ratio, self.updates)
         if not due: return {}
@@ -321,7 +486,11 @@ class OffPolicy(Learner):
         return mean_of([self.learn() for _ in range(due)])
 
     def learn(self) -> dict[str, float]:   # metrics
-        "One update: a step for each loss, on rows of the memory"
+        """One update: a step for each loss, on rows of the memory
+
+        Returns:
+            metrics
+        """
         self.updates += 1
         batch, scale = self.replay.sample(self.config.batch_size, self.streams['replay']), self.module.reward_scale
         if scale is not None: batch = batch.replace(reward=scale.array(batch.reward))
@@ -331,10 +500,15 @@ class OffPolicy(Learner):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:  # nested dict of arrays and plain values
-        "What was learned, what is remembered, and how many updates were made"
+        """What was learned, what is remembered, and how many updates were made
+
+        Returns:
+            nested dict of arrays and plain values
+        """
         return super().state_dict() | dict(replay=self.replay.state_dict(), updates=self.updates, env_steps=self.env_steps)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # as state_dict gave it
+        "as state_dict gave it"
         super().load_state_dict(state)
         self.replay.load_state_dict(state['replay'])
         self.updates, self.env_steps = state['updates'], state['env_steps']

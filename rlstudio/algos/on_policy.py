@@ -45,7 +45,16 @@ def sequence_problems(
     num_steps: int,       # T
     core: str,            # of the `net` section
 ) -> list[Problem]:       # none, or one
-    "A rollout must fall into whole sequences, and only a memory has sequences"
+    """A rollout must fall into whole sequences, and only a memory has sequences
+
+    Args:
+        length: L of the config
+        num_steps: T
+        core: of the `net` section
+
+    Returns:
+        none, or one
+    """
     if length is None or (core != 'none' and num_steps % length == 0): return []
     if core == 'none': why = ('but net.core is none, and only a network with a memory learns from sequences; '
                               'fix: net.core: gru, or leave it out')
@@ -58,7 +67,21 @@ def sequence_problems(
 # %% ../../nbs/51_algos.on_policy.ipynb #0b8131f6
 @dataclass(frozen=True, kw_only=True)
 class OnPolicyConfig(AlgoConfig):
-    "What the `algo` sections of all on-policy algorithms share."
+    """What the `algo` sections of all on-policy algorithms share.
+
+    Args:
+        learning_rate: Adam's step size
+        learning_rate_schedule: over the whole training
+        num_steps: T, env steps of each env between updates
+        gamma: discount γ
+        gae_lambda: trace decay λ
+        ent_coef: c₂, weight of the entropy bonus
+        vf_coef: c₁, weight of the critic's loss
+        max_grad_norm: length to which the gradient is cut
+        normalize_advantage: to mean 0 and deviation 1, in each minibatch
+        sequence_length: L, steps that a gradient goes back (net.core); null: num_steps, the whole rollout
+        …: and those of AlgoConfig
+    """
     learning_rate: Positive = 3e-4                # Adam's step size
     learning_rate_schedule: Schedule = 'linear'   # over the whole training
     num_steps: Count = 128                        # T, env steps of each env between updates
@@ -71,9 +94,10 @@ class OnPolicyConfig(AlgoConfig):
     sequence_length: Count | None = None          # L, steps that a gradient goes back (net.core); null: num_steps, the whole rollout
 
     def check(self, config: RunConfig, observation_spec: ArraySpec, action_spec: Spec) -> list[Problem]:   # as `AlgoConfig`
+        "as `AlgoConfig`"
         return sequence_problems(self.sequence_length, self.num_steps, config.net.core)
 
-    def round_steps(self, num_envs: int) -> int: return self.num_steps * num_envs   # as `AlgoConfig`
+    def round_steps(self, num_envs: int) -> int: "as `AlgoConfig`"; return self.num_steps * num_envs   # as `AlgoConfig`
 
 # %% ../../nbs/51_algos.on_policy.ipynb #9df78776
 def learning_rows(
@@ -82,7 +106,17 @@ def learning_rows(
     gamma: float,               # γ
     gae_lambda: float,          # λ
 ) -> Batch:                     # obs, action, log_prob, value, advantage, return_: (≤ T·N, …)
-    "Targets of one rollout, flat"
+    """Targets of one rollout, flat
+
+    Args:
+        batch: a rollout with next_value, (T, N, …)
+        scale: sees the rewards first, then scales them; None: raw rewards
+        gamma: γ
+        gae_lambda: λ
+
+    Returns:
+        obs, action, log_prob, value, advantage, return_: (≤ T·N, …)
+    """
     data, valid = learning_targets(batch, scale, gamma, gae_lambda).flatten(), batch.fields.get('valid')
     return data if valid is None or valid.all() else data[valid.ravel()]
 
@@ -92,7 +126,17 @@ def learning_targets(
     gamma: float,               # γ
     gae_lambda: float,          # λ
 ) -> Batch:                     # the fields of `learning_rows`, still (T, N, …)
-    "What a rollout teaches, step by step"
+    """What a rollout teaches, step by step
+
+    Args:
+        batch: a rollout with next_value, (T, N, …)
+        scale: as in `learning_rows`
+        gamma: γ
+        gae_lambda: λ
+
+    Returns:
+        the fields of `learning_rows`, still (T, N, …)
+    """
     b, reward, valid = batch, batch.reward, batch.fields.get('valid')
     if scale is not None:
         scale.update(reward, b.terminated, b.truncated, gamma, True if valid is None else valid)
@@ -109,7 +153,18 @@ def learning_pieces(
     gae_lambda: float,          # λ
     length: int | None,         # L, a divisor of T; None: T
 ) -> Batch:                     # the fields of `learning_rows`, begins, and valid if there is one: (K, L, …)
-    "Targets of one rollout, in pieces that keep the order of time"
+    """Targets of one rollout, in pieces that keep the order of time
+
+    Args:
+        batch: a rollout with next_value and state, (T, N, …)
+        scale: as in `learning_rows`
+        gamma: γ
+        gae_lambda: λ
+        length: L, a divisor of T; None: T
+
+    Returns:
+        the fields of `learning_rows`, begins, and valid if there is one: (K, L, …)
+    """
     valid = batch.fields.get('valid')
     data = learning_targets(batch, scale, gamma, gae_lambda).replace(begins=episode_begins(batch.done, valid))
     if valid is not None: data = data.replace(valid=valid)
@@ -120,7 +175,15 @@ def normalize_advantage(
     advantage: Array,   # Â, (B,), NumPy or torch
     eps: float = 1e-8,  # for a minibatch where all are equal
 ) -> Array:             # mean 0, standard deviation 1, (B,)
-    "Standardised advantages (Huang et al. 2022, detail 7)"
+    """Standardised advantages (Huang et al. 2022, detail 7)
+
+    Args:
+        advantage: Â, (B,), NumPy or torch
+        eps: for a minibatch where all are equal
+
+    Returns:
+        mean 0, standard deviation 1, (B,)
+    """
     centred = advantage - advantage.mean()
     return centred / ((centred * centred).mean() ** .5 + eps)
 
@@ -129,7 +192,15 @@ def explained_variance(
     value: np.ndarray,    # V(s), any shape
     return_: np.ndarray,  # G, same shape
 ) -> float:               # ≤ 1; nan where all returns are equal
-    "Share of the returns' variance that the critic predicts"
+    """Share of the returns' variance that the critic predicts
+
+    Args:
+        value: V(s), any shape
+        return_: G, same shape
+
+    Returns:
+        ≤ 1; nan where all returns are equal
+    """
     spread = return_.var()
     return float(1 - (return_ - value).var() / spread) if spread > 0 else float('nan')
 
@@ -156,11 +227,25 @@ class OnPolicy(Learner):
         device: str = 'cpu',      # as `Learner`
         engine: Any = 'auto',     # as `Learner`
     ) -> None:
+        """
+        Args:
+            config: as `Learner`
+            env: as `Learner`
+            streams: as `Learner`
+            device: as `Learner`
+            engine: as `Learner`
+        """
         super().__init__(config, env, streams, device, engine)
         self.buffer = RolloutBuffer(self.config.num_steps, env, self.module.fields)
 
     def make_module(self, net: NetConfig, observation_spec: ArraySpec, action_spec: ArraySpec,
                     rng: np.random.Generator) -> RLModule:   # as `Learner`
+        """
+        Args:
+            rng: as `Learner`
+        Returns:
+            as `Learner`
+        """
         cls = ActorCritic if net.core == 'none' else RecurrentActorCritic
         return cls(observation_spec, action_spec, net, rng, self.num_envs)
 
@@ -175,7 +260,14 @@ class OnPolicy(Learner):
     def collect(self,
         stepper: Stepper,  # the agent in its environments
     ) -> Batch:            # (T, N, …), on the buffer's own memory
-        "Fill the buffer; add the value of each step's true next observation"
+        """Fill the buffer; add the value of each step's true next observation
+
+        Args:
+            stepper: the agent in its environments
+
+        Returns:
+            (T, N, …), on the buffer's own memory
+        """
         act, buffer = self.module.act, self.buffer
         noise = self.module.noise(self.streams['action'], (buffer.num_steps, buffer.num_envs))
         collect(stepper, buffer, lambda seen, t: act(seen, noise[t]))
@@ -185,7 +277,15 @@ class OnPolicy(Learner):
         batch: Batch,     # of `collect`
         progress: float,  # 0 → 1 over the training
     ) -> dict[str, float]:  # metrics
-        "Learn from one rollout; then the normaliser may move"
+        """Learn from one rollout; then the normaliser may move
+
+        Args:
+            batch: of `collect`
+            progress: 0 → 1 over the training
+
+        Returns:
+            metrics
+        """
         c, self.progress = self.config, progress
         data, told = self.lessons(batch)
         for part in self.parts.values(): part.adam.lr = anneal(part.learning_rate, c.learning_rate_schedule, progress)
@@ -198,7 +298,14 @@ class OnPolicy(Learner):
     def lessons(self,
         batch: Batch,             # of `collect`
     ) -> tuple[Batch, Batch]:     # what is shuffled: rows (B, …), or pieces (K, L, …) for a memory; and the rows alone
-        "What a rollout teaches"
+        """What a rollout teaches
+
+        Args:
+            batch: of `collect`
+
+        Returns:
+            what is shuffled: rows (B, …), or pieces (K, L, …) for a memory; and the rows alone
+        """
         c, scale = self.config, self.module.reward_scale
         if not isinstance(self.module, RecurrentActorCritic):
             rows = learning_rows(batch, scale, c.gamma, c.gae_lambda)
@@ -209,13 +316,27 @@ class OnPolicy(Learner):
     def learn(self,
         data: Batch,         # rows of one rollout, (B, …), or pieces of it
     ) -> dict[str, float]:   # metrics
-        "One gradient step on the whole rollout; PPO makes many smaller ones"
+        """One gradient step on the whole rollout; PPO makes many smaller ones
+
+        Args:
+            data: rows of one rollout, (B, …), or pieces of it
+
+        Returns:
+            metrics
+        """
         return self.descend(self.minibatch(data))
 
     def minibatch(self,
         rows: Batch,   # some rows of a rollout, or pieces of it
     ) -> Batch:        # rows, their advantages standardised, if the config says so
-        "What one gradient step sees"
+        """What one gradient step sees
+
+        Args:
+            rows: some rows of a rollout, or pieces of it
+
+        Returns:
+            rows, their advantages standardised, if the config says so
+        """
         if 'begins' in rows.keys(): rows = sequence_rows(rows)
         if not self.config.normalize_advantage: return rows
         return rows.replace(advantage=normalize_advantage(rows.advantage))

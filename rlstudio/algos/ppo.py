@@ -35,7 +35,16 @@ def clipped_surrogate(
     advantage: Array,    # Â, (B,)
     clip_range: float,   # ε > 0
 ) -> Array:              # L^CLIP, a number to maximise
-    "Clipped surrogate objective, arXiv:1707.06347 eq. 7"
+    """Clipped surrogate objective, arXiv:1707.06347 eq. 7
+
+    Args:
+        log_ratio: log π_θ(a|s) − log π_old(a|s), (B,)
+        advantage: Â, (B,)
+        clip_range: ε > 0
+
+    Returns:
+        L^CLIP, a number to maximise
+    """
     ratio = log_ratio.exp()
     held = ratio.clamp(1 - clip_range, 1 + clip_range)
     return (ratio * advantage).minimum(held * advantage).mean()
@@ -44,7 +53,14 @@ def clipped_surrogate(
 def approx_kl(
     log_ratio: Array,  # log π_θ − log π_old, (B,)
 ) -> Array:            # nats, ≥ 0
-    "Low-variance, unbiased estimate of KL(π_old ‖ π_θ), k₃ of Schulman 2020"
+    """Low-variance, unbiased estimate of KL(π_old ‖ π_θ), k₃ of Schulman 2020
+
+    Args:
+        log_ratio: log π_θ − log π_old, (B,)
+
+    Returns:
+        nats, ≥ 0
+    """
     return (library(log_ratio).exp(log_ratio) - 1 - log_ratio).mean()
 
 # %% ../../nbs/53_algos.ppo.ipynb #7feaf20f
@@ -54,7 +70,17 @@ def value_loss(
     old_value: Array | None = None,   # V_old(s), (B,); only for the clip
     clip_range: float | None = None,  # in units of value; None: no clip
 ) -> Array:                           # ½ mean squared error
-    "Half the squared error, clipped or not (Huang et al. 2022, detail 9)"
+    """Half the squared error, clipped or not (Huang et al. 2022, detail 9)
+
+    Args:
+        value: V_θ(s), (B,)
+        return_: target, (B,)
+        old_value: V_old(s), (B,); only for the clip
+        clip_range: in units of value; None: no clip
+
+    Returns:
+        ½ mean squared error
+    """
     error = (value - return_).square()
     if clip_range is not None and old_value is not None:
         near = old_value + (value - old_value).clamp(-clip_range, clip_range)
@@ -67,7 +93,16 @@ def minibatch_problems(
     num_steps: int,        # T
     num_envs: int,         # N
 ) -> list[Problem]:        # none, or one
-    "T × N rows must fall into equal minibatches of two rows or more"
+    """T × N rows must fall into equal minibatches of two rows or more
+
+    Args:
+        num_minibatches: parts
+        num_steps: T
+        num_envs: N
+
+    Returns:
+        none, or one
+    """
     rows = num_steps * num_envs
     if rows % num_minibatches == 0 and rows > num_minibatches: return []
     near = sorted((k for k in range(1, rows // 2 + 1) if rows % k == 0),
@@ -83,7 +118,17 @@ def piece_problems(
     num_steps: int,        # T
     num_envs: int,         # N
 ) -> list[Problem]:        # none, or one
-    "T / L × N pieces must fall into equal minibatches of two rows or more"
+    """T / L × N pieces must fall into equal minibatches of two rows or more
+
+    Args:
+        num_minibatches: parts
+        length: L, steps of a piece
+        num_steps: T
+        num_envs: N
+
+    Returns:
+        none, or one
+    """
     pieces = num_steps // length * num_envs
     if pieces % num_minibatches == 0 and num_steps * num_envs > num_minibatches: return []
     near = sorted((k for k in range(1, pieces + 1) if pieces % k == 0 and k < num_steps * num_envs), key=lambda k: abs(k - num_minibatches))[:3]
@@ -93,7 +138,17 @@ def piece_problems(
 # %% ../../nbs/53_algos.ppo.ipynb #bb9c0f00
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(OnPolicyConfig):
-    "The `algo` section of a config file for PPO."
+    """The `algo` section of a config file for PPO.
+
+    Args:
+        num_epochs: passes over a rollout
+        num_minibatches: parts of a rollout in one pass
+        clip_range: ε
+        clip_range_schedule: over the whole training
+        clip_range_vf: clip of the critic, in value units; null: off
+        target_kl: end the epochs beyond 1.5 × this; null: never
+        …: and those of OnPolicyConfig
+    """
     num_epochs: Count = 10                        # passes over a rollout
     num_minibatches: Count = 4                    # parts of a rollout in one pass
     clip_range: Positive = 0.2                    # ε
@@ -102,6 +157,7 @@ class PPOConfig(OnPolicyConfig):
     target_kl: Positive | None = None             # end the epochs beyond 1.5 × this; null: never
 
     def check(self, config: Config, observation_spec: ArraySpec, action_spec: Spec) -> list[Problem]:   # as `AlgoConfig`
+        "as `AlgoConfig`"
         found = super().check(config, observation_spec, action_spec)
         if config.net.core == 'none': return found + minibatch_problems(self.num_minibatches, self.num_steps, config.env.num_envs)
         return found or piece_problems(self.num_minibatches, self.sequence_length or self.num_steps, self.num_steps, config.env.num_envs)
@@ -119,6 +175,7 @@ class PPO(OnPolicy):
     surrogate = staticmethod(clipped_surrogate)  # a subclass may try another objective
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
+        "(B, …), as `Learner`"
         c, clip_range = self.config, self.clip_range
         log_prob, entropy, value = self.module.evaluate(b, b.action)
         log_ratio = log_prob - b.log_prob
@@ -138,7 +195,14 @@ class PPO(OnPolicy):
     def learn(self,
         data: Batch,         # rows of one rollout, (B, …), or pieces of it
     ) -> dict[str, float]:   # metrics, their means over all steps
-        "Epochs of minibatch steps, until the policy has moved far enough"
+        """Epochs of minibatch steps, until the policy has moved far enough
+
+        Args:
+            data: rows of one rollout, (B, …), or pieces of it
+
+        Returns:
+            metrics, their means over all steps
+        """
         c, steps = self.config, list[dict[str, float]]()
         for _ in range(c.num_epochs):
             steps += [self.descend(self.minibatch(m)) for m in self.shuffled(data)]
@@ -149,7 +213,14 @@ class PPO(OnPolicy):
     def shuffled(self,
         data: Batch,         # rows to learn from, or pieces
     ) -> Iterator[Batch]:    # minibatches of one size
-        "One pass in random order; where fake steps were left out, a few rows sit it out"
+        """One pass in random order; where fake steps were left out, a few rows sit it out
+
+        Args:
+            data: rows to learn from, or pieces
+
+        Returns:
+            minibatches of one size
+        """
         rows, parts = len(data), self.config.num_minibatches
         order = self.streams['minibatch'].permutation(rows)[:rows - rows % parts]
         return data[order].split(parts)

@@ -39,7 +39,18 @@ def soft_target(
     next_log_prob: Array,  # log π(a'|s') of that a', (B,)
     alpha: float,          # temperature α > 0
 ) -> Array:                # y, (B,)
-    "What a soft critic should have said, arXiv:1812.05905 eq. 3 and 5"
+    """What a soft critic should have said, arXiv:1812.05905 eq. 3 and 5
+
+    Args:
+        reward: r, (B,)
+        discount: γ, or 0 where the episode terminated, (B,)
+        next_q: min Q'(s', a') of the target critics, (B,)
+        next_log_prob: log π(a'|s') of that a', (B,)
+        alpha: temperature α > 0
+
+    Returns:
+        y, (B,)
+    """
     return reward + discount * (next_q - alpha * next_log_prob)
 
 # %% ../../nbs/56_algos.sac.ipynb #41f37171
@@ -48,7 +59,16 @@ def actor_loss(
     q: Array,          # Q(s, a) of both critics, (2, B)
     alpha: float,      # temperature α > 0
 ) -> Array:            # a number
-    "α KL(π ‖ exp(Q/α)/Z) up to a constant, arXiv:1812.05905 eq. 7"
+    """α KL(π ‖ exp(Q/α)/Z) up to a constant, arXiv:1812.05905 eq. 7
+
+    Args:
+        log_prob: log π(a|s) of a fresh action, (B,)
+        q: Q(s, a) of both critics, (2, B)
+        alpha: temperature α > 0
+
+    Returns:
+        a number
+    """
     return (alpha * log_prob - lowest(q)).mean()
 
 # %% ../../nbs/56_algos.sac.ipynb #e9da43a3
@@ -57,13 +77,31 @@ def temperature_loss(
     log_prob: Array,        # log π(a|s) of fresh actions, (B,)
     target_entropy: float,  # H̄ in nats
 ) -> Array:                 # a number
-    "Rises with α where the policy is more random than asked, arXiv:1812.05905 eq. 18"
+    """Rises with α where the policy is more random than asked, arXiv:1812.05905 eq. 18
+
+    Args:
+        log_alpha: log α, a number
+        log_prob: log π(a|s) of fresh actions, (B,)
+        target_entropy: H̄ in nats
+
+    Returns:
+        a number
+    """
     return -(log_alpha * (log_prob.detach().mean() + target_entropy))
 
 # %% ../../nbs/56_algos.sac.ipynb #74e3b63d
 @dataclass(frozen=True, kw_only=True)
 class SACConfig(OffPolicyConfig):
-    "The `algo` section of a config file for SAC."
+    """The `algo` section of a config file for SAC.
+
+    Args:
+        actor_learning_rate: null: as learning_rate, the critics'
+        ent_coef: α; auto: found by its own steps
+        ent_coef_init: first α, if auto
+        ent_coef_learning_rate: of log α; null: as learning_rate
+        target_entropy: nats, for auto; null: −1 per component
+        …: and those of OffPolicyConfig
+    """
     actor_learning_rate: Positive | None = None     # null: as learning_rate, the critics'
     ent_coef: Literal['auto'] | Positive = 'auto'   # α; auto: found by its own steps
     ent_coef_init: Positive = 1.0                   # first α, if auto
@@ -72,6 +110,12 @@ class SACConfig(OffPolicyConfig):
 
     def check(self, config: Config, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
+        """
+        Args:
+            config: as `AlgoConfig`
+            observation_spec: as `AlgoConfig`
+            action_spec: as `AlgoConfig`
+        """
         return action_problems(action_spec, 'box', config) or super().check(config, observation_spec, action_spec)
 
 # %% ../../nbs/56_algos.sac.ipynb #0a1fb913
@@ -92,11 +136,18 @@ class SAC(OffPolicy):
 
     def make_module(self, net: NetConfig, observation_spec: ArraySpec, action_spec: ArraySpec,  # as `Learner`
                     rng: np.random.Generator) -> RLModule:
+        """
+        Args:
+            net: as `Learner`
+            observation_spec: as `Learner`
+            action_spec: as `Learner`
+        """
         c = self.config
         alpha = c.ent_coef_init if c.ent_coef == 'auto' else c.ent_coef
         return SquashedModule(observation_spec, action_spec, net, rng, self.num_envs, alpha)
 
     def build(self) -> dict[str, Part]:   # critics, actor, temperature
+        "critics, actor, temperature"
         c, m = self.config, self.module
         self.target_entropy = -m.dist.n if c.target_entropy is None else c.target_entropy
         return dict(critics=Part(m.critics, c.learning_rate, target=True),
@@ -104,6 +155,7 @@ class SAC(OffPolicy):
                     temperature=Part(m.temperature, c.ent_coef_learning_rate or c.learning_rate))
 
     def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`; also the noise of the actor's step
+        "(B, …), as `Learner`; also the noise of the actor's step"
         m, x = self.module, self.module.normed(b.next_obs)
         now, later = m.noise(self.streams['learn'], (2, len(b)))
         u, log_prob = m.dist.sample_and_log_prob(m.params(x), like(later, b.reward))
@@ -111,6 +163,7 @@ class SAC(OffPolicy):
         return dict(target=soft_target(b.reward, b.discount, next_q, log_prob, m.alpha), noise=like(now, b.reward))
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
+        "(B, …), as `Learner`"
         m, alpha, x = self.module, self.module.alpha, self.module.normed(b.obs)
         q = m.critics(x, m.units.to_unit(b.action))
         loss, self.error = td_loss(q, b.target, b.weight), (q.detach() - b.target).abs().mean(0)

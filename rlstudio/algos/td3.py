@@ -36,7 +36,14 @@ from ..nets.modules import DeterministicModule, RLModule
 def policy_loss(
     q: Array,    # Q₁(s, μ(s)), any shape
 ) -> Array:      # a number
-    "−mean Q₁(s, μ(s)), arXiv:1802.09477 alg. 1"
+    """−mean Q₁(s, μ(s)), arXiv:1802.09477 alg. 1
+
+    Args:
+        q: Q₁(s, μ(s)), any shape
+
+    Returns:
+        a number
+    """
     return -q.mean()
 
 # %% ../../nbs/57_algos.td3.ipynb #a3f6610c
@@ -46,13 +53,34 @@ def smooth(
     sigma: float,     # σ of the noise
     clip: float,      # c, its largest size
 ) -> Array:           # (B, n) in [-1, 1]
-    "An action nearby: u + clip(σ ε, −c, c), arXiv:1802.09477 §5.3"
+    """An action nearby: u + clip(σ ε, −c, c), arXiv:1802.09477 §5.3
+
+    Args:
+        u: the policy's actions, (B, n) in [-1, 1]
+        normals: standard normal, (B, n)
+        sigma: σ of the noise
+        clip: c, its largest size
+
+    Returns:
+        (B, n) in [-1, 1]
+    """
     return (u + (sigma * normals).clip(-clip, clip)).clip(-1, 1)
 
 # %% ../../nbs/57_algos.td3.ipynb #d0612e33
 @dataclass(frozen=True, kw_only=True)
 class TD3Config(OffPolicyConfig):
-    "The `algo` section of a config file for TD3."
+    """The `algo` section of a config file for TD3.
+
+    Args:
+        learning_rate: Adam's step size, of actor and critics
+        twin: two critics; false: one, as in DDPG
+        policy_delay: critic updates for one of actor and targets
+        target_noise: σ of the smoothing, in [-1, 1] units; 0: none
+        target_noise_clip: c, its largest size
+        exploration_noise: σ while collecting, in [-1, 1] units
+        exploration: independent, or Ornstein–Uhlenbeck
+        …: and those of OffPolicyConfig
+    """
     learning_rate: Positive = 1e-3        # Adam's step size, of actor and critics
     twin: bool = True                     # two critics; false: one, as in DDPG
     policy_delay: Count = 2               # critic updates for one of actor and targets
@@ -63,6 +91,12 @@ class TD3Config(OffPolicyConfig):
 
     def check(self, config: Config, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
+        """
+        Args:
+            config: as `AlgoConfig`
+            observation_spec: as `AlgoConfig`
+            action_spec: as `AlgoConfig`
+        """
         return action_problems(action_spec, 'box', config) or super().check(config, observation_spec, action_spec)
 
 # %% ../../nbs/57_algos.td3.ipynb #f1408b58
@@ -82,15 +116,23 @@ class TD3(OffPolicy):
 
     def make_module(self, net: NetConfig, observation_spec: ArraySpec, action_spec: ArraySpec,  # as `Learner`
                     rng: np.random.Generator) -> RLModule:
+        """
+        Args:
+            net: as `Learner`
+            observation_spec: as `Learner`
+            action_spec: as `Learner`
+        """
         c = self.config
         return DeterministicModule(observation_spec, action_spec, net, rng, self.num_envs, 1 + c.twin, c.exploration_noise,
                                    (.15, .01) if c.exploration == 'ou' else None)
 
     def build(self) -> dict[str, Part]:   # critics, actor
+        "critics, actor"
         c, m = self.config, self.module
         return dict(critics=Part(m.critics, c.learning_rate, target=True), actor=Part(m.actor, c.learning_rate, target=True))
 
     def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`
+        "(B, …), as `Learner`"
         c, m, x = self.config, self.module, self.module.normed(b.next_obs)
         critics, actor = self.parts['critics'].slow, self.parts['actor'].slow
         z = actor(critics.encoder(x))
@@ -101,6 +143,7 @@ class TD3(OffPolicy):
         return dict(target=b.reward + b.discount * lowest(critics(x, u)))
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`; the actor's only when it is its turn
+        "(B, …), as `Learner`; the actor's only when it is its turn"
         c, m, x = self.config, self.module, self.module.normed(b.obs)
         q = m.critics(x, m.units.to_unit(b.action))
         loss, self.error = td_loss(q, b.target, b.weight), (q.detach() - b.target).abs().mean(0)

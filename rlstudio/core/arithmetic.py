@@ -35,7 +35,11 @@ _lock, _inside, _outside = threading.Lock(), dict[int, list[int]](), list[Any]()
 def arithmetic_threads(
     n: int = 1,  # threads for torch, BLAS and OpenMP, ≥ 1
 ) -> Iterator[None]:
-    "Arithmetic on `n` threads inside the block; afterwards as before"
+    """Arithmetic on `n` threads inside the block; afterwards as before
+
+    Args:
+        n: threads for torch, BLAS and OpenMP, ≥ 1
+    """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f'threads: given {n!r}; expected a whole number ≥ 1; 1 is exact')
     import torch
@@ -74,7 +78,14 @@ CPU_FIELDS = 'vendor_id', 'cpu family', 'model', 'CPU implementer', 'CPU variant
 def cpu_of(
     cpuinfo: str,  # the text of /proc/cpuinfo
 ) -> str:          # such as 'AuthenticAMD 25/17'; '' where the text does not say
-    "Vendor, family and model of the first processor"
+    """Vendor, family and model of the first processor
+
+    Args:
+        cpuinfo: the text of /proc/cpuinfo
+
+    Returns:
+        such as 'AuthenticAMD 25/17'; '' where the text does not say
+    """
     first = cpuinfo.partition('\n\n')[0]
     said = {k.strip(): v.strip() for k, _, v in (line.partition(':') for line in first.splitlines())}
     vendor, *kind = [said[field] for field in CPU_FIELDS if field in said] or ['']
@@ -82,7 +93,11 @@ def cpu_of(
 
 # %% ../../nbs/04_core.arithmetic.ipynb #bad524b1
 def processor() -> str:  # never empty
-    "The processor of this machine"
+    """The processor of this machine
+
+    Returns:
+        never empty
+    """
     try:
         with open('/proc/cpuinfo') as f: text = f.read(4096)  # one is enough
     except OSError: text = ''
@@ -92,7 +107,14 @@ def processor() -> str:  # never empty
 def blas_of(
     pools: Sequence[Mapping[str, Any]],  # of `threadpoolctl.threadpool_info`
 ) -> str:                                # such as 'openblas 0.3.31 SkylakeX'
-    "What each BLAS that NumPy or torch calls says about itself"
+    """What each BLAS that NumPy or torch calls says about itself
+
+    Args:
+        pools: of `threadpoolctl.threadpool_info`
+
+    Returns:
+        such as 'openblas 0.3.31 SkylakeX'
+    """
     foreign = re.compile(r'[/\\](site|dist)-packages[/\\](?!numpy|torch)')
     ours = [p for p in pools if p['user_api'] == 'blas' and not foreign.search(p['filepath'])]
     said = {' '.join(str(p.get(k) or '?') for k in ('internal_api', 'version', 'architecture'))
@@ -106,7 +128,14 @@ SWITCHES = ('MKL_CBWR', 'MKL_ENABLE_INSTRUCTIONS', 'MKL_DEBUG_CPU_TYPE', 'ONEDNN
 def torch_blas_of(
     about: str,  # of `torch.__config__.show()`
 ) -> str:        # such as 'mkl 2024.2, onednn 3.12.0'
-    "The libraries that are linked into torch"
+    """The libraries that are linked into torch
+
+    Args:
+        about: of `torch.__config__.show()`
+
+    Returns:
+        such as 'mkl 2024.2, onednn 3.12.0'
+    """
     patterns = {'mkl': r'Math Kernel Library Version ([\w.]+)', 'onednn': r'MKL-DNN v([\w.]+)',
                 'blas': r'BLAS_INFO=(\w+)'}
     found = {name: re.search(pattern, about) for name, pattern in patterns.items()}
@@ -116,7 +145,14 @@ def torch_blas_of(
 def identity(
     engine: str = '',   # who computes gradients; '' where nobody does
 ) -> dict[str, str]:    # fact → value; no name and no address of the machine
-    "What decides how results are rounded here; the number of threads is apart"
+    """What decides how results are rounded here; the number of threads is apart
+
+    Args:
+        engine: who computes gradients; '' where nobody does
+
+    Returns:
+        fact → value; no name and no address of the machine
+    """
     import torch
     from threadpoolctl import threadpool_info
     about: Any = np.show_config(mode='dicts')  # type: ignore[call-overload, unused-ignore]
@@ -137,7 +173,14 @@ def identity(
 def identity_key(
     identity: Mapping[str, str],  # of the function `identity`, here or in a file
 ) -> str:                         # the same line for the same facts, in any order
-    "One short line for an identity"
+    """One short line for an identity
+
+    Args:
+        identity: of the function `identity`, here or in a file
+
+    Returns:
+        the same line for the same facts, in any order
+    """
     text = json.dumps(dict(identity), sort_keys=True)
     fact = {k: identity.get(k) or '?' for k in ('cpu', 'numpy', 'blas', 'torch', 'torch_simd')}
     return (f'{fact["cpu"]}, numpy {fact["numpy"]} {fact["blas"]}, torch {fact["torch"]} '
@@ -148,6 +191,14 @@ def changed_facts(
     before: Mapping[str, str],  # an identity
     now: Mapping[str, str],     # another one
 ) -> list[str]:                 # such as 'blas: openblas SkylakeX, now openblas Haswell'
-    "Every fact in which two identities differ"
+    """Every fact in which two identities differ
+
+    Args:
+        before: an identity
+        now: another one
+
+    Returns:
+        such as 'blas: openblas SkylakeX, now openblas Haswell'
+    """
     return [f'{k}: {before.get(k) or "unknown"}, now {now.get(k) or "unknown"}'
             for k in {**before, **now} if before.get(k) != now.get(k)]

@@ -47,7 +47,14 @@ STANDARD_FIELDS: dict[str, str] = {
 def refusal(
     names: set[str],  # fields that cannot be
 ) -> str:             # why, and the fix
-    "Say why a field cannot have such a name"
+    """Say why a field cannot have such a name
+
+    Args:
+        names: fields that cannot be
+
+    Returns:
+        why, and the fix
+    """
     if 'done' in names:
         return ('done: given one flag, expected two, terminated and truncated: a value '
                 'follows only the second; fix: store both, and read batch.done')
@@ -58,7 +65,15 @@ def missing(
     name: str,         # the field that was asked for
     names: list[str],  # the fields that there are
 ) -> str:              # what there is, and the nearest name
-    "Say that a field is not there"
+    """Say that a field is not there
+
+    Args:
+        name: the field that was asked for
+        names: the fields that there are
+
+    Returns:
+        what there is, and the nearest name
+    """
     near = get_close_matches(name, names, 1)
     hint = f"did you mean '{near[0]}'?" if near else f'batch.replace({name}=…)'
     if name == 'done': hint = 'give both, terminated and truncated'
@@ -71,7 +86,16 @@ def minibatches(
     num: int,           # how many minibatches to make
     order: Any = None,  # a permutation of range(size), (size,) int; None: in order
 ) -> list[Any]:         # the rows of each: a slice, or (size/num,) int
-    "Which rows are in which minibatch"
+    """Which rows are in which minibatch
+
+    Args:
+        size: how many rows there are
+        num: how many minibatches to make
+        order: a permutation of range(size), (size,) int; None: in order
+
+    Returns:
+        the rows of each: a slice, or (size/num,) int
+    """
     if num < 1 or size % num:
         divisors = (n for n in range(1, size + 1) if not size % n)
         near = sorted(divisors, key=lambda n: abs(n - num))[:2]
@@ -88,14 +112,29 @@ def as_tensor(
     x: Any,              # a tensor or an array
     device: Any = None,  # a torch device; None: where it is
 ) -> Any:                # a tensor, sharing memory where it is on that device already
-    "The tensor of an array"
+    """The tensor of an array
+
+    Args:
+        x: a tensor or an array
+        device: a torch device; None: where it is
+
+    Returns:
+        a tensor, sharing memory where it is on that device already
+    """
     import torch
     return torch.as_tensor(x, device=device)
 
 def as_numpy(
     x: Any,           # a tensor or an array
 ) -> np.ndarray:      # an array, sharing memory if on a CPU
-    "The array of a tensor, without its gradient"
+    """The array of a tensor, without its gradient
+
+    Args:
+        x: a tensor or an array
+
+    Returns:
+        an array, sharing memory if on a CPU
+    """
     return x.detach().cpu().numpy() if hasattr(x, 'detach') else np.asarray(x)
 
 # %% ../../nbs/01_core.batch.ipynb #2c91f80d
@@ -106,7 +145,13 @@ def check_fields(
     schema: Schema,         # what each field must be; other fields are free
     lead: tuple[int, ...],  # the leading dimensions of all of them
 ) -> None:
-    "Raise a `SpecError` unless every field of the schema is there and fits"
+    """Raise a `SpecError` unless every field of the schema is there and fits
+
+    Args:
+        batch: what is given
+        schema: what each field must be; other fields are free
+        lead: the leading dimensions of all of them
+    """
     for name, spec in schema.items():
         if name not in batch.keys(): raise SpecError(missing(name, list(batch.keys())))
         x = batch.fields[name]
@@ -118,14 +163,28 @@ def check_fields(
 def as_schema(
     spec: TreeSpec | Schema,  # a tree of specs, or a schema already
 ) -> Schema:                  # its parts by name; those of a tuple are '0', '1', …
-    "The schema of a nested batch"
+    """The schema of a nested batch
+
+    Args:
+        spec: a tree of specs, or a schema already
+
+    Returns:
+        its parts by name; those of a tuple are '0', '1', …
+    """
     return spec.children if isinstance(spec, TreeSpec) else spec
 
 # %% ../../nbs/01_core.batch.ipynb #8b4d9017
 def join(
     parts: 'Sequence[Batch]',  # at least one, all with the same fields
 ) -> dict[str, Any]:           # the rows of all of them, one after the other
-    "Join the fields of several batches along the first dimension"
+    """Join the fields of several batches along the first dimension
+
+    Args:
+        parts: at least one, all with the same fields
+
+    Returns:
+        the rows of all of them, one after the other
+    """
     names = parts[0].keys()
     for i, part in enumerate(parts):
         if part.keys() != names:
@@ -136,7 +195,14 @@ def join(
 def join_arrays(
     arrays: Sequence[Any],  # arrays, tensors or batches, all of one kind
 ) -> Any:                   # one of that kind
-    "Join along the first dimension"
+    """Join along the first dimension
+
+    Args:
+        arrays: arrays, tensors or batches, all of one kind
+
+    Returns:
+        one of that kind
+    """
     if isinstance(arrays[0], Batch): return Batch(**join(arrays))
     if isinstance(arrays[0], np.ndarray): return np.concatenate(arrays)
     import torch
@@ -147,7 +213,15 @@ def leaf_fields(
     batch: 'Batch',     # may have batches as fields
     prefix: str = '',   # in front of each name
 ) -> dict[str, Any]:    # 'obs.camera' → array
-    "All arrays of a batch under dotted names"
+    """All arrays of a batch under dotted names
+
+    Args:
+        batch: may have batches as fields
+        prefix: in front of each name
+
+    Returns:
+        'obs.camera' → array
+    """
     out: dict[str, Any] = {}
     for name, x in batch.fields.items():
         out |= leaf_fields(x, f'{prefix}{name}.') if isinstance(x, Batch) else {prefix + name: x}
@@ -159,6 +233,10 @@ class Batch:
     def __init__(self,
         **fields: Any,  # arrays of NumPy or torch, or batches
     ) -> None:
+        """
+        Args:
+            **fields: arrays of NumPy or torch, or batches
+        """
         if not _METHODS.isdisjoint(fields): raise ValueError(refusal(set(_METHODS & fields.keys())))
         vars(self).update(fields)
 
@@ -179,13 +257,27 @@ class Batch:
     def map(self,
         f: Callable[[Any], Any],  # what to do to each array
     ) -> Self:                    # the results under the same names
-        "Do the same to every field"
+        """Do the same to every field
+
+        Args:
+            f: what to do to each array
+
+        Returns:
+            the results under the same names
+        """
         return type(self)(**{k: x.map(f) if isinstance(x, Batch) else f(x) for k, x in vars(self).items()})
 
     def replace(self,
         **fields: Any,  # arrays to add, or to put in the place of others
     ) -> Self:          # shares all other arrays with this one
-        "The same with some fields new"
+        """The same with some fields new
+
+        Args:
+            **fields: arrays to add, or to put in the place of others
+
+        Returns:
+            shares all other arrays with this one
+        """
         return type(self)(**vars(self) | fields)
 
     def __getitem__(self, i: Any) -> Self: return self.map(lambda x: x[i])
@@ -210,20 +302,39 @@ class Batch:
     def concat(
         batches: 'Sequence[Batch]',  # at least one, all with the same fields
     ) -> 'Batch':                    # their rows, one after the other
-        "Join batches along the first dimension"
+        """Join batches along the first dimension
+
+        Args:
+            batches: at least one, all with the same fields
+
+        Returns:
+            their rows, one after the other
+        """
         return Batch(**join(batches))
 
     def split(self,
         num: int,           # how many minibatches, a divisor of len(self)
         order: Any = None,  # a permutation of the rows, (len(self),) int; None: in order
     ) -> Iterator[Self]:
-        "Cut into minibatches of one size, each row in one of them"
+        """Cut into minibatches of one size, each row in one of them
+
+        Args:
+            num: how many minibatches, a divisor of len(self)
+            order: a permutation of the rows, (len(self),) int; None: in order
+        """
         return (self[rows] for rows in minibatches(len(self), num, order))
 
     def to(self,
         device: Any,  # a torch device, e.g. 'cpu' or 'cuda'
     ) -> Self:        # torch tensors, sharing memory where they are on that device already
-        "Move to a device"
+        """Move to a device
+
+        Args:
+            device: a torch device, e.g. 'cpu' or 'cuda'
+
+        Returns:
+            torch tensors, sharing memory where they are on that device already
+        """
         return self.map(lambda x: as_tensor(x, device))
 
     def torch(self) -> Self:
@@ -238,7 +349,12 @@ class Batch:
         schema: Schema,         # what each field must be; other fields are free
         lead: tuple[int, ...],  # the leading dimensions, e.g. (T, N)
     ) -> None:
-        "Raise a `SpecError` unless every field of the schema is there and fits"
+        """Raise a `SpecError` unless every field of the schema is there and fits
+
+        Args:
+            schema: what each field must be; other fields are free
+            lead: the leading dimensions, e.g. (T, N)
+        """
         check_fields(self, schema, lead)
 
     def __repr__(self) -> str:
@@ -254,7 +370,14 @@ _METHODS = frozenset(dir(Batch))  # a field of that name would hide a method
 def leaf_arrays(
     x: Any,       # an array, or a batch of arrays and batches
 ) -> list[Any]:   # its arrays, in order
-    "All arrays of an observation"
+    """All arrays of an observation
+
+    Args:
+        x: an array, or a batch of arrays and batches
+
+    Returns:
+        its arrays, in order
+    """
     if not isinstance(x, Batch): return [x]
     return [leaf for part in x.fields.values() for leaf in leaf_arrays(part)]
 
@@ -262,7 +385,15 @@ def nested(
     spec: ArraySpec | TreeSpec,   # what the arrays are
     arrays: Iterable[Any],        # one for each leaf, in order
 ) -> Any:                         # the array, or a batch as the tree is
-    "Put arrays together as a spec says; the inverse of `leaf_arrays`"
+    """Put arrays together as a spec says; the inverse of `leaf_arrays`
+
+    Args:
+        spec: what the arrays are
+        arrays: one for each leaf, in order
+
+    Returns:
+        the array, or a batch as the tree is
+    """
     rest = iter(arrays)
     if isinstance(spec, ArraySpec): return next(rest)
     return Batch(**{name: nested(child, rest) for name, child in spec.children.items()})
@@ -271,7 +402,14 @@ def nested(
 def field_names(
     names: Iterable[str],   # any texts, no two alike
 ) -> list[str]:             # no two alike, none of them the name of a method
-    "Names that a batch can have"
+    """Names that a batch can have
+
+    Args:
+        names: any texts, no two alike
+
+    Returns:
+        no two alike, none of them the name of a method
+    """
     out: list[str] = []
     taken = set(names := [*names]) | _METHODS
     for name in names:
@@ -286,7 +424,15 @@ def transition_schema(
     observation_spec: ArraySpec,  # of one observation
     action_spec: ArraySpec,       # of one action, as `env.step` takes it
 ) -> dict[str, ArraySpec]:        # field → what one value of it is
-    "The schema of a transition: obs, action, reward, terminated, truncated, next_obs"
+    """The schema of a transition: obs, action, reward, terminated, truncated, next_obs
+
+    Args:
+        observation_spec: of one observation
+        action_spec: of one action, as `env.step` takes it
+
+    Returns:
+        field → what one value of it is
+    """
     flag, number = (ArraySpec('', (), np.dtype(t)) for t in (bool, np.float32))
     specs = dict(obs=observation_spec, action=policy_spec(action_spec), reward=number,
                  terminated=flag, truncated=flag, next_obs=observation_spec)
@@ -297,7 +443,15 @@ def aligned_zeros(
     *shape: int,              # shape of the array
     dtype: Any = np.float32,  # NumPy dtype
 ) -> np.ndarray:              # zeros
-    "An array in torch's memory: 64-byte aligned, readable by both without a copy"
+    """An array in torch's memory: 64-byte aligned, readable by both without a copy
+
+    Args:
+        *shape: shape of the array
+        dtype: NumPy dtype
+
+    Returns:
+        zeros
+    """
     import torch
     return torch.zeros(shape, dtype=getattr(torch, np.dtype(dtype).name)).numpy()
 
@@ -305,7 +459,15 @@ def allocate(
     schema: Schema,         # what each field is
     lead: tuple[int, ...],  # the leading dimensions, e.g. (T, N)
 ) -> Batch:                 # of zeros, in aligned memory; a tree or a schema gives a nested batch
-    "A batch to write into"
+    """A batch to write into
+
+    Args:
+        schema: what each field is
+        lead: the leading dimensions, e.g. (T, N)
+
+    Returns:
+        of zeros, in aligned memory; a tree or a schema gives a nested batch
+    """
     def _zeros(spec: Any) -> Any:
         if not isinstance(spec, ArraySpec): return allocate(as_schema(spec), lead)
         return aligned_zeros(*lead, *spec.shape, dtype=spec.dtype)

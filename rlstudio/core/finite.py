@@ -37,6 +37,13 @@ class NonFiniteError(FloatingPointError):
         index: tuple[int, ...],  # where it is in the array
         step: int | None,        # at which env step, if known
     ) -> None:
+        """
+        Args:
+            source: what it was seen in: a key of the table above, perhaps with a part, as in observation.camera
+            value: the number itself
+            index: where it is in the array
+            step: at which env step, if known
+        """
         self.source, self.value, self.index, self.step = source, value, index, step
         when = '' if step is None else f' (env step {step})'
         at = f' at {list(index)}' if index else ''
@@ -49,7 +56,13 @@ def check_finite(
     x: Any,                    # a number, an array or a tensor; integers and bools pass
     step: int | None = None,   # env steps so far, for the message
 ) -> None:
-    "Raise a `NonFiniteError` at the first NaN or infinity in x"
+    """Raise a `NonFiniteError` at the first NaN or infinity in x
+
+    Args:
+        source: what x is: observation, reward, action, loss, gradient, …
+        x: a number, an array or a tensor; integers and bools pass
+        step: env steps so far, for the message
+    """
     if hasattr(x, 'detach'):
         if not x.is_floating_point() or isfinite(x.detach().sum()): return
         x = x.detach().double().cpu().numpy()

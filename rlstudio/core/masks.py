@@ -29,7 +29,15 @@ def mask_spec(
     action_spec: Any,    # of one action
     name: str = 'mask',  # what errors call it
 ) -> ArraySpec | None:   # one bool for each option of each choice; None: it is no choice
-    "The spec of a mask"
+    """The spec of a mask
+
+    Args:
+        action_spec: of one action
+        name: what errors call it
+
+    Returns:
+        one bool for each option of each choice; None: it is no choice
+    """
     nvec = getattr(action_spec, 'nvec', ())
     return ArraySpec(name, (sum(nvec),), np.dtype(bool)) if nvec else None
 
@@ -40,7 +48,14 @@ class MaskError(ValueError):
 def flat_mask(
     given: Any,     # bools or numbers; a tuple or list: one mask for each choice
 ) -> np.ndarray:    # (k,) of any type
-    "Lay out in one row what an environment gave"
+    """Lay out in one row what an environment gave
+
+    Args:
+        given: bools or numbers; a tuple or list: one mask for each choice
+
+    Returns:
+        (k,) of any type
+    """
     if isinstance(given, tuple | list) and given and not np.isscalar(given[0]):
         return np.concatenate([np.ravel(part) for part in given])
     return np.ravel(given)
@@ -51,7 +66,16 @@ def checked_mask(
     given: Any,          # what the environment gave; None: nothing
     over: bool = False,  # has the episode terminated here?
 ) -> np.ndarray:         # (sum(nvec),) bool
-    "One row of bools, or a `MaskError`"
+    """One row of bools, or a `MaskError`
+
+    Args:
+        spec: of one action: discrete or multi_discrete
+        given: what the environment gave; None: nothing
+        over: has the episode terminated here?
+
+    Returns:
+        (sum(nvec),) bool
+    """
     size, need = sum(spec.nvec), 'action_mask: given {}, expected {}; fix: {}'.format
     if given is None: raise MaskError(need('none', f'{size} bools, as at the first reset', 'give one at every reset and step'))
     x = flat_mask(given)
@@ -71,7 +95,15 @@ def mask_source(
     env: gym.Env,                  # any; it is not reset
     spare: Callable[[], gym.Env],  # makes another one, for a trial
 ) -> str:                          # 'obs', 'method', 'info'; '': it tells no masks
-    "Where does an environment tell its masks?"
+    """Where does an environment tell its masks?
+
+    Args:
+        env: any; it is not reset
+        spare: makes another one, for a trial
+
+    Returns:
+        'obs', 'method', 'info'; '': it tells no masks
+    """
     if not isinstance(env.action_space, gym.spaces.Discrete | gym.spaces.MultiDiscrete): return ''
     space = env.observation_space
     if isinstance(space, gym.spaces.Dict) and MASK_KEY in space.spaces: return 'obs'
@@ -85,7 +117,14 @@ def mask_source(
 def without_mask(
     space: gym.spaces.Dict,  # with the entry `MASK_KEY`
 ) -> gym.Space[Any]:         # the only other entry, or a Dict of the others
-    "The observation space of an agent that is given its mask apart"
+    """The observation space of an agent that is given its mask apart
+
+    Args:
+        space: with the entry `MASK_KEY`
+
+    Returns:
+        the only other entry, or a Dict of the others
+    """
     rest = [(k, s) for k, s in space.spaces.items() if k != MASK_KEY]
     if not rest: raise MaskError('observation: given action_mask alone, expected one entry more; fix: add what the agent sees')
     return rest[0][1] if len(rest) == 1 else gym.spaces.Dict(rest)
@@ -93,7 +132,14 @@ def without_mask(
 def obs_without_mask(
     obs: Any,              # a dict with the entry `MASK_KEY`
 ) -> tuple[Any, Any]:      # the rest, as `without_mask` says; the mask
-    "Take an observation apart"
+    """Take an observation apart
+
+    Args:
+        obs: a dict with the entry `MASK_KEY`
+
+    Returns:
+        the rest, as `without_mask` says; the mask
+    """
     if not isinstance(obs, dict) or MASK_KEY not in obs:
         given = list(obs) if isinstance(obs, dict) else type(obs).__name__
         raise MaskError(f'observation: given {given}, expected a dict with {MASK_KEY}; fix: give what observation_space says')
@@ -109,6 +155,12 @@ class MaskedEnv(gym.Wrapper[Any, Any, Any, Any]):
         source: str,            # as `mask_source` says
         action_spec: ArraySpec, # of one action
     ) -> None:
+        """
+        Args:
+            env: discrete or multi_discrete actions
+            source: as `mask_source` says
+            action_spec: of one action
+        """
         super().__init__(env)
         self.source, self.action_spec = source, action_spec
         self.mask = np.ones(sum(action_spec.nvec), bool)  # what may be done now, (sum(nvec),)
@@ -117,10 +169,16 @@ class MaskedEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None  # as Gymnasium
               ) -> tuple[Any, dict[str, Any]]:
+        """
+        Args:
+            seed: as Gymnasium
+            options: as Gymnasium
+        """
         obs, info = self.env.reset(seed=seed, options=options)
         return self._read(obs, info, False)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:  # as Gymnasium
+        "as Gymnasium"
         obs, reward, terminated, truncated, info = self.env.step(action)
         obs, info = self._read(obs, info, bool(terminated))
         return obs, reward, terminated, truncated, info
@@ -137,7 +195,15 @@ def pick_legal(
     mask: np.ndarray,  # (N, n) bool, one or more in each row
     u: np.ndarray,     # uniform in [0, 1), (N,)
 ) -> np.ndarray:       # (N,) int64
-    "One legal option of each row, each as likely"
+    """One legal option of each row, each as likely
+
+    Args:
+        mask: (N, n) bool, one or more in each row
+        u: uniform in [0, 1), (N,)
+
+    Returns:
+        (N,) int64
+    """
     count = np.add.reduce(mask, 1)
     rank = np.minimum((u * count).astype(np.int64), count - 1)
     index: np.ndarray = (mask.cumsum(1) > rank[:, None]).argmax(1)
@@ -148,7 +214,16 @@ def legal_actions(
     mask: np.ndarray,  # (N, sum(nvec)) bool
     u: np.ndarray,     # uniform in [0, 1), (N, k), a column for each choice
 ) -> np.ndarray:       # actions as a policy emits them, (N, *shape) int64
-    "Random legal actions, each as likely"
+    """Random legal actions, each as likely
+
+    Args:
+        spec: of one action
+        mask: (N, sum(nvec)) bool
+        u: uniform in [0, 1), (N, k), a column for each choice
+
+    Returns:
+        actions as a policy emits them, (N, *shape) int64
+    """
     parts = np.split(mask, np.cumsum(spec.nvec)[:-1], 1)
     picks = [pick_legal(part, u[:, i]) for i, part in enumerate(parts)]
     return np.stack(picks, 1).reshape(len(mask), *spec.shape)
@@ -159,7 +234,16 @@ def nearest_legal(
     mask: np.ndarray,    # (sum(nvec),) bool
     action: np.ndarray,  # one action, as `env.step` takes it
 ) -> np.ndarray:         # the same, or the next one that is legal
-    "Make an action legal"
+    """Make an action legal
+
+    Args:
+        spec: of one action
+        mask: (sum(nvec),) bool
+        action: one action, as `env.step` takes it
+
+    Returns:
+        the same, or the next one that is legal
+    """
     k, parts = np.ravel(action) - np.ravel(spec.low), np.split(mask, np.cumsum(spec.nvec)[:-1])
     moved = [i if not m.any() else (i + int(np.roll(m, -i).argmax())) % len(m) for i, m in zip(k.tolist(), parts)]
     legal: np.ndarray = (np.reshape(moved, spec.shape) + spec.low).astype(spec.dtype)

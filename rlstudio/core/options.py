@@ -42,7 +42,15 @@ if TYPE_CHECKING: from rlstudio.core.spec import ArraySpec
 # %% ../../nbs/06_core.options.ipynb #97ef2d62
 @dataclass(frozen=True)
 class Problem:
-    "One thing that is wrong"
+    """One thing that is wrong
+
+    Args:
+        file: as the user named it, or "override 'train.seed=3'"; '' for code
+        line: from 1; 0: unknown
+        column: from 1; 0: unknown
+        key: dotted: 'env.num_envs'; '' for the file as a whole
+        message: what was given, what was expected, the fix
+    """
     file: str     # as the user named it, or "override 'train.seed=3'"; '' for code
     line: int     # from 1; 0: unknown
     column: int   # from 1; 0: unknown
@@ -60,6 +68,10 @@ class ConfigError(ValueError):
     def __init__(self,
         problems: Iterable[Problem],  # at least one
     ):
+        """
+        Args:
+            problems: at least one
+        """
         self.problems = list(problems)
         super().__init__('\n'.join(map(str, self.problems)))
 
@@ -68,7 +80,15 @@ def fault(
     key: str,  # dotted: 'algo.batch_size'
     why: str,  # what was given, what was expected, the fix
 ) -> ConfigError:  # to raise
-    "A config's one problem, of which only the key is known"
+    """A config's one problem, of which only the key is known
+
+    Args:
+        key: dotted: 'algo.batch_size'
+        why: what was given, what was expected, the fix
+
+    Returns:
+        to raise
+    """
     return ConfigError([Problem('config', 0, 0, key, why)])
 
 # %% ../../nbs/06_core.options.ipynb #b7a9e4e6
@@ -78,7 +98,15 @@ def plain(
     value: Any,               # any value
     levels: int = MAX_DEPTH,  # of lists and mappings that it may have
 ) -> Any:                     # an equal copy that shares nothing; tuples become lists
-    "Copy what YAML and JSON can both hold; refuse all else"
+    """Copy what YAML and JSON can both hold; refuse all else
+
+    Args:
+        value: any value
+        levels: of lists and mappings that it may have
+
+    Returns:
+        an equal copy that shares nothing; tuples become lists
+    """
     if value is None or isinstance(value, (bool, int, str)): return value
     if isinstance(value, float) and math.isfinite(value): return value
     if levels and isinstance(value, (list, tuple)):
@@ -94,7 +122,14 @@ def plain(
 def as_text(
     value: Any,  # any value
 ) -> str:        # at most 60 characters
-    "A value for a message, as one would write it in YAML"
+    """A value for a message, as one would write it in YAML
+
+    Args:
+        value: any value
+
+    Returns:
+        at most 60 characters
+    """
     text = repr(value)
     if not isinstance(value, str):
         try: text = json.dumps(value, ensure_ascii=False)
@@ -112,7 +147,11 @@ _FLOAT = re.compile(rf'[-+]?({_WHOLE}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?')
 def scalar(
     text: str,  # an unquoted word
 ) -> None | bool | int | float | str:
-    "What an unquoted word of YAML means"
+    """What an unquoted word of YAML means
+
+    Args:
+        text: an unquoted word
+    """
     if text in _WORDS: return _WORDS[text]
     digits = text.replace('_', '')
     if len(text) <= 100 and _INT.fullmatch(text): return int(digits)
@@ -124,7 +163,15 @@ def fit(
     hint: Any,   # a field's type
     value: Any,  # a value as YAML has it
 ) -> Any:        # whole floats as ints and lists as tuples, where the type asks for it
-    "The two conversions that lose nothing"
+    """The two conversions that lose nothing
+
+    Args:
+        hint: a field's type
+        value: a value as YAML has it
+
+    Returns:
+        whole floats as ints and lists as tuples, where the type asks for it
+    """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated: return fit(args[0], value)
     if origin is tuple and isinstance(value, list):
@@ -142,7 +189,14 @@ _SIGNS = {'ge': '≥', 'gt': '>', 'le': '≤', 'lt': '<'}
 def expected(
     hint: Any,  # a field's type, with its range
 ) -> str:       # such as 'a whole number ≥ 1'
-    "A type in words"
+    """A type in words
+
+    Args:
+        hint: a field's type, with its range
+
+    Returns:
+        such as 'a whole number ≥ 1'
+    """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         limits = [m for a in args[1:] for m in getattr(a, 'metadata', [a])]
@@ -156,7 +210,13 @@ def expected(
 
 # %% ../../nbs/06_core.options.ipynb #a32324f8
 class FieldSpec(NamedTuple):
-    "What a field takes"
+    """What a field takes
+
+    Args:
+        hint: its type, with its range
+        check: pydantic's checker of that type
+        required: has it no default?
+    """
     hint: Any           # its type, with its range
     check: TypeAdapter[Any]  # pydantic's checker of that type
     required: bool      # has it no default?
@@ -168,7 +228,11 @@ _SPECS: dict[type, dict[str, FieldSpec]] = {}
 def field_specs(
     cls: type,  # a dataclass
 ) -> dict[str, FieldSpec]:  # field name → type, validator, required?
-    "The fields of a section by name"
+    """The fields of a section by name
+
+    Returns:
+        field name → type, validator, required?
+    """
     if cls not in _SPECS:
         hints = get_type_hints(cls, include_extras=True)
         _SPECS[cls] = {f.name: FieldSpec(
@@ -184,7 +248,16 @@ def check_value(
     value: Any,                  # a value as YAML has it
     path: tuple[str, ...] = (),  # where it stands
 ) -> tuple[Any, list[Fault]]:    # as the field keeps it, and what is wrong with it
-    "One value against a field's type and range"
+    """One value against a field's type and range
+
+    Args:
+        spec: the field
+        value: a value as YAML has it
+        path: where it stands
+
+    Returns:
+        as the field keeps it, and what is wrong with it
+    """
     try: return spec.check.validate_python(fit(spec.hint, value)), []
     except ValidationError as e: errors = e.errors(include_url=False)
     faults: dict[tuple[str, ...], str] = {}
@@ -203,7 +276,16 @@ def repair(
     value: Any,  # a value that it refuses
     key: str = '',  # of the field
 ) -> str:        # such as '; write 8', or nothing
-    "The end of a message about a wrong value"
+    """The end of a message about a wrong value
+
+    Args:
+        hint: a field's type
+        value: a value that it refuses
+        key: of the field
+
+    Returns:
+        such as '; write 8', or nothing
+    """
     if get_origin(hint) is Literal:
         close = suggest(str(value), [a for a in get_args(hint) if isinstance(a, str)])
         return close if 'did you mean' in close else ''
@@ -223,7 +305,15 @@ def as_lines(
     values: Mapping[str, Any],  # plain
     indent: str = '',           # in front of each line
 ) -> str:                       # 'key: value', one a line
-    "Values as they look in a config file"
+    """Values as they look in a config file
+
+    Args:
+        values: plain
+        indent: in front of each line
+
+    Returns:
+        'key: value', one a line
+    """
     def _line(key: str, v: Any) -> str:
         if isinstance(v, dict) and v: return f'{indent}{key}:\n{as_lines(v, indent + "  ")}'
         word = isinstance(v, str) and v.isprintable() and scalar(v) == v
@@ -280,7 +370,18 @@ Steps = Annotated[int, Field(ge=1)]                     # env steps; as many as 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig(Section):
-    "The world"
+    """The world
+
+    Args:
+        id: registered name, such as CartPole-v1
+        num_envs: copies that are stepped together
+        kwargs: the environment's arguments, plain values
+        backend: who steps them
+        max_episode_steps: env steps; null: as registered
+        wrappers: around it, the innermost first
+        reset_options: given to every reset, plain values
+        eval_kwargs: over `kwargs`, in evaluation and video
+    """
     id: Annotated[str, AfterValidator(_env_id)]  # registered name, such as CartPole-v1
     num_envs: Width = 8                          # copies that are stepped together
     kwargs: Annotated[dict[str, Any], AfterValidator(_kwargs)] = field(
@@ -296,7 +397,11 @@ class EnvConfig(Section):
 # %% ../../nbs/06_core.options.ipynb #5153dda6
 @dataclass(frozen=True, kw_only=True)
 class AlgoConfig(Section):
-    "What an algorithm's own config derives from"
+    """What an algorithm's own config derives from
+
+    Args:
+        name: registered name, such as ppo
+    """
     name: str  # registered name, such as ppo
 
     def check(self,
@@ -304,19 +409,49 @@ class AlgoConfig(Section):
         observation_spec: 'ArraySpec',  # of one environment
         action_spec: 'ArraySpec',       # of one environment
     ) -> list[Problem]:                 # empty: all fits
-        "What does not fit together"
+        """What does not fit together
+
+        Args:
+            config: the whole experiment
+            observation_spec: of one environment
+            action_spec: of one environment
+
+        Returns:
+            empty: all fits
+        """
         return []
 
     def round_steps(self,
         num_envs: int,  # environments N
     ) -> int:           # env steps, ≥ 1
-        "A training can end after any multiple of so many env steps"
+        """A training can end after any multiple of so many env steps
+
+        Args:
+            num_envs: environments N
+
+        Returns:
+            env steps, ≥ 1
+        """
         return 1
 
 # %% ../../nbs/06_core.options.ipynb #36cf55f9
 @dataclass(frozen=True, kw_only=True)
 class NetConfig(Section):
-    "The policy and value networks"
+    """The policy and value networks
+
+    Args:
+        hidden: units, layer by layer
+        activation: between layers
+        layer_norm: normalise the units of each hidden layer?
+        encoder: registered name; auto: nature or small for pictures, else flat
+        log_std_init: ln σ of continuous actions
+        log_std: ppo, a2c: ln σ for itself, or seen from the state
+        squash: ppo, a2c: how a box is kept to its bounds; auto: clip, in own units near ±1
+        normalize_obs: to mean 0 and deviation 1, as seen so far
+        normalize_reward: by the deviation of the return, as seen so far
+        core: a memory between encoder and heads (ppo, a2c)
+        core_size: its units
+    """
     hidden: tuple[Width, ...] = (64, 64)  # units, layer by layer
     activation: Literal['tanh', 'relu', 'elu', 'silu'] = 'tanh'  # between layers
     layer_norm: bool = False       # normalise the units of each hidden layer?
@@ -332,7 +467,14 @@ class NetConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-    "How long, and from which seed"
+    """How long, and from which seed
+
+    Args:
+        total_steps: env steps, of all copies together
+        seed: all random streams derive from it
+        stop_at_goal: end early when an evaluation reaches the goal?
+        max_minutes: end early after so many minutes; null: never
+    """
     total_steps: Steps = 100_000  # env steps, of all copies together
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 1  # all random streams derive from it
     stop_at_goal: bool = False           # end early when an evaluation reaches the goal?
@@ -341,7 +483,16 @@ class TrainConfig(Section):
 # %% ../../nbs/06_core.options.ipynb #cdac658e
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Section):
-    "Evaluation, apart from training"
+    """Evaluation, apart from training
+
+    Args:
+        episodes: each time; 0: no evaluation
+        every: env steps between two; 0: only at the end; null: about ten, for a tenth of the steps
+        num_envs: copies that are stepped together
+        greedy: the likeliest action; false: a sampled one
+        goal: mean return that counts as solved; null: as registered
+        max_steps: env steps of an episode; a longer one is cut there
+    """
     episodes: Whole = 20       # each time; 0: no evaluation
     every: Whole | None = None  # env steps between two; 0: only at the end; null: about ten, for a tenth of the steps
     num_envs: Width = 20       # copies that are stepped together
@@ -352,7 +503,13 @@ class EvalConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Section):
-    "What survives a crash"
+    """What survives a crash
+
+    Args:
+        every: env steps between two; 0: only at start and end
+        keep: how many of the newest
+        best: keep the one of the best evaluation, too?
+    """
     every: Whole = 50_000  # env steps between two; 0: only at start and end
     keep: Count = 3     # how many of the newest
     best: bool = True   # keep the one of the best evaluation, too?
@@ -360,14 +517,29 @@ class CheckpointConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig(Section):
-    "What is recorded"
+    """What is recorded
+
+    Args:
+        every: iterations between two records
+        rotate_mb: MiB, then a new metrics file
+    """
     every: Count = 1       # iterations between two records
     rotate_mb: Count = 64  # MiB, then a new metrics file
 
 # %% ../../nbs/06_core.options.ipynb #399bddee
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
-    "One experiment"
+    """One experiment
+
+    Args:
+        env: the world
+        algo: the algorithm; really of a class derived from `AlgoConfig`
+        net: the networks
+        train: budget and seed
+        eval: how it is measured
+        checkpoint: what survives
+        log: what is recorded
+    """
     env: EnvConfig    # the world
     algo: AlgoConfig  # the algorithm; really of a class derived from `AlgoConfig`
     net: NetConfig = field(default_factory=NetConfig)        # the networks
@@ -386,7 +558,14 @@ class Config(Section):
 def goal_steps(
     config: Config,  # of an experiment
 ) -> int:            # env steps, ≥ train.total_steps
-    "Where a training ends: at the first whole round that meets the budget"
+    """Where a training ends: at the first whole round that meets the budget
+
+    Args:
+        config: of an experiment
+
+    Returns:
+        env steps, ≥ train.total_steps
+    """
     each = config.algo.round_steps(config.env.num_envs)
     return -(-config.train.total_steps // each) * each
 
@@ -416,7 +595,15 @@ def all_numbers(
     values: Mapping[str, Any],   # section → what was written, and defaults of the algorithm
     classes: Mapping[str, Any],  # section → class; None where it is not known
 ) -> dict[str, Any]:             # 'section.key' → value, also of keys that do not exist here
-    "Every value of a config that is not whole yet"
+    """Every value of a config that is not whole yet
+
+    Args:
+        values: section → what was written, and defaults of the algorithm
+        classes: section → class; None where it is not known
+
+    Returns:
+        'section.key' → value, also of keys that do not exist here
+    """
     numbers = {f'{name}.{f.name}': f.default for name, cls in classes.items() if cls for f in fields(cls) if f.default is not MISSING}
     for name, section in values.items():
         if isinstance(section, Mapping): numbers |= {f'{name}.{str(k).replace("-", "_")}': v for k, v in section.items()}
@@ -427,7 +614,15 @@ def number_of(
     numbers: Numbers,  # of `all_numbers`
     *names: str,       # bare keys, those of other libraries first, then our own as 'section.key'
 ) -> float:            # nan where there is none
-    "The first of several names that has a number"
+    """The first of several names that has a number
+
+    Args:
+        numbers: of `all_numbers`
+        *names: bare keys, those of other libraries first, then our own as 'section.key'
+
+    Returns:
+        nan where there is none
+    """
     for name in names:
         for key in ([name] if '.' in name else [name, *(f'{s}.{name}' for s in ('algo', 'env', 'train'))]):
             if isinstance(v := numbers.get(key), (int, float)) and not isinstance(v, bool): return v
@@ -436,7 +631,14 @@ def number_of(
 def tidy(
     x: float,  # a number for a message
 ) -> str:      # without a point where it is whole
-    "A number in few digits"
+    """A number in few digits
+
+    Args:
+        x: a number for a message
+
+    Returns:
+        without a point where it is whole
+    """
     return f'{x:.6g}' if x != round(x) else str(round(x))
 
 def as_here(
@@ -445,7 +647,17 @@ def as_here(
     value: str,   # what it should have here
     how: str = '',  # the calculation
 ) -> str:         # ends with what to write
-    "One line of a conversion"
+    """One line of a conversion
+
+    Args:
+        theirs: 'batch_size=64'
+        key: 'algo.num_minibatches'
+        value: what it should have here
+        how: the calculation
+
+    Returns:
+        ends with what to write
+    """
     return f'{theirs} is {key.partition(".")[2]}={value} here{f" ({how})" if how else ""}; write {key}={value}'
 
 # %% ../../nbs/06_core.options.ipynb #aa53351e
@@ -457,7 +669,16 @@ def as_minibatches(
     size: float,       # rows of one minibatch there
     numbers: Numbers,  # of this config
 ) -> str:              # the conversion
-    "A minibatch's size as a number of parts"
+    """A minibatch's size as a number of parts
+
+    Args:
+        name: batch_size, or a like name
+        size: rows of one minibatch there
+        numbers: of this config
+
+    Returns:
+        the conversion
+    """
     (envs, steps), how = _rows(numbers), f'{name}={tidy(size)}'
     if 'algo.num_minibatches' not in numbers: return f'{how}: here each update takes the whole rollout of {tidy(envs)} × {tidy(steps)} = {tidy(envs * steps)} rows; change algo.num_steps'
     parts, told = envs * steps / size, f'{tidy(envs)} × {tidy(steps)} / {tidy(size)}'
@@ -470,7 +691,16 @@ def as_update_ratio(
     updates: float,    # at a time there; -1: as many as env steps
     numbers: Numbers,  # of this config
 ) -> str:              # the conversion
-    "Updates at a time as updates for each env step"
+    """Updates at a time as updates for each env step
+
+    Args:
+        name: gradient_steps
+        updates: at a time there; -1: as many as env steps
+        numbers: of this config
+
+    Returns:
+        the conversion
+    """
     every, envs = number_of(numbers, 'train_freq', 'train_frequency', 'algo.train_every'), number_of(numbers, 'n_envs', 'num_envs', 'env.num_envs')
     if updates < 0: return as_here(f'{name}={tidy(updates)}', 'algo.update_ratio', '1', 'as many updates as env steps')
     return as_here(f'{name}={tidy(updates)}', 'algo.update_ratio', tidy(updates / (every * envs)), f'{tidy(updates)} / (train_every {tidy(every)} × {tidy(envs)} env{"s" if envs > 1 else ""})')
@@ -480,7 +710,16 @@ def as_target_every(
     steps: float,      # env steps there
     numbers: Numbers,  # of this config
 ) -> str:              # the conversion
-    "Env steps between two copies as gradient updates between them"
+    """Env steps between two copies as gradient updates between them
+
+    Args:
+        name: target_update_interval, or a like name
+        steps: env steps there
+        numbers: of this config
+
+    Returns:
+        the conversion
+    """
     every, envs = number_of(numbers, 'train_freq', 'train_frequency', 'algo.train_every'), number_of(numbers, 'n_envs', 'num_envs', 'env.num_envs')
     at_a_time = number_of(numbers, 'gradient_steps')
     ratio = number_of(numbers, 'algo.update_ratio') if at_a_time != at_a_time else at_a_time / (every * envs) if at_a_time > 0 else 1.
@@ -493,7 +732,16 @@ def as_hidden(
     value: Any,        # a list, or a mapping of lists
     numbers: Numbers,  # not needed
 ) -> str:              # the conversion
-    "A network's layers"
+    """A network's layers
+
+    Args:
+        name: net_arch
+        value: a list, or a mapping of lists
+        numbers: not needed
+
+    Returns:
+        the conversion
+    """
     nets = list(value.values()) if isinstance(value, Mapping) else [value]
     same = all(net == nets[0] for net in nets)
     told = as_here(f'{name}={as_text(value)}', 'net.hidden', as_text(nets[0] if nets else []))
@@ -504,7 +752,16 @@ def as_schedule(
     value: Any,        # true or false
     numbers: Numbers,  # not needed
 ) -> str:              # the conversion
-    "Is the learning rate annealed?"
+    """Is the learning rate annealed?
+
+    Args:
+        name: anneal_lr
+        value: true or false
+        numbers: not needed
+
+    Returns:
+        the conversion
+    """
     return as_here(f'{name}={as_text(value)}', 'algo.learning_rate_schedule', 'constant' if value in (False, 0) else 'linear')
 
 def as_value_clip(
@@ -512,7 +769,16 @@ def as_value_clip(
     value: Any,        # true or false
     numbers: Numbers,  # with the policy's range
 ) -> str:              # the conversion
-    "Is the critic clipped, too?"
+    """Is the critic clipped, too?
+
+    Args:
+        name: clip_vloss
+        value: true or false
+        numbers: with the policy's range
+
+    Returns:
+        the conversion
+    """
     clip = number_of(numbers, 'clip_coef', 'algo.clip_range')
     return as_here(f'{name}={as_text(value)}', 'algo.clip_range_vf', 'null' if value in (False, 0) else tidy(clip))
 
@@ -531,7 +797,16 @@ def translated(
     value: Any,        # what was written; None: not known
     numbers: Numbers,  # of this config
 ) -> str:              # what it is here
-    "A key of another library in ours"
+    """A key of another library in ours
+
+    Args:
+        name: a key of another library, words joined by _
+        value: what was written; None: not known
+        numbers: of this config
+
+    Returns:
+        what it is here
+    """
     if name in NOT_HERE: return NOT_HERE[name]
     if name == 'n_steps' and 'algo.n_step' in numbers: return as_here(f'{name}={as_text(value)}', 'algo.n_step', as_text(value))
     convert, home = CONVERSIONS.get(name), SYNONYMS.get(name, '')
@@ -557,7 +832,14 @@ _ALGO_NAMES = {
 def other_name(
     name: str,  # of an algorithm that is not registered
 ) -> str:       # '' where it is nobody's
-    "What another library's algorithm is here"
+    """What another library's algorithm is here
+
+    Args:
+        name: of an algorithm that is not registered
+
+    Returns:
+        '' where it is nobody's
+    """
     known = _ALGO_NAMES.get(re.sub('[^a-z0-9]', '', name.lower()))
     return f'unknown algorithm {name!r}; here it is {known}' if known else ''
 
@@ -572,7 +854,18 @@ def unknown_key(
     value: Any = None,             # what was written there; None: not known
     numbers: Mapping[str, Any] = {},  # 'section.key' → value, of this config, defaults too
 ) -> str:                          # such as "unknown key; did you mean 'gamma'?"
-    "The message about an unknown key"
+    """The message about an unknown key
+
+    Args:
+        path: of what was written
+        here: the keys of its section
+        homes: key → 'section.key', of all sections
+        value: what was written there; None: not known
+        numbers: 'section.key' → value, of this config, defaults too
+
+    Returns:
+        such as "unknown key; did you mean 'gamma'?"
+    """
     if (moved := _MOVED.get('.'.join(path))): return moved
     key, name = path[-1], path[-1].replace('-', '_').lower()
     if name in homes and name != key: return f'unknown key; did you mean {homes[name]!r}?'
@@ -585,7 +878,14 @@ def unknown_key(
 def key_homes(
     sections: Mapping[str, Any],  # name → class
 ) -> dict[str, str]:              # key → 'section.key', where only one section has the key
-    "Where each key belongs"
+    """Where each key belongs
+
+    Args:
+        sections: name → class
+
+    Returns:
+        key → 'section.key', where only one section has the key
+    """
     homes = [(key, f'{name}.{key}')
              for name, cls in sections.items() for key in field_specs(cls)]
     keys = [key for key, _ in homes]
@@ -601,7 +901,17 @@ def build_section(
     homes: Mapping[str, str] = {},  # key → 'section.key', of all sections
     numbers: Mapping[str, Any] = {},  # 'section.key' → value, of the whole config, for messages
 ) -> tuple[S | None, list[Fault]]:  # the section, or None and its faults
-    "A section from plain values"
+    """A section from plain values
+
+    Args:
+        values: what was written; None: nothing
+        path: where that stands
+        homes: key → 'section.key', of all sections
+        numbers: 'section.key' → value, of the whole config, for messages
+
+    Returns:
+        the section, or None and its faults
+    """
     specs, clean, faults = field_specs(cls), dict[str, Any](), list[Fault]()
     values = {} if values is None else values
     if not isinstance(values, Mapping):
@@ -622,7 +932,14 @@ def build_section(
 def named_algo(
     section: Any,  # what was written under `algo`
 ) -> tuple[Any, list[Fault]]:  # the algorithm's class, or None and the faults
-    "The algorithm that is named; it has a `Config` that derives from `AlgoConfig`"
+    """The algorithm that is named; it has a `Config` that derives from `AlgoConfig`
+
+    Args:
+        section: what was written under `algo`
+
+    Returns:
+        the algorithm's class, or None and the faults
+    """
     if isinstance(section, Mapping):
         section = {key: v for key, v in section.items() if key == 'name'}
     named, faults = build_section(AlgoConfig, section, ('algo',))
@@ -639,7 +956,15 @@ def with_defaults(
     written: Mapping[str, Any],                  # section → what was written
     defaults: Mapping[str, Mapping[str, Any]],   # section → key → value
 ) -> dict[str, Any]:                             # both; where both have a key, what was written
-    "Put an algorithm's defaults below what a user wrote"
+    """Put an algorithm's defaults below what a user wrote
+
+    Args:
+        written: section → what was written
+        defaults: section → key → value
+
+    Returns:
+        both; where both have a key, what was written
+    """
     def _both(section: str) -> Any:
         theirs, own = written.get(section), defaults.get(section, {})
         return theirs if theirs is not None and not isinstance(theirs, Mapping) else {**own, **(theirs or {})}
@@ -649,7 +974,14 @@ def with_defaults(
 def build_config(
     values: Any,  # what was written
 ) -> tuple[Config | None, list[Fault]]:  # the config, or None and its faults
-    "A config from plain values"
+    """A config from plain values
+
+    Args:
+        values: what was written
+
+    Returns:
+        the config, or None and its faults
+    """
     classes: dict[str, Any] = get_type_hints(Config)
     if not isinstance(values, Mapping):
         names = ', '.join(classes)
@@ -672,7 +1004,14 @@ def build_config(
 def config_from_dict(
     values: Mapping[str, Any],  # section → key → value; not changed
 ) -> Config:                    # complete and checked
-    "A config from plain values; `ConfigError` if anything is wrong"
+    """A config from plain values; `ConfigError` if anything is wrong
+
+    Args:
+        values: section → key → value; not changed
+
+    Returns:
+        complete and checked
+    """
     config, faults = build_config(values)
     if config: return config
     raise ConfigError(Problem('', 0, 0, '.'.join(path), why) for path, why in faults)
@@ -681,7 +1020,14 @@ def config_from_dict(
 def to_dict(
     config: Section,  # a config, or a section of one
 ) -> dict[str, Any]:  # JSON-able; shares nothing with it
-    "As plain values, every default written out"
+    """As plain values, every default written out
+
+    Args:
+        config: a config, or a section of one
+
+    Returns:
+        JSON-able; shares nothing with it
+    """
     values: dict[str, Any] = plain(asdict(config))
     return values
 
@@ -689,7 +1035,14 @@ def to_dict(
 def config_hash(
     config: Section,  # a config, or a section of one
 ) -> str:             # 64 hexadecimal digits
-    "SHA-256 of the config as canonical JSON"
+    """SHA-256 of the config as canonical JSON
+
+    Args:
+        config: a config, or a section of one
+
+    Returns:
+        64 hexadecimal digits
+    """
     text = json.dumps(to_dict(config), sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -698,7 +1051,15 @@ def diff(
     a: Section,  # one config
     b: Section,  # another
 ) -> list[str]:  # dotted, sorted
-    "The keys in which two configs differ"
+    """The keys in which two configs differ
+
+    Args:
+        a: one config
+        b: another
+
+    Returns:
+        dotted, sorted
+    """
     return sorted('.'.join(path) for path in _differing(to_dict(a), to_dict(b), ()))
 
 

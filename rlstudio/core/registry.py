@@ -51,13 +51,20 @@ class PluginError(RuntimeError):
 class ModuleError(RuntimeError):
     "A module of the user's own is missing, or fails while it is imported"
 
-
 # %% ../../nbs/05_core.registry.ipynb #b89e9a1d
 def suggest(
     name: str,             # what was given
     known: Iterable[str],  # what would have been right
 ) -> str:                  # "; did you mean 'ppo'?", or "; expected one of: …", or nothing
-    "The end of a message about an unknown name"
+    """The end of a message about an unknown name
+
+    Args:
+        name: what was given
+        known: what would have been right
+
+    Returns:
+        "; did you mean 'ppo'?", or "; expected one of: …", or nothing
+    """
     lower = {k.lower(): k for k in sorted(known)}
     close = get_close_matches(name.lower(), lower, n=1)
     if close: return f'; did you mean {lower[close[0]]!r}?'
@@ -66,7 +73,14 @@ def suggest(
 def or_yours(
     message: str,  # about an unknown name, with a suggestion
 ) -> str:          # and what to do if the name is the user's own
-    "The name may be one that nobody has imported yet"
+    """The name may be one that nobody has imported yet
+
+    Args:
+        message: about an unknown name, with a suggestion
+
+    Returns:
+        and what to do if the name is the user's own
+    """
     between = ' If' if message.endswith('?') else '; if'
     return f'{message}{between} it is your own: --import MODULE, or `imports = MODULE` in settings.ini'
 
@@ -76,7 +90,14 @@ Claims = dict[str, dict[str, 'EntryPoint']]  # name → distribution → its ent
 def installed_claims(
     group: str,  # such as 'rlstudio.algos'
 ) -> Claims:     # name → distribution → its entry point
-    "Which installed distribution claims which names of a group; imports none of them"
+    """Which installed distribution claims which names of a group; imports none of them
+
+    Args:
+        group: such as 'rlstudio.algos'
+
+    Returns:
+        name → distribution → its entry point
+    """
     from importlib.metadata import entry_points
     claims: Claims = {}
     for point in entry_points(group=group):
@@ -87,7 +108,14 @@ def installed_claims(
 def same_name(
     dist: str,  # a distribution's name as it was written
 ) -> str:       # lower case, words joined by '-'
-    "The one spelling of a distribution's name"
+    """The one spelling of a distribution's name
+
+    Args:
+        dist: a distribution's name as it was written
+
+    Returns:
+        lower case, words joined by '-'
+    """
     return re.sub(r'[-_.]+', '-', dist).lower()
 
 # %% ../../nbs/05_core.registry.ipynb #de80cc22
@@ -95,7 +123,15 @@ def load(
     kind: str,            # what it should be, for the message
     point: 'EntryPoint',  # a built-in one, or of a plugin that is allowed
 ) -> Any:                 # the object that it names
-    "Import what an entry point names; a plugin's failure stays its own"
+    """Import what an entry point names; a plugin's failure stays its own
+
+    Args:
+        kind: what it should be, for the message
+        point: a built-in one, or of a plugin that is allowed
+
+    Returns:
+        the object that it names
+    """
     if not point.dist or point.dist.name == 'rlstudio': return point.load()
     try:
         with redirect_stdout(sys.stderr): return point.load()
@@ -112,7 +148,17 @@ def choose_claim(
     claims: dict[str, 'EntryPoint'],    # distribution → its entry point; not empty
     allowed: set[str],                  # distributions that may be loaded
 ) -> str:                               # one of `claims`
-    "Whose entry point a name means"
+    """Whose entry point a name means
+
+    Args:
+        kind: for the message
+        name: what was asked for
+        claims: distribution → its entry point; not empty
+        allowed: distributions that may be loaded
+
+    Returns:
+        one of `claims`
+    """
     if 'rlstudio' in claims: return 'rlstudio'
     may = sorted(allowed & claims.keys())
     if len(may) == 1: return may[0]
@@ -131,6 +177,11 @@ class Registry:
         kind: str,   # what they are, for messages: 'algorithm'
         group: str,  # their entry points: 'rlstudio.algos'
     ):
+        """
+        Args:
+            kind: what they are, for messages: 'algorithm'
+            group: their entry points: 'rlstudio.algos'
+        """
         self.kind, self.group = kind, group
         self._here: dict[str, Any] = {}
         self._allowed: set[str] = set()
@@ -141,18 +192,34 @@ class Registry:
     def __contains__(self, name: str) -> bool: return name in {*self._here, *self._claims}
 
     def names(self) -> list[str]:  # sorted
-        "All names, also of plugins that are not allowed; imports nothing"
+        """All names, also of plugins that are not allowed; imports nothing
+
+        Returns:
+            sorted
+        """
         return sorted({*self._here, *self._claims})
 
     def describe(self) -> dict[str, str]:  # name → 'here', or its module or distribution
-        "Where each name comes from; imports nothing"
+        """Where each name comes from; imports nothing
+
+        Returns:
+            name → 'here', or its module or distribution
+        """
         return {n: owner(n, self._here, self._claims) for n in self.names()}
 
     def add(self,
         name: str,  # what configs will call it
         obj: T,     # usually a class
     ) -> T:         # `obj`
-        "Put something in under a name that is free"
+        """Put something in under a name that is free
+
+        Args:
+            name: what configs will call it
+            obj: usually a class
+
+        Returns:
+            `obj`
+        """
         check_free(self, name, obj)
         self._here[name] = obj
         return obj
@@ -160,20 +227,35 @@ class Registry:
     def register(self,
         name: str,  # what configs will call it
     ) -> Callable[[T], T]:
-        "`add` as a decorator"
+        """`add` as a decorator
+
+        Args:
+            name: what configs will call it
+        """
         return lambda obj: self.add(name, obj)
 
     def allow(self,
         *dists: str,  # installed distributions, as pip calls them
     ) -> None:
-        "Let these plugins be loaded"
+        """Let these plugins be loaded
+
+        Args:
+            *dists: installed distributions, as pip calls them
+        """
         for dist in dists: check_plugin(self, dist)
         self._allowed.update(map(same_name, dists))
 
     def get(self,
         name: str,  # as in `names()`
     ) -> Any:       # what has this name; imported now, if it was not before
-        "Find something by its name"
+        """Find something by its name
+
+        Args:
+            name: as in `names()`
+
+        Returns:
+            what has this name; imported now, if it was not before
+        """
         if name in self._here: return self._here[name]
         if name not in self:
             raise UnknownName(or_yours(f'unknown {self.kind} {name!r}{suggest(name, self.names())}'))
@@ -186,7 +268,16 @@ def owner(
     here: dict[str, Any],  # what was added in this process
     claims: Claims,        # what is installed
 ) -> str:                  # 'here', a module, 'rlstudio', or the plugins that claim it
-    "Where a name comes from"
+    """Where a name comes from
+
+    Args:
+        name: a name in one of the two
+        here: what was added in this process
+        claims: what is installed
+
+    Returns:
+        'here', a module, 'rlstudio', or the plugins that claim it
+    """
     if name in here:
         module = str(getattr(here[name], '__module__', None) or '__main__').partition('.')[0]
         return 'here' if module == '__main__' else module
@@ -198,7 +289,13 @@ def check_free(
     name: str,           # under which name
     obj: Any,            # what
 ) -> None:
-    "Refuse a name that is taken, unless by an earlier run of the same definition"
+    """Refuse a name that is taken, unless by an earlier run of the same definition
+
+    Args:
+        registry: where it should go
+        name: under which name
+        obj: what
+    """
     def _definition(o: Any) -> tuple[Any, ...]:
         return getattr(o, '__module__', ''), getattr(o, '__qualname__', id(o))
     here, claims = registry._here, registry._claims.get(name, {})
@@ -212,7 +309,12 @@ def check_plugin(
     registry: Registry,  # that should load from it
     dist: str,           # a distribution's name
 ) -> None:
-    "Refuse a plugin that is not installed, or that claims a name which is taken"
+    """Refuse a plugin that is not installed, or that claims a name which is taken
+
+    Args:
+        registry: that should load from it
+        dist: a distribution's name
+    """
     from importlib.metadata import PackageNotFoundError, version
     try: version(dist)
     except PackageNotFoundError: raise PluginError(
@@ -236,14 +338,25 @@ displays = Registry('display', 'rlstudio.displays')
 def allow(
     *dists: str,  # installed distributions, as pip calls them
 ) -> None:
-    "Let these plugins be loaded, by every registry"
+    """Let these plugins be loaded, by every registry
+
+    Args:
+        *dists: installed distributions, as pip calls them
+    """
     for registry in (algos, envs, nets, sinks, wrappers, displays): registry.allow(*dists)
 
 # %% ../../nbs/05_core.registry.ipynb #b53a9157
 def broken_at(
     error: BaseException,  # raised while a module was imported
 ) -> str:                  # such as ' (my_env.py, line 3)'; '' if it says so itself
-    "Where in the user's code an import failed"
+    """Where in the user's code an import failed
+
+    Args:
+        error: raised while a module was imported
+
+    Returns:
+        such as ' (my_env.py, line 3)'; '' if it says so itself
+    """
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith('<frozen')][2:]
     if not frames or isinstance(error, SyntaxError): return ''
     return f' ({Path(frames[-1].filename).name}, line {frames[-1].lineno})'
@@ -252,7 +365,12 @@ def import_one(
     name: str,            # of a module, such as 'my_env' or 'my_package.worlds'
     folders: list[Path],  # where it may lie, beside what is installed
 ) -> None:
-    "Import a module of the user's own; whatever goes wrong is one `ModuleError`"
+    """Import a module of the user's own; whatever goes wrong is one `ModuleError`
+
+    Args:
+        name: of a module, such as 'my_env' or 'my_package.worlds'
+        folders: where it may lie, beside what is installed
+    """
     if name.endswith('.py') or not all(part.isidentifier() for part in name.split('.')): raise ModuleError(
         f'--import {name}: expected the name of a module, as behind `import` in Python; '
         f'write --import {Path(name).stem or "my_env"} in the folder that holds it')
@@ -276,7 +394,12 @@ def import_own(
     *modules: str,  # their names, such as 'my_env'
     folders: Iterable[str | Path] = ('.',),  # where they may lie, beside what is installed
 ) -> None:
-    "Import the user's own modules, so that what they register is found"
+    """Import the user's own modules, so that what they register is found
+
+    Args:
+        *modules: their names, such as 'my_env'
+        folders: where they may lie, beside what is installed
+    """
     places = list(dict.fromkeys(Path(f).resolve() for f in folders))
     if modules: sys.path.extend(p for p in map(str, places) if p not in sys.path)
     for name in modules:
@@ -284,5 +407,9 @@ def import_own(
         if name not in _imported: _imported.append(name)
 
 def imported() -> list[str]:  # their names, in order
-    "The modules that `import_own` has imported in this process"
+    """The modules that `import_own` has imported in this process
+
+    Returns:
+        their names, in order
+    """
     return [*_imported]

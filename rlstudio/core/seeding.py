@@ -33,7 +33,14 @@ if TYPE_CHECKING: from torch import Generator as TorchGenerator
 def check_seed(
     seed: Any,  # what the user gave
 ) -> int:       # the same number as an `int`, 0 … 2**63 - 1
-    "A valid seed, or a `ValueError` that says what a seed is"
+    """A valid seed, or a `ValueError` that says what a seed is
+
+    Args:
+        seed: what the user gave
+
+    Returns:
+        the same number as an `int`, 0 … 2**63 - 1
+    """
     try: index = -1 if isinstance(seed, (bool, np.bool_)) else operator.index(seed)
     except TypeError: index = -1
     if not 0 <= index < 2**63:
@@ -47,7 +54,16 @@ def seed_sequence(
     name: str,       # the purpose, such as 'env' or 'minibatch'
     index: int = 0,  # which one of its kind, ≥ 0
 ) -> np.random.SeedSequence:  # a function of these three and of nothing else
-    "Entropy from the seed, spawn key from the name and the index"
+    """Entropy from the seed, spawn key from the name and the index
+
+    Args:
+        seed: the run's seed
+        name: the purpose, such as 'env' or 'minibatch'
+        index: which one of its kind, ≥ 0
+
+    Returns:
+        a function of these three and of nothing else
+    """
     if not isinstance(name, str) or not name or not 0 <= operator.index(index) < 2**63:
         raise ValueError(f'stream: given name {name!r} and index {index!r}; '
                          "expected a name and an index ≥ 0, such as streams['env', 3]")
@@ -62,7 +78,17 @@ def make_generator(
     name: str,       # the purpose
     index: int = 0,  # which one of its kind, ≥ 0
 ) -> Any:            # a `np.random.Generator` (PCG64), or a `torch.Generator` on the CPU
-    "The generator of one stream, at its start"
+    """The generator of one stream, at its start
+
+    Args:
+        kind: 'numpy' or 'torch'
+        seed: the run's seed
+        name: the purpose
+        index: which one of its kind, ≥ 0
+
+    Returns:
+        a `np.random.Generator` (PCG64), or a `torch.Generator` on the CPU
+    """
     sequence = seed_sequence(seed, name, index)
     if kind == 'numpy': return np.random.Generator(np.random.PCG64(sequence))
     if kind != 'torch':
@@ -74,7 +100,14 @@ def make_generator(
 def generator_state(
     generator: Any,  # of numpy (PCG64) or torch
 ) -> Any:            # JSON-able
-    "Where a generator is now"
+    """Where a generator is now
+
+    Args:
+        generator: of numpy (PCG64) or torch
+
+    Returns:
+        JSON-able
+    """
     if isinstance(generator, np.random.Generator): return generator.bit_generator.state
     return generator.get_state().numpy().tobytes().hex()
 
@@ -83,7 +116,12 @@ def set_generator_state(
     generator: Any,  # of numpy (PCG64) or torch; changed in place
     state: Any,      # what `generator_state` gave
 ) -> None:
-    "Put a generator back where it was"
+    """Put a generator back where it was
+
+    Args:
+        generator: of numpy (PCG64) or torch; changed in place
+        state: what `generator_state` gave
+    """
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     else:
@@ -96,6 +134,10 @@ class Streams:
     def __init__(self,
         seed: int,  # the run's seed, 0 … 2**63 - 1
     ):
+        """
+        Args:
+            seed: the run's seed, 0 … 2**63 - 1
+        """
         self.run_seed = check_seed(seed)
         self._made: dict[tuple[str, str, int], Any] = {}
 
@@ -114,7 +156,15 @@ class Streams:
         name: str,          # the purpose
         index: int = 0,     # which one of its kind, ≥ 0
     ) -> 'TorchGenerator':  # on the CPU; one key, one object
-        "The stream as a torch generator"
+        """The stream as a torch generator
+
+        Args:
+            name: the purpose
+            index: which one of its kind, ≥ 0
+
+        Returns:
+            on the CPU; one key, one object
+        """
         generator: TorchGenerator = self._get('torch', name, index)
         return generator
 
@@ -122,18 +172,34 @@ class Streams:
         name: str,       # the purpose, such as 'env'
         index: int = 0,  # which one of its kind, ≥ 0
     ) -> int:            # 0 … 2**31 - 1
-        "The stream as an integer, for `env.reset(seed=…)`; it fits a C int"
+        """The stream as an integer, for `env.reset(seed=…)`; it fits a C int
+
+        Args:
+            name: the purpose, such as 'env'
+            index: which one of its kind, ≥ 0
+
+        Returns:
+            0 … 2**31 - 1
+        """
         return int(seed_sequence(self.run_seed, name, index).generate_state(1)[0] >> 1)
 
     def state_dict(self) -> dict[str, Any]:  # JSON-able; only the generators used so far
-        "Where every stream is now"
+        """Where every stream is now
+
+        Returns:
+            JSON-able; only the generators used so far
+        """
         made = {'/'.join(map(str, k)): generator_state(g) for k, g in self._made.items()}
         return {'seed': self.run_seed, 'streams': made}
 
     def load_state_dict(self,
         state: Mapping[str, Any],  # what `state_dict` gave, of the same seed
     ) -> None:
-        "Put every stream back, in place; one that the state does not name starts afresh"
+        """Put every stream back, in place; one that the state does not name starts afresh
+
+        Args:
+            state: what `state_dict` gave, of the same seed
+        """
         _load_streams(self, state)
 
 # %% ../../nbs/03_core.seeding.ipynb #5e398d04
@@ -151,7 +217,11 @@ def _load_streams(streams: Streams, state: Mapping[str, Any]) -> None:
 
 # %% ../../nbs/03_core.seeding.ipynb #9a15342e
 def global_states() -> dict[str, Any]:  # name of a generator → its state, to compare
-    "Where the global generators of this process stand; looking does not move them"
+    """Where the global generators of this process stand; looking does not move them
+
+    Returns:
+        name of a generator → its state, to compare
+    """
     states: dict[str, Any] = {'random': random.getstate()}
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002, it only looks
     states['numpy.random'] = kind, np.asarray(keys).tobytes(), *rest
@@ -163,7 +233,14 @@ def global_states() -> dict[str, Any]:  # name of a generator → its state, to 
 def moved_generators(
     before: Mapping[str, Any],  # of `global_states`
 ) -> list[str]:                 # names of those that stand elsewhere now
-    "Which global generators were drawn from, or seeded, since then"
+    """Which global generators were drawn from, or seeded, since then
+
+    Args:
+        before: of `global_states`
+
+    Returns:
+        names of those that stand elsewhere now
+    """
     after = global_states()
     return [name for name, state in before.items() if state != after[name]]
 

@@ -38,7 +38,16 @@ def first_outside(
     low: np.ndarray,   # smallest allowed, (*shape)
     high: np.ndarray,  # largest allowed, (*shape)
 ) -> tuple[int, ...] | None:  # its index in x, or None when all are inside
-    "Find the first value outside of [low, high]; NaN is outside of everything"
+    """Find the first value outside of [low, high]; NaN is outside of everything
+
+    Args:
+        x: values, (*lead, *shape)
+        low: smallest allowed, (*shape)
+        high: largest allowed, (*shape)
+
+    Returns:
+        its index in x, or None when all are inside
+    """
     inside = (x >= low) & (x <= high)
     return None if inside.all() else tuple(np.argwhere(~inside)[0].tolist())
 
@@ -50,7 +59,18 @@ def draw_inside(
     dtype: np.dtype,             # type of the result
     lead: tuple[int, ...] = (),  # leading dimensions of the result
 ) -> np.ndarray:                 # random values, (*lead, *shape)
-    "Draw values in [low, high]: uniform, or exponential or normal where ends are open"
+    """Draw values in [low, high]: uniform, or exponential or normal where ends are open
+
+    Args:
+        rng: the source of randomness
+        low: smallest allowed, (*shape)
+        high: largest allowed, (*shape)
+        dtype: type of the result
+        lead: leading dimensions of the result
+
+    Returns:
+        random values, (*lead, *shape)
+    """
     size = (*lead, *low.shape)
     if dtype.kind != 'f':
         return np.asarray(rng.integers(low, high, size, dtype, endpoint=True))
@@ -65,7 +85,14 @@ def draw_inside(
 def array_to_json(
     a: np.ndarray,  # numbers of any shape
 ) -> Any:           # one number if all are equal, else nested lists; 'inf' for infinity
-    "An array in plain JSON, in short where that loses nothing"
+    """An array in plain JSON, in short where that loses nothing
+
+    Args:
+        a: numbers of any shape
+
+    Returns:
+        one number if all are equal, else nested lists; 'inf' for infinity
+    """
     def _say(v: Any) -> Any:
         if isinstance(v, list): return [_say(o) for o in v]
         return str(v) if isinstance(v, float) and not np.isfinite(v) else v
@@ -74,7 +101,7 @@ def array_to_json(
 # %% ../../nbs/00_core.spec.ipynb #96e4de9b
 class EqualByContent:
     "Equal to whatever has the same content"
-    def to_dict(self) -> dict[str, Any]: raise NotImplementedError  # all of it, in plain JSON
+    def to_dict(self) -> dict[str, Any]: "all of it, in plain JSON"; raise NotImplementedError  # all of it, in plain JSON
     def __hash__(self) -> int: return hash(json.dumps(self.to_dict()))
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EqualByContent) \
@@ -108,7 +135,18 @@ _OPEN: Any = None    # a bound that was not given
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ArraySpec(EqualByContent):
-    "What one array is: its name, shape, type and range"
+    """What one array is: its name, shape, type and range
+
+    Args:
+        name: what errors call it, e.g. 'obs' or 'obs.camera'
+        shape: of one value, without leading dimensions
+        dtype: of the values
+        kind: what the numbers mean
+        low: smallest allowed, (*shape); default: open
+        high: largest allowed, inclusive, (*shape); default: open
+        nvec: categories of each choice, in raveled order, ≥ 1
+        start: the first category of each choice; default: zeros
+    """
     name: str                    # what errors call it, e.g. 'obs' or 'obs.camera'
     shape: tuple[int, ...]       # of one value, without leading dimensions
     dtype: np.dtype              # of the values
@@ -135,20 +173,40 @@ class ArraySpec(EqualByContent):
         x: Any,                      # the value: anything that `np.asarray` takes
         lead: tuple[int, ...] = (),  # the leading dimensions that it must have
     ) -> None:
-        "Raise a `SpecError` unless x has this shape, dtype and range"
+        """Raise a `SpecError` unless x has this shape, dtype and range
+
+        Args:
+            x: the value: anything that `np.asarray` takes
+            lead: the leading dimensions that it must have
+        """
         if wrong := misfit(self, np.asarray(x), lead): raise SpecError(wrong)
 
     def zeros(self,
         lead: tuple[int, ...] = (),  # leading dimensions
     ) -> np.ndarray:                 # (*lead, *shape), of the spec's dtype
-        "A new array to write into"
+        """A new array to write into
+
+        Args:
+            lead: leading dimensions
+
+        Returns:
+            (*lead, *shape), of the spec's dtype
+        """
         return np.zeros((*lead, *self.shape), self.dtype)
 
     def sample(self,
         rng: np.random.Generator,    # the source of randomness
         lead: tuple[int, ...] = (),  # leading dimensions
     ) -> np.ndarray:                 # (*lead, *shape), of the spec's dtype
-        "Random values that pass `check`"
+        """Random values that pass `check`
+
+        Args:
+            rng: the source of randomness
+            lead: leading dimensions
+
+        Returns:
+            (*lead, *shape), of the spec's dtype
+        """
         return draw_inside(rng, self.low, self.high, self.dtype, lead)
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,7 +253,16 @@ def misfit(
     x: np.ndarray,          # what is given
     lead: tuple[int, ...],  # the leading dimensions expected before the spec's own
 ) -> str | None:            # given, expected and the fix; None when x fits
-    "Say in words why a value does not fit"
+    """Say in words why a value does not fit
+
+    Args:
+        spec: what is expected
+        x: what is given
+        lead: the leading dimensions expected before the spec's own
+
+    Returns:
+        given, expected and the fix; None when x fits
+    """
     want = (*lead, *spec.shape)
     if x.shape != want:
         fix = _shape_fix(x.shape, want, spec.shape)
@@ -212,7 +279,13 @@ def misfit(
 # %% ../../nbs/00_core.spec.ipynb #6afc7982
 @dataclass(frozen=True, eq=False, repr=False)
 class TreeSpec(EqualByContent):
-    "A dict or a tuple of specs; its values are dicts or tuples of arrays"
+    """A dict or a tuple of specs; its values are dicts or tuples of arrays
+
+    Args:
+        name: what errors call it
+        children: the parts in flat order; a tuple's are '0', '1', …
+        is_tuple: is a value a tuple, and not a dict?
+    """
     name: str                    # what errors call it
     children: 'dict[str, Spec]'  # the parts in flat order; a tuple's are '0', '1', …
     is_tuple: bool = False       # is a value a tuple, and not a dict?
@@ -235,20 +308,40 @@ class TreeSpec(EqualByContent):
         x: Any,                      # the value: a dict or tuple of what the parts take
         lead: tuple[int, ...] = (),  # the leading dimensions that every array must have
     ) -> None:
-        "Raise a `SpecError` unless every part fits"
+        """Raise a `SpecError` unless every part fits
+
+        Args:
+            x: the value: a dict or tuple of what the parts take
+            lead: the leading dimensions that every array must have
+        """
         for child, part in take_apart(self, x): child.check(part, lead)
 
     def zeros(self,
         lead: tuple[int, ...] = (),  # leading dimensions
     ) -> Any:                        # a dict or tuple of arrays
-        "New arrays to write into"
+        """New arrays to write into
+
+        Args:
+            lead: leading dimensions
+
+        Returns:
+            a dict or tuple of arrays
+        """
         return put_together(self, [c.zeros(lead) for c in self.children.values()])
 
     def sample(self,
         rng: np.random.Generator,    # the source of randomness
         lead: tuple[int, ...] = (),  # leading dimensions
     ) -> Any:                        # a dict or tuple of arrays
-        "Random values that pass `check`"
+        """Random values that pass `check`
+
+        Args:
+            rng: the source of randomness
+            lead: leading dimensions
+
+        Returns:
+            a dict or tuple of arrays
+        """
         return put_together(self, [c.sample(rng, lead) for c in self.children.values()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -263,7 +356,15 @@ def take_apart(
     spec: TreeSpec,           # what the value should be
     x: Any,                   # a dict or tuple
 ) -> list[tuple[Spec, Any]]:  # each child of the spec with its part of x
-    "Pair the children of a spec with the parts of a value"
+    """Pair the children of a spec with the parts of a value
+
+    Args:
+        spec: what the value should be
+        x: a dict or tuple
+
+    Returns:
+        each child of the spec with its part of x
+    """
     parts = x if isinstance(x, dict) else {}
     if isinstance(x, tuple | list): parts = {str(i): part for i, part in enumerate(x)}
     if parts.keys() != spec.children.keys():
@@ -276,14 +377,29 @@ def put_together(
     spec: TreeSpec,  # what the value shall be
     parts: list[Any],  # one part for each child, in order
 ) -> Any:            # a dict or tuple
-    "Build a value from its parts, the inverse of `take_apart`"
+    """Build a value from its parts, the inverse of `take_apart`
+
+    Args:
+        spec: what the value shall be
+        parts: one part for each child, in order
+
+    Returns:
+        a dict or tuple
+    """
     return tuple(parts) if spec.is_tuple else dict(zip(spec.children, parts))
 
 # %% ../../nbs/00_core.spec.ipynb #c1ddd45e
 def leaves(
     spec: Spec,          # any spec
 ) -> list[ArraySpec]:    # its arrays, first to last
-    "All arrays of a spec, in flat order"
+    """All arrays of a spec, in flat order
+
+    Args:
+        spec: any spec
+
+    Returns:
+        its arrays, first to last
+    """
     if isinstance(spec, ArraySpec): return [spec]
     return [leaf for child in spec.children.values() for leaf in leaves(child)]
 
@@ -291,13 +407,27 @@ def leaves(
 def one_line(
     spec: Any,  # any spec
 ) -> str:       # name, kind, shape and dtype of each array
-    "A spec in one line"
+    """A spec in one line
+
+    Args:
+        spec: any spec
+
+    Returns:
+        name, kind, shape and dtype of each array
+    """
     return ', '.join(f'{s.name} {s.kind} {s.shape} {s.dtype}' for s in leaves(spec))
 
 def spec_table(
     spec: Any,  # any spec
 ) -> str:       # Markdown
-    "A spec as a table"
+    """A spec as a table
+
+    Args:
+        spec: any spec
+
+    Returns:
+        Markdown
+    """
     rows = ['| name | kind | shape | dtype | low … high | flat |', '|---' * 6 + '|']
     for s in leaves(spec):
         ends = f'{float(s.low.min()):g} … {float(s.high.max()):g}' if s.low.size else ''
@@ -312,7 +442,15 @@ def spec_from_dict(
     doc: Any,        # as `to_dict` gave it, or anything else that a file holds
     depth: int = 0,  # levels above it
 ) -> Spec:           # equal to the one that was written
-    "Read a spec from plain JSON, the inverse of `to_dict`; a `SpecError` if it is none"
+    """Read a spec from plain JSON, the inverse of `to_dict`; a `SpecError` if it is none
+
+    Args:
+        doc: as `to_dict` gave it, or anything else that a file holds
+        depth: levels above it
+
+    Returns:
+        equal to the one that was written
+    """
     try:
         if depth > 64: raise ValueError('nested too deeply')
         if 'children' not in doc: return ArraySpec(**_written_array(doc))
@@ -334,7 +472,15 @@ def spec_from_space(
     space: gym.Space[Any],  # Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple
     name: str = 'obs',      # what errors call it; parts are called 'name.part'
 ) -> Spec:                  # what one value of the space is
-    "Read the spec of a Gymnasium space"
+    """Read the spec of a Gymnasium space
+
+    Args:
+        space: Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple
+        name: what errors call it; parts are called 'name.part'
+
+    Returns:
+        what one value of the space is
+    """
     kinds, tree = gym.spaces, gym.spaces.Dict | gym.spaces.Tuple
     if isinstance(space, tree): return _tree_from_space(space, name)
     shape, dtype = space.shape or (), np.dtype(space.dtype)
@@ -365,7 +511,14 @@ def _tree_from_space(
 def space_from_spec(
     spec: Spec,   # any spec
 ) -> gym.Space[Any]:  # the Gymnasium space that it was, or could have been, read from
-    "Build the Gymnasium space of a spec, the inverse of `spec_from_space`"
+    """Build the Gymnasium space of a spec, the inverse of `spec_from_space`
+
+    Args:
+        spec: any spec
+
+    Returns:
+        the Gymnasium space that it was, or could have been, read from
+    """
     kinds = gym.spaces
     if isinstance(spec, TreeSpec):
         parts = [(k, space_from_spec(child)) for k, child in spec.children.items()]
@@ -384,7 +537,16 @@ def one_hot(
     n: int,                    # how many categories there are
     dtype: Any = np.float32,   # of the result
 ) -> np.ndarray:               # zeros with a one at place k, (*lead, n)
-    "One-hot rows; a k outside of 0 … n-1 gives a row of zeros"
+    """One-hot rows; a k outside of 0 … n-1 gives a row of zeros
+
+    Args:
+        k: categories, integers in 0 … n-1, of any shape (*lead)
+        n: how many categories there are
+        dtype: of the result
+
+    Returns:
+        zeros with a one at place k, (*lead, n)
+    """
     return np.asarray(np.asarray(k)[..., None] == np.arange(n), dtype)
 
 # %% ../../nbs/00_core.spec.ipynb #2d95026f
@@ -393,7 +555,16 @@ def flatten(
     x: Any,                    # a value with any leading dimensions, (*lead, …)
     dtype: Any = np.float32,   # of the result; see below for what float32 cannot hold
 ) -> np.ndarray:               # one row for each value, (*lead, flat_dim)
-    "Lay a value out as one vector"
+    """Lay a value out as one vector
+
+    Args:
+        spec: what x is
+        x: a value with any leading dimensions, (*lead, …)
+        dtype: of the result; see below for what float32 cannot hold
+
+    Returns:
+        one row for each value, (*lead, flat_dim)
+    """
     if isinstance(spec, TreeSpec):
         parts = [flatten(child, part, dtype) for child, part in take_apart(spec, x)]
         return np.concatenate(parts, -1)
@@ -411,7 +582,15 @@ def unflatten(
     spec: Spec,        # what the value shall be
     flat: np.ndarray,  # rows as `flatten` gives them, (*lead, flat_dim)
 ) -> Any:              # the value, each array (*lead, *shape) of its own dtype
-    "Build a value from its vector, the inverse of `flatten`"
+    """Build a value from its vector, the inverse of `flatten`
+
+    Args:
+        spec: what the value shall be
+        flat: rows as `flatten` gives them, (*lead, flat_dim)
+
+    Returns:
+        the value, each array (*lead, *shape) of its own dtype
+    """
     if np.shape(flat)[-1:] != (spec.flat_dim,):
         raise SpecError(f'{spec.name}: given a vector of shape {np.shape(flat)}, expected '
                         f'(*lead, {spec.flat_dim}); fix: use the spec that it came from')
@@ -430,7 +609,15 @@ def flat_spec(
     spec: Spec,               # any spec
     dtype: Any = np.float32,  # as given to `flatten`
 ) -> ArraySpec:               # a box of shape (flat_dim,) under the same name
-    "The spec of what `flatten` gives"
+    """The spec of what `flatten` gives
+
+    Args:
+        spec: any spec
+        dtype: as given to `flatten`
+
+    Returns:
+        a box of shape (flat_dim,) under the same name
+    """
     ends = [(np.zeros(s.flat_dim), np.ones(s.flat_dim)) if s.nvec
             else (s.low.ravel(), s.high.ravel()) for s in leaves(spec)]
     low, high = (np.concatenate(end) for end in zip(*ends))
@@ -440,7 +627,14 @@ def flat_spec(
 def policy_spec(
     spec: Spec,      # of an action, as `env.step` takes it
 ) -> ArraySpec:      # of an action, as a policy emits it
-    "Zero-based int64 for choices and switches, unbounded float32 for a box; a tree: all of it in one float32 row"
+    """Zero-based int64 for choices and switches, unbounded float32 for a box; a tree: all of it in one float32 row
+
+    Args:
+        spec: of an action, as `env.step` takes it
+
+    Returns:
+        of an action, as a policy emits it
+    """
     if isinstance(spec, TreeSpec): return ArraySpec(spec.name, (sum(prod(leaf.shape) for leaf in leaves(spec)),), np.dtype(np.float32))
     if spec.kind == 'box': return ArraySpec(spec.name, spec.shape, np.dtype(np.float32))
     return ArraySpec(spec.name, spec.shape, np.dtype(np.int64), spec.kind, nvec=spec.nvec)
@@ -451,7 +645,16 @@ def rounded_into(
     low: np.ndarray,   # smallest integer allowed, (*shape), of any integer type
     high: np.ndarray,  # largest integer allowed, (*shape)
 ) -> np.ndarray:       # (*lead, *shape), of the type of `low`
-    "The nearest integers of a range, whatever its size"
+    """The nearest integers of a range, whatever its size
+
+    Args:
+        x: real numbers, (*lead, *shape)
+        low: smallest integer allowed, (*shape), of any integer type
+        high: largest integer allowed, (*shape)
+
+    Returns:
+        (*lead, *shape), of the type of `low`
+    """
     x, bottom, top = np.rint(np.asarray(x, np.float64)), low.astype(np.float64), high.astype(np.float64)
     inside = (x > bottom) & (x < top)
     middle = np.where(inside, x, 0).astype(low.dtype)
@@ -462,7 +665,15 @@ def to_env(
     spec: ArraySpec,     # of an action, as `env.step` takes it
     action: np.ndarray,  # as a policy emits it, (*lead, *shape)
 ) -> np.ndarray:         # as `env.step` takes it, (*lead, *shape)
-    "Turn a policy's action into the world's: add `start`, or clip to the box and cast"
+    """Turn a policy's action into the world's: add `start`, or clip to the box and cast
+
+    Args:
+        spec: of an action, as `env.step` takes it
+        action: as a policy emits it, (*lead, *shape)
+
+    Returns:
+        as `env.step` takes it, (*lead, *shape)
+    """
     if spec.kind != 'box': return action + spec.low if any(spec.start) else action
     if spec.dtype.kind != 'f': return rounded_into(action, spec.low, spec.high)
     action = np.minimum(np.maximum(action, spec.low), spec.high)

@@ -36,13 +36,21 @@ class Episodes:
     def __init__(self,
         memory: ReplayMemory,  # whose transitions they are
     ):
+        """
+        Args:
+            memory: whose transitions they are
+        """
         self.memory, ring = memory, memory.ring
         self.until = np.full(ring.size, RUNNING, np.int32)  # slot of the episode's end
         self.since = np.zeros(ring.num_envs, np.int64)      # step that began the one in flight
         self.told = 0                                       # steps that were looked at
 
     def follow(self, start: int) -> None:  # a step, counted from the very first
-        "Note each end from there to the newest step, in all that is left of its episode"
+        """Note each end from there to the newest step, in all that is left of its episode
+
+        Args:
+            start: a step, counted from the very first
+        """
         r = self.memory.ring
         ends = self.memory.arrays.flags(r.places(start, r.time)).nonzero()[0].tolist()
         for step, env in (divmod(start * r.num_envs + i, r.num_envs) for i in ends):
@@ -53,7 +61,11 @@ class Episodes:
         self.told = r.time
 
     def wrote(self, index: np.ndarray) -> None:  # (n,) int64 places of new transitions
-        "New steps are under way, or their episode has ended"
+        """New steps are under way, or their episode has ended
+
+        Args:
+            index: (n,) int64 places of new transitions
+        """
         self.until[index] = RUNNING
         self.follow(max(self.told - 1, 0))
 
@@ -63,7 +75,11 @@ class Episodes:
         self.follow(max(self.memory.ring.time - self.memory.ring.slots, 0))
 
     def ahead(self, index: np.ndarray) -> np.ndarray:  # (n,) places; (n,) int64 ≥ 0
-        "How many later steps of its episode are known"
+        """How many later steps of its episode are known
+
+        Args:
+            index → np.ndarray: (n,) places; (n,) int64 ≥ 0
+        """
         r, until = self.memory.ring, self.until.take(index)
         to_end = (until - index // r.num_envs) % (r.slots + 1)
         return np.where(until == RUNNING, r.left(index) - 1, to_end)
@@ -73,7 +89,16 @@ class Episodes:
         ahead: np.ndarray,         # later steps that are known, (n,) int64
         rng: np.random.Generator,  # the only source of chance
     ) -> np.ndarray:               # places, (n,) int64
-        "A step of the same episode, this one or a later one, all equally likely"
+        """A step of the same episode, this one or a later one, all equally likely
+
+        Args:
+            index: places of transitions, (n,) int64
+            ahead: later steps that are known, (n,) int64
+            rng: the only source of chance
+
+        Returns:
+            places, (n,) int64
+        """
         r = self.memory.ring
         return (index + rng.integers(ahead + 1) * r.num_envs) % r.size
 
@@ -86,7 +111,19 @@ def reached_ahead(
     achieved: slice | str,  # of the achieved goal in an observation
     n: int,                # the longest window
 ) -> np.ndarray:           # (n, K, g); behind the end of a window: `last` again
-    "What each step of a window achieved"
+    """What each step of a window achieved
+
+    Args:
+        memory: where to look
+        index: (K,) places where windows begin
+        steps: (K,) how long they are, in 1 … n
+        last: (K, g) what their last steps achieved
+        achieved: of the achieved goal in an observation
+        n: the longest window
+
+    Returns:
+        (n, K, g); behind the end of a window: `last` again
+    """
     if n == 1: return last[None]
     k = np.arange(1, n)[:, None]
     rows = memory.arrays.row.take((index + memory.ring.num_envs * k).ravel(), mode='wrap')['obs']
@@ -101,7 +138,18 @@ def hindsight_return(
     goal: Goal,           # what the env pays, and when it ends
     gamma: float,         # discount γ in [0, 1]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # G' (K,); is there an end (K,) bool; m' (K,)
-    "The rewards of windows, had these been the goals"
+    """The rewards of windows, had these been the goals
+
+    Args:
+        reached: (n, K, g) what each step of a window achieved
+        wanted: (K, g) the new goals
+        steps: (K,) how long the windows are, in 1 … n
+        goal: what the env pays, and when it ends
+        gamma: discount γ in [0, 1]
+
+    Returns:
+        G' (K,); is there an end (K,) bool; m' (K,)
+    """
     n, K, g = reached.shape
     both = reached.reshape(n * K, g), np.concatenate([wanted] * n)
     over = np.zeros(n * K, bool) if goal.terminated is None else goal.terminated(*both)
@@ -115,7 +163,15 @@ def led_to(
     memory: ReplayMemory,  # where to look; its observations are no pictures
     index: np.ndarray,     # (K,) int64 places of transitions
 ) -> Any:                  # (K, width), or a batch of arrays (K, …)
-    "The observation after a step, at an end as well"
+    """The observation after a step, at an end as well
+
+    Args:
+        memory: where to look; its observations are no pictures
+        index: (K,) int64 places of transitions
+
+    Returns:
+        (K, width), or a batch of arrays (K, …)
+    """
     x = memory.arrays
     seen = x.row.take(index + memory.ring.num_envs, mode='wrap')['obs'].copy()
     put_finals(memory, seen, index, x.flags(index))
@@ -127,7 +183,14 @@ def swap_goals(
     wanted: np.ndarray,  # their new goals, (K, g)
     desired: slice | str,  # of the desired goal in an observation
 ) -> None:
-    "Pretend that these had been the goals (arXiv:1707.01495 algorithm 1)"
+    """Pretend that these had been the goals (arXiv:1707.01495 algorithm 1)
+
+    Args:
+        batch: of rows with a goal in `obs` and `next_obs`
+        rows: which ones are changed: a slice, or (K,) int64
+        wanted: their new goals, (K, g)
+        desired: of the desired goal in an observation
+    """
     for obs in (batch.obs, batch.next_obs): set_goal(obs, desired, rows, wanted)
 
 # %% ../../nbs/35_data.hindsight.ipynb #51bf7171
@@ -135,7 +198,12 @@ def check_promises(
     batch: Batch,  # (T, N, …) as of `add`
     goal: Goal,    # that claims to know rewards and ends
 ) -> None:
-    "Refuse an env that pays, or ends, otherwise than its own methods say"
+    """Refuse an env that pays, or ends, otherwise than its own methods say
+
+    Args:
+        batch: (T, N, …) as of `add`
+        goal: that claims to know rewards and ends
+    """
     real = batch.fields.get('valid', np.ones(batch.reward.shape, bool))
     if not len(x := batch.next_obs[real]): return
     goals = get_goal(x, goal.achieved), get_goal(x, goal.desired)
@@ -154,12 +222,16 @@ class EndRule:
         self.ended, self.went_on = np.inf, -np.inf   # least reward of an end, greatest of another step
 
     @property
-    def holds(self) -> bool: return self.went_on < self.ended < np.inf   # are they apart?
+    def holds(self) -> bool: "are they apart?"; return self.went_on < self.ended < np.inf   # are they apart?
 
     def look(self,
         batch: Batch,  # real steps, (T, N, …) as of `add`
     ) -> None:
-        "Learn from more steps; warn once they contradict the rule"
+        """Learn from more steps; warn once they contradict the rule
+
+        Args:
+            batch: real steps, (T, N, …) as of `add`
+        """
         real, before = batch.fields.get('valid', True), self.ended < np.inf and not self.holds
         self.ended = float(batch.reward.min(initial=self.ended, where=batch.terminated & real))
         self.went_on = float(batch.reward.max(initial=self.went_on, where=~batch.terminated & real))
@@ -170,7 +242,14 @@ class EndRule:
     def completed(self,
         goal: Goal,   # of an env
     ) -> Goal:        # with `terminated`, if the env or this rule knows it
-        "A goal that says when an episode ends"
+        """A goal that says when an episode ends
+
+        Args:
+            goal: of an env
+
+        Returns:
+            with `terminated`, if the env or this rule knows it
+        """
         if goal.terminated is not None or not self.holds: return goal
         return replace(goal, terminated=lambda reached, wanted: goal.reward(reached, wanted) >= self.ended)
 
@@ -179,7 +258,15 @@ def check_goal(
     goal: Goal | None,  # of a vector env; None: it has none
     ratio: float,       # share of rows with another goal
 ) -> Goal:              # the same
-    "Refuse what hindsight cannot do"
+    """Refuse what hindsight cannot do
+
+    Args:
+        goal: of a vector env; None: it has none
+        ratio: share of rows with another goal
+
+    Returns:
+        the same
+    """
     need = 'hindsight: given {}, expected {}; fix: {}'.format
     if goal is None:
         raise ReplayError(need('an env without goals', 'achieved_goal and desired_goal in a Dict, '
@@ -191,7 +278,15 @@ def width_of_goal(
     spec: Spec,  # of an observation
     where: Any,  # as in a `Goal`
 ) -> int:        # numbers; 0: it is not there
-    "How large a goal is"
+    """How large a goal is
+
+    Args:
+        spec: of an observation
+        where: as in a `Goal`
+
+    Returns:
+        numbers; 0: it is not there
+    """
     if isinstance(spec, ArraySpec): return len(range(spec.shape[0])[where]) if isinstance(where, slice) else 0
     return spec.children[where].flat_dim if isinstance(where, str) and where in spec.children else 0
 
@@ -199,7 +294,12 @@ def check_places_of_goals(
     goal: Goal,   # of a vector env
     spec: Spec,   # of an observation
 ) -> None:
-    "Refuse observations in which these goals are not"
+    """Refuse observations in which these goals are not
+
+    Args:
+        goal: of a vector env
+        spec: of an observation
+    """
     need = 'hindsight: given {}, expected {}; fix: {}'.format
     if isinstance(spec, ArraySpec) and len(spec.shape) != 1:
         raise ReplayError(need(f'observations of shape {spec.shape}', 'flat ones, or a Dict, with both goals '
@@ -221,19 +321,32 @@ class Hindsight(Relabeller):
         goal: Goal | None,    # `env.goal` of the vector env
         ratio: float = 0.8,   # share of a batch that gets another goal, in [0, 1]
     ):
+        """
+        Args:
+            goal: `env.goal` of the vector env
+            ratio: share of a batch that gets another goal, in [0, 1]
+        """
         self.goal, self.ratio = check_goal(goal, ratio), ratio
         self.seen, self.ends = 0, 0    # what was compared so far
         self.rule = EndRule()          # what the rewards say about ends, if the env says nothing
 
     def attach(self, memory: ReplayMemory, n_step: int, gamma: float) -> None:  # of the buffer
-        "Goals must be where they are said to be"
+        """Goals must be where they are said to be
+
+        Args:
+            memory, n_step, gamma: of the buffer
+        """
         check_places_of_goals(self.goal, memory.observation_spec)
         super().attach(memory, n_step, gamma)
         self.episodes, self.n_step, self.gamma = Episodes(memory), n_step, gamma
         self.discounts = discount_table(n_step, gamma)
 
     def check(self, batch: Batch) -> None:  # (T, N, …) that fits
-        "Refuse steps that are paid or ended otherwise than promised"
+        """Refuse steps that are paid or ended otherwise than promised
+
+        Args:
+            batch: (T, N, …) that fits
+        """
         if self.seen < DOUBTS or self.ends < DOUBTS and np.count_nonzero(batch.terminated):
             check_promises(batch, self.goal)
             self.seen += batch.reward.size
@@ -241,15 +354,27 @@ class Hindsight(Relabeller):
         if self.goal.terminated is None: self.rule.look(batch)
 
     def wrote(self, index: np.ndarray) -> None:  # (n,) int64 places of new transitions
-        "New steps are under way, or their episode has ended"
+        """New steps are under way, or their episode has ended
+
+        Args:
+            index: (n,) int64 places of new transitions
+        """
         self.episodes.wrote(index)
 
     def state_dict(self) -> dict[str, Any]:  # nothing, where the env says when an episode ends
-        "What the rewards said about ends"
+        """What the rewards said about ends
+
+        Returns:
+            nothing, where the env says when an episode ends
+        """
         return {} if self.goal.terminated else dict(end_rule=np.array([self.rule.ended, self.rule.went_on]))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # as the buffer gave it
-        "The ends of episodes follow from the flags of the steps"
+        """The ends of episodes follow from the flags of the steps
+
+        Args:
+            state: as the buffer gave it
+        """
         self.episodes.restart()
         if not self.goal.terminated: self.rule.ended, self.rule.went_on = map(float, state['end_rule'])
 
@@ -258,7 +383,13 @@ class Hindsight(Relabeller):
         rows: Any,                 # which rows: a slice, or (K,) int64
         rng: np.random.Generator,  # the only source of chance
     ) -> None:
-        "Give these rows goals that their episodes reached at this step or later"
+        """Give these rows goals that their episodes reached at this step or later
+
+        Args:
+            batch: as drawn; changed in place
+            rows: which rows: a slice, or (K,) int64
+            rng: the only source of chance
+        """
         index, goal, memory = batch.index[rows], self.rule.completed(self.goal), self.memory
         ahead = self.episodes.ahead(index)
         wanted = get_goal(led_to(memory, self.episodes.future(index, ahead, rng)), goal.achieved)

@@ -27,7 +27,16 @@ def priority(
     alpha: float = 0.6,  # how much the error counts, in [0, 1]
     eps: float = 1e-6,   # added to every error, > 0
 ) -> np.ndarray:         # > 0, (n,) float64
-    "How often to draw, up to a common factor (arXiv:1511.05952 sec. 3.3)"
+    """How often to draw, up to a common factor (arXiv:1511.05952 sec. 3.3)
+
+    Args:
+        error: TD errors δ, (n,), of any sign
+        alpha: how much the error counts, in [0, 1]
+        eps: added to every error, > 0
+
+    Returns:
+        > 0, (n,) float64
+    """
     p: np.ndarray = (np.abs(error, dtype=np.float64) + eps) ** alpha
     return p
 
@@ -37,7 +46,16 @@ def importance_weights(
     count: int,          # rows N that can be drawn
     beta: float,         # how much of the bias to take out, in [0, 1]
 ) -> np.ndarray:         # weights w, (n,)
-    "What to multiply a row's loss with (arXiv:1511.05952 sec. 3.4)"
+    """What to multiply a row's loss with (arXiv:1511.05952 sec. 3.4)
+
+    Args:
+        chance: P(i) of each row, (n,) in (0, 1]
+        count: rows N that can be drawn
+        beta: how much of the bias to take out, in [0, 1]
+
+    Returns:
+        weights w, (n,)
+    """
     return (count * chance) ** -beta
 
 # %% ../../nbs/34_data.priority.ipynb #ebc42351
@@ -46,7 +64,14 @@ FAN, ROOT = 16, 4096   # children of a node; the longest line that is added up a
 def grouped(
     width: int,          # number of leaves, ≥ 1
 ) -> list[np.ndarray]:   # zeros: leaves and sums in groups (…, FAN), last the root (≤ ROOT,)
-    "Room for numbers and the sums of their groups"
+    """Room for numbers and the sums of their groups
+
+    Args:
+        width: number of leaves, ≥ 1
+
+    Returns:
+        zeros: leaves and sums in groups (…, FAN), last the root (≤ ROOT,)
+    """
     if width <= ROOT: return [np.zeros(width)]
     groups = -(-width // FAN)
     return [np.zeros((groups, FAN)), *grouped(groups)]
@@ -56,7 +81,15 @@ def descend(
     values: np.ndarray,  # children of each point's node, (n, FAN), ≥ 0, not all 0
     mass: np.ndarray,    # how far into the node each point lies, (n,) ≥ 0
 ) -> tuple[np.ndarray, np.ndarray]:  # which child (n,), how far into it (n,)
-    "From nodes to their children"
+    """From nodes to their children
+
+    Args:
+        values: children of each point's node, (n, FAN), ≥ 0, not all 0
+        mass: how far into the node each point lies, (n,) ≥ 0
+
+    Returns:
+        which child (n,), how far into it (n,)
+    """
     n, fan = values.shape
     ahead = np.zeros((n, fan + 1))
     np.add.accumulate(values, 1, out=ahead[:, 1:])
@@ -70,6 +103,10 @@ class SumTree:
     def __init__(self,
         capacity: int,  # number of leaves, ≥ 1
     ):
+        """
+        Args:
+            capacity: number of leaves, ≥ 1
+        """
         if capacity < 1:
             raise ReplayError(f'SumTree: given capacity={capacity}, expected 1 or more')
         *self.levels, self.root = levels = grouped(capacity)
@@ -85,7 +122,12 @@ class SumTree:
         index: np.ndarray,          # which, (n,) ints from 0; of equal ones the last counts
         value: np.ndarray | float,  # their numbers, finite and ≥ 0, (n,) or one for all
     ) -> None:
-        "Write leaves, and add up anew all that is above them"
+        """Write leaves, and add up anew all that is above them
+
+        Args:
+            index: which, (n,) ints from 0; of equal ones the last counts
+            value: their numbers, finite and ≥ 0, (n,) or one for all
+        """
         value = np.asarray(value)
         low, high = value.min(), value.max()    # NaN passes through both
         if not 0 <= low <= high < np.inf:
@@ -99,7 +141,14 @@ class SumTree:
     def find(self,
         mass: np.ndarray,  # points in [0, total), (n,) float64
     ) -> np.ndarray:       # the leaf on which each falls, (n,) int64; never one of 0
-        "Lay the leaves end to end: which one is where?"
+        """Lay the leaves end to end: which one is where?
+
+        Args:
+            mass: points in [0, total), (n,) float64
+
+        Returns:
+            the leaf on which each falls, (n,) int64; never one of 0
+        """
         ahead = np.zeros(len(self.root) + 1)
         np.add.accumulate(self.root, out=ahead[1:])
         if ahead[-1] == 0:
@@ -118,7 +167,13 @@ def check_report(
     error: np.ndarray,  # as given with it
     size: int,          # places there are
 ) -> None:
-    "Refuse what is not one error for each of some places"
+    """Refuse what is not one error for each of some places
+
+    Args:
+        index: as given to `report`
+        error: as given with it
+        size: places there are
+    """
     need = 'priorities: given {}, expected {}; fix: {}'.format
     if not isinstance(index, np.ndarray) or index.dtype.kind not in 'iu' or index.ndim != 1:
         raise ReplayError(need(repr(index)[:60], 'an array of integers, (n,)', 'batch.index'))
@@ -140,69 +195,120 @@ class Prioritized(Sampler):
         beta: float = 0.4,   # how much bias is taken out, in [0, 1]; may change
         eps: float = 1e-6,   # added to every error, > 0
     ):
+        """
+        Args:
+            alpha: how much the error counts, in [0, 1]
+            beta: how much bias is taken out, in [0, 1]; may change
+            eps: added to every error, > 0
+        """
         if not (0 <= alpha <= 1 and eps > 0):
             raise ReplayError(f'priorities: given {alpha=}, {eps=}, expected alpha from 0 to 1 '
                               'and eps > 0; fix: try .6 and 1e-6')
         self.alpha, self.beta, self.eps = alpha, beta, eps
 
     def attach(self, memory: ReplayMemory, n_step: int, gamma: float) -> None:  # of the buffer
-        "A leaf for every place"
+        """A leaf for every place
+
+        Args:
+            memory, n_step, gamma: of the buffer
+        """
         super().attach(memory, n_step, gamma)
         self.tree, self.largest = SumTree(memory.ring.size), 1.  # largest priority so far
 
     @property
     def beta(self) -> float:  # in [0, 1]
-        "How much bias is taken out"
+        """How much bias is taken out
+
+        Returns:
+            in [0, 1]
+        """
         return self._beta
 
     @beta.setter
     def beta(self, beta: float) -> None:  # in [0, 1]
-        "Take out so much from now on"
+        """Take out so much from now on
+
+        Args:
+            beta: in [0, 1]
+        """
         if not 0 <= beta <= 1:
             raise ReplayError(f'priorities: given {beta=}, expected 0 … 1; fix: try .4')
         self._beta = beta
 
     def wrote(self, index: np.ndarray) -> None:  # (n,) places of new transitions
-        "New ones come first"
+        """New ones come first
+
+        Args:
+            index: (n,) places of new transitions
+        """
         if len(index): self.tree.set(index, self.largest)
 
     def forgot(self, index: np.ndarray) -> None:  # (n,) places, n ≥ 1
-        "What is gone is not drawn"
+        """What is gone is not drawn
+
+        Args:
+            index: (n,) places, n ≥ 1
+        """
         self.tree.set(index, 0.)
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:  # n ≥ 1; (n,) ascending
-        "One place from each n-th part of the sum"
+        """One place from each n-th part of the sum
+
+        Args:
+            n, rng → np.ndarray: n ≥ 1; (n,) ascending
+        """
         return self.tree.find((np.arange(n) + rng.random(n)) * (self.tree.total / n))
 
     def weight(self, index: np.ndarray) -> np.ndarray:  # (n,) as drawn; (n,) float32 in (0, 1]
-        "What takes out the bias, and the largest is 1"
+        """What takes out the bias, and the largest is 1
+
+        Args:
+            index → np.ndarray: (n,) as drawn; (n,) float32 in (0, 1]
+        """
         chance = self.tree.leaves.take(index) / self.tree.total
         w = importance_weights(chance, len(self.memory), self.beta)
         share: np.ndarray = w / w.max()
         return share.astype(np.float32)
 
     def subset(self, k: int, n: int, rng: np.random.Generator) -> np.ndarray:  # k of n; (k,)
-        "k rows that are as likely as any others"
+        """k rows that are as likely as any others
+
+        Args:
+            k, n, rng → np.ndarray: k of n; (k,)
+        """
         return rng.permutation(n)[:k]
 
     def report(self,
         index: np.ndarray,  # `batch.index`, (n,) int64, n ≥ 1, of a batch drawn since `add`
         error: np.ndarray,  # their TD errors now, (n,), of any sign, finite
     ) -> None:
-        "Draw them by these errors from now on"
+        """Draw them by these errors from now on
+
+        Args:
+            index: `batch.index`, (n,) int64, n ≥ 1, of a batch drawn since `add`
+            error: their TD errors now, (n,), of any sign, finite
+        """
         check_report(index, error, self.memory.ring.size)
         p = priority(error, self.alpha, self.eps) * (self.tree.leaves.take(index) > 0)
         self.tree.set(index, p)
         self.largest = max(self.largest, float(p.max()))
 
     def state_dict(self) -> dict[str, Any]:  # one entry, `priority`
-        "The leaves that count, and what changes in the course of a run"
+        """The leaves that count, and what changes in the course of a run
+
+        Returns:
+            one entry, `priority`
+        """
         ring = self.memory.ring
         leaves = self.tree.leaves[:(ring.time + 1) * ring.num_envs]
         return dict(priority=dict(leaves=leaves, largest=self.largest, beta=self.beta))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # of the whole buffer
-        "Go on from there, exactly"
+        """Go on from there, exactly
+
+        Args:
+            state: of the whole buffer
+        """
         own, leaves = state['priority'], np.zeros(self.memory.ring.size)
         leaves[:len(own['leaves'])] = own['leaves']
         self.tree.set(np.arange(len(leaves)), leaves)

@@ -38,7 +38,13 @@ def check_whole(
     x: Any,      # what was given
     least: int,  # expected, or more
 ) -> None:
-    "Refuse what is not an integer, or too small"
+    """Refuse what is not an integer, or too small
+
+    Args:
+        name: of the setting
+        x: what was given
+        least: expected, or more
+    """
     if isinstance(x, (int, np.integer)) and x >= least: return
     fix = int(x) if isinstance(x, float) and least <= x < 2**53 else least
     raise ReplayError(f'{name}: given {x!r}, expected an integer, {least} or more; '
@@ -52,7 +58,16 @@ def check_settings(
     gamma: float,                 # in [0, 1]
     frame_stack: int,             # ≥ 1
 ) -> None:
-    "Refuse what cannot work"
+    """Refuse what cannot work
+
+    Args:
+        capacity: transitions, at least as many as envs times frames
+        num_envs: environments N, ≥ 1
+        observation_spec: of one observation
+        n_step: ≥ 1
+        gamma: in [0, 1]
+        frame_stack: ≥ 1
+    """
     o, k = observation_spec, frame_stack
     shape = o.shape if isinstance(o, ArraySpec) else ()
     for name, x in dict(num_envs=num_envs, n_step=n_step, frame_stack=k).items():
@@ -73,7 +88,15 @@ def check_field(
     dtype: np.dtype,         # expected
     convert: bool = False,   # may it be a similar dtype?
 ) -> None:
-    "Refuse one array that does not fit"
+    """Refuse one array that does not fit
+
+    Args:
+        name: of the field
+        x: what was given, None if nothing
+        shape: expected
+        dtype: expected
+        convert: may it be a similar dtype?
+    """
     if not isinstance(x, np.ndarray):
         raise ReplayError(f'{name}: given a {type(x).__name__}, expected a NumPy array; '
                           'fix: batch.numpy() for tensors, else one array a field')
@@ -93,7 +116,14 @@ def check_observation(
     spec: Spec,             # of one observation
     lead: tuple[Any, ...],  # leading dimensions expected
 ) -> None:
-    "Refuse observations that do not fit, and name the part"
+    """Refuse observations that do not fit, and name the part
+
+    Args:
+        name: of the field
+        x: what was given
+        spec: of one observation
+        lead: leading dimensions expected
+    """
     if isinstance(spec, ArraySpec): return check_field(name, x, lead + spec.shape, spec.dtype)
     given = list(x.keys()) if isinstance(x, Batch) else type(x).__name__
     if given != list(spec.children):
@@ -106,7 +136,14 @@ def check_add(
     action_spec: ArraySpec,       # of an action as a policy emits it
     num_envs: int,                # environments N
 ) -> None:
-    "Refuse a batch that is not (T, N, …) of the fields that are needed"
+    """Refuse a batch that is not (T, N, …) of the fields that are needed
+
+    Args:
+        fields: as given to `add`
+        observation_spec: of one observation
+        action_spec: of an action as a policy emits it
+        num_envs: environments N
+    """
     for name in FIELDS:
         if name not in fields: raise ReplayError(missing(name, list(fields)))
     f, o, a = fields, observation_spec, action_spec
@@ -127,7 +164,16 @@ def end_flags(
     truncated: np.ndarray,            # (T, N) bool
     valid: np.ndarray | None = None,  # (T, N) bool, None: all happened
 ) -> np.ndarray:                      # (T, N) uint8: 0, TERMINATED | TRUNCATED, or INVALID
-    "How each step ended"
+    """How each step ended
+
+    Args:
+        terminated: (T, N) bool
+        truncated: (T, N) bool
+        valid: (T, N) bool, None: all happened
+
+    Returns:
+        (T, N) uint8: 0, TERMINATED | TRUNCATED, or INVALID
+    """
     end = truncated.view(np.uint8) * np.uint8(TRUNCATED)
     end |= terminated.view(np.uint8)
     if valid is not None and np.count_nonzero(valid) < valid.size: end[~valid] = INVALID
@@ -140,7 +186,17 @@ def torn(
     end: np.ndarray,   # (T, N) flags of the steps before
     now: np.ndarray,   # (T, N) flags of the steps
 ) -> np.ndarray:       # (T, N) bool
-    "Where does a step not begin where the one before, which did not end, led?"
+    """Where does a step not begin where the one before, which did not end, led?
+
+    Args:
+        seen: (T, N, …) next_obs of the steps before
+        obs: (T, N, …) what the steps began with
+        end: (T, N) flags of the steps before
+        now: (T, N) flags of the steps
+
+    Returns:
+        (T, N) bool
+    """
     T, N = end.shape
     moved = np.not_equal(seen, obs).reshape(T, N, -1).any(-1)
     gap: np.ndarray = (moved | (now == INVALID)) & (end == 0)
@@ -151,7 +207,16 @@ def follows(
     obs: np.ndarray,       # (T, N, …) of the steps after it
     next_obs: np.ndarray,  # (T, N, …) of the same steps
 ) -> bool:               # False: look closer
-    "Does every step begin with the very bytes to which the one before led? (A quick look)"
+    """Does every step begin with the very bytes to which the one before led? (A quick look)
+
+    Args:
+        led: (N, …) the newest next_obs so far
+        obs: (T, N, …) of the steps after it
+        next_obs: (T, N, …) of the same steps
+
+    Returns:
+        False: look closer
+    """
     return (led.tobytes() == obs[0].tobytes()
             and (len(obs) == 1 or obs[1:].tobytes() == next_obs[:-1].tobytes()))
 
@@ -162,7 +227,14 @@ def check_stacks(
     end: np.ndarray,       # (T, N) flags
     start: np.ndarray,     # (T, N) bool: does an episode begin here?
 ) -> None:
-    "Refuse stacks that could not be told from single frames"
+    """Refuse stacks that could not be told from single frames
+
+    Args:
+        obs: (T, N, k, …)
+        next_obs: (T, N, k, …)
+        end: (T, N) flags
+        start: (T, N) bool: does an episode begin here?
+    """
     happened = end != INVALID
     first, moved = obs[start & happened], next_obs[:, :, :-1] != obs[:, :, 1:]
     if (first != first[:, -1:]).any():
@@ -179,7 +251,13 @@ def mend_gaps(
     b: Batch,              # (T, N, …) as given to `add`
     end: np.ndarray,       # (T, N) flags; TRUNCATED is added where the next step is torn off
 ) -> None:
-    "Find what does not follow from the step before, and keep what the ends led to"
+    """Find what does not follow from the step before, and keep what the ends led to
+
+    Args:
+        memory: that the steps will be written to
+        b: (T, N, …) as given to `add`
+        end: (T, N) flags; TRUNCATED is added where the next step is torn off
+    """
     m, r, x, T = memory, memory.ring, memory.arrays, len(end)
     if x.frame_stack == 1 and not np.count_nonzero(end) and follows(m.led, b.obs, b.next_obs): return
     before = np.concatenate([m.led_end[None], end[:-1]])
@@ -199,7 +277,14 @@ def mend_gaps(
 def run_length(
     end: np.ndarray,  # (K, B) flags of K steps in a row, the first step first
 ) -> np.ndarray:      # (B,) int64, 0 … K
-    "How many steps pass before the first at which an episode ended"
+    """How many steps pass before the first at which an episode ended
+
+    Args:
+        end: (K, B) flags of K steps in a row, the first step first
+
+    Returns:
+        (B,) int64, 0 … K
+    """
     goes_on = np.logical_and.accumulate(end == 0)
     length: np.ndarray = np.add.reduce(goes_on, 0)
     return length
@@ -209,7 +294,15 @@ def powers(
     gamma: float,  # discount γ in [0, 1]
     n: int,        # how many, ≥ 1
 ) -> tuple[np.ndarray, np.ndarray]:  # k = 0 … n-1 as int64, γ^k as float32; each (n, 1)
-    "A column of exponents and one of powers"
+    """A column of exponents and one of powers
+
+    Args:
+        gamma: discount γ in [0, 1]
+        n: how many, ≥ 1
+
+    Returns:
+        k = 0 … n-1 as int64, γ^k as float32; each (n, 1)
+    """
     k = np.arange(n)[:, None]
     return k, np.power(gamma, k).astype(np.float32)
 
@@ -219,7 +312,17 @@ def n_step_return(
     left: np.ndarray,    # (B,) how many of them there are, ≥ 1
     gamma: float,        # discount γ in [0, 1]
 ) -> tuple[np.ndarray, np.ndarray]:  # Σ γ^k r (B,) float32; m (B,) int64 in 1 … n
-    "The rewards of a window, and how long it is (Sutton & Barto 2018, eq. 7.1)"
+    """The rewards of a window, and how long it is (Sutton & Barto 2018, eq. 7.1)
+
+    Args:
+        reward: (n, B) float32 rewards of n steps in a row
+        end: (n, B) their flags
+        left: (B,) how many of them there are, ≥ 1
+        gamma: discount γ in [0, 1]
+
+    Returns:
+        Σ γ^k r (B,) float32; m (B,) int64 in 1 … n
+    """
     n = len(reward)
     m = np.minimum(run_length(end[:-1]) + 1, left)
     step, γ = powers(gamma, n)
@@ -230,7 +333,15 @@ def discount_table(
     n_step: int,   # the longest window, ≥ 1
     gamma: float,  # discount γ in [0, 1]
 ) -> np.ndarray:   # (n+1, 8) float32, by length m and by flags
-    "γ^m, and 0 where an episode has terminated"
+    """γ^m, and 0 where an episode has terminated
+
+    Args:
+        n_step: the longest window, ≥ 1
+        gamma: discount γ in [0, 1]
+
+    Returns:
+        (n+1, 8) float32, by length m and by flags
+    """
     return np.outer(gamma ** np.arange(n_step + 1), [1, 0] * 4).astype(np.float32)
 
 def window(
@@ -239,7 +350,17 @@ def window(
     gamma: float,           # discount γ in [0, 1]
     discounts: np.ndarray,  # (n+1, 8) of `discount_table`, for windows of up to n steps
 ) -> tuple[np.ndarray, ...]:  # (B,) first row, Σ γ^k r, last flags, discount, last place
-    "Walk up to n steps ahead"
+    """Walk up to n steps ahead
+
+    Args:
+        memory: where to look
+        index: (B,) places where windows begin
+        gamma: discount γ in [0, 1]
+        discounts: (n+1, 8) of `discount_table`, for windows of up to n steps
+
+    Returns:
+        (B,) first row, Σ γ^k r, last flags, discount, last place
+    """
     r, row, n = memory.ring, memory.arrays.row, len(discounts) - 1
     if n == 1:
         rows = row.take(index)
@@ -254,7 +375,14 @@ def window(
 def stack_steps(
     end: np.ndarray,  # (k-1, B) flags of the steps before, the oldest first
 ) -> np.ndarray:      # (k, B) int64: how many steps back each frame is, the oldest first
-    "Which frames make a stack?"
+    """Which frames make a stack?
+
+    Args:
+        end: (k-1, B) flags of the steps before, the oldest first
+
+    Returns:
+        (k, B) int64: how many steps back each frame is, the oldest first
+    """
     reach = run_length(end[::-1])
     back: np.ndarray = np.minimum(np.arange(len(end), -1, -1)[:, None], reach)
     return back
@@ -264,7 +392,15 @@ def stack_places(
     arrays: ReplayArrays,  # where to look
     index: np.ndarray,     # (B,) places
 ) -> np.ndarray:           # (B, k) places, perhaps below 0: counted from the end
-    "Where the frames of a stack lie"
+    """Where the frames of a stack lie
+
+    Args:
+        arrays: where to look
+        index: (B,) places
+
+    Returns:
+        (B, k) places, perhaps below 0: counted from the end
+    """
     N, k = arrays.ring.num_envs, arrays.frame_stack
     before = index - N * np.arange(k - 1, 0, -1)[:, None]
     places: np.ndarray = index - N * stack_steps(arrays.flags(before))
@@ -276,7 +412,17 @@ def see(
     first: np.ndarray,     # (B,) places where windows begin
     last: np.ndarray,      # (B,) places where they end; the same object if n = 1
 ) -> tuple[np.ndarray, np.ndarray]:  # obs, next_obs, each (B, *shape)
-    "What was seen before and after, if no episode ended"
+    """What was seen before and after, if no episode ended
+
+    Args:
+        arrays: where to look
+        rows: (B,) rows at `first`
+        first: (B,) places where windows begin
+        last: (B,) places where they end; the same object if n = 1
+
+    Returns:
+        obs, next_obs, each (B, *shape)
+    """
     N, shape = arrays.ring.num_envs, (len(first), *arrays.shape)
     if arrays.frames is None:
         return rows['obs'].copy(), arrays.row.take(last + N, mode='wrap')['obs'].copy()
@@ -294,7 +440,14 @@ def put_finals(
     last: np.ndarray,      # (B,) places where windows end
     end: np.ndarray,       # (B,) their flags
 ) -> None:
-    "What an end led to is in no row: look it up"
+    """What an end led to is in no row: look it up
+
+    Args:
+        memory: where to look
+        next_obs: (B, *shape) as of `see`; changed where an episode ended
+        last: (B,) places where windows end
+        end: (B,) their flags
+    """
     if len(ended := end.nonzero()[0]):
         keys = memory.ring.key(last[ended])
         next_obs[memory.arrays.newest][ended] = memory.finals.find(keys)
@@ -306,7 +459,17 @@ def transitions(
     gamma: float,           # discount γ in [0, 1]
     discounts: np.ndarray,  # (n+1, 8) of `discount_table`, for windows of up to n steps
 ) -> dict[str, Any]:         # obs, action, reward, next_obs, discount, index; each (B, …)
-    "What happened from there on"
+    """What happened from there on
+
+    Args:
+        memory: where to look
+        index: (B,) int64 places of transitions
+        gamma: discount γ in [0, 1]
+        discounts: (n+1, 8) of `discount_table`, for windows of up to n steps
+
+    Returns:
+        obs, action, reward, next_obs, discount, index; each (B, …)
+    """
     rows, reward, end, discount, last = window(memory, index, gamma, discounts)
     obs, next_obs = see(memory.arrays, rows, index, last)
     put_finals(memory, next_obs, last, end)
@@ -326,27 +489,53 @@ class ReplayPart:
         n_step: int,           # rewards in a sample
         gamma: float,          # discount γ in [0, 1]
     ) -> None:
-        "Called once, when the buffer is made"
+        """Called once, when the buffer is made
+
+        Args:
+            memory: that the part belongs to from now on
+            n_step: rewards in a sample
+            gamma: discount γ in [0, 1]
+        """
         if hasattr(self, 'memory'):
             raise ReplayError(f'{type(self).__name__}: given one that belongs to another buffer, '
                               'expected a new one; fix: make one for each buffer')
         self.memory = memory
 
     def check(self, batch: Batch) -> None:  # (T, N, …) that fits
-        "Called before a batch is written; may refuse it"
+        """Called before a batch is written; may refuse it
+
+        Args:
+            batch: (T, N, …) that fits
+        """
 
     def forgot(self, index: np.ndarray) -> None:  # (n,) int64 places, in order of time
-        "Called before places cannot be sampled any more"
+        """Called before places cannot be sampled any more
+
+        Args:
+            index: (n,) int64 places, in order of time
+        """
 
     def wrote(self, index: np.ndarray) -> None:  # (n,) int64 places, in order of time
-        "Called when transitions have been written; what never happened is left out"
+        """Called when transitions have been written; what never happened is left out
+
+        Args:
+            index: (n,) int64 places, in order of time
+        """
 
     def state_dict(self) -> dict[str, Any]:  # its own entries beside those of the memory
-        "All that the part needs to go on from here, beyond the memory"
+        """All that the part needs to go on from here, beyond the memory
+
+        Returns:
+            its own entries beside those of the memory
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # of the whole buffer
-        "Go on from there; the memory has been loaded before"
+        """Go on from there; the memory has been loaded before
+
+        Args:
+            state: of the whole buffer
+        """
 
 # %% ../../nbs/33_data.replay.ipynb #fd8af7c2
 class Sampler(ReplayPart):
@@ -355,11 +544,23 @@ class Sampler(ReplayPart):
         n: int,                    # how many, ≥ 1; there are transitions
         rng: np.random.Generator,  # the only source of chance
     ) -> np.ndarray:               # (n,) int64 places of transitions
-        "Draw places"
+        """Draw places
+
+        Args:
+            n: how many, ≥ 1; there are transitions
+            rng: the only source of chance
+
+        Returns:
+            (n,) int64 places of transitions
+        """
         raise NotImplementedError(f'{type(self).__name__}: define draw')
 
     def weight(self, index: np.ndarray) -> np.ndarray:  # (n,) as drawn; (n,) float32 > 0
-        "How much the loss of each row counts"
+        """How much the loss of each row counts
+
+        Args:
+            index → np.ndarray: (n,) as drawn; (n,) float32 > 0
+        """
         return np.ones(len(index), np.float32)
 
     def subset(self,
@@ -367,14 +568,28 @@ class Sampler(ReplayPart):
         n: int,                    # rows of a batch, as drawn
         rng: np.random.Generator,  # the only source of chance
     ) -> Any:                      # an index of k rows: a slice, or (k,) int64
-        "k rows that are as likely as any others; of independent rows the first ones are"
+        """k rows that are as likely as any others; of independent rows the first ones are
+
+        Args:
+            k: how many of them
+            n: rows of a batch, as drawn
+            rng: the only source of chance
+
+        Returns:
+            an index of k rows: a slice, or (k,) int64
+        """
         return slice(k)
 
     def report(self,
         index: np.ndarray,  # (n,) `batch.index` of a batch drawn since `add`
         error: np.ndarray,  # (n,) the TD errors of its rows
     ) -> None:
-        "Hear how wrong the critic was; ignored here"
+        """Hear how wrong the critic was; ignored here
+
+        Args:
+            index: (n,) `batch.index` of a batch drawn since `add`
+            error: (n,) the TD errors of its rows
+        """
 
 class Relabeller(ReplayPart):
     "Says what else a drawn transition could have been meant for"
@@ -385,7 +600,13 @@ class Relabeller(ReplayPart):
         rows: Any,                 # which rows: a slice, or (k,) int64
         rng: np.random.Generator,  # the only source of chance
     ) -> None:
-        "Change these rows"
+        """Change these rows
+
+        Args:
+            batch: as drawn; changed in place
+            rows: which rows: a slice, or (k,) int64
+            rng: the only source of chance
+        """
         raise NotImplementedError(f'{type(self).__name__}: define change')
 
 # %% ../../nbs/33_data.replay.ipynb #dc347448
@@ -395,7 +616,15 @@ class Uniform(Sampler):
         n: int,                    # how many, ≥ 1
         rng: np.random.Generator,  # the only source of chance
     ) -> np.ndarray:               # (n,) int64 places
-        "Places of transitions, uniformly and independently"
+        """Places of transitions, uniformly and independently
+
+        Args:
+            n: how many, ≥ 1
+            rng: the only source of chance
+
+        Returns:
+            (n,) int64 places
+        """
         r, x, gaps = self.memory.ring, self.memory.arrays, self.memory.gaps
         low, high = r.oldest(r.time) * r.num_envs, r.time * r.num_envs
         if 2 * gaps > high - low:
@@ -413,7 +642,16 @@ def window_ends(
     index: np.ndarray,     # (B,) places where windows begin
     n_step: int,           # the longest window, ≥ 1
 ) -> np.ndarray:           # (B,) places of their last steps
-    "Where windows end, as `window` finds it"
+    """Where windows end, as `window` finds it
+
+    Args:
+        memory: where to look
+        index: (B,) places where windows begin
+        n_step: the longest window, ≥ 1
+
+    Returns:
+        (B,) places of their last steps
+    """
     r = memory.ring
     if n_step == 1: return index
     end = memory.arrays.flags((index + r.num_envs * powers(1., n_step)[0]) % r.size)
@@ -426,44 +664,79 @@ class NextMasks(ReplayPart):
     def __init__(self,
         size: int,  # entries of a mask, one for each option of each choice
     ):
+        """
+        Args:
+            size: entries of a mask, one for each option of each choice
+        """
         self.size, self.extra_bytes = size, (size + 7) // 8
 
     def attach(self, memory: ReplayMemory, n_step: int, gamma: float) -> None:  # of the buffer
-        "Bits for every place"
+        """Bits for every place
+
+        Args:
+            memory, n_step, gamma: of the buffer
+        """
         super().attach(memory, n_step, gamma)
         self.n_step = n_step
         self.bits = np.zeros((memory.ring.size, self.extra_bytes), np.uint8)
 
     def check(self, batch: Batch) -> None:  # (T, N, …), with `next_mask`
-        "Hear what is about to be written; what never happened is left out"
+        """Hear what is about to be written; what never happened is left out
+
+        Args:
+            batch: (T, N, …), with `next_mask`
+        """
         shape = *batch.reward.shape, self.size
         check_field('next_mask', batch.fields.get('next_mask'), shape, np.dtype(bool))
         rows, valid = np.packbits(batch.next_mask.reshape(-1, self.size), -1), batch.fields.get('valid')
         self.waiting = rows if valid is None else rows[valid.ravel()]
 
     def wrote(self, index: np.ndarray) -> None:  # (n,) places of the next n that wait
-        "They lie there now"
+        """They lie there now
+
+        Args:
+            index: (n,) places of the next n that wait
+        """
         self.bits[index], self.waiting = self.waiting[:len(index)], self.waiting[len(index):]
 
     def after(self, index: np.ndarray) -> np.ndarray:  # (B,) places where windows begin → (B, size) bool
-        "Which actions are legal where the windows end"
+        """Which actions are legal where the windows end
+
+        Args:
+            index → np.ndarray: (B,) places where windows begin → (B, size) bool
+        """
         rows = self.bits[window_ends(self.memory, index, self.n_step)]
         return np.unpackbits(rows, -1, self.size).view(bool)
 
     def state_dict(self) -> dict[str, Any]:  # one entry, `next_mask`
-        "The bits of what was written"
+        """The bits of what was written
+
+        Returns:
+            one entry, `next_mask`
+        """
         ring = self.memory.ring
         return dict(next_mask=self.bits[:ring.filled() * ring.num_envs])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # of the whole buffer
-        "Go on from there, exactly"
+        """Go on from there, exactly
+
+        Args:
+            state: of the whole buffer
+        """
         self.bits[:len(state['next_mask'])] = state['next_mask']
 
 # %% ../../nbs/33_data.replay.ipynb #1f780749
 def masks_and_goals(
     n_step: int,  # rewards in a sample
 ) -> ReplayError: # to raise
-    "Masks and hindsight over several steps do not go together"
+    """Masks and hindsight over several steps do not go together
+
+    Args:
+        n_step: rewards in a sample
+
+    Returns:
+        to raise
+    """
     return ReplayError(f'n_step: given {n_step} with hindsight and action masks, expected 1; fix: n_step=1 (algo.n_step), or hindsight=0')
 
 # %% ../../nbs/33_data.replay.ipynb #45fe2d82
@@ -471,7 +744,12 @@ def check_draw(
     n: int,      # rows that were asked for
     there: int,  # transitions that there are
 ) -> None:
-    "Refuse to draw nothing, or from nothing"
+    """Refuse to draw nothing, or from nothing
+
+    Args:
+        n: rows that were asked for
+        there: transitions that there are
+    """
     if not there:
         raise ReplayError('sample: given an empty buffer, expected transitions; fix: add first')
     if n < 1: raise ReplayError(f'sample: given {n=}, expected 1 or more; fix: n=1')
@@ -480,7 +758,15 @@ def check_index(
     memory: ReplayMemory,  # where to look
     index: Any,            # as given to `gather`
 ) -> np.ndarray:           # (n,) int64
-    "Refuse what is not the place of a transition"
+    """Refuse what is not the place of a transition
+
+    Args:
+        memory: where to look
+        index: as given to `gather`
+
+    Returns:
+        (n,) int64
+    """
     x, r = np.asarray(index), memory.ring
     if x.ndim != 1 or x.dtype.kind not in 'iu':
         raise ReplayError(f'index: given {x.dtype} of shape {x.shape}, expected '
@@ -496,7 +782,12 @@ def check_replay_state(
     given: dict[str, Any],  # a state to load
     own: dict[str, Any],    # the state of the buffer that shall load it
 ) -> None:
-    "Refuse the state of another buffer"
+    """Refuse the state of another buffer
+
+    Args:
+        given: a state to load
+        own: the state of the buffer that shall load it
+    """
     fix = 'fix: build it from the config of that run'
     layout = given.get('layout')
     if layout: layout = {k: x for k, x in layout.items() if k != 'kind'}    # of older states
@@ -526,6 +817,21 @@ class ReplayBuffer:
         relabel: Relabeller | None = None,   # who changes goals; None: nobody
         masks: NextMasks | None = None,      # remembers legal actions; None: all are legal
     ):
+        """
+        Args:
+            capacity: transitions kept, rounded down to whole steps
+            num_envs: environments N
+            observation_spec: of one observation: an array, or a tree
+            action_spec: of one action, as `env.step` takes it
+            n_step: rewards in a sample, ≥ 1
+            gamma: discount γ in [0, 1]
+            frame_stack: k: an observation is k frames, and one is stored
+            storage: 'disk': a nameless file in TMPDIR (not a tmpfs)
+            max_bytes: None: 80 % of the memory, or of the free disk
+            sampler: who draws; None: `Uniform()`
+            relabel: who changes goals; None: nobody
+            masks: remembers legal actions; None: all are legal
+        """
         check_settings(capacity, num_envs, observation_spec, n_step, gamma, frame_stack)
         if masks and relabel and n_step > 1: raise masks_and_goals(n_step)
         self.capacity, self.num_envs, self.n_step, self.gamma = capacity, num_envs, n_step, gamma
@@ -543,11 +849,19 @@ class ReplayBuffer:
 
     @property
     def nbytes(self) -> int:  # bytes
-        "How much memory, or disk, is held"
+        """How much memory, or disk, is held
+
+        Returns:
+            bytes
+        """
         return self.memory.nbytes
 
     def add(self, batch: Batch) -> None:  # (T, N, …): `FIELDS`, `valid` if some never happened
-        "Write T steps of N envs; `next_obs` is the true one, at an end as well"
+        """Write T steps of N envs; `next_obs` is the true one, at an end as well
+
+        Args:
+            batch: (T, N, …): `FIELDS`, `valid` if some never happened
+        """
         m, t = self.memory, 0
         check_add(batch.fields, m.observation_spec, m.action_spec, self.num_envs)
         for part in self.parts: part.check(batch)
@@ -561,7 +875,11 @@ class ReplayBuffer:
             t = stop
 
     def write(self, piece: Batch, end: np.ndarray) -> None:  # (T, N, …) known to fit; (T, N) flags
-        "Write at most `ring.room()` steps, and tell the parts"
+        """Write at most `ring.room()` steps, and tell the parts
+
+        Args:
+            piece, end: (T, N, …) known to fit; (T, N) flags
+        """
         gone = self.memory.forget(len(end))
         if len(gone):
             for part in self.parts: part.forgot(gone)
@@ -569,7 +887,11 @@ class ReplayBuffer:
         for part in self.parts: part.wrote(new)
 
     def sample(self, n: int, rng: np.random.Generator) -> Batch:  # n ≥ 1 rows; source of chance
-        "Rows of obs, action, reward, next_obs, discount, index, weight, and next_mask if any; each (n, …)"
+        """Rows of obs, action, reward, next_obs, discount, index, weight, and next_mask if any; each (n, …)
+
+        Args:
+            n, rng → Batch: n ≥ 1 rows; source of chance
+        """
         check_draw(n, len(self.memory))
         index = self.sampler.draw(n, rng)
         fields = transitions(self.memory, index, self.gamma, self.discounts)
@@ -580,24 +902,40 @@ class ReplayBuffer:
         return batch
 
     def gather(self, index: np.ndarray) -> Batch:  # (n,) integers, as `index` of a sample
-        "Chosen transitions as they happened: as `sample`, without `weight`"
+        """Chosen transitions as they happened: as `sample`, without `weight`
+
+        Args:
+            index → Batch: (n,) integers, as `index` of a sample
+        """
         index = check_index(self.memory, index)
         fields = transitions(self.memory, index, self.gamma, self.discounts)
         if self.masks: fields['next_mask'] = self.masks.after(index)
         return Batch(**fields)
 
     def report(self, index: np.ndarray, error: np.ndarray) -> None:  # of a batch: (n,), (n,)
-        "Tell the sampler the TD errors of a batch, before the next `add`"
+        """Tell the sampler the TD errors of a batch, before the next `add`
+
+        Args:
+            index, error: of a batch: (n,), (n,)
+        """
         self.sampler.report(index, error)
 
     def state_dict(self) -> dict[str, Any]:  # arrays, views of the buffer's own, plain values
-        "All that another process needs to go on from here"
+        """All that another process needs to go on from here
+
+        Returns:
+            arrays, views of the buffer's own, plain values
+        """
         state = self.memory.state_dict()
         for part in self.parts: state |= part.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # as state_dict gave it
-        "Go on from a saved state"
+        """Go on from a saved state
+
+        Args:
+            state: as state_dict gave it
+        """
         check_replay_state(state, self.state_dict())
         self.memory.load_state_dict(state)
         for part in self.parts: part.load_state_dict(state)

@@ -22,7 +22,18 @@ def discounted_return(
     truncated: np.ndarray,   # cut at t?, (T, N) bool
     gamma: float = 0.99,     # discount γ in [0, 1]
 ) -> np.ndarray:             # returns G_t, (T, N)
-    "Discounted returns, bootstrapped at a cut (Sutton & Barto 2018, eq. 3.9)"
+    """Discounted returns, bootstrapped at a cut (Sutton & Barto 2018, eq. 3.9)
+
+    Args:
+        reward: rewards r_t, (T, N) float32
+        next_value: V(s_{t+1}) of the *true* next observation, (T, N)
+        terminated: ended for good at t?, (T, N) bool
+        truncated: cut at t?, (T, N) bool
+        gamma: discount γ in [0, 1]
+
+    Returns:
+        returns G_t, (T, N)
+    """
     G, ahead = np.empty_like(reward), next_value[-1]
     for t in reversed(range(len(reward))):
         ahead = np.where(truncated[t], next_value[t], ahead) * ~terminated[t]
@@ -37,7 +48,18 @@ def td_error(
     terminated: np.ndarray,  # ended for good at t?, (T, N) bool
     gamma: float = 0.99,     # discount γ in [0, 1]
 ) -> np.ndarray:             # δ_t, (T, N)
-    "One-step temporal-difference error (Sutton & Barto 2018, eq. 6.5)"
+    """One-step temporal-difference error (Sutton & Barto 2018, eq. 6.5)
+
+    Args:
+        reward: rewards r_t, (T, N) float32
+        value: V(s_t), (T, N)
+        next_value: V(s_{t+1}) of the *true* next observation, (T, N)
+        terminated: ended for good at t?, (T, N) bool
+        gamma: discount γ in [0, 1]
+
+    Returns:
+        δ_t, (T, N)
+    """
     δ: np.ndarray = reward + gamma * next_value * ~terminated - value
     return δ
 
@@ -51,7 +73,20 @@ def gae(
     gamma: float = 0.99,     # discount γ in [0, 1]
     lam: float = 0.95,       # trace decay λ in [0, 1]
 ) -> np.ndarray:             # advantages Â_t, (T, N)
-    "Generalized advantage estimation, arXiv:1506.02438 eq. 16"
+    """Generalized advantage estimation, arXiv:1506.02438 eq. 16
+
+    Args:
+        reward: rewards r_t, (T, N) float32
+        value: V(s_t), (T, N)
+        next_value: V(s_{t+1}) of the *true* next observation, (T, N)
+        terminated: ended for good at t?, (T, N) bool
+        truncated: cut at t?, (T, N) bool
+        gamma: discount γ in [0, 1]
+        lam: trace decay λ in [0, 1]
+
+    Returns:
+        advantages Â_t, (T, N)
+    """
     arrays = dict(reward=reward, value=value, next_value=next_value,
                   terminated=terminated, truncated=truncated)
     shapes = {name: a.shape for name, a in arrays.items()}

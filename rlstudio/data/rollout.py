@@ -36,6 +36,10 @@ class EpisodeTally:
     def __init__(self,
         num_envs: int,  # environments N
     ) -> None:
+        """
+        Args:
+            num_envs: environments N
+        """
         self.running_return = np.zeros(num_envs)            # (N,) float64
         self.running_length = np.zeros(num_envs, np.int64)  # (N,) env steps
         self.ended: list[tuple[int, float, int]] = []       # (env, return, length), in order
@@ -45,7 +49,13 @@ class EpisodeTally:
         done: np.ndarray,    # did the episode end here?, (N,) bool
         valid: np.ndarray | None = None,  # False where the step never happened, (N,)
     ) -> None:
-        "Count one step of each environment"
+        """Count one step of each environment
+
+        Args:
+            reward: this step's rewards, (N,)
+            done: did the episode end here?, (N,) bool
+            valid: False where the step never happened, (N,)
+        """
         self.running_return += reward
         self.running_length += 1 if valid is None else valid
         if not np.count_nonzero(done): return
@@ -55,7 +65,11 @@ class EpisodeTally:
         self.running_length[done] = 0
 
     def pop(self) -> list[tuple[int, float, int]]:  # (env, return, length) of each
-        "The episodes that ended since the last call"
+        """The episodes that ended since the last call
+
+        Returns:
+            (env, return, length) of each
+        """
         ended, self.ended = self.ended, []
         return ended
 
@@ -65,7 +79,13 @@ def put(
     at: Any,      # an index into the first dimensions
     value: Any,   # of the same structure
 ) -> None:
-    "`target[at] = value`, field by field where they are batches"
+    """`target[at] = value`, field by field where they are batches
+
+    Args:
+        target: an array, or a Batch of arrays
+        at: an index into the first dimensions
+        value: of the same structure
+    """
     if not isinstance(target, Batch): target[at] = value
     else:
         for name, array in target.fields.items(): put(array, at, value.fields[name])
@@ -73,7 +93,14 @@ def put(
 def copied(
     x: Any,     # an array, or a Batch of arrays
 ) -> Any:       # the same, in memory of its own
-    "A copy, field by field"
+    """A copy, field by field
+
+    Args:
+        x: an array, or a Batch of arrays
+
+    Returns:
+        the same, in memory of its own
+    """
     return x.map(np.copy) if isinstance(x, Batch) else np.copy(x)
 
 def check_all(
@@ -81,7 +108,13 @@ def check_all(
     x: Any,       # an array, or a Batch of arrays
     step: int,    # env steps so far
 ) -> None:
-    "`check_finite`, field by field; the message names the field"
+    """`check_finite`, field by field; the message names the field
+
+    Args:
+        source: what x is, for the message
+        x: an array, or a Batch of arrays
+        step: env steps so far
+    """
     if not isinstance(x, Batch): check_finite(source, x, step)
     else:
         for name, part in x.fields.items(): check_all(f'{source}.{name}', part, step)
@@ -91,7 +124,12 @@ def check_step(
     world: Batch,  # what an env gave
     step: int,     # env steps so far
 ) -> None:
-    "Refuse numbers that are not finite, where somebody will learn from them"
+    """Refuse numbers that are not finite, where somebody will learn from them
+
+    Args:
+        world: what an env gave
+        step: env steps so far
+    """
     check_finite('reward', world.reward, step)
     check_all('observation', world.obs, step)
     if np.count_nonzero(world.truncated):  # faster than truncated.any()
@@ -105,6 +143,12 @@ class Stepper:
         module: RLModule,   # the agent, for its `initial_state`
         seeds: list[int],   # one for each environment, for its own generator
     ) -> None:
+        """
+        Args:
+            env: N environments
+            module: the agent, for its `initial_state`
+            seeds: one for each environment, for its own generator
+        """
         self.env, self.tally = env, EpisodeTally(env.num_envs)
         self.env_steps, self.env_seconds = 0, 0.  # s spent in the environments
         self.to_env = getattr(module, 'to_env', partial(to_env, env.action_spec))   # the agent's action → the world's
@@ -115,7 +159,11 @@ class Stepper:
     def restart(self,
         seeds: list[int],  # one for each environment
     ) -> None:
-        "Begin new episodes everywhere"
+        """Begin new episodes everywhere
+
+        Args:
+            seeds: one for each environment
+        """
         self.world = self.env.reset(seeds)  # the env's own batch
         self.done = np.zeros(self.env.num_envs, bool)  # which episodes ended in the last step
         check_all('observation', self.world.obs, self.env_steps)
@@ -124,7 +172,11 @@ class Stepper:
     def look(self,
         state: Batch | None,  # of the agent now
     ) -> None:
-        "Lay out what the agent sees next: `seen`"
+        """Lay out what the agent sees next: `seen`
+
+        Args:
+            state: of the agent now
+        """
         given = {k: x for k, x in self.world.fields.items() if k in ('obs', 'mask')}
         self.state = state
         self.seen = Batch(**given) if state is None else Batch(**given, state=state)
@@ -132,7 +184,14 @@ class Stepper:
     def step(self,
         out: Batch,  # of `module.act`: action, and the next state if the agent has one
     ) -> Batch:      # reward, terminated, truncated, final_obs …: the env's own batch
-        "One step of each environment"
+        """One step of each environment
+
+        Args:
+            out: of `module.act`: action, and the next state if the agent has one
+
+        Returns:
+            reward, terminated, truncated, final_obs …: the env's own batch
+        """
         check_finite('action', out.action, self.env_steps)
         start = perf_counter()
         self.world = world = self.env.step(self.to_env(out.action))
@@ -147,7 +206,11 @@ class Stepper:
         return world
 
     def state_dict(self) -> dict[str, Any]:  # arrays and plain values
-        "All that a later process needs to go on from here"
+        """All that a later process needs to go on from here
+
+        Returns:
+            arrays and plain values
+        """
         t = self.tally
         state = {} if self.state is None else dict(state=self.state.fields)
         return dict(env=self.env.state_dict(), env_steps=self.env_steps,
@@ -155,7 +218,11 @@ class Stepper:
                     ended=[list(e) for e in t.ended]) | state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # as state_dict gave it
-        "Go on from a saved state"
+        """Go on from a saved state
+
+        Args:
+            state: as state_dict gave it
+        """
         self.env.load_state_dict(state['env'])
         self.env_steps, t = state['env_steps'], self.tally
         t.running_return[:] = state['running_return']
@@ -170,7 +237,16 @@ def begun_anew(
     anew: np.ndarray,  # does a new episode begin here?, (N,) bool
     first: Batch,      # state at the start of an episode, (N, …)
 ) -> Batch:            # `state` where episodes go on, `first` elsewhere
-    "The state with which the agent goes on"
+    """The state with which the agent goes on
+
+    Args:
+        state: next state of each row, (N, …)
+        anew: does a new episode begin here?, (N,) bool
+        first: state at the start of an episode, (N, …)
+
+    Returns:
+        `state` where episodes go on, `first` elsewhere
+    """
     if not np.count_nonzero(anew): return state
     state = copied(state)
     put(state, anew, first[anew])
@@ -184,6 +260,12 @@ class RolloutBuffer:
         env: VectorEnv,           # whose fields are stored: obs, reward, terminated …
         emitted: dict[str, Any],  # what `act` gives and shall be stored, name → spec or schema
     ) -> None:
+        """
+        Args:
+            num_steps: steps T of each environment
+            env: whose fields are stored: obs, reward, terminated …
+            emitted: what `act` gives and shall be stored, name → spec or schema
+        """
         self.num_steps, self.num_envs = num_steps, env.num_envs
         inputs, rest = dict[str, Any](), dict[str, Any]()
         for name, spec in (emitted | env.fields).items():
@@ -196,15 +278,27 @@ class RolloutBuffer:
         self.finals: list[tuple[int, int, Batch]] = []  # (t, env, obs, mask and state) at each end
 
     def batch(self) -> Batch:  # time-major (T, N, …)
-        "What was stored, on the buffer's own memory"
+        """What was stored, on the buffer's own memory
+
+        Returns:
+            time-major (T, N, …)
+        """
         return Batch(**self.seen[:-1].fields, **self.rows.fields)
 
     def next_obs(self) -> Any:  # (T, N, …), own memory
-        "The true next observation of each step, even at an end"
+        """The true next observation of each step, even at an end
+
+        Returns:
+            (T, N, …), own memory
+        """
         return self.following('obs')
 
     def following(self, name: str) -> Any:  # 'obs' or 'mask' → (T, N, …), own memory
-        "What was truly seen after each step, even at an end"
+        """What was truly seen after each step, even at an end
+
+        Args:
+            name → Any: 'obs' or 'mask' → (T, N, …), own memory
+        """
         after = copied(self.seen[1:].fields[name])
         for t, i, last in self.finals: put(after, (t, i), last.fields[name])
         return after
@@ -215,7 +309,13 @@ def collect(
     buffer: RolloutBuffer,                 # where to write
     act: Callable[[Batch, int], Batch],    # (what is seen, t) → what the agent emits
 ) -> None:
-    "Fill the buffer with the next T steps of N environments"
+    """Fill the buffer with the next T steps of N environments
+
+    Args:
+        stepper: where to step
+        buffer: where to write
+        act: (what is seen, t) → what the agent emits
+    """
     seen, rows, buffer.finals = buffer.seen, buffer.rows.fields, []
     given, stateful = stepper.world.fields, 'state' in seen.fields
     of_world = [(x, given[name]) for name, x in rows.items() if name in given]   # the env's own arrays
@@ -238,7 +338,15 @@ def next_values(
     buffer: RolloutBuffer,                 # a full one, with a field `value`
     value: Callable[[Batch], np.ndarray],  # the critic: obs, mask and state if any, (B, …) → (B,)
 ) -> np.ndarray:                           # V(s_{t+1}), (T, N) float32
-    "The value of each step's true next observation, arXiv:1712.00378 sec. 3.1"
+    """The value of each step's true next observation, arXiv:1712.00378 sec. 3.1
+
+    Args:
+        buffer: a full one, with a field `value`
+        value: the critic: obs, mask and state if any, (B, …) → (B,)
+
+    Returns:
+        V(s_{t+1}), (T, N) float32
+    """
     N, rows = buffer.num_envs, buffer.rows
     cuts = [(t, i, last) for t, i, last in buffer.finals if rows.truncated[t, i]]
     ahead = Batch(**{k: x for k, x in buffer.seen.fields.items() if k in (*buffer.ends, 'state')})[-1]

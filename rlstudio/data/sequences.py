@@ -24,7 +24,15 @@ def episode_begins(
     done: np.ndarray,                 # did the episode end with this step?, (T, N) bool
     valid: np.ndarray | None = None,  # did the step happen?, (T, N) bool; None: all did
 ) -> np.ndarray:                      # (T, N) bool; the first row says nothing: False
-    "Is this the first row of an episode? Then the memory before it is zero"
+    """Is this the first row of an episode? Then the memory before it is zero
+
+    Args:
+        done: did the episode end with this step?, (T, N) bool
+        valid: did the step happen?, (T, N) bool; None: all did
+
+    Returns:
+        (T, N) bool; the first row says nothing: False
+    """
     ended = done if valid is None else done | ~valid
     return np.concatenate([np.zeros_like(ended[:1]), ended[:-1]])
 
@@ -33,7 +41,15 @@ def cut_sequences(
     batch: Batch,   # a rollout, (T, N, …)
     length: int,    # L, a divisor of T
 ) -> Batch:         # K = T / L · N pieces, (K, L, …)
-    "Cut a rollout into pieces in the order of time"
+    """Cut a rollout into pieces in the order of time
+
+    Args:
+        batch: a rollout, (T, N, …)
+        length: L, a divisor of T
+
+    Returns:
+        K = T / L · N pieces, (K, L, …)
+    """
     T, N = batch.shape[:2]
     if length < 1 or T % length: raise ValueError(
         f'cut_sequences: given length {length} for {T} steps, expected a divisor of {T}; '
@@ -45,7 +61,14 @@ def cut_sequences(
 def sequence_layout(
     begins: np.ndarray,   # does a sequence begin with this row?, (R,) bool; the first one does
 ) -> Batch:               # pad (M, S), rows (R,), int64: two fields of different length
-    "The table of rows that a recurrent layer reads, and the way back"
+    """The table of rows that a recurrent layer reads, and the way back
+
+    Args:
+        begins: does a sequence begin with this row?, (R,) bool; the first one does
+
+    Returns:
+        pad (M, S), rows (R,), int64: two fields of different length
+    """
     start, R = begins.nonzero()[0], len(begins)
     length = np.diff(start, append=R)
     s = np.repeat(np.arange(len(start)), length)        # the sequence of each row
@@ -56,7 +79,14 @@ def sequence_layout(
 def sequence_rows(
     pieces: Batch,   # (B, L, …), with begins, state, and valid where not all steps happened
 ) -> Batch:          # rows (R, …) of the other fields; `sequences`: pad (M, S), rows (R,), state (S, …)
-    "Rows of some pieces, and how a recurrent network reads them"
+    """Rows of some pieces, and how a recurrent network reads them
+
+    Args:
+        pieces: (B, L, …), with begins, state, and valid where not all steps happened
+
+    Returns:
+        rows (R, …) of the other fields; `sequences`: pad (M, S), rows (R,), state (S, …)
+    """
     begins = pieces.begins.copy()
     begins[:, 0] = True
     rows = pieces.replace(begins=begins).flatten()

@@ -39,33 +39,66 @@ class Ring:
         num_envs: int,     # environments N
         blurred: int = 0,  # oldest slots of a full ring that cannot be sampled
     ):
+        """
+        Args:
+            slots: steps of each env that are kept, ≥ 1
+            num_envs: environments N
+            blurred: oldest slots of a full ring that cannot be sampled
+        """
         self.slots, self.num_envs, self.blurred = slots, num_envs, blurred
         self.size = (slots + 1) * num_envs  # places, with those of the step in flight
         self.time = 0                       # steps of each env so far; the one in flight
 
     def slot(self) -> int:  # 0 … slots
-        "Where the step in flight lies"
+        """Where the step in flight lies
+
+        Returns:
+            0 … slots
+        """
         return self.time % (self.slots + 1)
 
     def filled(self) -> int:  # 1 … slots + 1
-        "Slots that were written, the one in flight counted"
+        """Slots that were written, the one in flight counted
+
+        Returns:
+            1 … slots + 1
+        """
         return min(self.time, self.slots) + 1
 
     def room(self) -> int:  # ≥ 1
-        "Steps that can be written in one piece: none wraps around, none overwrites another"
+        """Steps that can be written in one piece: none wraps around, none overwrites another
+
+        Returns:
+            ≥ 1
+        """
         return min(self.slots - self.blurred, self.slots + 1 - self.slot())
 
     def oldest(self,
         time: int,  # steps so far
     ) -> int:       # a step
-        "The first step that can be sampled"
+        """The first step that can be sampled
+
+        Args:
+            time: steps so far
+
+        Returns:
+            a step
+        """
         return time - self.slots + self.blurred if time > self.slots else 0
 
     def places(self,
         start: int,  # a step
         stop: int,   # a step after it, at most slots + 1 later
     ) -> np.ndarray:  # ((stop - start) * N,) int64, in order of time
-        "The indices of all transitions from one step to another"
+        """The indices of all transitions from one step to another
+
+        Args:
+            start: a step
+            stop: a step after it, at most slots + 1 later
+
+        Returns:
+            ((stop - start) * N,) int64, in order of time
+        """
         first = start * self.num_envs % self.size
         index = np.arange(first, first + (stop - start) * self.num_envs)
         if first + len(index) > self.size: index %= self.size
@@ -74,14 +107,28 @@ class Ring:
     def key(self,
         index: np.ndarray,  # places in the ring, int64
     ) -> np.ndarray:        # t N + i, int64
-        "Which transitions lie there?"
+        """Which transitions lie there?
+
+        Args:
+            index: places in the ring, int64
+
+        Returns:
+            t N + i, int64
+        """
         newest = (self.time + 1) * self.num_envs - 1    # of the slot in flight
         return newest - (newest - index) % self.size
 
     def left(self,
         index: np.ndarray,  # places of transitions, int64
     ) -> np.ndarray:        # ≥ 1, int64
-        "How many steps there are from here to the newest, both counted"
+        """How many steps there are from here to the newest, both counted
+
+        Args:
+            index: places of transitions, int64
+
+        Returns:
+            ≥ 1, int64
+        """
         return (self.time - index // self.num_envs) % (self.slots + 1)
 
 # %% ../../nbs/32_data.storage.ipynb #65405856
@@ -91,7 +138,15 @@ def row_dtype(
     observation_spec: ArraySpec | None,  # None: observations are kept elsewhere
     action_spec: ArraySpec,              # of an action as a policy emits it
 ) -> np.dtype:                           # fields obs, reward, action, end
-    "What one transition is in memory"
+    """What one transition is in memory
+
+    Args:
+        observation_spec: None: observations are kept elsewhere
+        action_spec: of an action as a policy emits it
+
+    Returns:
+        fields obs, reward, action, end
+    """
     o, a = observation_spec, action_spec
     choice = a.dtype if a.kind == 'box' else np.min_scalar_type(max(a.nvec, default=2) - 1)
     obs = [('obs', o.dtype, o.shape)] if o else []
@@ -101,13 +156,27 @@ def row_dtype(
 def packed_dtype(
     spec: Spec,   # a tree
 ) -> np.dtype:    # its arrays one after the other, named by number
-    "How a tree lies in memory"
+    """How a tree lies in memory
+
+    Args:
+        spec: a tree
+
+    Returns:
+        its arrays one after the other, named by number
+    """
     return np.dtype([(str(i), leaf.dtype, leaf.shape) for i, leaf in enumerate(leaves(spec))])
 
 def packed_spec(
     spec: Spec,   # of one observation
 ) -> ArraySpec:   # an array as it is; a tree as bytes
-    "What is stored of an observation"
+    """What is stored of an observation
+
+    Args:
+        spec: of one observation
+
+    Returns:
+        an array as it is; a tree as bytes
+    """
     if isinstance(spec, ArraySpec): return spec
     return ArraySpec(spec.name, (packed_dtype(spec).itemsize,), np.dtype(np.uint8))
 
@@ -115,7 +184,15 @@ def pack_obs(
     spec: Spec,    # of one observation
     obs: Any,      # an array (*lead, *shape), or a batch of them
 ) -> np.ndarray:   # as `packed_spec` says
-    "Lay out observations as they are stored"
+    """Lay out observations as they are stored
+
+    Args:
+        spec: of one observation
+        obs: an array (*lead, *shape), or a batch of them
+
+    Returns:
+        as `packed_spec` says
+    """
     if isinstance(spec, ArraySpec): return np.asarray(obs)
     arrays, dtype = leaf_arrays(obs), packed_dtype(spec)
     lead = arrays[0].shape[:arrays[0].ndim - len(leaves(spec)[0].shape)]
@@ -127,14 +204,26 @@ def unpack_obs(
     spec: Spec,         # of one observation
     rows: np.ndarray,   # as `pack_obs` gives them, (*lead, …)
 ) -> Any:               # an array as it is; of a tree a batch, own memory
-    "The inverse of `pack_obs`"
+    """The inverse of `pack_obs`
+
+    Args:
+        spec: of one observation
+        rows: as `pack_obs` gives them, (*lead, …)
+
+    Returns:
+        an array as it is; of a tree a batch, own memory
+    """
     if isinstance(spec, ArraySpec): return rows
     parts = rows.view(packed_dtype(spec))[..., 0]
     return nested(spec, (parts[str(i)].copy() for i in range(len(leaves(spec)))))
 
 # %% ../../nbs/32_data.storage.ipynb #a2b3123b
 def memory_limit() -> int:  # bytes
-    "The memory that this process may use: the machine's, or its control group's"
+    """The memory that this process may use: the machine's, or its control group's
+
+    Returns:
+        bytes
+    """
     limits = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
     root, own = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
     path = own.read_text().split('::')[-1].strip().strip('/') if own.exists() else ''
@@ -152,7 +241,15 @@ def mapped_zeros(
     shape: tuple[int, ...],  # of the array
     dtype: np.dtype,         # of the array
 ) -> np.ndarray:             # zeros
-    "An array in a file without a name"
+    """An array in a file without a name
+
+    Args:
+        shape: of the array
+        dtype: of the array
+
+    Returns:
+        zeros
+    """
     size = prod(shape) * dtype.itemsize
     if not size: return np.zeros(shape, dtype)
     with tempfile.TemporaryFile() as f:
@@ -163,7 +260,14 @@ def mapped_zeros(
 def is_tmpfs(
     folder: str,  # that exists
 ) -> bool:        # False as well where nobody knows (other systems than Linux)
-    "Is a folder kept in memory?"
+    """Is a folder kept in memory?
+
+    Args:
+        folder: that exists
+
+    Returns:
+        False as well where nobody knows (other systems than Linux)
+    """
     mounts = Path('/proc/self/mountinfo')
     if not mounts.exists(): return False
     device = os.stat(folder).st_dev
@@ -174,7 +278,14 @@ def is_tmpfs(
 def bytes_there(
     where: Where,  # in memory, or on the disk of TMPDIR
 ) -> int:          # bytes
-    "What this process may use, or what is free"
+    """What this process may use, or what is free
+
+    Args:
+        where: in memory, or on the disk of TMPDIR
+
+    Returns:
+        bytes
+    """
     if where == 'memory': return memory_limit()
     if is_tmpfs(folder := tempfile.gettempdir()):
         raise ReplayError(f"storage: given 'disk' and TMPDIR={folder}, which is in memory "
@@ -188,6 +299,11 @@ class Storage:
         where: Where = 'memory',       # 'disk': a file without a name in TMPDIR
         max_bytes: int | None = None,  # None: 80 % of the memory, or of the free disk
     ):
+        """
+        Args:
+            where: 'disk': a file without a name in TMPDIR
+            max_bytes: None: 80 % of the memory, or of the free disk
+        """
         if where not in ('memory', 'disk'):
             raise ReplayError(f"storage: given {where!r}, expected 'memory' or 'disk'")
         self.where = where
@@ -198,7 +314,15 @@ class Storage:
         shape: tuple[int, ...],  # of the array
         dtype: Any,              # of the array
     ) -> np.ndarray:             # zeros
-        "An array whose bytes count; on a disk its blocks are reserved, memory comes by use"
+        """An array whose bytes count; on a disk its blocks are reserved, memory comes by use
+
+        Args:
+            shape: of the array
+            dtype: of the array
+
+        Returns:
+            zeros
+        """
         d = np.dtype(dtype)
         size = prod(shape) * d.itemsize
         if size > self.free:
@@ -215,7 +339,14 @@ class Storage:
 def readable(
     size: float,  # bytes
 ) -> str:         # in a unit that suits
-    "A size for people"
+    """A size for people
+
+    Args:
+        size: bytes
+
+    Returns:
+        in a unit that suits
+    """
     for unit in ('bytes', 'KiB', 'MiB'):
         if size < 1024: return f'{size:,.4g} {unit}'
         size /= 1024
@@ -227,7 +358,14 @@ def check_room(
     final: int,        # bytes of one last observation, with its key
     storage: Storage,  # where they shall be
 ) -> None:
-    "Refuse a buffer that does not fit, and say which one would"
+    """Refuse a buffer that does not fit, and say which one would
+
+    Args:
+        ring: how many places there shall be
+        each: bytes of one place
+        final: bytes of one last observation, with its key
+        storage: where they shall be
+    """
     spare, each_all = 32 * final, each + final / 8
     if (size := ring.size * each_all + spare) <= storage.free: return
     slots = int((storage.free - spare) // (each_all * ring.num_envs)) - 1
@@ -247,6 +385,12 @@ class Finals:
         dtype: np.dtype,         # of one observation
         storage: Storage,        # where they are
     ):
+        """
+        Args:
+            shape: of one observation
+            dtype: of one observation
+            storage: where they are
+        """
         self.storage, self.first, self.end = storage, 0, 0    # first … end-1 count
         self.keys, self.obs = np.zeros(0, np.int64), np.zeros((0, *shape), dtype)
 
@@ -255,7 +399,14 @@ class Finals:
     def since(self,
         oldest: int,  # a key
     ) -> slice:       # of `keys` and `obs`
-        "The entries from there on"
+        """The entries from there on
+
+        Args:
+            oldest: a key
+
+        Returns:
+            of `keys` and `obs`
+        """
         first = self.first + int(self.keys[self.first:self.end].searchsorted(oldest))
         return slice(first, self.end)
 
@@ -263,7 +414,12 @@ class Finals:
         keys: np.ndarray,  # (n,) int64, ascending
         obs: np.ndarray,   # (n, *shape)
     ) -> None:
-        "Add entries; there is room"
+        """Add entries; there is room
+
+        Args:
+            keys: (n,) int64, ascending
+            obs: (n, *shape)
+        """
         a, b = self.end, self.end + len(keys)
         self.keys[a:b], self.obs[a:b], self.end = keys, obs, b
         if self.first < a and keys[0] < self.keys[a - 1]:    # this one was cut afterwards
@@ -274,7 +430,14 @@ class Finals:
     def find(self,
         keys: np.ndarray,  # (n,) int64, each of them there
     ) -> np.ndarray:       # (n, *shape)
-        "Look up"
+        """Look up
+
+        Args:
+            keys: (n,) int64, each of them there
+
+        Returns:
+            (n, *shape)
+        """
         at = self.keys[self.first:self.end].searchsorted(keys)
         at += self.first
         return self.obs.take(at, 0)
@@ -285,7 +448,13 @@ def make_room(
     extra: int,      # entries
     oldest: int,     # keys before this one will never be asked for again
 ) -> None:
-    "Room for more final observations"
+    """Room for more final observations
+
+    Args:
+        finals: that will receive
+        extra: entries
+        oldest: keys before this one will never be asked for again
+    """
     f = finals
     if f.end + extra <= len(f.keys): return
     kept, keys, obs = f.since(oldest), f.keys, f.obs
@@ -308,6 +477,15 @@ class ReplayArrays:
         storage: Storage,             # where they are
         extra_bytes: int = 0,         # that somebody else holds for each place
     ):
+        """
+        Args:
+            ring: what lies where
+            observation_spec: of one observation
+            action_spec: of an action as a policy emits it
+            frame_stack: k: an observation is k frames; 1: it is stored whole
+            storage: where they are
+            extra_bytes: that somebody else holds for each place
+        """
         o, k, lead = observation_spec, frame_stack, (ring.slots + 1, ring.num_envs)
         self.ring, self.shape, self.frame_stack = ring, o.shape, k
         self.frame = o.shape[1:] if k > 1 else o.shape    # what is stored of an observation
@@ -325,16 +503,28 @@ class ReplayArrays:
 
     @property
     def nbytes(self) -> int:  # bytes
-        "How much memory, or disk, they take"
+        """How much memory, or disk, they take
+
+        Returns:
+            bytes
+        """
         return self.rows.nbytes + (0 if self.frames is None else self.frames.nbytes)
 
     def clear(self, slots: int) -> None:  # that were written
-        "Nothing happened yet; of what was never written, only the last slots are looked at"
+        """Nothing happened yet; of what was never written, only the last slots are looked at
+
+        Args:
+            slots: that were written
+        """
         self.rows[:slots] = np.zeros((), self.row.dtype)
         self.rows['end'][self.ring.slots + 2 - self.frame_stack:] = INVALID
 
     def flags(self, index: np.ndarray) -> np.ndarray:  # places, below 0 from the end; uint8
-        "How the steps there ended"
+        """How the steps there ended
+
+        Args:
+            index → np.ndarray: places, below 0 from the end; uint8
+        """
         end: np.ndarray = self.row['end'][index]
         return end
 
@@ -345,7 +535,17 @@ def memory_layout(
     action_spec: ArraySpec,       # of an action as a policy emits it
     frame_stack: int,             # frames of an observation
 ) -> dict[str, Any]:              # plain values
-    "What must be the same in a memory that shall go on with a state"
+    """What must be the same in a memory that shall go on with a state
+
+    Args:
+        ring: how many places
+        observation_spec: of one observation
+        action_spec: of an action as a policy emits it
+        frame_stack: frames of an observation
+
+    Returns:
+        plain values
+    """
     o, a = observation_spec, action_spec
     seen = f'{o.dtype} {o.shape}' if isinstance(o, ArraySpec) else one_line(o)
     return dict(slots=ring.slots, num_envs=ring.num_envs, observation=seen,
@@ -362,6 +562,15 @@ class ReplayMemory:
         frame_stack: int = 1,         # k: an observation is k frames; 1: it is stored whole
         extra_bytes: int = 0,         # that parts of a buffer hold for each place
     ):
+        """
+        Args:
+            ring: what lies where
+            observation_spec: of one observation; a tree is written and read packed
+            action_spec: of an action as a policy emits it
+            storage: where the arrays are
+            frame_stack: k: an observation is k frames; 1: it is stored whole
+            extra_bytes: that parts of a buffer hold for each place
+        """
         o, a, N = packed_spec(observation_spec), action_spec, ring.num_envs
         self.ring, self.observation_spec, self.action_spec = ring, observation_spec, a
         self.arrays = ReplayArrays(ring, o, a, frame_stack, storage, extra_bytes)
@@ -377,12 +586,20 @@ class ReplayMemory:
 
     @property
     def nbytes(self) -> int:  # bytes
-        "How much memory, or disk, is held"
+        """How much memory, or disk, is held
+
+        Returns:
+            bytes
+        """
         own = self.finals.keys.nbytes + self.finals.obs.nbytes + self.led.nbytes
         return self.arrays.nbytes + own + self.extra_bytes * self.ring.size
 
     def forget(self, steps: int) -> np.ndarray:  # at most `ring.room()`; (n,) int64 places
-        "Which transitions are about to be lost to so many new steps"
+        """Which transitions are about to be lost to so many new steps
+
+        Args:
+            steps → np.ndarray: at most `ring.room()`; (n,) int64 places
+        """
         r = self.ring
         gone = r.places(r.oldest(r.time), r.oldest(r.time + steps))
         if self.gaps: self.gaps -= int((self.arrays.flags(gone) == INVALID).sum())
@@ -392,7 +609,15 @@ class ReplayMemory:
         b: Batch,         # (T, N, …) of at most `ring.room()` steps, after `forget(T)`
         end: np.ndarray,  # (T, N) flags
     ) -> np.ndarray:      # (n,) int64 places of what happened, in order of time
-        "Write one piece"
+        """Write one piece
+
+        Args:
+            b: (T, N, …) of at most `ring.room()` steps, after `forget(T)`
+            end: (T, N) flags
+
+        Returns:
+            (n,) int64 places of what happened, in order of time
+        """
         r, x, start = self.ring, self.arrays, self.ring.time
         here = slice(r.slot(), r.slot() + len(end))
         x.obs[here], x.rows['end'][here] = b.obs[x.newest], end
@@ -406,13 +631,21 @@ class ReplayMemory:
         return index
 
     def cut(self, envs: np.ndarray) -> None:  # (n,) int64
-        "The newest step of these envs counts as truncated"
+        """The newest step of these envs counts as truncated
+
+        Args:
+            envs: (n,) int64
+        """
         r, x = self.ring, self.arrays
         x.rows['end'][(r.time - 1) % (r.slots + 1), envs] = TRUNCATED
         self.finals.push((r.time - 1) * r.num_envs + envs, self.led[envs][x.newest])
 
     def state_dict(self) -> dict[str, Any]:  # arrays, views of the memory, and plain values
-        "All that another process needs to go on from here"
+        """All that another process needs to go on from here
+
+        Returns:
+            arrays, views of the memory, and plain values
+        """
         r, f, x = self.ring, self.finals, self.arrays
         filled, kept = r.filled(), f.since(r.oldest(r.time) * r.num_envs)
         layout = memory_layout(r, self.observation_spec, self.action_spec, x.frame_stack)
@@ -422,7 +655,11 @@ class ReplayMemory:
                     final_keys=f.keys[kept], final_obs=f.obs[kept]) | frames
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # of the same layout
-        "Go on from a saved state"
+        """Go on from a saved state
+
+        Args:
+            state: of the same layout
+        """
         f, x, filled = self.finals, self.arrays, len(state['rows'])
         f.first = f.end = 0
         make_room(f, len(state['final_keys']), 0)

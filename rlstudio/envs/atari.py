@@ -28,21 +28,39 @@ from .make import EnvError
 def machine(
     env: gym.Env,   # over an ALE env
 ) -> Any:           # ale_py's ALEInterface
-    "The emulator"
+    """The emulator
+
+    Args:
+        env: over an ALE env
+
+    Returns:
+        ale_py's ALEInterface
+    """
     raw: Any = env.unwrapped
     return raw.ale
 
 def playing(
     env: gym.Env,   # over an ALE env
 ) -> bool:          # in which lives are counted, and some are left
-    "Is a game on?"
+    """Is a game on?
+
+    Args:
+        env: over an ALE env
+
+    Returns:
+        in which lives are counted, and some are left
+    """
     ale = machine(env)
     return bool(ale.getEpisodeFrameNumber() and ale.lives() and not ale.game_over())
 
 def restart_limit(
     env: gym.Env,   # any env
 ) -> None:
-    "Let the time limits of the wrappers begin anew"
+    """Let the time limits of the wrappers begin anew
+
+    Args:
+        env: any env
+    """
     at: Any = env
     while isinstance(at, gym.Wrapper):
         if isinstance(at, TimeLimit): at._elapsed_steps = 0  # type: ignore[assignment]
@@ -55,7 +73,15 @@ class LifeLoss(gym.Wrapper):
         seed: int | None = None,                # a new game in any case; None: the game goes on if it can
         options: dict[str, Any] | None = None,  # for the env
     ) -> tuple[Any, dict[str, Any]]:            # first observation, info
-        "Begin with the next life, or with a new game"
+        """Begin with the next life, or with a new game
+
+        Args:
+            seed: a new game in any case; None: the game goes on if it can
+            options: for the env
+
+        Returns:
+            first observation, info
+        """
         if seed is None and playing(self):
             restart_limit(self.env)
             obs, _, terminated, truncated, info = self.env.step(0)
@@ -65,7 +91,14 @@ class LifeLoss(gym.Wrapper):
     def step(self,
         action: Any,                                 # of the env
     ) -> tuple[Any, Any, bool, bool, dict[str, Any]]:  # as Gymnasium's
-        "One step, which terminates if it costs a life"
+        """One step, which terminates if it costs a life
+
+        Args:
+            action: of the env
+
+        Returns:
+            as Gymnasium's
+        """
         lives = machine(self).lives()
         obs, reward, terminated, truncated, info = self.env.step(action)
         if truncated: machine(self).reset_game()   # so that the next episode is a new game
@@ -78,7 +111,15 @@ class PressFire(gym.Wrapper):
         seed: int | None = None,                # as Gymnasium's
         options: dict[str, Any] | None = None,  # as Gymnasium's
     ) -> tuple[Any, dict[str, Any]]:            # what is seen after FIRE, info
-        "Begin, and press FIRE"
+        """Begin, and press FIRE
+
+        Args:
+            seed: as Gymnasium's
+            options: as Gymnasium's
+
+        Returns:
+            what is seen after FIRE, info
+        """
         self.env.reset(seed=seed, options=options)
         obs, _, terminated, truncated, info = self.env.step(1)
         return self.env.reset() if terminated or truncated else (obs, info)
@@ -86,7 +127,14 @@ class PressFire(gym.Wrapper):
     def step(self,
         action: Any,                                 # of the env
     ) -> tuple[Any, Any, bool, bool, dict[str, Any]]:  # as Gymnasium's
-        "One step, and a second one with FIRE if the first cost a life but not the game"
+        """One step, and a second one with FIRE if the first cost a life but not the game
+
+        Args:
+            action: of the env
+
+        Returns:
+            as Gymnasium's
+        """
         lives = machine(self).lives()
         obs, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated or machine(self).lives() >= lives: return obs, reward, terminated, truncated, info
@@ -98,7 +146,12 @@ def check_ale(
     env: gym.Env,     # given to `atari`
     stacked: bool,    # several frames in colour?
 ) -> None:
-    "Refuse what the preset cannot wrap"
+    """Refuse what the preset cannot wrap
+
+    Args:
+        env: given to `atari`
+        stacked: several frames in colour?
+    """
     raw: Any = env.unwrapped
     name = env.spec.id if env.spec else str(env)
     if not hasattr(raw, 'ale'): raise EnvError(
@@ -122,7 +175,23 @@ def atari(
     fire_reset: bool = True,            # press FIRE where a life begins, in games that have it?
     training: bool = True,              # False: whole games and their own rewards
 ) -> gym.Env:                           # wrapped; the pictures are left away with obs_type: ram
-    "An Atari game as Mnih et al. 2015 prepare it, in training or in evaluation"
+    """An Atari game as Mnih et al. 2015 prepare it, in training or in evaluation
+
+    Args:
+        env: of ale_py, such as ALE/Pong-v5
+        frame_skip: frames of a step
+        screen_size: pixels of a side
+        grayscale: grey, else three colours (with frame_stack=1)
+        noop_max: steps without an action at the start of a game, at most
+        frame_stack: frames of an observation (frame_stack, 84, 84)
+        terminal_on_life_loss: in training, does a lost life end the episode?
+        clip_reward: in training, only the sign of a reward?
+        fire_reset: press FIRE where a life begins, in games that have it?
+        training: False: whole games and their own rewards
+
+    Returns:
+        wrapped; the pictures are left away with obs_type: ram
+    """
     check_ale(env, not grayscale and frame_stack > 1)
     raw: Any = env.unwrapped
     pictures, has_fire = raw._obs_type != 'ram', raw.get_action_meanings()[1:2] == ['FIRE']

@@ -43,14 +43,28 @@ from .vector import (
 def escaped(
     text: str,  # from an environment, or from a file
 ) -> str:       # the same with control characters spelled out, as \x1b
-    "Text that a terminal prints and does not obey"
+    r"""Text that a terminal prints and does not obey
+
+    Args:
+        text: from an environment, or from a file
+
+    Returns:
+        the same with control characters spelled out, as \x1b
+    """
     return ''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text)
 
 
 def described(
     x: Any,     # whatever an environment answered
 ) -> str:       # at most about 80 characters
-    "A value in a few words, for a message"
+    """A value in a few words, for a message
+
+    Args:
+        x: whatever an environment answered
+
+    Returns:
+        at most about 80 characters
+    """
     if isinstance(x, np.ndarray): return f'{x.dtype} of shape {x.shape}'
     if isinstance(x, tuple): return f'{len(x)} values ({", ".join(type(o).__name__ for o in x[:6])})'
     try: text = repr(x)
@@ -61,7 +75,14 @@ def described(
 def is_number(
     x: Any,    # a reward
 ) -> bool:     # of Python's or NumPy's types
-    "Is it one number?"
+    """Is it one number?
+
+    Args:
+        x: a reward
+
+    Returns:
+        of Python's or NumPy's types
+    """
     if isinstance(x, np.ndarray): return x.shape == () and x.dtype.kind in 'iuf'
     return isinstance(x, int | float | np.integer | np.floating)
 
@@ -69,7 +90,14 @@ def is_number(
 def is_flag(
     x: Any,    # terminated, or truncated
 ) -> bool:     # 0 and 1 pass
-    "Is it a yes or a no?"
+    """Is it a yes or a no?
+
+    Args:
+        x: terminated, or truncated
+
+    Returns:
+        0 and 1 pass
+    """
     if isinstance(x, np.ndarray): return bool(x.shape == () and x.dtype == bool)
     return isinstance(x, bool | np.bool_) or (isinstance(x, int | np.integer) and x in (0, 1))
 
@@ -79,7 +107,13 @@ def check_signals(
     terminated: Any,  # of the same
     truncated: Any,   # of the same
 ) -> None:
-    "Raise a `TypeError` unless these are a number and two flags"
+    """Raise a `TypeError` unless these are a number and two flags
+
+    Args:
+        reward: of one step
+        terminated: of the same
+        truncated: of the same
+    """
     if not is_number(reward): raise TypeError(f'reward: given {described(reward)}, expected one number; fix: float(reward)')
     for name, x in (('terminated', terminated), ('truncated', truncated)):
         if not is_flag(x): raise TypeError(f'{name}: given {described(x)}, expected True or False; fix: bool({name})')
@@ -91,7 +125,17 @@ def sub_env_failed(
     what: str,         # what it was asked to do
     e: BaseException,  # what it raised
 ) -> EnvError:         # to raise
-    "Name the sub-env that failed"
+    """Name the sub-env that failed
+
+    Args:
+        env: of which one sub-env failed
+        i: which one
+        what: what it was asked to do
+        e: what it raised
+
+    Returns:
+        to raise
+    """
     why = escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
     return EnvError(f'{env.env_id}: sub-env {i} failed in {what}: {why}')
 
@@ -99,7 +143,14 @@ def sub_env_failed(
 def no_pictures(
     env: VectorEnv,  # made without a render mode
 ) -> EnvError:       # to raise
-    "Say how an env is made that can be drawn"
+    """Say how an env is made that can be drawn
+
+    Args:
+        env: made without a render mode
+
+    Returns:
+        to raise
+    """
     return EnvError(f'{env.env_id}: given no render_mode, expected one to draw with; '
                     "fix: InProcess(config, 'rgb_array')")
 
@@ -107,14 +158,29 @@ def no_pictures(
 def mask_fields(
     action_spec: Any,  # of one action: discrete or multi_discrete
 ) -> dict[str, Spec]:  # name → (sum(nvec),) bool
-    "The fields of an env that tells masks"
+    """The fields of an env that tells masks
+
+    Args:
+        action_spec: of one action: discrete or multi_discrete
+
+    Returns:
+        name → (sum(nvec),) bool
+    """
     return {name: spec for name in ('mask', 'final_mask') if (spec := mask_spec(action_spec, name))}
 
 def with_mask(
     env: gym.Env,  # any
     source: str,   # as `mask_source` says; '': it tells none
 ) -> gym.Env:      # the same, or one with a `mask`
-    "An env whose mask can be read, if it has one"
+    """An env whose mask can be read, if it has one
+
+    Args:
+        env: any
+        source: as `mask_source` says; '': it tells none
+
+    Returns:
+        the same, or one with a `mask`
+    """
     spec = action_spec_of(env.action_space)
     return MaskedEnv(env, source, spec) if source and isinstance(spec, ArraySpec) else env
 
@@ -128,6 +194,11 @@ class InProcess(VectorEnv):
         config: EnvConfig,               # id, num_envs, kwargs, max_episode_steps
         render_mode: str | None = None,  # for `render`, e.g. 'rgb_array'; None: no pictures
     ) -> None:
+        """
+        Args:
+            config: id, num_envs, kwargs, max_episode_steps
+            render_mode: for `render`, e.g. 'rgb_array'; None: no pictures
+        """
         self.config, self.render_mode = config, render_mode
         one = make_env(config, render_mode)
         self._source = mask_source(one, lambda: make_env(config))
@@ -141,11 +212,13 @@ class InProcess(VectorEnv):
         self.goal = find_goal(self._space, first.env)
 
     def declare(self, fields: dict[str, Spec]) -> None:  # name → what one row of it is
+        "name → what one row of it is"
         super().declare(fields)
         self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
 
     @cached_property
     def level(self) -> str:  # 'exact' or 'boundary', found by a trial
+        "'exact' or 'boundary', found by a trial"
         before = global_states()
         try: found = snapshot_level(lambda: with_mask(make_env(self.config), self._source))
         except (Exception, SystemExit) as e:
@@ -155,6 +228,7 @@ class InProcess(VectorEnv):
         return 'boundary' if moved_generators(before) else found
 
     def reset(self, seeds: Sequence[int]) -> Batch:  # N integers of 0 or more → `out`
+        "N integers of 0 or more → `out`"
         seeds = check_seeds(self, seeds)
         self.clear()
         self._last_frames.clear()
@@ -166,6 +240,7 @@ class InProcess(VectorEnv):
         return self.out
 
     def step(self, action: np.ndarray) -> Batch:  # N elements of the action space → `out`
+        "N elements of the action space → `out`"
         i, action, space, out = 0, check_action(self, action).copy(), self._space, self.out
         obs, reward, final_obs = self._rows, out.reward, self._final_rows
         terminated, truncated, masked = out.terminated, out.truncated, self._masked
@@ -188,18 +263,27 @@ class InProcess(VectorEnv):
         return out
 
     def render(self, i: int = 0) -> Any:  # which sub-env → its picture
-        "Sub-env `i` after the last step; where an episode has just ended, its last state"
+        """Sub-env `i` after the last step; where an episode has just ended, its last state
+
+        Args:
+            i → Any: which sub-env → its picture
+        """
         if self.render_mode is None: raise no_pictures(self)
         if i in self._last_frames: return self._last_frames[i]
         try: return self.envs[i].env.render()
         except (Exception, SystemExit) as e: raise sub_env_failed(self, i, 'render', e) from e
 
     def state_dict(self) -> EnvState:  # env_id, and `Recorder.state` by index
+        "env_id, and `Recorder.state` by index"
         states = {str(i): env.state() for i, env in enumerate(self.envs)}
         return dict(env_id=self.env_id, envs=states)
 
     def load_state_dict(self, state: EnvState) -> None:  # from an env of the same config
-        "Replay each episode in flight, or restart it if the level is 'boundary'"
+        """Replay each episode in flight, or restart it if the level is 'boundary'
+
+        Args:
+            state: from an env of the same config
+        """
         check_state(self, state, len(state['envs']))
         self.clear()
         exact = self.level == 'exact'
@@ -219,7 +303,14 @@ class InProcess(VectorEnv):
 def autoreset_mode(
     envs: gym.vector.VectorEnv,  # any of Gymnasium's vector envs
 ) -> AutoresetMode:              # when ended episodes restart
-    "Which dialect it speaks"
+    """Which dialect it speaks
+
+    Args:
+        envs: any of Gymnasium's vector envs
+
+    Returns:
+        when ended episodes restart
+    """
     mode = envs.metadata.get('autoreset_mode')
     if isinstance(mode, AutoresetMode): return mode
     raise EnvError(f"{envs}: given metadata['autoreset_mode'] = {mode!r}, expected a member "
@@ -230,7 +321,15 @@ def next_seeds(
     state: EnvState,  # seeds (N,), and steps since they were used
     num_envs: int,    # how many are needed
 ) -> list[int]:       # that many others
-    "Seeds that follow from the old ones and the number of steps"
+    """Seeds that follow from the old ones and the number of steps
+
+    Args:
+        state: seeds (N,), and steps since they were used
+        num_envs: how many are needed
+
+    Returns:
+        that many others
+    """
     follow = np.random.SeedSequence([*map(int, state['seeds']), state['steps']])
     return [int(seed) for seed in follow.generate_state(num_envs)]
 
@@ -240,7 +339,13 @@ def put_masks(
     infos: dict[str, Any],  # of Gymnasium: arrays (N, …), and whose they are
     field: str = 'mask',    # or 'final_mask'
 ) -> None:
-    "Copy the masks that there are, if the env has masks"
+    """Copy the masks that there are, if the env has masks
+
+    Args:
+        out: of a vector env
+        infos: of Gymnasium: arrays (N, …), and whose they are
+        field: or 'final_mask'
+    """
     if field not in out.fields: return
     there = infos[f'_{MASK_KEY}']
     out.fields[field][there] = infos[MASK_KEY][there]
@@ -256,6 +361,12 @@ class GymVector(VectorEnv):
         env_id: str = '',            # name for messages and manifests; '': what `envs` says
         masked: bool = False,        # made of `MaskedEnv`?
     ) -> None:
+        """
+        Args:
+            envs: Sync, Async, or natively batched
+            env_id: name for messages and manifests; '': what `envs` says
+            masked: made of `MaskedEnv`?
+        """
         self.envs, self.mode = envs, autoreset_mode(envs)
         self._space = spec_from_space(envs.single_observation_space)
         fake = self.mode is AutoresetMode.NEXT_STEP
@@ -268,10 +379,12 @@ class GymVector(VectorEnv):
             self.goal = find_goal(self._space, envs.unwrapped.envs[0])
 
     def declare(self, fields: dict[str, Spec]) -> None:  # name → what one row of it is
+        "name → what one row of it is"
         super().declare(fields)
         self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
 
     def reset(self, seeds: Sequence[int]) -> Batch:  # a natively batched env uses the first
+        "a natively batched env uses the first"
         self._seeds, self._steps = check_seeds(self, seeds), 0
         self.clear()
         each = isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv)
@@ -282,6 +395,7 @@ class GymVector(VectorEnv):
         return self.out
 
     def step(self, action: np.ndarray) -> Batch:  # N elements of the action space → `out`
+        "N elements of the action space → `out`"
         action, out = check_action(self, action), self.out
         terminated, truncated = out.terminated, out.truncated
         if self.valid is not None:    # fake where the step before ended an episode
@@ -313,10 +427,15 @@ class GymVector(VectorEnv):
             put_masks(out, infos)
 
     def state_dict(self) -> EnvState:  # env_id, seeds (N,), steps
+        "env_id, seeds (N,), steps"
         return dict(env_id=self.env_id, seeds=np.array(self._seeds), steps=self._steps)
 
     def load_state_dict(self, state: EnvState) -> None:  # from an env of the same config
-        "Begin new episodes, with seeds that follow from the state, and warn"
+        """Begin new episodes, with seeds that follow from the state, and warn
+
+        Args:
+            state: from an env of the same config
+        """
         check_state(self, state, len(state['seeds']))
         warn_boundary(self)
         self.reset(next_seeds(state, self.num_envs))
@@ -329,7 +448,14 @@ class GymVector(VectorEnv):
 def native_env(
     config: EnvConfig,  # id, num_envs, kwargs, max_episode_steps
 ) -> VectorEnv | None:  # None: there is none, or it does not know these kwargs, wrappers, options
-    "The natively batched env for a config"
+    """The natively batched env for a config
+
+    Args:
+        config: id, num_envs, kwargs, max_episode_steps
+
+    Returns:
+        None: there is none, or it does not know these kwargs, wrappers, options
+    """
     if config.id not in native_envs or config.wrappers or config.reset_options: return None
     try: cls = native_envs.get(config.id)
     except PluginError:
@@ -346,7 +472,14 @@ def native_env(
 def gymnasium_env(
     config: EnvConfig,  # id, num_envs, kwargs, max_episode_steps
 ) -> GymVector:         # over Gymnasium's batched env, or over `SyncVectorEnv`
-    "Gymnasium's own vector env for a config"
+    """Gymnasium's own vector env for a config
+
+    Args:
+        config: id, num_envs, kwargs, max_episode_steps
+
+    Returns:
+        over Gymnasium's batched env, or over `SyncVectorEnv`
+    """
     if env_spec(config.id).vector_entry_point is None or config.wrappers or config.reset_options:
         one = make_env(config)
         source = mask_source(one, lambda: make_env(config))
@@ -363,7 +496,14 @@ def gymnasium_env(
 def make_vector(
     config: EnvConfig,  # id, num_envs, kwargs, max_episode_steps, backend
 ) -> VectorEnv:         # its `backend` says what was chosen
-    "N envs for a config, from the fastest backend that can make them"
+    """N envs for a config, from the fastest backend that can make them
+
+    Args:
+        config: id, num_envs, kwargs, max_episode_steps, backend
+
+    Returns:
+        its `backend` says what was chosen
+    """
     native = native_env(config) if config.backend in ('auto', 'native') else None
     if native is not None: return native
     if config.backend == 'native':

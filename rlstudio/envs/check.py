@@ -48,7 +48,16 @@ __all__ = ['SUPER', 'Finding', 'range_findings', 'array_findings', 'observation_
 # %% ../../nbs/17_envs.check.ipynb #b5f47e20
 @dataclass(frozen=True)
 class Finding:
-    "One thing that was looked at"
+    """One thing that was looked at
+
+    Args:
+        status: what it means for a training
+        check: what was looked at: 'reward', or 'observation.camera'
+        given: what the env gave
+        expected: what it should have been
+        fix: what to do
+        where: when it was seen: 'step 3 with action 1'
+    """
     status: Literal['ok', 'warning', 'problem']  # what it means for a training
     check: str          # what was looked at: 'reward', or 'observation.camera'
     given: str          # what the env gave
@@ -61,14 +70,22 @@ class Finding:
         where = f' in {self.where}' if self.where else ''
         return f'{self.check}: given {self.given}{where}, expected {self.expected}; fix: {self.fix}'
 
-    def at(self, where: str) -> Finding: return replace(self, where=where)  # the same, seen there
+    def at(self, where: str) -> Finding: "the same, seen there"; return replace(self, where=where)  # the same, seen there
 
 # %% ../../nbs/17_envs.check.ipynb #51f9bd58
 def range_findings(
     spec: ArraySpec,  # what was promised
     x: np.ndarray,    # of the right shape and kind
 ) -> list[Finding]:   # none, or one
-    "Is every number finite, and inside the range?"
+    """Is every number finite, and inside the range?
+
+    Args:
+        spec: what was promised
+        x: of the right shape and kind
+
+    Returns:
+        none, or one
+    """
     if x.dtype.kind == 'f' and not np.isfinite(x).all():
         i = tuple(np.argwhere(~np.isfinite(x))[0].tolist())
         return [Finding('problem', spec.name, f'{x[i]} at {list(i)}', 'finite numbers', 'look at what the env computes there')]
@@ -86,7 +103,15 @@ def array_findings(
     spec: ArraySpec,   # what was promised
     x: Any,            # what came
 ) -> list[Finding]:    # empty: all well
-    "One array, or one choice, against its spec"
+    """One array, or one choice, against its spec
+
+    Args:
+        spec: what was promised
+        x: what came
+
+    Returns:
+        empty: all well
+    """
     want, name = f'{spec.dtype} of shape {spec.shape}', spec.name
     if spec.kind == 'discrete' and isinstance(x, int): x = np.int64(x)
     try: dtype, shape = np.dtype(x.dtype), tuple(x.shape)
@@ -107,7 +132,15 @@ def observation_findings(
     spec: Spec,        # of the observation space
     x: Any,            # an observation
 ) -> list[Finding]:    # empty: all well
-    "An observation against its space, leaf by leaf"
+    """An observation against its space, leaf by leaf
+
+    Args:
+        spec: of the observation space
+        x: an observation
+
+    Returns:
+        empty: all well
+    """
     if isinstance(spec, ArraySpec): return array_findings(spec, x)
     parts = dict(x) if isinstance(x, Mapping) else {}
     if spec.is_tuple and isinstance(x, tuple | list): parts = {str(i): part for i, part in enumerate(x)}
@@ -121,7 +154,14 @@ def observation_findings(
 def reset_findings(
     answer: Any,       # of `reset`
 ) -> list[Finding]:    # empty: all well
-    "Is it the pair of observation and info?"
+    """Is it the pair of observation and info?
+
+    Args:
+        answer: of `reset`
+
+    Returns:
+        empty: all well
+    """
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict): return []
     return [Finding('problem', 'reset', described(answer), 'the pair (observation, info)', 'return observation, {}')]
 
@@ -130,7 +170,15 @@ def flag_findings(
     name: str,         # 'terminated' or 'truncated'
     x: Any,            # what came
 ) -> list[Finding]:    # empty: all well
-    "Is it True or False?"
+    """Is it True or False?
+
+    Args:
+        name: 'terminated' or 'truncated'
+        x: what came
+
+    Returns:
+        empty: all well
+    """
     if isinstance(x, bool | np.bool_): return []
     status: Literal['warning', 'problem'] = 'warning' if is_flag(x) else 'problem'
     return [Finding(status, name, described(x), 'True or False', f'bool({name})')]
@@ -139,7 +187,14 @@ def flag_findings(
 def step_findings(
     answer: Any,       # of `step`
 ) -> list[Finding]:    # empty: all well
-    "Are these the five values of a step?"
+    """Are these the five values of a step?
+
+    Args:
+        answer: of `step`
+
+    Returns:
+        empty: all well
+    """
     if not isinstance(answer, tuple) or len(answer) != 5:
         fix = 'return observation, reward, terminated, truncated, info'
         if isinstance(answer, tuple) and len(answer) == 4: fix += ' (the old `done` was terminated or truncated)'
@@ -156,15 +211,21 @@ def step_findings(
 class Tap(gym.Wrapper):
     "Keeps the env's own answers, before another wrapper has unpacked them"
     def __init__(self, env: gym.Env) -> None:  # the innermost one
+        """
+        Args:
+            env: the innermost one
+        """
         super().__init__(env)
         self.answer = dict[str, Any]()  # 'reset', 'step' → the newest one; None: it did not answer
 
     def reset(self, **kwargs: Any) -> Any:  # as `gym.Env.reset`
+        "as `gym.Env.reset`"
         self.answer['reset'] = None
         self.answer['reset'] = answer = self.env.reset(**kwargs)
         return answer
 
     def step(self, action: Any) -> Any:  # as `gym.Env.step`
+        "as `gym.Env.step`"
         self.answer['step'] = None
         self.answer['step'] = answer = self.env.step(action)
         return answer
@@ -173,7 +234,14 @@ class Tap(gym.Wrapper):
 def tapped(
     env: gym.Env,                # with any wrappers, or none
 ) -> tuple[gym.Env, Tap]:        # the env to use, and the tap in it
-    "Put a tap between an env and its innermost wrapper"
+    """Put a tap between an env and its innermost wrapper
+
+    Args:
+        env: with any wrappers, or none
+
+    Returns:
+        the env to use, and the tap in it
+    """
     tap, outer = Tap(env.unwrapped), env
     while isinstance(outer, gym.Wrapper) and outer.env is not env.unwrapped: outer = outer.env
     if not isinstance(outer, gym.Wrapper): return tap, tap
@@ -184,7 +252,14 @@ def tapped(
 def chain(
     env: gym.Env,          # with any wrappers
 ) -> Iterator[gym.Env]:    # the outermost first
-    "An env and all that it is wrapped in"
+    """An env and all that it is wrapped in
+
+    Args:
+        env: with any wrappers
+
+    Returns:
+        the outermost first
+    """
     yield env
     while isinstance(env, gym.Wrapper): yield (env := env.env)
 
@@ -194,7 +269,16 @@ def trial_mask(
     obs: Any,        # its last observation
     info: Any,       # its last info
 ) -> Any:            # which actions are legal now; None: it does not say
-    "The action mask of a world, wherever it keeps it"
+    """The action mask of a world, wherever it keeps it
+
+    Args:
+        env: that may have `action_masks`
+        obs: its last observation
+        info: its last info
+
+    Returns:
+        which actions are legal now; None: it does not say
+    """
     if isinstance(info, Mapping) and 'action_mask' in info: given = info['action_mask']
     elif isinstance(obs, Mapping) and 'action_mask' in obs: given = obs['action_mask']
     else: given = env.get_wrapper_attr('action_masks')() if env.has_wrapper_attr('action_masks') else None
@@ -206,7 +290,15 @@ def random_action(
     space: gym.Space[Any],  # the env's action space, seeded
     mask: Any = None,       # which are legal; None: all
 ) -> Any:                   # an element of the space
-    "A random action, legal where the world says what is"
+    """A random action, legal where the world says what is
+
+    Args:
+        space: the env's action space, seeded
+        mask: which are legal; None: all
+
+    Returns:
+        an element of the space
+    """
     if mask is None: return space.sample()
     flat = np.asarray(mask).astype(np.int8).ravel()
     if isinstance(space, gym.spaces.Discrete) and flat.size == space.n and flat.any(): return space.sample(flat)
@@ -226,7 +318,11 @@ class Tally:
     def add(self,
         parts: Mapping[str, Any],  # leaf → array or number
     ) -> None:
-        "One more observation"
+        """One more observation
+
+        Args:
+            parts: leaf → array or number
+        """
         self.count += 1
         for name, x in parts.items():
             a = np.array(x, float)
@@ -241,7 +337,11 @@ class Tally:
             self.last[name] = x if isinstance(x, np.ndarray) else None, a
 
     def rows(self) -> dict[str, dict[str, float]]:  # leaf → min, mean, max
-        "The statistics of each leaf"
+        """The statistics of each leaf
+
+        Returns:
+            leaf → min, mean, max
+        """
         return {n: dict(min=self.low[n], mean=self.sum[n] / self.count, max=self.high[n]) for n in self.low}
 
 
@@ -249,7 +349,15 @@ def parts_of(
     spec: Spec,        # of the observation space
     x: Any,            # an observation
 ) -> dict[str, Any]:   # name of each leaf that is an array or a number → it
-    "The leaves of an observation, as far as they can be found"
+    """The leaves of an observation, as far as they can be found
+
+    Args:
+        spec: of the observation space
+        x: an observation
+
+    Returns:
+        name of each leaf that is an array or a number → it
+    """
     if isinstance(spec, ArraySpec): return {spec.name: x} if np.ndim(x) == len(spec.shape) and np.asarray(x).dtype.kind in 'biuf' else {}
     given = dict(x) if isinstance(x, Mapping) else {str(i): o for i, o in enumerate(x)} if isinstance(x, tuple | list) else {}
     return {k: v for name, child in spec.children.items() if name in given for k, v in parts_of(child, given[name]).items()}
@@ -261,6 +369,11 @@ class Trial:
         config: EnvConfig,   # the world
         seed: int = 0,       # of the first reset, and of the random actions
     ) -> None:
+        """
+        Args:
+            config: the world
+            seed: of the first reset, and of the random actions
+        """
         self.env, self.tap = tapped(make_env(config))
         self.seed, self.where, self.dead, self.length, self.total = seed, '', False, 0, 0.
         self.found: dict[tuple[str, ...], Finding] = {}
@@ -272,6 +385,7 @@ class Trial:
         if not self.dead: self.space.seed(Streams(seed).seed('actions'))     # its own dice: Discrete.sample with the env's seed would draw the env's numbers
 
     def add(self, found: list[Finding]) -> None:  # first of each kind
+        "first of each kind"
         for f in found: self.found.setdefault((f.check, f.status, f.fix), f.at(self.where))
 
     def guard(self,
@@ -279,7 +393,16 @@ class Trial:
         call: Callable[[], Any],       # asks the env
         look: Callable[[Any], list[Finding]] = lambda answer: [],  # at the env's own answer
     ) -> Any:                          # what the call returned; None if the env failed, which ends the trial
-        "Ask the env; whatever it raises becomes a finding"
+        """Ask the env; whatever it raises becomes a finding
+
+        Args:
+            where: for messages: 'step 3 with action 1'
+            call: asks the env
+            look: at the env's own answer
+
+        Returns:
+            what the call returned; None if the env failed, which ends the trial
+        """
         kind = 'reset' if look is reset_findings else 'step'   # a wrapper's reset may take steps
         self.where, self.tap.answer, answer = where, {}, None
         try: answer, failed = call(), []
@@ -293,7 +416,14 @@ class Trial:
     def mask(self,
         answer: Any,  # of the last reset or step
     ) -> Any:         # which actions are legal now; None: all, or the env failed
-        "What the world forbids"
+        """What the world forbids
+
+        Args:
+            answer: of the last reset or step
+
+        Returns:
+            which actions are legal now; None: all, or the env failed
+        """
         return self.guard('action_masks', lambda: trial_mask(self.env, answer[0], answer[-1]))
 
     def close(self) -> None:
@@ -305,7 +435,14 @@ class Trial:
 def split_message(
     message: str,          # of an error of ours: 'name: given …, expected …; fix: …'
 ) -> tuple[str, str, str]:  # given, expected, fix
-    "An error's message in its three parts"
+    """An error's message in its three parts
+
+    Args:
+        message: of an error of ours: 'name: given …, expected …; fix: …'
+
+    Returns:
+        given, expected, fix
+    """
     name, _, rest = message.partition('given ')
     given, _, rest = rest.partition(', expected ')
     expected, _, fix = rest.partition('; fix: ')
@@ -316,7 +453,15 @@ def failure(
     where: str,        # what the env was asked to do
     e: BaseException,  # what it raised
 ) -> Finding:          # a problem
-    "An exception of an env, as a finding"
+    """An exception of an env, as a finding
+
+    Args:
+        where: what the env was asked to do
+        e: what it raised
+
+    Returns:
+        a problem
+    """
     what, why = where.split()[0], escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
     if isinstance(e, SystemExit): return Finding('problem', what, f'a call of sys.exit ({why})', 'an answer', 'raise an error instead')
     if isinstance(e, SpecError): return Finding('problem', 'spaces', *split_message(escaped(str(e))))
@@ -330,7 +475,13 @@ def observed(
     obs: Any,            # the observation in it
     last: bool = False,  # was this the end of an episode, with nothing beyond?
 ) -> None:
-    "Look at one observation, and count it"
+    """Look at one observation, and count it
+
+    Args:
+        trial: its env has just answered
+        obs: the observation in it
+        last: was this the end of an episode, with nothing beyond?
+    """
     assert trial.spec is not None
     found = observation_findings(trial.spec, obs)
     if last: found = [replace(f, status='warning') if 'finite' in f.expected else f for f in found]
@@ -342,7 +493,15 @@ def begin_episode(
     trial: Trial,             # any that is not dead
     seed: int | None = None,  # None: its generator goes on
 ) -> Any:                     # the pair of observation and info; None: the env failed
-    "Reset, and look at the answer"
+    """Reset, and look at the answer
+
+    Args:
+        trial: any that is not dead
+        seed: None: its generator goes on
+
+    Returns:
+        the pair of observation and info; None: the env failed
+    """
     words = 'reset' if seed is None else f'reset with seed {seed}'
     answer = trial.guard(words, lambda: trial.env.reset(seed=seed), reset_findings)
     if trial.dead: return None
@@ -359,7 +518,15 @@ def act(
     trial: Trial,   # in an episode
     action: Any,    # of its action space
 ) -> Any:           # the five values; None: the env failed
-    "Step, and look at the answer"
+    """Step, and look at the answer
+
+    Args:
+        trial: in an episode
+        action: of its action space
+
+    Returns:
+        the five values; None: the env failed
+    """
     trial.length += 1
     where = f'step {trial.length} with action {described_action(action)}'
     answer = trial.guard(where, lambda: trial.env.step(action), step_findings)
@@ -380,14 +547,28 @@ def act(
 def ended(
     *flags: Any,     # terminated and truncated, of any type
 ) -> list[bool]:     # what they mean
-    "The flags that are really set"
+    """The flags that are really set
+
+    Args:
+        *flags: terminated and truncated, of any type
+
+    Returns:
+        what they mean
+    """
     return [is_flag(x) and bool(x) for x in flags]
 
 
 def described_action(
     action: Any,   # of any space
 ) -> str:          # in a few words
-    "An action, for a message"
+    """An action, for a message
+
+    Args:
+        action: of any space
+
+    Returns:
+        in a few words
+    """
     text = str(action.tolist() if isinstance(action, np.ndarray | np.generic) else action)
     return text if len(text) < 60 else text[:57] + '…'
 
@@ -397,7 +578,16 @@ def play_trial(
     steps: int,                         # how many, over the ends of episodes
     actions: list[Any] | None = None,   # those to take; None: random ones
 ) -> list[str]:                         # fingerprints: of the first observation, then of each step
-    "Reset with the trial's seed and play"
+    """Reset with the trial's seed and play
+
+    Args:
+        trial: a fresh one, or one that has played before
+        steps: how many, over the ends of episodes
+        actions: those to take; None: random ones
+
+    Returns:
+        fingerprints: of the first observation, then of each step
+    """
     answer, start = begin_episode(trial, trial.seed), len(trial.seen)
     first = fingerprint(answer[0]) if answer else ''
     for t in range(steps):
@@ -417,7 +607,17 @@ def repeat_findings(
     again: list[str],     # of the first one, reset with the seed after many episodes
     seeds_itself: bool,   # did both envs' generators begin at the same place?
 ) -> list[Finding]:       # one or more
-    "Is the future a function of seed and actions?"
+    """Is the future a function of seed and actions?
+
+    Args:
+        future: fingerprints of a fresh env
+        twin: of another fresh one, same seed and actions
+        again: of the first one, reset with the seed after many episodes
+        seeds_itself: did both envs' generators begin at the same place?
+
+    Returns:
+        one or more
+    """
     differ = next((t for t, (a, b) in enumerate(zip(future, twin)) if a != b), None)
     if differ == 0: return [Finding('problem', 'seed', 'two first observations for one seed', 'the same', SUPER)]
     if differ: return [Finding('problem', 'determinism', 'two futures for one seed and the same actions', 'the same observations and rewards', SUPER, f'step {differ}')]
@@ -435,7 +635,17 @@ def repeats(
     future: list[str],   # what it saw
     most: int = 200,     # steps that are repeated
 ) -> list[Finding]:      # of a twin, and of the trial itself
-    "Play the same actions again, twice"
+    """Play the same actions again, twice
+
+    Args:
+        config: the world
+        trial: the one that was played
+        future: what it saw
+        most: steps that are repeated
+
+    Returns:
+        of a twin, and of the trial itself
+    """
     actions, twin = list(trial.actions[:most]), Trial(config, trial.seed)
     try:
         seen = play_trial(twin, len(actions), actions)
@@ -450,7 +660,14 @@ def repeats(
 def begin_state(
     trial: Trial,   # any
 ) -> str:           # fingerprint of its generator right after a reset with its seed
-    "Where the env's own generator begins"
+    """Where the env's own generator begins
+
+    Args:
+        trial: any
+
+    Returns:
+        fingerprint of its generator right after a reset with its seed
+    """
     if begin_episode(trial, trial.seed) is None: return ''
     generator = trial.env.unwrapped.np_random
     return fingerprint(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else ''
@@ -459,7 +676,14 @@ def begin_state(
 def end_findings(
     trial: Trial,   # that was played
 ) -> list[Finding]:  # one
-    "How did episodes end?"
+    """How did episodes end?
+
+    Args:
+        trial: that was played
+
+    Returns:
+        one
+    """
     steps, limit = len(trial.rewards), getattr(trial.env.spec, 'max_episode_steps', None)
     seen = ', '.join(f'{n} {name}' for name, n in trial.ends.items() if n)
     if seen: return [Finding('ok', 'ends', f'{seen}, in {steps:,} steps')]
@@ -470,7 +694,14 @@ def end_findings(
 def constant_findings(
     trial: Trial,   # that was played
 ) -> list[Finding]:  # of the observations as arrays
-    "What never changed, and what changed under the reader's hands?"
+    """What never changed, and what changed under the reader's hands?
+
+    Args:
+        trial: that was played
+
+    Returns:
+        of the observations as arrays
+    """
     t = trial.tally
     still = [name for name in t.first if name not in t.changed] if t.count > 1 else []
     found = [Finding('warning', name, f'the same value {t.count:,} times', 'something that changes', 'leave it out, or look at the env') for name in still]
@@ -481,11 +712,17 @@ def constant_findings(
 def generator_findings(
     used: list[str],   # names of global generators
 ) -> list[Finding]:    # one
-    "Does the env draw from generators that the whole process shares?"
+    """Does the env draw from generators that the whole process shares?
+
+    Args:
+        used: names of global generators
+
+    Returns:
+        one
+    """
     if not used: return [Finding('ok', 'generators', 'no global generator was used')]
     return [Finding('warning', 'generators', f'draws from the global generator of {" and ".join(used)}', 'draws from self.np_random only',
                     'self.np_random.random(); until then a run cannot be repeated exactly (level L1)')]
-
 
 
 
@@ -502,7 +739,14 @@ def headless() -> Iterator[None]:
 def level_findings(
     config: EnvConfig,   # the world
 ) -> list[Finding]:      # one
-    "How exactly can an episode in flight be saved?"
+    """How exactly can an episode in flight be saved?
+
+    Args:
+        config: the world
+
+    Returns:
+        one
+    """
     try:
         world = InProcess(replace(config, num_envs=1))
         level = world.level
@@ -518,7 +762,15 @@ def render_findings(
     config: EnvConfig,   # the world
     modes: list[str],    # what its metadata says
 ) -> list[Finding]:      # one
-    "Can it be drawn?"
+    """Can it be drawn?
+
+    Args:
+        config: the world
+        modes: what its metadata says
+
+    Returns:
+        one
+    """
     if 'rgb_array' not in modes:
         return [Finding('ok', 'render', 'no pictures' + (f' (render_modes: {", ".join(map(str, modes))})' if modes else ''))]
     given, env = '', None
@@ -538,7 +790,11 @@ def render_findings(
 def suppress_close(
     env: gym.Env,   # any
 ) -> None:
-    "Close an env that may fail there as well"
+    """Close an env that may fail there as well
+
+    Args:
+        env: any
+    """
     try: env.close()
     except (Exception, SystemExit): return
 
@@ -549,7 +805,17 @@ def starting_values(
     pixels: bool,        # are observations pictures?
     endless: bool,       # does no episode end?
 ) -> dict[str, Any]:     # section → key → value
-    "What a first config says; everything else has its default"
+    """What a first config says; everything else has its default
+
+    Args:
+        config: the world
+        algo: registered name
+        pixels: are observations pictures?
+        endless: does no episode end?
+
+    Returns:
+        section → key → value
+    """
     default = to_dict(EnvConfig(id=config.id))
     env = dict(id=config.id) | {k: v for k, v in to_dict(config).items() if v != default[k]}
     if endless: env['max_episode_steps'] = 10_000
@@ -561,7 +827,15 @@ def unfit(
     values: dict[str, Any],  # a whole config
     world: Any,              # a vector env of it
 ) -> str:                    # '': it fits
-    "Why an algorithm cannot learn in a world"
+    """Why an algorithm cannot learn in a world
+
+    Args:
+        values: a whole config
+        world: a vector env of it
+
+    Returns:
+        '': it fits
+    """
     try:
         algo, config = algos.get(values['algo']['name']), config_from_dict(values)
         kind, kinds = getattr(world.action_spec, 'kind', 'tree'), getattr(algo, 'actions', ())
@@ -575,7 +849,15 @@ def algorithms(
     config: EnvConfig,          # the world
     endless: bool = False,      # does no episode end?
 ) -> tuple[dict[str, str], str]:  # algorithm → '' or why not; the YAML of a config to start from, or ''
-    "Who can learn here, and how to begin"
+    """Who can learn here, and how to begin
+
+    Args:
+        config: the world
+        endless: does no episode end?
+
+    Returns:
+        algorithm → '' or why not; the YAML of a config to start from, or ''
+    """
     try: world = make_vector(replace(config, num_envs=1))
     except (Exception, SystemExit) as e: return dict.fromkeys(algos.names(), escaped(f'{type(e).__name__}: {e}')), ''
     try:
@@ -591,7 +873,16 @@ def algorithms(
 # %% ../../nbs/17_envs.check.ipynb #fe3493fa
 @dataclass(frozen=True)
 class EnvReport:
-    "What `check_env` found"
+    """What `check_env` found
+
+    Args:
+        env: its id
+        findings: problems first, then warnings
+        facts: what kind of world it is, in words
+        algorithms: registered name → '' if it fits, or why not
+        config: YAML of a config to start from; '': no algorithm fits
+        numbers: statistics, JSON-able
+    """
     env: str                                 # its id
     findings: list[Finding]                  # problems first, then warnings
     facts: dict[str, str]                    # what kind of world it is, in words
@@ -613,7 +904,11 @@ class EnvReport:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:  # JSON-able
-        "All of it"
+        """All of it
+
+        Returns:
+            JSON-able
+        """
         return asdict(self) | dict(ok=self.ok, problems=[asdict(f) for f in self.problems], warnings=[asdict(f) for f in self.warnings])
 
     def __str__(self) -> str:
@@ -638,7 +933,14 @@ class EnvReport:
 def spread(
     values: list[float],    # any number of them
 ) -> dict[str, float] | None:  # None where there are none
-    "Smallest, mean and largest"
+    """Smallest, mean and largest
+
+    Args:
+        values: any number of them
+
+    Returns:
+        None where there are none
+    """
     good = [v for v in values if np.isfinite(v)]
     return dict(min=min(good), mean=float(np.mean(good)), max=max(good)) if good else None
 
@@ -647,7 +949,15 @@ def numbers_of(
     trial: Trial,    # that was played
     seconds: float,  # that it took
 ) -> dict[str, Any]:  # JSON-able; None where there is no number
-    "The statistics of random play"
+    """The statistics of random play
+
+    Args:
+        trial: that was played
+        seconds: that it took
+
+    Returns:
+        JSON-able; None where there is no number
+    """
     rows = {n: {k: v if np.isfinite(v) else None for k, v in row.items()} for n, row in trial.tally.rows().items()}
     return dict(steps=len(trial.rewards), observations=trial.tally.count, episodes=len(trial.lengths), ends=dict(trial.ends), observation=rows,
                 reward=spread(trial.rewards), episode_return=spread(trial.returns), episode_length=spread(list(map(float, trial.lengths))),
@@ -659,7 +969,16 @@ def facts_in_words(
     numbers: dict[str, Any],    # of `numbers_of`
     why: dict[str, str],        # of `algorithms`
 ) -> dict[str, str]:            # label → text
-    "What kind of world it is"
+    """What kind of world it is
+
+    Args:
+        trial: that was played
+        numbers: of `numbers_of`
+        why: of `algorithms`
+
+    Returns:
+        label → text
+    """
     def _row(s: dict[str, float | None] | None) -> str:
         return '–' if not s else ', '.join(f'{k} {v:.4g}' for k, v in s.items() if v is not None)
     facts = dict(observations=one_line(trial.spec) if trial.spec else '?', actions=escaped(str(trial.space)))
@@ -676,7 +995,16 @@ def played(
     steps: int,          # random steps
     seed: int,           # of everything
 ) -> tuple[Trial, list[Finding], dict[str, Any]]:  # the trial, what it showed, and `numbers_of` it
-    "Play a world, and do it again"
+    """Play a world, and do it again
+
+    Args:
+        config: the world
+        steps: random steps
+        seed: of everything
+
+    Returns:
+        the trial, what it showed, and `numbers_of` it
+    """
     before, trial = global_states(), Trial(config, seed)
     start = perf_counter()
     future = play_trial(trial, steps) if not trial.dead else []
@@ -693,7 +1021,16 @@ def check_env(
     steps: int = 1000,              # random steps; more find more
     seed: int = 0,                  # of the env and of the actions
 ) -> EnvReport:                     # with `problems`, `warnings`, `ok` and `config`
-    "Play an env with random actions, and say what is wrong with it"
+    """Play an env with random actions, and say what is wrong with it
+
+    Args:
+        config_or_id: a config, a world, or the id of one
+        steps: random steps; more find more
+        seed: of the env and of the actions
+
+    Returns:
+        with `problems`, `warnings`, `ok` and `config`
+    """
     world = config_or_id.env if isinstance(config_or_id, Config) else config_or_id
     config = EnvConfig(id=world) if isinstance(world, str) else world
     check_kwargs(env_spec(config.id), config.kwargs)
@@ -717,7 +1054,12 @@ def check_start(
     config: EnvConfig,   # the world of a run
     steps: int = 20,     # random ones
 ) -> None:
-    "Refuse an env that breaks its promises at once; warn where a run would suffer"
+    """Refuse an env that breaks its promises at once; warn where a run would suffer
+
+    Args:
+        config: the world of a run
+        steps: random ones
+    """
     before, trial = global_states(), Trial(config)
     if not trial.dead: play_trial(trial, steps)
     found = [*trial.found.values(), *generator_findings(moved_generators(before))]

@@ -38,7 +38,14 @@ Next = tuple[np.ndarray, Any, Any]  # state (k, N), reward (N,), terminated (N,)
 def gymnasium_generator(
     seed: int,               # as given to `reset`
 ) -> np.random.Generator:    # its own for each sub-env
-    "The generator that Gymnasium makes of a seed"
+    """The generator that Gymnasium makes of a seed
+
+    Args:
+        seed: as given to `reset`
+
+    Returns:
+        its own for each sub-env
+    """
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
 # %% ../../nbs/16_envs.classic.ipynb #440b9bd3
@@ -47,7 +54,14 @@ WORD = 2**64 - 1   # a PCG64 has two numbers of 128 bits: four words
 def rng_states(
     rngs: Sequence[np.random.Generator],  # PCG64, one for each sub-env
 ) -> EnvState:                            # words (N, 4) uint64, spare (N, 2) int64: half a word that is not used yet
-    "Where N generators stand"
+    """Where N generators stand
+
+    Args:
+        rngs: PCG64, one for each sub-env
+
+    Returns:
+        words (N, 4) uint64, spare (N, 2) int64: half a word that is not used yet
+    """
     states = [rng.bit_generator.state for rng in rngs]
     words = [[x >> 64, x & WORD, c >> 64, c & WORD] for x, c in ((s['state']['state'], s['state']['inc']) for s in states)]
     return dict(words=np.array(words, np.uint64), spare=np.array([[s['has_uint32'], s['uinteger']] for s in states], np.int64))
@@ -55,7 +69,14 @@ def rng_states(
 def rngs_from(
     states: EnvState,            # from `rng_states`; older checkpoints have NumPy's own form by index
 ) -> list[np.random.Generator]:  # new ones that stand there
-    "Make N generators again"
+    """Make N generators again
+
+    Args:
+        states: from `rng_states`; older checkpoints have NumPy's own form by index
+
+    Returns:
+        new ones that stand there
+    """
     if 'words' not in states: given = [states[str(i)] for i in range(len(states))]
     else: given = [dict(bit_generator='PCG64', state=dict(state=a << 64 | b, inc=c << 64 | d), has_uint32=has, uinteger=spare)
                    for (a, b, c, d), (has, spare) in zip(states['words'].tolist(), states['spare'].tolist())]
@@ -77,6 +98,14 @@ class Classic(VectorEnv):
         observation_space: gym.Space[Any],  # of one sub-env
         action_space: gym.Space[Any],       # of one sub-env
     ) -> None:
+        """
+        Args:
+            num_envs: N, at least 1
+            max_episode_steps: env steps until truncation; None: as registered
+            num_states: k, numbers in the state of one sub-env
+            observation_space: of one sub-env
+            action_space: of one sub-env
+        """
         obs = seen_spec(spec_from_space(observation_space))
         super().__init__(self.env_id, num_envs, obs, action_spec_of(action_space))
         limit = max_episode_steps or gym.spec(self.env_id).max_episode_steps
@@ -87,24 +116,38 @@ class Classic(VectorEnv):
         self._rngs: list[np.random.Generator] = []
 
     def begin(self, rng: np.random.Generator) -> Any:  # of one sub-env → first state, (k,)
-        "Draw where an episode starts"
+        """Draw where an episode starts
+
+        Args:
+            rng → Any: of one sub-env → first state, (k,)
+        """
         raise NotImplementedError
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Next:  # (k, N), (N, …)
-        "What happens next; nothing is changed in place"
+        """What happens next; nothing is changed in place
+
+        Args:
+            state, action → Next: (k, N), (N, …)
+        """
         raise NotImplementedError
 
     def observe(self, state: np.ndarray) -> np.ndarray:  # (k, M) → (d, M)
-        "What is seen: the state itself, unless a world says otherwise"
+        """What is seen: the state itself, unless a world says otherwise
+
+        Args:
+            state → np.ndarray: (k, M) → (d, M)
+        """
         return state
 
     def reset(self, seeds: Sequence[int]) -> Batch:  # N integers of 0 or more → `out`
+        "N integers of 0 or more → `out`"
         self._rngs = [gymnasium_generator(seed) for seed in check_seeds(self, seeds)]
         self.clear()
         self._restart(np.arange(self.num_envs))
         return self.out
 
     def step(self, action: np.ndarray) -> Batch:  # N elements of the action space → `out`
+        "N elements of the action space → `out`"
         if not self._rngs:
             raise EnvError(f'{self.env_id}: step before reset; fix: reset(seeds) first')
         out, after = self.out, self.advance(self._state, check_action(self, action))
@@ -124,10 +167,12 @@ class Classic(VectorEnv):
         self.out.obs[which] = self.observe(self._state[:, which]).T
 
     def state_dict(self) -> EnvState:  # env_id, arrays
+        "env_id, arrays"
         return dict(env_id=self.env_id, state=self._state.copy(), steps=self._steps.copy(),
                     obs=self.out.obs.copy(), rngs=rng_states(self._rngs))
 
     def load_state_dict(self, state: EnvState) -> None:  # from the same world and N
+        "from the same world and N"
         check_state(self, state, len(state['steps']))
         self.clear()
         self._state[:], self._steps[:] = state['state'], state['steps']
@@ -138,7 +183,15 @@ def cartpole_next(
     state: np.ndarray,  # x, v, θ, ω: (4, N)
     push: np.ndarray,   # F in N, (N,)
 ) -> np.ndarray:        # state 0.02 s later, (4, N)
-    "One Euler step of the cart-pole"
+    """One Euler step of the cart-pole
+
+    Args:
+        state: x, v, θ, ω: (4, N)
+        push: F in N, (N,)
+
+    Returns:
+        state 0.02 s later, (4, N)
+    """
     M, m, l, g, τ = 1.0, 0.1, 0.5, 9.8, 0.02
     x, v, θ, ω = state
     cos, sin = np.cos(θ), np.sin(θ)
@@ -153,7 +206,14 @@ MAX_X, MAX_LEAN = 2.4, 12 * 2 * np.pi / 360  # m, rad
 def cartpole_fallen(
     state: np.ndarray,  # x, v, θ, ω: (4, N)
 ) -> np.ndarray:        # (N,) bool
-    "Is the cart off its track, or the pole too far from upright?"
+    """Is the cart off its track, or the pole too far from upright?
+
+    Args:
+        state: x, v, θ, ω: (4, N)
+
+    Returns:
+        (N,) bool
+    """
     x, _, θ, _ = state
     fallen: np.ndarray = (np.abs(x) > MAX_X) | (np.abs(θ) > MAX_LEAN)
     return fallen
@@ -169,14 +229,22 @@ class CartPole(Classic):
         max_episode_steps: int | None = None,  # env steps until truncation; None: 500
         sutton_barto_reward: bool = False,     # 0 a step and -1 for falling, not 1 a step
     ) -> None:
+        """
+        Args:
+            num_envs: N, at least 1
+            max_episode_steps: env steps until truncation; None: 500
+            sutton_barto_reward: 0 a step and -1 for falling, not 1 a step
+        """
         high = np.array([2 * MAX_X, np.inf, 2 * MAX_LEAN, np.inf], np.float32)
         super().__init__(num_envs, max_episode_steps, 4, Box(-high, high), Discrete(2))
         self.sutton_barto_reward = sutton_barto_reward
 
     def begin(self, rng: np.random.Generator) -> np.ndarray:  # all four near 0
+        "all four near 0"
         return rng.uniform(-.05, .05, 4)
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Next:  # action: 0, 1
+        "action: 0, 1"
         state = cartpole_next(state, 20. * action - 10.)
         fallen = cartpole_fallen(state)
         return state, 0. - fallen if self.sutton_barto_reward else 1., fallen
@@ -187,7 +255,16 @@ def car_next(
     push: np.ndarray,         # change of v by the engine, (N,)
     real: type = np.float64,  # what each result is rounded to
 ) -> np.ndarray:              # state one step later, (2, N)
-    "One step of the car in the valley"
+    """One step of the car in the valley
+
+    Args:
+        state: x, v: (2, N)
+        push: change of v by the engine, (N,)
+        real: what each result is rounded to
+
+    Returns:
+        state one step later, (2, N)
+    """
     x, v = state
     slope = real(.0025 * np.cos(real(3 * x), dtype=np.float64))
     v = np.minimum(np.maximum(real(v + (push - slope)), -.07), .07)
@@ -207,13 +284,21 @@ class MountainCar(Classic):
         max_episode_steps: int | None = None,  # env steps until truncation; None: 200
         goal_velocity: float = 0.,             # least velocity at the goal
     ) -> None:
+        """
+        Args:
+            num_envs: N, at least 1
+            max_episode_steps: env steps until truncation; None: 200
+            goal_velocity: least velocity at the goal
+        """
         super().__init__(num_envs, max_episode_steps, 2, CAR_SPACE, Discrete(3))
         self.goal_velocity = goal_velocity
 
     def begin(self, rng: np.random.Generator) -> Any:  # at rest, near the floor
+        "at rest, near the floor"
         return rng.uniform(-.6, -.4), 0.
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Next:  # action: 0, 1, 2
+        "action: 0, 1, 2"
         x, v = state = car_next(state, .001 * (action - 1))
         return state, -1., (x >= .5) & (v >= self.goal_velocity)
 
@@ -228,13 +313,21 @@ class MountainCarContinuous(Classic):
         max_episode_steps: int | None = None,  # env steps until truncation; None: 999
         goal_velocity: float = 0.,             # least velocity at the goal
     ) -> None:
+        """
+        Args:
+            num_envs: N, at least 1
+            max_episode_steps: env steps until truncation; None: 999
+            goal_velocity: least velocity at the goal
+        """
         super().__init__(num_envs, max_episode_steps, 2, CAR_SPACE, Box(-1, 1, (1,)))
         self.goal_velocity = goal_velocity
 
     def begin(self, rng: np.random.Generator) -> Any:  # at rest, near the floor
+        "at rest, near the floor"
         return rng.uniform(-.6, -.4), 0.
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Next:  # force, (N, 1)
+        "force, (N, 1)"
         force = action[:, 0]
         x, v = state = car_next(state, .0015 * force, np.float32)
         arrived = (x >= .45) & (v >= self.goal_velocity)
@@ -246,7 +339,16 @@ def pendulum_next(
     torque: np.ndarray,  # u in N m, (N,)
     g: float = 10.,      # gravity, m/s²
 ) -> np.ndarray:         # state 0.05 s later, (2, N)
-    "One semi-implicit Euler step of the pendulum"
+    """One semi-implicit Euler step of the pendulum
+
+    Args:
+        state: θ, ω: (2, N)
+        torque: u in N m, (N,)
+        g: gravity, m/s²
+
+    Returns:
+        state 0.05 s later, (2, N)
+    """
     θ, ω = state
     ω = np.minimum(np.maximum(ω + (3 * g / 2 * np.sin(θ) + 3. * torque) * .05, -8), 8)
     return np.array([θ + ω * .05, ω])
@@ -256,7 +358,15 @@ def pendulum_cost(
     state: np.ndarray,   # θ, ω: (2, N)
     torque: np.ndarray,  # u in N m, (N,)
 ) -> np.ndarray:         # from 0 to 16.27, (N,)
-    "What one step costs"
+    """What one step costs
+
+    Args:
+        state: θ, ω: (2, N)
+        torque: u in N m, (N,)
+
+    Returns:
+        from 0 to 16.27, (N,)
+    """
     θ, ω = state
     lean = (θ + np.pi) % (2 * np.pi) - np.pi
     cost: np.ndarray = lean * lean + .1 * (ω * ω) + .001 * (torque * torque)
@@ -273,18 +383,27 @@ class Pendulum(Classic):
         max_episode_steps: int | None = None,  # env steps until truncation; None: 200
         g: float = 10.,                        # gravity, m/s²
     ) -> None:
+        """
+        Args:
+            num_envs: N, at least 1
+            max_episode_steps: env steps until truncation; None: 200
+            g: gravity, m/s²
+        """
         high = np.array([1, 1, 8], np.float32)
         super().__init__(num_envs, max_episode_steps, 2, Box(-high, high), Box(-2, 2, (1,)))
         self.g = g
 
     def begin(self, rng: np.random.Generator) -> np.ndarray:  # any angle, slow
+        "any angle, slow"
         return rng.uniform([-np.pi, -1], [np.pi, 1])
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Next:  # torque, (N, 1)
+        "torque, (N, 1)"
         u = action[:, 0]
         return pendulum_next(state, u, self.g), -pendulum_cost(state, u), False
 
     def observe(self, state: np.ndarray) -> np.ndarray:  # θ, ω → cos θ, sin θ, ω
+        "θ, ω → cos θ, sin θ, ω"
         θ, ω = state
         return np.array([np.cos(θ), np.sin(θ), ω])
 
@@ -293,7 +412,15 @@ def acrobot_rates(
     state: np.ndarray,   # θ1, θ2, ω1, ω2: (4, N)
     torque: np.ndarray,  # τ at the elbow, N m, (N,)
 ) -> np.ndarray:         # d state / dt, (4, N)
-    "Equations of motion of the acrobot"
+    """Equations of motion of the acrobot
+
+    Args:
+        state: θ1, θ2, ω1, ω2: (4, N)
+        torque: τ at the elbow, N m, (N,)
+
+    Returns:
+        d state / dt, (4, N)
+    """
     θ1, θ2, ω1, ω2 = state
     g, cos, sin = 9.8, np.cos(θ2), np.sin(θ2)
     d1 = .25 + (1.25 + cos) + 1. + 1.
@@ -309,7 +436,16 @@ def rk4(
     state: np.ndarray,                          # any shape
     dt: float,                                  # Δt in s
 ) -> np.ndarray:                                # state after Δt
-    "One Runge-Kutta step of fourth order"
+    """One Runge-Kutta step of fourth order
+
+    Args:
+        rates: f: state → d state / dt
+        state: any shape
+        dt: Δt in s
+
+    Returns:
+        state after Δt
+    """
     k1 = rates(state)
     k2 = rates(state + dt / 2 * k1)
     k3 = rates(state + dt / 2 * k2)
@@ -322,7 +458,15 @@ def acrobot_next(
     state: np.ndarray,   # θ1, θ2, ω1, ω2: (4, N)
     torque: np.ndarray,  # τ at the elbow, N m, (N,)
 ) -> np.ndarray:         # 0.2 s later; angles in [-π, π], velocities within ±4π and ±9π
-    "One step of the acrobot"
+    """One step of the acrobot
+
+    Args:
+        state: θ1, θ2, ω1, ω2: (4, N)
+        torque: τ at the elbow, N m, (N,)
+
+    Returns:
+        0.2 s later; angles in [-π, π], velocities within ±4π and ±9π
+    """
     θ1, θ2, ω1, ω2 = rk4(lambda s: acrobot_rates(s, torque), state, .2)
     turn = 2 * np.pi
     return np.array([θ1 - turn * np.rint(θ1 / turn), θ2 - turn * np.rint(θ2 / turn),
@@ -333,7 +477,14 @@ def acrobot_next(
 def acrobot_height(
     state: np.ndarray,  # θ1, θ2, ω1, ω2: (4, N)
 ) -> np.ndarray:        # from -2 to 2, (N,)
-    "How high the tip is above the bar, in lengths of a link"
+    """How high the tip is above the bar, in lengths of a link
+
+    Args:
+        state: θ1, θ2, ω1, ω2: (4, N)
+
+    Returns:
+        from -2 to 2, (N,)
+    """
     height: np.ndarray = -np.cos(state[0]) - np.cos(state[1] + state[0])
     return height
 
@@ -347,17 +498,25 @@ class Acrobot(Classic):
         num_envs: int,                         # N, at least 1
         max_episode_steps: int | None = None,  # env steps until truncation; None: 500
     ) -> None:
+        """
+        Args:
+            num_envs: N, at least 1
+            max_episode_steps: env steps until truncation; None: 500
+        """
         high = np.array([1, 1, 1, 1, 4 * np.pi, 9 * np.pi], np.float32)
         super().__init__(num_envs, max_episode_steps, 4, Box(-high, high), Discrete(3))
 
     def begin(self, rng: np.random.Generator) -> np.ndarray:  # all near 0, rounded as there
+        "all near 0, rounded as there"
         return rng.uniform(-.1, .1, 4).astype(np.float32)
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Next:  # action: 0, 1, 2
+        "action: 0, 1, 2"
         state = acrobot_next(state, action - 1.)
         up = acrobot_height(state) > 1
         return state, up - 1., up
 
     def observe(self, state: np.ndarray) -> np.ndarray:  # cos, sin of both; ω1, ω2
+        "cos, sin of both; ω1, ω2"
         θ1, θ2, ω1, ω2 = state
         return np.array([np.cos(θ1), np.sin(θ1), np.cos(θ2), np.sin(θ2), ω1, ω2])

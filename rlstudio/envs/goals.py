@@ -32,7 +32,14 @@ GoalFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Goal:
-    "Where an observation holds its two goals, and what the env says about any two"
+    """Where an observation holds its two goals, and what the env says about any two
+
+    Args:
+        achieved: of the goal that was reached: columns of a flat row, or the name of a part
+        desired: of the goal that was wanted
+        reward: rows of both, two of (B, g) → reward, (B,) float32
+        terminated: → does the episode end?, (B,) bool; None: unsaid
+    """
     achieved: slice | str  # of the goal that was reached: columns of a flat row, or the name of a part
     desired: slice | str   # of the goal that was wanted
     reward: GoalFunction   # rows of both, two of (B, g) → reward, (B,) float32
@@ -42,7 +49,14 @@ class Goal:
 def flat_goal(
     x: Any,         # (B, *shape), or a batch of such arrays
 ) -> np.ndarray:    # (B, g)
-    "All numbers of a goal side by side"
+    """All numbers of a goal side by side
+
+    Args:
+        x: (B, *shape), or a batch of such arrays
+
+    Returns:
+        (B, g)
+    """
     if isinstance(x, Batch): return np.concatenate([flat_goal(part) for part in x.fields.values()], 1)
     flat: np.ndarray = x.reshape(len(x), math.prod(x.shape[1:]))
     return flat
@@ -52,7 +66,16 @@ def get_goal(
     where: Any,          # of the goal in them: a slice, or the name of a part
     at: Any = slice(None),  # which rows: a slice, a mask or (K,) int
 ) -> np.ndarray:         # (K, g)
-    "Read a goal"
+    """Read a goal
+
+    Args:
+        obs: observations: flat rows (B, n), or a batch of arrays (B, …)
+        where: of the goal in them: a slice, or the name of a part
+        at: which rows: a slice, a mask or (K,) int
+
+    Returns:
+        (K, g)
+    """
     return flat_goal(obs.fields[where][at]) if isinstance(obs, Batch) else obs[at, where]
 
 def set_goal(
@@ -61,7 +84,14 @@ def set_goal(
     at: Any,             # which rows: a slice or (K,) int
     goal: np.ndarray,    # (K, g)
 ) -> None:
-    "Write a goal"
+    """Write a goal
+
+    Args:
+        obs: as in `get_goal`; changed in place
+        where: as in `get_goal`
+        at: which rows: a slice or (K,) int
+        goal: (K, g)
+    """
     if not isinstance(obs, Batch): obs[at, where] = goal
     else:
         for x in leaf_arrays(obs.fields[where]):
@@ -75,7 +105,17 @@ def goal_function(
     desired: Spec,                # of one desired goal
     dtype: type,                  # of the answers
 ) -> GoalFunction:                # the same for rows of goals
-    "Ask an env about rows"
+    """Ask an env about rows
+
+    Args:
+        compute: the env's: (achieved, desired, info) → one answer a row
+        achieved: of one achieved goal
+        desired: of one desired goal
+        dtype: of the answers
+
+    Returns:
+        the same for rows of goals
+    """
     name = getattr(compute, '__qualname__', type(compute).__qualname__)
     def _ask(a: np.ndarray, d: np.ndarray) -> np.ndarray:
         both = unflatten(achieved, a), unflatten(desired, d)
@@ -93,7 +133,15 @@ def find_goal(
     spec: Spec,    # of the env's observation space
     env: gym.Env,  # that may have `compute_reward` and `compute_terminated`
 ) -> Goal | None:  # None: it has no goals
-    "Where an env's goals are, and what it says about them"
+    """Where an env's goals are, and what it says about them
+
+    Args:
+        spec: of the env's observation space
+        env: that may have `compute_reward` and `compute_terminated`
+
+    Returns:
+        None: it has no goals
+    """
     two = 'achieved_goal', 'desired_goal'
     if not (isinstance(spec, TreeSpec) and set(two) <= spec.children.keys()
             and env.has_wrapper_attr('compute_reward')): return None

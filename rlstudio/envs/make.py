@@ -48,6 +48,11 @@ class EnvKeyError(EnvError):
         key: str,  # dotted: 'env.wrappers.0.stack_size'
         why: str,  # what was given, what was expected, the fix
     ) -> None:
+        """
+        Args:
+            key: dotted: 'env.wrappers.0.stack_size'
+            why: what was given, what was expected, the fix
+        """
         self.key = key
         super().__init__(why)
 
@@ -64,7 +69,14 @@ EXTRAS: dict[str, tuple[str, str]] = {
 def missing_extra(
     spec: EnvSpec,  # a registered environment
 ) -> str:           # what to install, e.g. 'rlstudio[box2d]'; '' if nothing is missing
-    "What has to be installed before this environment can be made"
+    """What has to be installed before this environment can be made
+
+    Args:
+        spec: a registered environment
+
+    Returns:
+        what to install, e.g. 'rlstudio[box2d]'; '' if nothing is missing
+    """
     module = str(spec.entry_point).partition(':')[0]
     for family, (package, extra) in EXTRAS.items():
         if module.startswith(family) and find_spec(package) is None: return extra
@@ -77,7 +89,11 @@ PLUGINS: dict[str, tuple[str, str]] = {'ALE': ('ale_py', 'rlstudio[atari]')}
 def register_plugin(
     env_id: str,  # an id, or just its namespace; without a known one nothing happens
 ) -> None:
-    "Import the package that makes the ids of this namespace"
+    """Import the package that makes the ids of this namespace
+
+    Args:
+        env_id: an id, or just its namespace; without a known one nothing happens
+    """
     package, extra = PLUGINS.get(env_id.partition('/')[0], ('', ''))
     if not package: return
     if find_spec(package) is None:
@@ -90,13 +106,24 @@ _plain: dict[str, Any] = {}  # id → the class or function that we gave to Gymn
 def is_plain(
     obj: Any,  # what a name in the registry of environments means
 ) -> bool:     # no: it is batched
-    "Is it a class of one environment, or a function that makes one?"
+    """Is it a class of one environment, or a function that makes one?
+
+    Args:
+        obj: what a name in the registry of environments means
+
+    Returns:
+        no: it is batched
+    """
     return inspect.isfunction(obj) or isinstance(obj, type) and issubclass(obj, gym.Env)
 
 def register_own(
     env_id: str,  # any
 ) -> None:
-    "Give Gymnasium the environment that has this name in our registry"
+    """Give Gymnasium the environment that has this name in our registry
+
+    Args:
+        env_id: any
+    """
     known = env_id in gym.registry
     if env_id not in envs or envs.describe()[env_id] == 'rlstudio': return
     try: obj = envs.get(env_id)
@@ -114,7 +141,14 @@ def register_own(
 def env_ids(
     missing: bool = False,  # also those whose package is not installed?
 ) -> list[str]:             # ids, newest version of each, sorted
-    "The environments that can be made here"
+    """The environments that can be made here
+
+    Args:
+        missing: also those whose package is not installed?
+
+    Returns:
+        ids, newest version of each, sorted
+    """
     register_toys()
     plugins = {package for package, _ in PLUGINS.values() if find_spec(package)}
     for package in plugins: import_module(package)
@@ -133,14 +167,28 @@ def env_ids(
 def distribution_of(
     module: str,  # its first part: 'ale_py'
 ) -> str:         # such as 'ale-py'; the module itself where no distribution has it
-    "Which installed distribution a module belongs to"
+    """Which installed distribution a module belongs to
+
+    Args:
+        module: its first part: 'ale_py'
+
+    Returns:
+        such as 'ale-py'; the module itself where no distribution has it
+    """
     dists = packages_distributions().get(module)
     return same_name(dists[0]) if dists else module
 
 def env_origin(
     env_id: str,  # one of `env_ids`
 ) -> str:         # 'rlstudio', 'gymnasium', a distribution, a module, or 'here'
-    "Where an environment comes from; imports nothing"
+    """Where an environment comes from; imports nothing
+
+    Args:
+        env_id: one of `env_ids`
+
+    Returns:
+        'rlstudio', 'gymnasium', a distribution, a module, or 'here'
+    """
     spec = gym.registry.get(env_id)
     if spec is None: return envs.describe()[env_id]
     made_by: Any = spec.entry_point
@@ -151,7 +199,14 @@ def env_origin(
 def modern_atari(
     env_id: str,  # any, perhaps an old Atari id
 ) -> str:         # the end of a message, with the id that exists; '' if it is not an old one
-    "What `PongNoFrameskip-v4` is called today"
+    """What `PongNoFrameskip-v4` is called today
+
+    Args:
+        env_id: any, perhaps an old Atari id
+
+    Returns:
+        the end of a message, with the id that exists; '' if it is not an old one
+    """
     old = re.fullmatch(r'([A-Z]\w+?)(-ram)?(NoFrameskip|Deterministic)?-v[045]', env_id)
     now = f'ALE/{old[1]}-v5' if old else ''
     if old is None or not (now in gym.registry or old[3]): return ''
@@ -164,7 +219,14 @@ def modern_atari(
 def env_spec(
     env_id: str,  # a Gymnasium id with its version, e.g. 'CartPole-v1'
 ) -> EnvSpec:     # what Gymnasium knows about it
-    "Look an id up"
+    """Look an id up
+
+    Args:
+        env_id: a Gymnasium id with its version, e.g. 'CartPole-v1'
+
+    Returns:
+        what Gymnasium knows about it
+    """
     register_toys()
     if ':' in env_id:
         raise EnvError(f'given {env_id!r}, which names a module to import, expected an id; '
@@ -182,7 +244,14 @@ def env_spec(
 def env_class(
     spec: EnvSpec,  # a registered environment
 ) -> Callable[..., Any]:  # the class, or function, that makes it
-    "Import what makes this environment"
+    """Import what makes this environment
+
+    Args:
+        spec: a registered environment
+
+    Returns:
+        the class, or function, that makes it
+    """
     if extra := missing_extra(spec):
         raise EnvError(f"{spec.id}: a package is missing; fix: pip install '{extra}'")
     if callable(spec.entry_point): return spec.entry_point
@@ -195,7 +264,12 @@ def check_kwargs(
     spec: EnvSpec,              # a registered environment
     kwargs: Mapping[str, Any],  # arguments for its constructor
 ) -> None:
-    "Refuse arguments that the constructor does not know, all at once"
+    """Refuse arguments that the constructor does not know, all at once
+
+    Args:
+        spec: a registered environment
+        kwargs: arguments for its constructor
+    """
     params = inspect.signature(env_class(spec)).parameters
     if any(p.kind is p.VAR_KEYWORD for p in params.values()): return
     known = [name for name in params if name != 'render_mode']
@@ -209,7 +283,12 @@ def check_render_mode(
     spec: EnvSpec,  # a registered environment
     mode: str,      # e.g. 'rgb_array'
 ) -> None:
-    "Refuse a way of drawing that the environment does not know"
+    """Refuse a way of drawing that the environment does not know
+
+    Args:
+        spec: a registered environment
+        mode: e.g. 'rgb_array'
+    """
     made_by = env_class(spec)
     if inspect.isfunction(made_by) and 'render_mode' in inspect.signature(made_by).parameters: return  # it knows
     modes = getattr(made_by, 'metadata', {}).get('render_modes') or []
@@ -271,7 +350,15 @@ def find_wrapper(
     name: str,             # as in a config
     key: str = 'env.wrappers',  # where it stands there
 ) -> Callable[..., Any]:   # takes an environment, then arguments
-    "A wrapper by its name: yours, or one of Gymnasium's"
+    """A wrapper by its name: yours, or one of Gymnasium's
+
+    Args:
+        name: as in a config
+        key: where it stands there
+
+    Returns:
+        takes an environment, then arguments
+    """
     if name in REFUSED: raise EnvKeyError(key, f'{name} {REFUSED[name]}')
     if name in GYM_WRAPPERS and name in wrappers:
         raise EnvKeyError(key, f'wrapper {name!r} is taken (gymnasium); register yours under another name')
@@ -287,7 +374,14 @@ def check_arguments(
     name: str,                 # its name
     key: str,                  # where it stands in the config
 ) -> None:
-    "Refuse arguments that a wrapper does not know, or lacks"
+    """Refuse arguments that a wrapper does not know, or lacks
+
+    Args:
+        make: a wrapper
+        args: what it shall be given beside the environment
+        name: its name
+        key: where it stands in the config
+    """
     _, *params = inspect.signature(make).parameters.values()
     known = [p.name for p in params if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for arg in args:
@@ -300,7 +394,15 @@ def wrapped(
     env: gym.Env,       # the environment
     config: EnvConfig,  # its `wrappers`
 ) -> gym.Env:           # with them around it
-    "Put wrappers around an environment, the first one innermost"
+    """Put wrappers around an environment, the first one innermost
+
+    Args:
+        env: the environment
+        config: its `wrappers`
+
+    Returns:
+        with them around it
+    """
     for i, item in enumerate(config.wrappers):
         args, key = deepcopy(item) if isinstance(item, dict) else {'name': item}, f'env.wrappers.{i}'
         name: str = args.pop('name')
@@ -319,7 +421,11 @@ def wrapped(
 def check_statistics(
     env: gym.Env,  # with all that is around it
 ) -> None:
-    "Refuse a stack that normalises by statistics of its own"
+    """Refuse a stack that normalises by statistics of its own
+
+    Args:
+        env: with all that is around it
+    """
     at = env
     while isinstance(at, gym.Wrapper):
         for name in ('NormalizeObservation', 'NormalizeReward'):
@@ -334,6 +440,11 @@ class ResetOptions(gym.Wrapper):
         env: gym.Env,             # any
         options: dict[str, Any],  # for its `reset`
     ) -> None:
+        """
+        Args:
+            env: any
+            options: for its `reset`
+        """
         super().__init__(env)
         self.options = options
 
@@ -341,7 +452,15 @@ class ResetOptions(gym.Wrapper):
         seed: int | None = None,                # for the env's generator
         options: dict[str, Any] | None = None,  # over those of every reset
     ) -> tuple[Any, dict[str, Any]]:            # first observation and info
-        "Begin an episode with the options"
+        """Begin an episode with the options
+
+        Args:
+            seed: for the env's generator
+            options: over those of every reset
+
+        Returns:
+            first observation and info
+        """
         return self.env.reset(seed=seed, options=deepcopy(self.options) | (options or {}))
 
 # %% ../../nbs/11_envs.make.ipynb #0c2a7d5f
@@ -349,7 +468,15 @@ def make_env(
     config: EnvConfig,                # id, kwargs, max_episode_steps, wrappers, reset_options
     render_mode: str | None = None,   # e.g. 'rgb_array'; None: no pictures
 ) -> gym.Env:                         # one environment with its time limit and its wrappers
-    "Make one Gymnasium environment"
+    """Make one Gymnasium environment
+
+    Args:
+        config: id, kwargs, max_episode_steps, wrappers, reset_options
+        render_mode: e.g. 'rgb_array'; None: no pictures
+
+    Returns:
+        one environment with its time limit and its wrappers
+    """
     spec, kwargs = env_spec(config.id), deepcopy(config.kwargs)
     check_kwargs(spec, kwargs)
     if render_mode is not None:
@@ -370,7 +497,14 @@ def make_env(
 def evaluation_env(
     config: EnvConfig,  # of a run
 ) -> EnvConfig:         # the world in which its agent is judged and filmed
-    "The environment of evaluations and videos"
+    """The environment of evaluations and videos
+
+    Args:
+        config: of a run
+
+    Returns:
+        the world in which its agent is judged and filmed
+    """
     def _judged(i: int, item: str | dict[str, Any]) -> str | dict[str, Any]:
         named = item if isinstance(item, dict) else {'name': item}
         asks = 'training' in inspect.signature(find_wrapper(named['name'], f'env.wrappers.{i}')).parameters
@@ -382,5 +516,12 @@ def evaluation_env(
 def reward_threshold(
     env_id: str,     # a Gymnasium id with its version
 ) -> float | None:   # mean return of an episode; None if it has none
-    "The return that counts as solved"
+    """The return that counts as solved
+
+    Args:
+        env_id: a Gymnasium id with its version
+
+    Returns:
+        mean return of an episode; None if it has none
+    """
     return env_spec(env_id).reward_threshold

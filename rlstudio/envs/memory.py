@@ -28,12 +28,20 @@ class TMaze(Toy):
         self,
         n: int = 8,  # steps from the cue to the choice, ≥ 1
     ) -> None:
+        """
+        Args:
+            n: steps from the cue to the choice, ≥ 1
+        """
         if n < 1: raise ValueError(f'TMaze: given {n=}, expected a corridor of 1 step or more; for example n=8')
         self.n = n
         self.observation_space, self.action_space = Box(-1, 1, (2,)), Discrete(2)
 
     def seen(self) -> np.ndarray:  # (cue, junction?), (2,) float32
-        "The cue at the start, the junction at the end, and nothing between"
+        """The cue at the start, the junction at the end, and nothing between
+
+        Returns:
+            (cue, junction?), (2,) float32
+        """
         cue = 2 * self.cue - 1 if self.t == 0 else 0
         return np.array([cue, self.t == self.n], np.float32)
 
@@ -42,6 +50,7 @@ class TMaze(Toy):
         return self.seen()
 
     def step(self, action: int) -> Step:  # 0: left, 1: right; in the corridor either leads on
+        "0: left, 1: right; in the corridor either leads on"
         if self.t == self.n: return self.seen(), 1. if int(action) == self.cue else -1., True, False, {}
         self.t += 1
         return self.seen(), 0., False, False, {}
@@ -50,7 +59,14 @@ class TMaze(Toy):
 def tmaze_returns(
     p_right: float = .5,   # probability of going right at the junction, of an agent without a memory
 ) -> tuple[float, float]:  # its expected return, and that of an agent that remembers
-    "Exact expected return of `TMaze`: without a memory, and with one"
+    """Exact expected return of `TMaze`: without a memory, and with one
+
+    Args:
+        p_right: probability of going right at the junction, of an agent without a memory
+
+    Returns:
+        its expected return, and that of an agent that remembers
+    """
     return .5 * (p_right - (1 - p_right)) + .5 * ((1 - p_right) - p_right), 1.
 
 # %% ../../nbs/19_envs.memory.ipynb #ac9165eb
@@ -60,15 +76,21 @@ class MaskedCartPole(CartPoleEnv):
         self,
         render_mode: str | None = None,  # as in CartPole
     ) -> None:
+        """
+        Args:
+            render_mode: as in CartPole
+        """
         super().__init__(render_mode=render_mode)
         space: Any = self.observation_space
         self.observation_space = Box(space.low[::2], space.high[::2])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:  # as in CartPole
+        "as in CartPole"
         obs, info = super().reset(seed=seed, options=options)
         return obs[::2], info
 
     def step(self, action: Any) -> Any:  # 0: left, 1: right
+        "0: left, 1: right"
         step: Any = super().step    # Gymnasium does not say what it returns
         obs, *rest = step(action)
         return obs[::2], *rest

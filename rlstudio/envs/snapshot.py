@@ -37,21 +37,39 @@ def _spell(x: Any) -> bytes:
 def fingerprint(
     x: Any,  # arrays, numbers, text, None, or dicts, tuples and lists of them
 ) -> str:    # SHA-256 in hex
-    "One text for one value: equal only if all parts are equal, bit for bit"
+    """One text for one value: equal only if all parts are equal, bit for bit
+
+    Args:
+        x: arrays, numbers, text, None, or dicts, tuples and lists of them
+
+    Returns:
+        SHA-256 in hex
+    """
     return hashlib.sha256(_spell(x)).hexdigest()
 
 # %% ../../nbs/12_envs.snapshot.ipynb #7999a367
 def emulator_state(
     env: gym.Env,   # over an Atari env (ale_py)
 ) -> np.ndarray:    # (k,) uint8
-    "All that the emulator holds, its own generator included; not the screen"
+    """All that the emulator holds, its own generator included; not the screen
+
+    Args:
+        env: over an Atari env (ale_py)
+
+    Returns:
+        (k,) uint8
+    """
     raw: Any = env.unwrapped
     return np.frombuffer(raw.clone_state(include_rng=True).serialize(), np.uint8)
 
 def release(
     env: gym.Env,   # over an Atari env (ale_py)
 ) -> None:
-    "Let go of the buttons: a sticky action holds the last one, and no state of the emulator tells which"
+    """Let go of the buttons: a sticky action holds the last one, and no state of the emulator tells which
+
+    Args:
+        env: over an Atari env (ale_py)
+    """
     raw: Any = env.unwrapped
     for _ in range(30): raw.ale.act(0)   # that none of 30 no-ops arrives has a chance of 1e-18
 
@@ -60,7 +78,12 @@ def set_emulator_state(
     env: gym.Env,        # over an Atari env of the same game
     state: np.ndarray,   # from `emulator_state`
 ) -> None:
-    "Put the emulator there"
+    """Put the emulator there
+
+    Args:
+        env: over an Atari env of the same game
+        state: from `emulator_state`
+    """
     raw: Any = env.unwrapped
     release(env)
     raw.restore_state(type(raw.clone_state())(state.tobytes()))
@@ -71,7 +94,14 @@ EnvState = dict[str, Any]  # part of a snapshot: numbers, text, arrays, and dict
 def env_generator_state(
     env: gym.Env,  # any env; its innermost one holds the generator
 ) -> EnvState:     # of NumPy's bit generator: names and integers; `emulator`: bytes
-    "Where the env's own generator stands, and its emulator if it has one"
+    """Where the env's own generator stands, and its emulator if it has one
+
+    Args:
+        env: any env; its innermost one holds the generator
+
+    Returns:
+        of NumPy's bit generator: names and integers; `emulator`: bytes
+    """
     state = dict(env.unwrapped.np_random.bit_generator.state)
     return state | ({'emulator': emulator_state(env)} if hasattr(env.unwrapped, 'ale') else {})
 
@@ -79,7 +109,12 @@ def set_env_generator_state(
     env: gym.Env,     # any env
     state: EnvState,  # from `env_generator_state`
 ) -> None:
-    "Put the env's own generator there, and its emulator if it has one"
+    """Put the env's own generator there, and its emulator if it has one
+
+    Args:
+        env: any env
+        state: from `env_generator_state`
+    """
     env.unwrapped.np_random.bit_generator.state = {k: x for k, x in state.items() if k != 'emulator'}
     if 'emulator' in state: set_emulator_state(env, state['emulator'])
 
@@ -87,27 +122,56 @@ def set_env_generator_state(
 def action_spec_of(
     space: gym.Space[Any],  # an env's action space
 ) -> Spec:                  # of one action
-    "The spec of an action"
+    """The spec of an action
+
+    Args:
+        space: an env's action space
+
+    Returns:
+        of one action
+    """
     return spec_from_space(space, 'action')
 
 def action_row(
     spec: Spec,     # of one action
 ) -> ArraySpec:     # of one action as it is written down
-    "An action that is a dict or tuple is written down as one row of numbers; an array as it is"
+    """An action that is a dict or tuple is written down as one row of numbers; an array as it is
+
+    Args:
+        spec: of one action
+
+    Returns:
+        of one action as it is written down
+    """
     return spec if isinstance(spec, ArraySpec) else flat_spec(spec, np.float64)
 
 def from_row(
     spec: Spec,       # of one action
     row: np.ndarray,  # as `action_row` says, (*lead, …)
 ) -> Any:             # as the env takes it
-    "The action that was written down"
+    """The action that was written down
+
+    Args:
+        spec: of one action
+        row: as `action_row` says, (*lead, …)
+
+    Returns:
+        as the env takes it
+    """
     return row if isinstance(spec, ArraySpec) else unflatten(spec, row)
 
 # %% ../../nbs/12_envs.snapshot.ipynb #899f6dcd
 def doubled(
     x: np.ndarray,  # full, (t, …)
 ) -> np.ndarray:    # the same rows, then as many zeros, (2t, …)
-    "An array with room for as much again"
+    """An array with room for as much again
+
+    Args:
+        x: full, (t, …)
+
+    Returns:
+        the same rows, then as many zeros, (2t, …)
+    """
     return np.concatenate([x, np.zeros_like(x)])
 
 # %% ../../nbs/12_envs.snapshot.ipynb #e745d2d3
@@ -119,7 +183,13 @@ def check_return(
     obs: Any,         # its last observation
     state: EnvState,  # the snapshot: `actions`, `now`, `obs` count here
 ) -> None:
-    "Raise a `SnapshotError` unless observation and generator equal the snapshot's"
+    """Raise a `SnapshotError` unless observation and generator equal the snapshot's
+
+    Args:
+        env: after the replay
+        obs: its last observation
+        state: the snapshot: `actions`, `now`, `obs` count here
+    """
     ends = {'observation': (fingerprint(obs), state['obs']),
             'generator': (fingerprint(env_generator_state(env)), fingerprint(state['now']))}
     if differ := [name for name, (here, there) in ends.items() if here != there]:
@@ -136,6 +206,10 @@ class Recorder:
         self,
         env: gym.Env,  # any env
     ) -> None:
+        """
+        Args:
+            env: any env
+        """
         self.env, self.action_spec = env, action_spec_of(env.action_space)
         self._actions, self._length = action_row(self.action_spec).zeros((64,)), 0
         self._seed: int | None = None
@@ -143,13 +217,20 @@ class Recorder:
         self._obs: Any = None
 
     @property
-    def length(self) -> int: return self._length  # steps since the last reset
+    def length(self) -> int: "steps since the last reset"; return self._length  # steps since the last reset
 
     def reset(
         self,
         seed: int | None = None,      # for the env's generator; None: it goes on as it is
     ) -> tuple[Any, dict[str, Any]]:  # first observation and info, as the env gives them
-        "Begin an episode"
+        """Begin an episode
+
+        Args:
+            seed: for the env's generator; None: it goes on as it is
+
+        Returns:
+            first observation and info, as the env gives them
+        """
         if seed is None and hasattr(self.env.unwrapped, 'ale'): release(self.env)
         return self._reset(seed)
 
@@ -164,7 +245,14 @@ class Recorder:
         self,
         action: Any,  # one action, as `action_row` says
     ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:  # as the env gives them
-        "Write the action down, then take it"
+        """Write the action down, then take it
+
+        Args:
+            action: one action, as `action_row` says
+
+        Returns:
+            as the env gives them
+        """
         t = self._length
         if t == len(self._actions): self._actions = doubled(self._actions)
         self._actions[t] = action
@@ -174,26 +262,42 @@ class Recorder:
         return out
 
     def legal(self, action: Any) -> Any:  # of the action space → the same, or one that may be taken now
-        "What stands in for an action that the env's mask forbids"
+        """What stands in for an action that the env's mask forbids
+
+        Args:
+            action → Any: of the action space → the same, or one that may be taken now
+        """
         mask = getattr(self.env, 'mask', None)
         if mask is None or not isinstance(self.action_spec, ArraySpec): return action
         return nearest_legal(self.action_spec, mask, action)
 
     def state(self) -> EnvState:  # as in the table above
-        "All that it takes to come back here"
+        """All that it takes to come back here
+
+        Returns:
+            as in the table above
+        """
         return dict(seed=self._seed, begin=self._begin,
                     actions=self._actions[:self._length].copy(),
                     now=env_generator_state(self.env), obs=fingerprint(self._obs))
 
     def restore(self, state: EnvState) -> Any:  # of an env like this → last observation
-        "Replay the episode so far, and prove that it led to the same place"
+        """Replay the episode so far, and prove that it led to the same place
+
+        Args:
+            state → Any: of an env like this → last observation
+        """
         self._rewind(state['seed'], state['begin'])
         for action in state['actions']: self.step(action)
         check_return(self.env, self._obs, state)
         return self._obs
 
     def restart(self, state: EnvState) -> Any:  # from `state()` → first observation
-        "Give up the episode in flight; begin the one that would have come after it"
+        """Give up the episode in flight; begin the one that would have come after it
+
+        Args:
+            state → Any: from `state()` → first observation
+        """
         self._rewind(state['seed'], state['now'])
         return self._obs
 
@@ -208,7 +312,15 @@ def play(
     rec: Recorder,        # an env, in an episode
     actions: np.ndarray,  # (t, *shape)
 ) -> list[Any]:           # fingerprints of all that was seen
-    "Act over the ends of episodes, and reset once more at the end"
+    """Act over the ends of episodes, and reset once more at the end
+
+    Args:
+        rec: an env, in an episode
+        actions: (t, *shape)
+
+    Returns:
+        fingerprints of all that was seen
+    """
     seen: list[Any] = []
     for a in actions:
         obs, reward, terminated, truncated, _ = rec.step(rec.legal(a))
@@ -222,7 +334,16 @@ def random_rows(
     rng: np.random.Generator,   # the source of randomness
     n: int,                     # how many
 ) -> np.ndarray:                # (n, …), each as `action_row` says
-    "Any actions"
+    """Any actions
+
+    Args:
+        spec: of one action
+        rng: the source of randomness
+        n: how many
+
+    Returns:
+        (n, …), each as `action_row` says
+    """
     actions = spec.sample(rng, (n,))
     return actions if isinstance(spec, ArraySpec) else flatten(spec, actions, np.float64)
 
@@ -230,7 +351,15 @@ def snapshot_level(
     make: Callable[[], gym.Env],  # makes a fresh env; called five times
     seed: int = 0,                # of the reset and of the random actions
 ) -> str:                         # 'exact', or 'boundary': only borders of episodes are kept
-    "Does a fresh env, restored from a snapshot, have the same future?"
+    """Does a fresh env, restored from a snapshot, have the same future?
+
+    Args:
+        make: makes a fresh env; called five times
+        seed: of the reset and of the random actions
+
+    Returns:
+        'exact', or 'boundary': only borders of episodes are kept
+    """
     rng, env, exact = np.random.default_rng(seed), Recorder(make()), True
     env.reset(seed)
     for _ in range(4):   # later episodes as well: some simulators remember the earlier ones

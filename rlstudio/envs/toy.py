@@ -39,7 +39,11 @@ class Toy(gym.Env):
     metadata: dict[str, Any] = {'render_modes': []}
 
     def begin(self) -> Any:  # the first observation of an episode
-        "Start an episode with draws from `self.np_random` only"
+        """Start an episode with draws from `self.np_random` only
+
+        Returns:
+            the first observation of an episode
+        """
         raise NotImplementedError
 
     def reset(
@@ -47,7 +51,15 @@ class Toy(gym.Env):
         seed: int | None = None,                # restart the generator; None: let it go on
         options: dict[str, Any] | None = None,  # not used
     ) -> tuple[Any, dict[str, Any]]:            # first observation, empty info
-        "Start an episode, as Gymnasium wants it"
+        """Start an episode, as Gymnasium wants it
+
+        Args:
+            seed: restart the generator; None: let it go on
+            options: not used
+
+        Returns:
+            first observation, empty info
+        """
         super().reset(seed=seed)
         return self.begin(), {}
 
@@ -59,6 +71,11 @@ class Bandit(Toy):
         means: Sequence[float] = (0.2, 0.5, 0.8),  # mean reward μ of each arm, (k,)
         std: float = 0.1,                          # standard deviation of the noise, ≥ 0
     ) -> None:
+        """
+        Args:
+            means: mean reward μ of each arm, (k,)
+            std: standard deviation of the noise, ≥ 0
+        """
         self.means, self.std = np.array(means, float), std
         if self.means.ndim != 1 or not self.means.size or not std >= 0:
             raise ValueError(f'Bandit: given means={means}, std={std}, expected one mean '
@@ -69,6 +86,7 @@ class Bandit(Toy):
     def begin(self) -> np.ndarray: return np.ones(1, np.float32)
 
     def step(self, action: int) -> Step:  # which arm, 0 … k-1
+        "which arm, 0 … k-1"
         reward = self.np_random.normal(self.means[action], self.std)
         return self.begin(), float(reward), True, False, {}
 
@@ -77,7 +95,15 @@ def bandit_return(
     means: Sequence[float],   # mean reward μ of each arm, (k,)
     policy: Sequence[float],  # probability π of each arm, (k,), sums to 1
 ) -> float:                   # expected return of one episode
-    "Exact expected return of a policy on `Bandit`"
+    """Exact expected return of a policy on `Bandit`
+
+    Args:
+        means: mean reward μ of each arm, (k,)
+        policy: probability π of each arm, (k,), sums to 1
+
+    Returns:
+        expected return of one episode
+    """
     return float(np.dot(policy, means))
 
 # %% ../../nbs/10_envs.toy.ipynb #4971cc9c
@@ -87,7 +113,15 @@ def identity_space(
     action: str = 'discrete',  # one of IDENTITY_ACTIONS
     start: int = 0,            # first value of the discrete space
 ) -> gym.Space[Any]:           # the space of targets and actions
-    "The four small spaces of `Identity`"
+    """The four small spaces of `Identity`
+
+    Args:
+        action: one of IDENTITY_ACTIONS
+        start: first value of the discrete space
+
+    Returns:
+        the space of targets and actions
+    """
     match action:
         case 'discrete': return Discrete(4, start=start)
         case 'multi_discrete': return MultiDiscrete([3, 4])
@@ -100,7 +134,15 @@ def draw_target(
     space: gym.Space[Any],     # one of the spaces of `identity_space`
     rng: np.random.Generator,  # the world's own generator
 ) -> Any:                      # a uniform sample of the space
-    "Draw a target"
+    """Draw a target
+
+    Args:
+        space: one of the spaces of `identity_space`
+        rng: the world's own generator
+
+    Returns:
+        a uniform sample of the space
+    """
     match space:
         case Discrete(): return space.start + rng.integers(space.n)
         case MultiDiscrete(): return rng.integers(space.nvec)
@@ -113,7 +155,15 @@ def likeness(
     target: Any,  # what was shown
     action: Any,  # what the agent did, of the same shape
 ) -> float:       # share of equal components in [0, 1]; of floats, minus the mean distance
-    "The reward of `Identity`"
+    """The reward of `Identity`
+
+    Args:
+        target: what was shown
+        action: what the agent did, of the same shape
+
+    Returns:
+        share of equal components in [0, 1]; of floats, minus the mean distance
+    """
     target, action = np.asarray(target), np.asarray(action)
     if target.dtype.kind == 'f': return -float(np.abs(target - action).mean())
     return float((target == action).mean())
@@ -126,6 +176,11 @@ class Identity(Toy):
         action: str = 'discrete',  # kind of action, one of IDENTITY_ACTIONS
         start: int = 0,            # first value of the discrete space
     ) -> None:
+        """
+        Args:
+            action: kind of action, one of IDENTITY_ACTIONS
+            start: first value of the discrete space
+        """
         self.observation_space = self.action_space = identity_space(action, start)
 
     def begin(self) -> Any:
@@ -133,6 +188,7 @@ class Identity(Toy):
         return self.target
 
     def step(self, action: Any) -> Step:  # an element of the action space
+        "an element of the action space"
         reward = likeness(self.target, action)
         return self.begin(), reward, False, False, {}
 
@@ -140,7 +196,14 @@ class Identity(Toy):
 def identity_rewards(
     action: str = 'discrete',    # kind of action, one of IDENTITY_ACTIONS
 ) -> tuple[float, float]:        # of uniform actions, of the best ones
-    "Exact expected reward of one step of `Identity`: random and best"
+    """Exact expected reward of one step of `Identity`: random and best
+
+    Args:
+        action: kind of action, one of IDENTITY_ACTIONS
+
+    Returns:
+        of uniform actions, of the best ones
+    """
     match identity_space(action):
         case Discrete() as s: return 1 / float(s.n), 1.
         case MultiDiscrete() as s: return float((1 / s.nvec).mean()), 1.
@@ -154,6 +217,10 @@ class Chain(Toy):
         self,
         n: int = 5,  # number of states, ≥ 1
     ) -> None:
+        """
+        Args:
+            n: number of states, ≥ 1
+        """
         if n < 1: raise ValueError(f'Chain: given n={n} states, expected 1 or more')
         self.n = n
         self.observation_space, self.action_space = Discrete(n), Discrete(2)
@@ -163,6 +230,7 @@ class Chain(Toy):
         return np.int64(self.state)
 
     def step(self, action: int) -> Step:  # 0: left, 1: right
+        "0: left, 1: right"
         self.state += 2 * int(action) - 1
         inside = min(max(self.state, 0), self.n - 1)
         out, paid = self.state != inside, float(self.state == self.n)
@@ -174,7 +242,16 @@ def chain_values(
     gamma: float = 0.99,                     # discount γ in [0, 1]
     p_right: float | Sequence[float] = 0.5,  # probability of going right, one or (n,)
 ) -> np.ndarray:                             # value of each state, (n,) float64
-    "Exact values of a policy on `Chain`"
+    """Exact values of a policy on `Chain`
+
+    Args:
+        n: number of states
+        gamma: discount γ in [0, 1]
+        p_right: probability of going right, one or (n,)
+
+    Returns:
+        value of each state, (n,) float64
+    """
     p = np.broadcast_to(np.asarray(p_right, float), n)
     P = np.diag(p[:-1], 1) + np.diag(1 - p[1:], -1)
     r = np.zeros(n)
@@ -186,7 +263,15 @@ def chain_optimal_values(
     n: int = 5,           # number of states
     gamma: float = 0.99,  # discount γ in [0, 1]
 ) -> np.ndarray:          # v* of each state, (n,) float64
-    "Exact optimal values of `Chain`"
+    """Exact optimal values of `Chain`
+
+    Args:
+        n: number of states
+        gamma: discount γ in [0, 1]
+
+    Returns:
+        v* of each state, (n,) float64
+    """
     values: np.ndarray = gamma ** np.arange(n - 1., -1., -1.)
     return values
 
@@ -197,6 +282,10 @@ class BitFlip(Toy):
         self,
         n: int = 8,  # number of bits, of actions, and of steps before the cut; ≥ 1
     ) -> None:
+        """
+        Args:
+            n: number of bits, of actions, and of steps before the cut; ≥ 1
+        """
         if not (isinstance(n, int | np.integer) and n >= 1):
             raise ValueError(f'BitFlip: given {n=} bits, expected a whole number of 1 or more; '
                              'for example n=8')
@@ -210,7 +299,16 @@ class BitFlip(Toy):
         desired: np.ndarray,   # bits that were wanted, (…, n)
         info: Any,             # not used
     ) -> np.ndarray:           # are all of them equal?, (…) bool
-        "Does the episode end there? For one goal or for a batch of them"
+        """Does the episode end there? For one goal or for a batch of them
+
+        Args:
+            achieved: bits that were reached, (…, n)
+            desired: bits that were wanted, (…, n)
+            info: not used
+
+        Returns:
+            are all of them equal?, (…) bool
+        """
         reached: np.ndarray = (achieved == desired).all(-1)
         return reached
 
@@ -220,11 +318,24 @@ class BitFlip(Toy):
         desired: np.ndarray,   # bits that were wanted, (…, n)
         info: Any,             # not used
     ) -> np.ndarray:           # 0 where the goal is reached, else -1, (…) float32
-        "The reward, for one goal or for a batch of them"
+        """The reward, for one goal or for a batch of them
+
+        Args:
+            achieved: bits that were reached, (…, n)
+            desired: bits that were wanted, (…, n)
+            info: not used
+
+        Returns:
+            0 where the goal is reached, else -1, (…) float32
+        """
         return self.compute_terminated(achieved, desired, info) - np.float32(1)
 
     def seen(self) -> dict[str, np.ndarray]:  # three of (n,) int8
-        "The observation: where the bits are, which is also what was achieved, and the goal"
+        """The observation: where the bits are, which is also what was achieved, and the goal
+
+        Returns:
+            three of (n,) int8
+        """
         bits, goal = self.bits.copy(), self.goal.copy()
         return dict(observation=bits, achieved_goal=bits.copy(), desired_goal=goal)
 
@@ -234,6 +345,7 @@ class BitFlip(Toy):
         return self.seen()
 
     def step(self, action: int) -> Step:  # which bit, 0 … n-1
+        "which bit, 0 … n-1"
         if not hasattr(self, 'bits'):
             raise ResetNeeded('BitFlip: given a step, expected a reset before it; '
                               'fix: env.reset(seed=0)')
@@ -247,7 +359,14 @@ class BitFlip(Toy):
 def bitflip_returns(
     n: int = 8,              # number of bits
 ) -> tuple[float, float]:    # of uniform actions, of the best ones
-    "Exact expected return of `BitFlip`: random and best, 1 - n/2 - 2^(1-n)"
+    """Exact expected return of `BitFlip`: random and best, 1 - n/2 - 2^(1-n)
+
+    Args:
+        n: number of bits
+
+    Returns:
+        of uniform actions, of the best ones
+    """
     d = np.arange(n + 1)
     share = np.array([comb(n, k) for k in d]) / 2. ** n
     P = np.diag(d[1:] / n, -1) + np.diag(1 - d[:-1] / n, 1)
@@ -266,13 +385,22 @@ class Catch(Toy):
         n: int = 10,                     # pixels of a side; an episode has n - 1 steps; ≥ 2
         render_mode: str | None = None,  # 'rgb_array', or None: nobody watches
     ) -> None:
+        """
+        Args:
+            n: pixels of a side; an episode has n - 1 steps; ≥ 2
+            render_mode: 'rgb_array', or None: nobody watches
+        """
         if n < 2: raise ValueError(f'Catch: given {n=} pixels a side, expected 2 or more')
         self.n, self.render_mode = n, render_mode
         self.observation_space = Box(0, 255, (n, n, 1), np.uint8)
         self.action_space = Discrete(3)
 
     def seen(self) -> np.ndarray:  # (n, n, 1) uint8
-        "The picture"
+        """The picture
+
+        Returns:
+            (n, n, 1) uint8
+        """
         picture = np.zeros((self.n, self.n, 1), np.uint8)
         picture[self.row, self.column] = picture[-1, self.paddle] = 255
         return picture
@@ -282,6 +410,7 @@ class Catch(Toy):
         return self.seen()
 
     def step(self, action: int) -> Step:  # 0: left, 1: stay, 2: right
+        "0: left, 1: stay, 2: right"
         self.paddle = min(max(self.paddle + int(action) - 1, 0), self.n - 1)
         self.row += 1
         landed = self.row == self.n - 1
@@ -289,14 +418,25 @@ class Catch(Toy):
         return self.seen(), float(landed) * (1 if caught else -1), landed, False, {}
 
     def render(self) -> np.ndarray:  # (16n, 16n, 3) uint8
-        "What the agent sees, large enough for a person"
+        """What the agent sees, large enough for a person
+
+        Returns:
+            (16n, 16n, 3) uint8
+        """
         return self.seen().repeat(16, 0).repeat(16, 1).repeat(3, 2)
 
 # %% ../../nbs/10_envs.toy.ipynb #787ff9d4
 def catch_returns(
     n: int = 10,             # pixels of a side
 ) -> tuple[float, float]:    # of any policy that does not look, of the best one
-    "Exact expected return of `Catch`: blind and best"
+    """Exact expected return of `Catch`: blind and best
+
+    Args:
+        n: pixels of a side
+
+    Returns:
+        of any policy that does not look, of the best one
+    """
     return 2 / n - 1, 1.
 
 # %% ../../nbs/10_envs.toy.ipynb #7f1e08ef
@@ -307,6 +447,11 @@ class Doors(Toy):
         n: int = 5,      # doors in a wall, ≥ 1
         walls: int = 1,  # choices in each step; 1: a Discrete action, else a MultiDiscrete one
     ) -> None:
+        """
+        Args:
+            n: doors in a wall, ≥ 1
+            walls: choices in each step; 1: a Discrete action, else a MultiDiscrete one
+        """
         if min(n, walls) < 1: raise ValueError(f'Doors: given {n=}, {walls=}, expected 1 or more of each; for example n=5')
         self.n, self.walls = n, walls
         self.observation_space = Discrete(2)
@@ -321,14 +466,24 @@ class Doors(Toy):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None  # as `Toy`
               ) -> tuple[Any, dict[str, Any]]:
+        """
+        Args:
+            seed: as `Toy`
+            options: as `Toy`
+        """
         obs, _ = super().reset(seed=seed)
         return obs, self.told()
 
     def told(self) -> dict[str, Any]:  # info with the mask, (walls · n,) int8
-        "Which doors are open"
+        """Which doors are open
+
+        Returns:
+            info with the mask, (walls · n,) int8
+        """
         return dict(action_mask=self.open.ravel().astype(np.int8))
 
     def step(self, action: Any) -> Step:  # a door in each wall
+        "a door in each wall"
         door = np.ravel(action)
         if not self.open[np.arange(self.walls), door].all(): return np.int64(self.last), -1., True, False, self.told()
         best = self.n - 1 - self.open[:, ::-1].argmax(1) if self.last else self.open.argmax(1)
@@ -338,7 +493,14 @@ class Doors(Toy):
 def doors_rewards(
     n: int = 5,              # doors in a wall
 ) -> tuple[float, float]:    # of random legal actions, of the best ones
-    "Exact expected reward of one step of `Doors`, as long as no action is illegal"
+    """Exact expected reward of one step of `Doors`, as long as no action is illegal
+
+    Args:
+        n: doors in a wall
+
+    Returns:
+        of random legal actions, of the best ones
+    """
     return 2 * (1 - 2. ** -n) / n, 1.
 
 # %% ../../nbs/10_envs.toy.ipynb #af4c5dcf

@@ -34,13 +34,27 @@ from .snapshot import EnvState, action_row
 def flag_spec(
     name: str,     # of the field
 ) -> ArraySpec:    # one bool a row
-    "The spec of a yes or no"
+    """The spec of a yes or no
+
+    Args:
+        name: of the field
+
+    Returns:
+        one bool a row
+    """
     return ArraySpec(name, (), np.dtype(bool))
 
 def step_fields(
     observation_spec: Spec,  # of one observation: an array, or a dict or tuple of arrays
 ) -> dict[str, Spec]:        # name → what one row of it is
-    "The five fields that every vector env declares"
+    """The five fields that every vector env declares
+
+    Args:
+        observation_spec: of one observation: an array, or a dict or tuple of arrays
+
+    Returns:
+        name → what one row of it is
+    """
     return dict(obs=observation_spec, reward=ArraySpec('reward', (), np.dtype(np.float32)),
                 terminated=flag_spec('terminated'), truncated=flag_spec('truncated'),
                 final_obs=replace(observation_spec, name='final_obs'))
@@ -60,6 +74,14 @@ class VectorEnv:
         action_spec: Spec,       # of one action
         **more: Spec,            # fields beyond the five, for example valid or mask
     ) -> None:
+        """
+        Args:
+            env_id: name of the env, for messages and manifests
+            num_envs: number N of sub-envs, at least 1
+            observation_spec: of one observation
+            action_spec: of one action
+            **more: fields beyond the five, for example valid or mask
+        """
         if num_envs < 1:
             raise EnvError(f'{env_id}: given num_envs={num_envs}, expected 1 or more')
         self.env_id, self.num_envs = env_id, num_envs
@@ -71,30 +93,46 @@ class VectorEnv:
         return f'{type(self).__name__}({self.env_id!r}, num_envs={self.num_envs})'
 
     @property
-    def level(self) -> str: return 'boundary'  # 'exact' or 'boundary'
+    def level(self) -> str: "'exact' or 'boundary'"; return 'boundary'  # 'exact' or 'boundary'
     @property
-    def obs(self) -> Any: return self.out.obs  # where the sub-envs are now, (N, *shape)
+    def obs(self) -> Any: "where the sub-envs are now, (N, *shape)"; return self.out.obs  # where the sub-envs are now, (N, *shape)
     @property
-    def observation_spec(self) -> Any: return self.fields['obs']  # of one observation, a `Spec`
+    def observation_spec(self) -> Any: "of one observation, a `Spec`"; return self.fields['obs']  # of one observation, a `Spec`
 
     def reset(self, seeds: Sequence[int]) -> Batch:  # N integers of 0 or more → `out`
-        "Seed all sub-envs and begin N episodes"
+        """Seed all sub-envs and begin N episodes
+
+        Args:
+            seeds → Batch: N integers of 0 or more → `out`
+        """
         raise NotImplementedError
 
     def step(self, action: np.ndarray) -> Batch:  # N actions, each as `action_row` says → `out`
-        "One step of every sub-env"
+        """One step of every sub-env
+
+        Args:
+            action → Batch: N actions, each as `action_row` says → `out`
+        """
         raise NotImplementedError
 
     def declare(self,
         fields: dict[str, Spec],  # name → what one row of it is
     ) -> None:
-        "Allocate `out`: what a step writes into"
+        """Allocate `out`: what a step writes into
+
+        Args:
+            fields: name → what one row of it is
+        """
         self.fields, self.out = fields, allocate(fields, (self.num_envs,))
         self.valid: np.ndarray | None = self.out.valid if 'valid' in fields else None
         self.clear()
 
     def widen(self, wide: bool = True) -> None:  # False: as at first
-        "Keep observations of 64 bits as the sub-envs give them; call it before `reset`"
+        """Keep observations of 64 bits as the sub-envs give them; call it before `reset`
+
+        Args:
+            wide: False: as at first
+        """
         obs = self.fields['obs'] if self._space is None else with_precision(self.fields['obs'], self._space, wide)
         if obs == self.fields['obs']: return
         more = {k: x for k, x in self.fields.items() if k not in step_fields(obs)}
@@ -107,11 +145,19 @@ class VectorEnv:
         if self.valid is not None: self.valid[:] = True
 
     def state_dict(self) -> EnvState:  # nested dict of arrays, numbers and text
-        "All that another process needs to go on from here"
+        """All that another process needs to go on from here
+
+        Returns:
+            nested dict of arrays, numbers and text
+        """
         raise NotImplementedError
 
     def load_state_dict(self, state: EnvState) -> None:  # from an env of the same config
-        "Go on from there: exactly, or with new episodes and a warning, as `level` says"
+        """Go on from there: exactly, or with new episodes and a warning, as `level` says
+
+        Args:
+            state: from an env of the same config
+        """
         raise NotImplementedError
 
     def close(self) -> None: "Release what the sub-envs hold"
@@ -121,7 +167,15 @@ def check_seeds(
     env: VectorEnv,        # that shall be reset
     seeds: Sequence[int],  # as given to `reset`
 ) -> list[int]:            # the same as Python's integers
-    "N integers of 0 or more"
+    """N integers of 0 or more
+
+    Args:
+        env: that shall be reset
+        seeds: as given to `reset`
+
+    Returns:
+        the same as Python's integers
+    """
     good = [int(s) for s in seeds if isinstance(s, int | np.integer) and s >= 0]
     if len(good) == len(seeds) == env.num_envs: return good
     raise EnvError(f'{env.env_id}: given the seeds {list(seeds)}, expected '
@@ -132,7 +186,15 @@ def check_action(
     env: VectorEnv,      # that shall step
     action: np.ndarray,  # as given to `step`
 ) -> np.ndarray:         # the same, of the action space's dtype
-    "N elements of the action space"
+    """N elements of the action space
+
+    Args:
+        env: that shall step
+        action: as given to `step`
+
+    Returns:
+        the same, of the action space's dtype
+    """
     spec, lead = env.action_row, (env.num_envs,)
     if not (isinstance(action, np.ndarray) and action.shape == lead + spec.shape
             and action.dtype == spec.dtype
@@ -147,7 +209,13 @@ def check_state(
     state: EnvState,  # from a `state_dict`
     num_envs: int,    # number of sub-envs in it
 ) -> None:
-    "Refuse the state of another vector env"
+    """Refuse the state of another vector env
+
+    Args:
+        env: that shall go on
+        state: from a `state_dict`
+        num_envs: number of sub-envs in it
+    """
     if (state['env_id'], num_envs) != (env.env_id, env.num_envs):
         raise EnvError(f'given the state of {num_envs} × {state["env_id"]}, expected one of '
                        f"{env.num_envs} × {env.env_id}; fix: make the env from the run's config")
@@ -156,7 +224,11 @@ def check_state(
 def warn_boundary(
     env: VectorEnv,  # that cannot be restored within an episode
 ) -> None:
-    "Say that episodes are lost"
+    """Say that episodes are lost
+
+    Args:
+        env: that cannot be restored within an episode
+    """
     warnings.warn(f"{env.env_id}: snapshots are of level 'boundary': the {env.num_envs} episodes "
                   'in flight were given up and new ones begun', stacklevel=3)
 
@@ -164,7 +236,14 @@ def warn_boundary(
 def seen_spec(
     spec: Spec,   # of an env's observation space, any kind
 ) -> Any:         # of one observation as a learner sees it: a box, or a tree of boxes
-    "What becomes of an observation"
+    """What becomes of an observation
+
+    Args:
+        spec: of an env's observation space, any kind
+
+    Returns:
+        of one observation as a learner sees it: a box, or a tree of boxes
+    """
     if isinstance(spec, TreeSpec):
         parts = zip(field_names(spec.children), map(seen_spec, spec.children.values()))
         return TreeSpec(spec.name, dict(parts), spec.is_tuple)
@@ -178,7 +257,16 @@ def with_precision(
     raw: Spec,    # of the same, as the env says
     wide: bool,   # keep 64 bits?
 ) -> Spec:        # as `seen`, with float64 where the env has it; with float32 if not `wide`
-    "The same observation with more or fewer digits"
+    """The same observation with more or fewer digits
+
+    Args:
+        seen: of an observation as a learner sees it
+        raw: of the same, as the env says
+        wide: keep 64 bits?
+
+    Returns:
+        as `seen`, with float64 where the env has it; with float32 if not `wide`
+    """
     if isinstance(seen, TreeSpec) and isinstance(raw, TreeSpec):
         parts = zip(seen.children.items(), raw.children.values())
         return TreeSpec(seen.name, {k: with_precision(a, b, wide) for (k, a), b in parts}, seen.is_tuple)
@@ -191,7 +279,16 @@ def seen_obs(
     x: Any,      # an observation of it, or a batch of N with leading dimension
     lead: tuple[int, ...] = (),  # () for one, (N,) for a batch
 ) -> Any:                        # (*lead, *shape), as `seen_spec` says; of a tree: a list of its arrays
-    "An observation as a learner sees it"
+    """An observation as a learner sees it
+
+    Args:
+        spec: of the env's observation space
+        x: an observation of it, or a batch of N with leading dimension
+        lead: () for one, (N,) for a batch
+
+    Returns:
+        (*lead, *shape), as `seen_spec` says; of a tree: a list of its arrays
+    """
     if isinstance(spec, TreeSpec): return seen_parts(spec, x, lead)
     if spec.kind != 'box': return flatten(spec, x)
     obs: np.ndarray = x    # NumPy's, or another library's that looks alike
@@ -206,7 +303,16 @@ def seen_parts(
     x: Any,                 # a dict or tuple, as in `seen_obs`
     lead: tuple[int, ...],  # as in `seen_obs`
 ) -> list[np.ndarray]:      # the arrays of the tree, in order
-    "The parts of an observation as a learner sees them"
+    """The parts of an observation as a learner sees them
+
+    Args:
+        spec: of the env's observation space
+        x: a dict or tuple, as in `seen_obs`
+        lead: as in `seen_obs`
+
+    Returns:
+        the arrays of the tree, in order
+    """
     out: list[np.ndarray] = []
     for child, part in take_apart(spec, x):
         if isinstance(child, TreeSpec): out += seen_parts(child, part, lead)
@@ -219,6 +325,10 @@ class TreeRows:
     def __init__(self,
         batch: Batch,   # nested or not, of arrays
     ) -> None:
+        """
+        Args:
+            batch: nested or not, of arrays
+        """
         self.arrays = leaf_arrays(batch)
 
     def __setitem__(self, at: Any, parts: list[Any]) -> None:   # an index; a value for each array
@@ -230,5 +340,12 @@ class TreeRows:
 def rows_to_write(
     obs: Any,   # an array (N, …), or a batch of them
 ) -> Any:       # takes and gives rows as `seen_obs` gives them
-    "Where a backend writes observations"
+    """Where a backend writes observations
+
+    Args:
+        obs: an array (N, …), or a batch of them
+
+    Returns:
+        takes and gives rows as `seen_obs` gives them
+    """
     return TreeRows(obs) if isinstance(obs, Batch) else obs

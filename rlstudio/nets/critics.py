@@ -33,7 +33,14 @@ from .layers import MLP
 def middle_and_half(
     spec: ArraySpec,   # of one action, a box
 ) -> tuple[np.ndarray, np.ndarray]:   # c and h, (n,) float32; h is not finite where an end is open
-    "The middle and half the width of each component; no type and no range overflows"
+    """The middle and half the width of each component; no type and no range overflows
+
+    Args:
+        spec: of one action, a box
+
+    Returns:
+        c and h, (n,) float32; h is not finite where an end is open
+    """
     low, high = (np.ravel(end).astype(np.float64) / 2 for end in (spec.low, spec.high))
     with np.errstate(over='ignore', invalid='ignore'): return (low + high).astype(np.float32), (high - low).astype(np.float32)
 
@@ -43,6 +50,10 @@ class UnitActions:
     def __init__(self,
         spec: Spec,   # of one action: a box, all ends finite
     ) -> None:
+        """
+        Args:
+            spec: of one action: a box, all ends finite
+        """
         if not (isinstance(spec, ArraySpec) and spec.kind == 'box' and np.isfinite(middle_and_half(spec)[1]).all()):
             raise SpecError(f'{spec.name}: given {_bounds_of(spec)}, expected a box with '
                             'finite bounds; fix: give the action space a finite low and high, '
@@ -53,12 +64,20 @@ class UnitActions:
                                  where=self.half > 0)            # 1/h, (n,)
 
     def to_unit(self, action: Array) -> Array:   # env units (B, *shape) → (B, n)
-        "From the world's units to [-1, 1], flat"
+        """From the world's units to [-1, 1], flat
+
+        Args:
+            action → Array: env units (B, *shape) → (B, n)
+        """
         a = action if action.ndim == 2 else action.reshape(action.shape[0], self.n)
         return (a - like(self.centre, a)) * like(self.inverse, a)
 
     def to_env(self, unit: Array) -> Array:      # (B, n) → env units (B, *shape)
-        "From [-1, 1] to the world's units and shape"
+        """From [-1, 1] to the world's units and shape
+
+        Args:
+            unit → Array: (B, n) → env units (B, *shape)
+        """
         a = unit * like(self.half, unit) + like(self.centre, unit)
         return a.reshape(unit.shape[0], *self.shape)
 
@@ -75,7 +94,15 @@ def scaled_components(
     spec: ArraySpec,   # of one action, a box
     squash: str,       # `net.squash`
 ) -> np.ndarray:       # (n,) bool
-    "Which components are acted in unit coordinates?"
+    """Which components are acted in unit coordinates?
+
+    Args:
+        spec: of one action, a box
+        squash: `net.squash`
+
+    Returns:
+        (n,) bool
+    """
     c, h = middle_and_half(spec)
     bounded = np.maximum(abs(np.ravel(spec.low).astype(float)), abs(np.ravel(spec.high).astype(float))) < NO_BOUND
     if squash == 'tanh' and not bounded.all(): raise SpecError(
@@ -89,6 +116,11 @@ class PolicyActions:
         spec: Spec,            # of one action
         squash: str = 'auto',  # `net.squash`
     ) -> None:
+        """
+        Args:
+            spec: of one action
+            squash: `net.squash`
+        """
         self.spec: Any = spec
         self.squash = squash
         self.parts = [PolicyActions(leaf, squash) for leaf in leaves(spec)] if isinstance(spec, TreeSpec) else []
@@ -101,7 +133,14 @@ class PolicyActions:
     def to_env(self,
         action: np.ndarray,   # as the policy emits it, (N, *shape); of a tree (N, width)
     ) -> np.ndarray:          # as a vector env takes it
-        "Scale, bound, round and cast"
+        """Scale, bound, round and cast
+
+        Args:
+            action: as the policy emits it, (N, *shape); of a tree (N, width)
+
+        Returns:
+            as a vector env takes it
+        """
         if isinstance(self.spec, TreeSpec): return self.joined(action)
         if not self.scaled.any(): return to_env(self.spec, action)
         u = action.reshape(len(action), -1)
@@ -112,7 +151,14 @@ class PolicyActions:
     def joined(self,
         row: np.ndarray,   # all parts side by side, (N, width)
     ) -> np.ndarray:       # as `envs.snapshot.action_row` says
-        "The parts of a tree"
+        """The parts of a tree
+
+        Args:
+            row: all parts side by side, (N, width)
+
+        Returns:
+            as `envs.snapshot.action_row` says
+        """
         out, at = [], 0
         for part in self.parts:
             spec, width = policy_spec(part.spec), math.prod(part.spec.shape)
@@ -126,13 +172,28 @@ def side_by_side(
     x: Array,     # (B, n)
     u: Array,     # (B, k), of the same kind
 ) -> Array:       # (B, n + k)
-    "Two arrays as one"
+    """Two arrays as one
+
+    Args:
+        x: (B, n)
+        u: (B, k), of the same kind
+
+    Returns:
+        (B, n + k)
+    """
     return np.concatenate([x, u], 1) if isinstance(x, np.ndarray) else torch.cat([x, u], -1)
 
 def columns_as_rows(
     columns: list[Array],   # K times (B, 1)
 ) -> Array:                 # (K, B)
-    "One row for each column"
+    """One row for each column
+
+    Args:
+        columns: K times (B, 1)
+
+    Returns:
+        (K, B)
+    """
     if isinstance(columns[0], np.ndarray): return np.concatenate(columns, 1).T
     return torch.stack([c.squeeze(-1) for c in columns])
 
@@ -146,6 +207,14 @@ class TwinCritics(nn.Module):
         rng: np.random.Generator,     # draws the first weights, streams['init']
         num: int = 2,                 # how many; 1: a single critic, as in DDPG
     ) -> None:
+        """
+        Args:
+            observation_spec: of one observation
+            action_dim: components n of an action
+            net: encoder, hidden sizes and activation
+            rng: draws the first weights, streams['init']
+            num: how many; 1: a single critic, as in DDPG
+        """
         super().__init__()
         self.encoder = make_encoder(net, observation_spec, rng)
         sizes = self.encoder.out + action_dim, *net.hidden, 1
@@ -157,7 +226,16 @@ class TwinCritics(nn.Module):
         u: Array,      # actions in [-1, 1], (B, n)
         num: int | None = None,  # ask only the first so many; None: all
     ) -> Array:        # (num, B)
-        "What each critic says of each row"
+        """What each critic says of each row
+
+        Args:
+            x: observations, normalised, (B, *shape)
+            u: actions in [-1, 1], (B, n)
+            num: ask only the first so many; None: all
+
+        Returns:
+            (num, B)
+        """
         both = side_by_side(self.encoder(x), u)
         return columns_as_rows([q(both) for q in [*self.nets][:num]])
 
@@ -165,7 +243,14 @@ class TwinCritics(nn.Module):
 def lowest(
     q: Array,   # what each critic says, (num, B), of any kind
 ) -> Array:     # (B,)
-    "The most modest critic's value, arXiv:1802.09477 §4.2"
+    """The most modest critic's value, arXiv:1802.09477 §4.2
+
+    Args:
+        q: what each critic says, (num, B), of any kind
+
+    Returns:
+        (B,)
+    """
     return np.minimum.reduce(q, 0) if isinstance(q, np.ndarray) else q.amin(0)
 
 # %% ../../nbs/26_nets.critics.ipynb #134cc77f
@@ -174,21 +259,44 @@ def td_loss(
     target: Array,                 # y, (B,), without gradient
     weight: Array,                 # of each row, (B,)
 ) -> Array:                        # a number
-    "Summed over critics: as 1802.09477 alg. 1, with the ½ of 1812.05905 eq. 5"
+    """Summed over critics: as 1802.09477 alg. 1, with the ½ of 1812.05905 eq. 5
+
+    Args:
+        q: Q(s, a) of each critic, (num, B)
+        target: y, (B,), without gradient
+        weight: of each row, (B,)
+
+    Returns:
+        a number
+    """
     return .5 * ((q - target).square() * weight).mean(-1).sum()
 
 # %% ../../nbs/26_nets.critics.ipynb #28a8c7d5
 def expected_q(
     q: Array,  # (B, n, K), of any kind
 ) -> Array:    # Q(s, a), (B, n)
-    "The value of each action: the mean of its quantiles, arXiv:1710.10044 alg. 1"
+    """The value of each action: the mean of its quantiles, arXiv:1710.10044 alg. 1
+
+    Args:
+        q: (B, n, K), of any kind
+
+    Returns:
+        Q(s, a), (B, n)
+    """
     return q[..., 0] if q.shape[-1] == 1 else q.sum(-1) / q.shape[-1]
 
 # %% ../../nbs/26_nets.critics.ipynb #94f3436a
 def dueling_q(
     streams: Array,  # (B, n + 1, K): V, then A of each action
 ) -> Array:          # Q, (B, n, K)
-    "Join the two streams, arXiv:1511.06581 eq. 9"
+    """Join the two streams, arXiv:1511.06581 eq. 9
+
+    Args:
+        streams: (B, n + 1, K): V, then A of each action
+
+    Returns:
+        Q, (B, n, K)
+    """
     V, A = streams[:, :1], streams[:, 1:]
     return V + (A - A.sum(1)[:, None] / A.shape[1])
 
@@ -203,6 +311,15 @@ class QNetwork(nn.Module):
         dueling: bool = False,        # two streams?
         quantiles: int = 1,           # K; 1: the mean
     ) -> None:
+        """
+        Args:
+            observation_spec: of one observation
+            n: actions
+            net: encoder, hidden sizes and activation
+            rng: draws the first weights, streams['init']
+            dueling: two streams?
+            quantiles: K; 1: the mean
+        """
         super().__init__()
         self.n, self.dueling, self.quantiles = n, dueling, quantiles
         self.encoder = make_encoder(net, observation_spec, rng)
@@ -210,11 +327,19 @@ class QNetwork(nn.Module):
         self.mlp = MLP(sizes, rng, net.activation, .01, net.layer_norm)
 
     def __call__(self, x: Array) -> Array:   # as in `MLP`
+        "as in `MLP`"
         return super().__call__(x) if isinstance(x, torch.Tensor) else self.forward(x)
 
     def forward(self,
         x: Array,   # observations, normalised, (B, *shape)
     ) -> Array:     # (B, n, K)
-        "The values, of the kind that is given"
+        """The values, of the kind that is given
+
+        Args:
+            x: observations, normalised, (B, *shape)
+
+        Returns:
+            (B, n, K)
+        """
         q = self.mlp(self.encoder(x)).reshape(-1, self.n + self.dueling, self.quantiles)
         return dueling_q(q) if self.dueling else q

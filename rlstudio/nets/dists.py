@@ -40,7 +40,11 @@ Array: TypeAlias = Any   # NumPy array, torch tensor or tape variable; what come
 
 # %% ../../nbs/21_nets.dists.ipynb #e1834e76
 def library(x: Array) -> ModuleType:   # an array, a tensor or a variable
-    "The library whose functions fit `x`: `numpy` or `torch`"
+    """The library whose functions fit `x`: `numpy` or `torch`
+
+    Args:
+        x → ModuleType: an array, a tensor or a variable
+    """
     return np if isinstance(x, np.ndarray | np.generic) else torch
 
 # %% ../../nbs/21_nets.dists.ipynb #fdf99654
@@ -48,7 +52,15 @@ def like(
     constant: np.ndarray,   # any array
     x: Array,               # an array, a tensor or a variable
 ) -> Array:                 # the constant, of a kind, type and place that go with x
-    "A constant beside something of any kind"
+    """A constant beside something of any kind
+
+    Args:
+        constant: any array
+        x: an array, a tensor or a variable
+
+    Returns:
+        the constant, of a kind, type and place that go with x
+    """
     if not isinstance(x, torch.Tensor): return constant
     return torch.as_tensor(constant, dtype=x.dtype, device=x.device)
 
@@ -56,7 +68,14 @@ def like(
 def log_softmax(
     logits: Array,   # any real numbers, (*lead, n)
 ) -> Array:          # their log-probabilities, (*lead, n)
-    "Log-probabilities of logits, over the last axis"
+    """Log-probabilities of logits, over the last axis
+
+    Args:
+        logits: any real numbers, (*lead, n)
+
+    Returns:
+        their log-probabilities, (*lead, n)
+    """
     if not isinstance(logits, np.ndarray): return logits.log_softmax(-1)
     z = logits - np.maximum.reduce(logits, -1, keepdims=True)
     return z - np.log(np.add.reduce(np.exp(z), -1, keepdims=True))
@@ -66,7 +85,15 @@ def pick_rows(
     x: Array,       # values, (B, n, K)
     index: Array,   # which one of each row, (B,) int64
 ) -> Array:         # x[row, index[row]], (B, K)
-    "One row of numbers of each table"
+    """One row of numbers of each table
+
+    Args:
+        x: values, (B, n, K)
+        index: which one of each row, (B,) int64
+
+    Returns:
+        x[row, index[row]], (B, K)
+    """
     if isinstance(x, torch.Tensor): return x[torch.arange(len(x), device=x.device), index]
     if isinstance(x, np.ndarray): return x[np.arange(len(x)), index]
     rows, i = np.arange(len(x)), plain_array(index)
@@ -81,7 +108,15 @@ def pick(
     x: Array,       # values, (*lead, n)
     index: Array,   # which one of each row, (*lead,) int64 in [0, n)
 ) -> Array:         # x[..., index], (*lead,)
-    "One value of each row"
+    """One value of each row
+
+    Args:
+        x: values, (*lead, n)
+        index: which one of each row, (*lead,) int64 in [0, n)
+
+    Returns:
+        x[..., index], (*lead,)
+    """
     if isinstance(x, torch.Tensor): return x.gather(-1, index[..., None]).squeeze(-1)
     if isinstance(x, Var): return pick_rows(x, index)
     rows = x.reshape(-1, x.shape[-1])
@@ -91,14 +126,28 @@ def pick(
 def entropy_of(
     logp: Array,   # log-probabilities, (*lead, n)
 ) -> Array:        # nats in [0, log n], (*lead,)
-    "Entropy of a choice"
+    """Entropy of a choice
+
+    Args:
+        logp: log-probabilities, (*lead, n)
+
+    Returns:
+        nats in [0, log n], (*lead,)
+    """
     if isinstance(logp, Var): return entropy_node(logp)
     return -(library(logp).exp(logp) * logp).sum(-1)
 
 def entropy_node(
     logp: Var,   # log-probabilities, (*lead, n)
 ) -> Var:        # (*lead,)
-    "`entropy_of` as one node of the tape"
+    """`entropy_of` as one node of the tape
+
+    Args:
+        logp: log-probabilities, (*lead, n)
+
+    Returns:
+        (*lead,)
+    """
     y = logp.value
     p = np.exp(y)
     def pull(G: np.ndarray, _: Any) -> None: logp.receive(p * (y + 1) * -G[..., None])
@@ -109,7 +158,15 @@ def inverse_cdf(
     p: Array,   # weights ≥ 0, (*lead, n); they need not sum to one
     u: Array,   # uniform in [0, 1), (*lead, 1)
 ) -> Array:     # the index whose interval holds u, (*lead,) int64
-    "Sample an index with probability proportional to `p`"
+    """Sample an index with probability proportional to `p`
+
+    Args:
+        p: weights ≥ 0, (*lead, n); they need not sum to one
+        u: uniform in [0, 1), (*lead, 1)
+
+    Returns:
+        the index whose interval holds u, (*lead,) int64
+    """
     c = p.cumsum(-1)
     return (u * c[..., -1:] >= c[..., :-1]).sum(-1)
 
@@ -117,46 +174,92 @@ def inverse_cdf(
 class ActionDist(Protocol):
     "A family of distributions over actions: pure functions of parameters and noise"
     @property
-    def num_params(self) -> int: ...                 # width of the parameters
+    def num_params(self) -> int: "width of the parameters"; ...                 # width of the parameters
     @property
-    def event_shape(self) -> tuple[int, ...]: ...    # of one action
+    def event_shape(self) -> tuple[int, ...]: "of one action"; ...    # of one action
     @property
-    def noise_dim(self) -> int: return math.prod(self.event_shape)   # random numbers
+    def noise_dim(self) -> int: "random numbers"; return math.prod(self.event_shape)   # random numbers
 
     def noise(self,
         rng: np.random.Generator,     # a named stream, such as streams['action']
         lead: Sequence[int] = (),     # how many: (T, N) for a whole rollout at once
     ) -> np.ndarray:                  # uniform in [0, 1), (*lead, noise_dim) float32
-        "The randomness that `sample` needs"
+        """The randomness that `sample` needs
+
+        Args:
+            rng: a named stream, such as streams['action']
+            lead: how many: (T, N) for a whole rollout at once
+
+        Returns:
+            uniform in [0, 1), (*lead, noise_dim) float32
+        """
         return rng.random((*lead, self.noise_dim), np.float32)
 
     def sample(self,
         params: Array,   # (*lead, num_params)
         noise: Array,    # from `noise`, (*lead, noise_dim)
     ) -> Array:          # actions, (*lead, *event_shape)
-        "One action for each row"
+        """One action for each row
+
+        Args:
+            params: (*lead, num_params)
+            noise: from `noise`, (*lead, noise_dim)
+
+        Returns:
+            actions, (*lead, *event_shape)
+        """
 
     def mode(self,
         params: Array,   # (*lead, num_params)
     ) -> Array:          # actions, (*lead, *event_shape)
-        "The most probable action of each row"
+        """The most probable action of each row
+
+        Args:
+            params: (*lead, num_params)
+
+        Returns:
+            actions, (*lead, *event_shape)
+        """
 
     def log_prob(self,
         params: Array,   # (*lead, num_params)
         action: Array,   # (*lead, *event_shape)
     ) -> Array:          # natural logarithm, (*lead,)
-        "Log-probability of the whole action (for real numbers: log-density)"
+        """Log-probability of the whole action (for real numbers: log-density)
+
+        Args:
+            params: (*lead, num_params)
+            action: (*lead, *event_shape)
+
+        Returns:
+            natural logarithm, (*lead,)
+        """
 
     def entropy(self,
         params: Array,   # (*lead, num_params)
     ) -> Array:          # in nats, (*lead,)
-        "Expected −log_prob"
+        """Expected −log_prob
+
+        Args:
+            params: (*lead, num_params)
+
+        Returns:
+            in nats, (*lead,)
+        """
 
     def sample_and_log_prob(self,
         params: Array,   # (*lead, num_params)
         noise: Array,    # from `noise`, (*lead, noise_dim)
     ) -> tuple[Array, Array]:   # what `sample` and `log_prob` give
-        "For acting: an action and its log-probability"
+        """For acting: an action and its log-probability
+
+        Args:
+            params: (*lead, num_params)
+            noise: from `noise`, (*lead, noise_dim)
+
+        Returns:
+            what `sample` and `log_prob` give
+        """
         action = self.sample(params, noise)
         return action, self.log_prob(params, action)
 
@@ -164,36 +267,62 @@ class ActionDist(Protocol):
         params: Array,   # (*lead, num_params)
         action: Array,   # (*lead, *event_shape)
     ) -> tuple[Array, Array]:   # what `log_prob` and `entropy` give
-        "For learning: both from one pass"
+        """For learning: both from one pass
+
+        Args:
+            params: (*lead, num_params)
+            action: (*lead, *event_shape)
+
+        Returns:
+            what `log_prob` and `entropy` give
+        """
         return self.log_prob(params, action), self.entropy(params)
 
 # %% ../../nbs/21_nets.dists.ipynb #d402b6eb
 @dataclass(frozen=True)
 class Categorical(ActionDist):
-    "One choice of `n`; parameters are logits"
+    """One choice of `n`; parameters are logits
+
+    Args:
+        n: how many choices
+    """
     n: int   # how many choices
 
     @property
-    def num_params(self) -> int: return self.n   # one logit a choice
+    def num_params(self) -> int: "one logit a choice"; return self.n   # one logit a choice
     @property
-    def event_shape(self) -> tuple[int, ...]: return ()   # a single number
+    def event_shape(self) -> tuple[int, ...]: "a single number"; return ()   # a single number
 
     def sample(self, params: Array, noise: Array) -> Array:   # (*lead, n), (*lead, 1)
+        "(*lead, n), (*lead, 1)"
         return self.sample_and_log_prob(params, noise)[0]
     def mode(self, params: Array) -> Array:   # (*lead, n)
+        "(*lead, n)"
         return params.argmax(-1)
     def log_prob(self, params: Array, action: Array) -> Array:   # (*lead, n), (*lead,)
+        "(*lead, n), (*lead,)"
         return pick(log_softmax(params), action)
     def entropy(self, params: Array) -> Array:   # (*lead, n)
+        "(*lead, n)"
         return entropy_of(log_softmax(params))
 
     def sample_and_log_prob(self, params: Array, noise: Array   # (*lead, n), (*lead, 1)
                             ) -> tuple[Array, Array]:
+        """
+        Args:
+            params: (*lead, n), (*lead, 1)
+            noise: (*lead, n), (*lead, 1)
+        """
         logp = log_softmax(params)
         action = inverse_cdf(library(logp).exp(logp), noise)
         return action, pick(logp, action)
     def log_prob_and_entropy(self, params: Array, action: Array   # (*lead, n), (*lead,)
                              ) -> tuple[Array, Array]:
+        """
+        Args:
+            params: (*lead, n), (*lead,)
+            action: (*lead, n), (*lead,)
+        """
         logp = log_softmax(params)
         return pick(logp, action), entropy_of(logp)
 
@@ -204,64 +333,95 @@ def masked(
     x: Array,      # logits or values of actions, (*lead, n)
     mask: Array,   # False: illegal; the same kind as x or an array, (*lead, n)
 ) -> Array:        # x, and `MASKED` where an action is illegal, (*lead, n)
-    "Take illegal actions out of consideration"
+    """Take illegal actions out of consideration
+
+    Args:
+        x: logits or values of actions, (*lead, n)
+        mask: False: illegal; the same kind as x or an array, (*lead, n)
+
+    Returns:
+        x, and `MASKED` where an action is illegal, (*lead, n)
+    """
     if isinstance(x, np.ndarray): return np.where(mask, x, x.dtype.type(MASKED))
     return torch.where(mask, x, MASKED)
 
 # %% ../../nbs/21_nets.dists.ipynb #22249e58
 @dataclass(frozen=True)
 class MultiCategorical(ActionDist):
-    "Independent choices, one of `nvec[i]` each; parameters are all logits side by side"
+    """Independent choices, one of `nvec[i]` each; parameters are all logits side by side
+
+    Args:
+        nvec: how many options each choice has
+    """
     nvec: tuple[int, ...]   # how many options each choice has
 
     @property
-    def num_params(self) -> int: return sum(self.nvec)   # logits of all choices
+    def num_params(self) -> int: "logits of all choices"; return sum(self.nvec)   # logits of all choices
     @property
-    def event_shape(self) -> tuple[int, ...]: return (len(self.nvec),)   # a number a choice
+    def event_shape(self) -> tuple[int, ...]: "a number a choice"; return (len(self.nvec),)   # a number a choice
 
     def _logp(self, params: Array) -> list[Array]:
         ends = accumulate(self.nvec)
         return [log_softmax(params[..., end - n:end]) for n, end in zip(self.nvec, ends)]
 
     def sample(self, params: Array, noise: Array) -> Array:   # (*lead, Σ nvec), (*lead, k)
+        "(*lead, Σ nvec), (*lead, k)"
         xp = library(params)
         return xp.stack([inverse_cdf(xp.exp(x), noise[..., i:i + 1])
                          for i, x in enumerate(self._logp(params))], -1)
     def mode(self, params: Array) -> Array:   # (*lead, Σ nvec)
+        "(*lead, Σ nvec)"
         return library(params).stack([x.argmax(-1) for x in self._logp(params)], -1)
     def log_prob(self, params: Array, action: Array) -> Array:   # (…, Σ nvec), (…, k)
+        "(…, Σ nvec), (…, k)"
         return sum(pick(x, action[..., i]) for i, x in enumerate(self._logp(params)))
     def entropy(self, params: Array) -> Array:   # (*lead, Σ nvec)
+        "(*lead, Σ nvec)"
         return sum(map(entropy_of, self._logp(params)))
 
 # %% ../../nbs/21_nets.dists.ipynb #82c4e7a1
 def log_sigmoid(
     x: Array,   # logits
 ) -> Array:     # log σ(x), same shape
-    "Logarithm of the logistic function"
+    """Logarithm of the logistic function
+
+    Args:
+        x: logits
+
+    Returns:
+        log σ(x), same shape
+    """
     if not isinstance(x, np.ndarray): return torch.nn.functional.logsigmoid(x)
     return -np.logaddexp(0, -x)
 
 # %% ../../nbs/21_nets.dists.ipynb #4a31b8ff
 @dataclass(frozen=True)
 class Bernoulli(ActionDist):
-    "`n` independent switches, 0 or 1; parameters are logits of 1"
+    """`n` independent switches, 0 or 1; parameters are logits of 1
+
+    Args:
+        n: how many switches
+    """
     n: int   # how many switches
 
     @property
-    def num_params(self) -> int: return self.n   # one logit a switch
+    def num_params(self) -> int: "one logit a switch"; return self.n   # one logit a switch
     @property
-    def event_shape(self) -> tuple[int, ...]: return (self.n,)   # one bit a switch
+    def event_shape(self) -> tuple[int, ...]: "one bit a switch"; return (self.n,)   # one bit a switch
 
     def sample(self, params: Array, noise: Array) -> Array:   # (*lead, n), (*lead, n)
+        "(*lead, n), (*lead, n)"
         xp = library(params)
         return xp.where(noise < xp.exp(log_sigmoid(params)), 1, 0)
     def mode(self, params: Array) -> Array:   # (*lead, n)
+        "(*lead, n)"
         return library(params).where(params > 0, 1, 0)
     def log_prob(self, params: Array, action: Array) -> Array:   # (*lead, n), (*lead, n)
+        "(*lead, n), (*lead, n)"
         signed = library(params).where(action == 1, params, -params)
         return log_sigmoid(signed).sum(-1)
     def entropy(self, params: Array) -> Array:   # (*lead, n)
+        "(*lead, n)"
         exp, on, off = library(params).exp, log_sigmoid(params), log_sigmoid(-params)
         return -(exp(on) * on + exp(off) * off).sum(-1)
 
@@ -273,73 +433,129 @@ def gaussian_log_prob(
     mean: Array,      # μ, same shape
     log_std: Array,   # log σ, same shape
 ) -> Array:           # log-density of each component, same shape
-    "Log-density of independent normal numbers"
+    """Log-density of independent normal numbers
+
+    Args:
+        x: where, any shape
+        mean: μ, same shape
+        log_std: log σ, same shape
+
+    Returns:
+        log-density of each component, same shape
+    """
     z = (x - mean) * library(log_std).exp(-log_std)
     return -0.5 * z * z - log_std - HALF_LOG_2PI
 
 # %% ../../nbs/21_nets.dists.ipynb #f9edf5e8
 @dataclass(frozen=True)
 class DiagGaussian(ActionDist):
-    "`n` independent normal numbers; parameters are all means, then all log σ"
+    """`n` independent normal numbers; parameters are all means, then all log σ
+
+    Args:
+        n: how many numbers
+    """
     n: int   # how many numbers
 
     @property
-    def num_params(self) -> int: return 2 * self.n   # mean and log σ of each
+    def num_params(self) -> int: "mean and log σ of each"; return 2 * self.n   # mean and log σ of each
     @property
-    def event_shape(self) -> tuple[int, ...]: return (self.n,)   # one number a component
+    def event_shape(self) -> tuple[int, ...]: "one number a component"; return (self.n,)   # one number a component
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
               ) -> np.ndarray:   # standard normal, (*lead, n) float32
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            standard normal, (*lead, n) float32
+        """
         return rng.standard_normal((*lead, self.n), np.float32)
     def sample(self, params: Array, noise: Array) -> Array:   # (*lead, 2n), (*lead, n)
+        "(*lead, 2n), (*lead, n)"
         return params[..., :self.n] + library(params).exp(params[..., self.n:]) * noise
     def mode(self, params: Array) -> Array:   # (*lead, 2n)
+        "(*lead, 2n)"
         return params[..., :self.n]
     def log_prob(self, params: Array, action: Array) -> Array:   # (*lead, 2n), (*lead, n)
+        "(*lead, 2n), (*lead, n)"
         μ, log_σ = params[..., :self.n], params[..., self.n:]
         return gaussian_log_prob(action, μ, log_σ).sum(-1)
     def entropy(self, params: Array) -> Array:   # (*lead, 2n)
+        "(*lead, 2n)"
         return (params[..., self.n:] + (HALF_LOG_2PI + 0.5)).sum(-1)
 
 # %% ../../nbs/21_nets.dists.ipynb #184ce8e4
 def as_choice(
     x: Array,   # integers, perhaps stored as real numbers
 ) -> Array:     # int64, of the same kind
-    "Integers that can be an index"
+    """Integers that can be an index
+
+    Args:
+        x: integers, perhaps stored as real numbers
+
+    Returns:
+        int64, of the same kind
+    """
     if isinstance(x, torch.Tensor): return x.long()
     return Var(x.value.astype(np.int64), x.tape) if isinstance(x, Var) else x.astype(np.int64)
 
 def rows_joined(
     parts: Sequence[Array],   # (*lead, n₁), (*lead, n₂), …, of one kind
 ) -> Array:                   # (*lead, n₁ + n₂ + …)
-    "Side by side"
+    """Side by side
+
+    Args:
+        parts: (*lead, n₁), (*lead, n₂), …, of one kind
+
+    Returns:
+        (*lead, n₁ + n₂ + …)
+    """
     return np.concatenate(parts, -1) if isinstance(parts[0], np.ndarray) else torch.cat(list(parts), -1)
 
 # %% ../../nbs/21_nets.dists.ipynb #c325fdb5
 @dataclass(frozen=True)
 class Joint(ActionDist):
-    "Independent parts of one action, side by side in one row; parameters too, with all log σ last"
+    """Independent parts of one action, side by side in one row; parameters too, with all log σ last
+
+    Args:
+        parts: in order, none of them a `Joint`
+    """
     parts: tuple[ActionDist, ...]   # in order, none of them a `Joint`
 
     @property
-    def num_params(self) -> int: return sum(p.num_params for p in self.parts)   # of all parts
+    def num_params(self) -> int: "of all parts"; return sum(p.num_params for p in self.parts)   # of all parts
     @property
-    def event_shape(self) -> tuple[int, ...]: return (sum(self.widths),)        # one row
+    def event_shape(self) -> tuple[int, ...]: "one row"; return (sum(self.widths),)        # one row
     @property
-    def noise_dim(self) -> int: return sum(p.noise_dim for p in self.parts)     # of all parts
+    def noise_dim(self) -> int: "of all parts"; return sum(p.noise_dim for p in self.parts)     # of all parts
     @property
-    def widths(self) -> list[int]: return [math.prod(p.event_shape) for p in self.parts]   # in a row
+    def widths(self) -> list[int]: "in a row"; return [math.prod(p.event_shape) for p in self.parts]   # in a row
     @property
-    def num_std(self) -> int: return sum(p.n for p in self.parts if isinstance(p, DiagGaussian))   # log σ
+    def num_std(self) -> int: "log σ"; return sum(p.n for p in self.parts if isinstance(p, DiagGaussian))   # log σ
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
               ) -> np.ndarray:   # (*lead, noise_dim) float32
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            (*lead, noise_dim) float32
+        """
         return rows_joined([p.noise(rng, lead) for p in self.parts])
 
     def split(self,
         params: Array,   # (*lead, num_params)
     ) -> list[Array]:    # of each part, (*lead, its num_params)
-        "The parameters of each part"
+        """The parameters of each part
+
+        Args:
+            params: (*lead, num_params)
+
+        Returns:
+            of each part, (*lead, its num_params)
+        """
         out, at, std = list[Array](), 0, self.num_params - self.num_std
         for p in self.parts:
             if isinstance(p, DiagGaussian):
@@ -353,7 +569,14 @@ class Joint(ActionDist):
     def take(self,
         row: Array,     # actions, (*lead, width)
     ) -> list[Array]:   # of each part, (*lead, *its event_shape)
-        "The action of each part"
+        """The action of each part
+
+        Args:
+            row: actions, (*lead, width)
+
+        Returns:
+            of each part, (*lead, *its event_shape)
+        """
         cuts = zip(self.parts, accumulate(self.widths), self.widths)
         pieces = [(p, row[..., end - w:end]) for p, end, w in cuts]
         whole = [(p, x if isinstance(p, DiagGaussian) else as_choice(x)) for p, x in pieces]
@@ -361,26 +584,45 @@ class Joint(ActionDist):
 
     def join(self, actions: Sequence[Array], like: Array   # of each part; of whose type and kind
              ) -> Array:   # (*lead, width)
-        "One row"
+        """One row
+
+        Args:
+            actions: of each part; of whose type and kind
+            like: of each part; of whose type and kind
+
+        Returns:
+            (*lead, width)
+        """
         rows = [a if p.event_shape else a[..., None] for p, a in zip(self.parts, actions)]
         return rows_joined([x.astype(like.dtype) if isinstance(x, np.ndarray) else x.to(like.dtype) for x in rows])
 
     def sample(self, params: Array, noise: Array) -> Array:   # (*lead, num_params), (*lead, noise_dim)
+        "(*lead, num_params), (*lead, noise_dim)"
         ends = accumulate(p.noise_dim for p in self.parts)
         drawn = [p.sample(x, noise[..., end - p.noise_dim:end]) for p, x, end in zip(self.parts, self.split(params), ends)]
         return self.join(drawn, params)
     def mode(self, params: Array) -> Array:   # (*lead, num_params)
+        "(*lead, num_params)"
         return self.join([p.mode(x) for p, x in zip(self.parts, self.split(params))], params)
     def log_prob(self, params: Array, action: Array) -> Array:   # (*lead, num_params), (*lead, width)
+        "(*lead, num_params), (*lead, width)"
         return sum(p.log_prob(x, a) for p, x, a in zip(self.parts, self.split(params), self.take(action)))
     def entropy(self, params: Array) -> Array:   # (*lead, num_params)
+        "(*lead, num_params)"
         return sum(p.entropy(x) for p, x in zip(self.parts, self.split(params)))
 
 # %% ../../nbs/21_nets.dists.ipynb #fa115c1a
 def dist_for(
     action_spec: ArraySpec | TreeSpec,   # what the environment's `step` takes
 ) -> ActionDist:                         # the distribution of a policy for it
-    "The distribution that fits an action space"
+    """The distribution that fits an action space
+
+    Args:
+        action_spec: what the environment's `step` takes
+
+    Returns:
+        the distribution of a policy for it
+    """
     if isinstance(action_spec, TreeSpec): return Joint(tuple(dist_for(leaf) for leaf in leaves(action_spec)))
     size = math.prod(action_spec.shape)
     match action_spec.kind:

@@ -36,7 +36,14 @@ from .layers import orthogonal
 def vector_spec(
     spec: Any,   # of an observation
 ) -> ArraySpec:  # the same
-    "Refuse what is not one box"
+    """Refuse what is not one box
+
+    Args:
+        spec: of an observation
+
+    Returns:
+        the same
+    """
     if not isinstance(spec, ArraySpec): raise SpecError(
         f'{spec.name}: given a {type(spec).__name__}, expected one ArraySpec; '
         'fix: an encoder for each part (nets.encoders.Joined)')
@@ -48,7 +55,14 @@ def vector_spec(
 def is_frames(
     spec: Any,   # of one observation
 ) -> bool:       # bytes (C, H, W), (H, W, C) or (H, W), or other bounded numbers with three axes?
-    "Are these pixels, for convolutions to look at?"
+    """Are these pixels, for convolutions to look at?
+
+    Args:
+        spec: of one observation
+
+    Returns:
+        bytes (C, H, W), (H, W, C) or (H, W), or other bounded numbers with three axes?
+    """
     if not isinstance(spec, ArraySpec) or spec.kind != 'box': return False
     if spec.dtype == np.uint8: return len(spec.shape) in (2, 3)
     sides = sorted(spec.shape)[1:]     # the shortest axis may be the colours
@@ -57,7 +71,14 @@ def is_frames(
 def pixel_range(
     spec: ArraySpec,         # of one picture
 ) -> tuple[float, float]:    # of all its pixels
-    "What is dark, and what is bright?"
+    """What is dark, and what is bright?
+
+    Args:
+        spec: of one picture
+
+    Returns:
+        of all its pixels
+    """
     if spec.dtype == np.uint8: return 0., 255.
     return float(spec.low.min()), float(spec.high.max())
 
@@ -65,7 +86,15 @@ def in_unit(
     x: Array,                      # numbers of any kind
     bounds: tuple[float, float],   # of `pixel_range`
 ) -> Array:                        # in [0, 1]
-    "Brightness from 0 to 1"
+    """Brightness from 0 to 1
+
+    Args:
+        x: numbers of any kind
+        bounds: of `pixel_range`
+
+    Returns:
+        in [0, 1]
+    """
     low, high = bounds
     if low: x = x - low
     return x if high - low == 1 else x / (high - low)
@@ -73,7 +102,14 @@ def in_unit(
 def as_float(
     x: Array,   # of any type and kind
 ) -> Array:     # float32, or as it is
-    "Numbers that a network can work with"
+    """Numbers that a network can work with
+
+    Args:
+        x: of any type and kind
+
+    Returns:
+        float32, or as it is
+    """
     if isinstance(x, torch.Tensor): return x if x.is_floating_point() else x.float()
     if x.dtype.kind == 'f': return x
     return x.astype(np.float32) if isinstance(x, np.ndarray) else x.float()
@@ -86,13 +122,23 @@ class Flat(nn.Module):
         net: NetConfig | None = None,            # not needed
         rng: np.random.Generator | None = None,  # not needed
     ) -> None:
+        """
+        Args:
+            observation_spec: of one observation
+            net: not needed
+            rng: not needed
+        """
         super().__init__()
         self.out = observation_spec.flat_dim     # numbers in a row
         self.bounds = pixel_range(observation_spec) if is_frames(observation_spec) else None
 
-    def __call__(self, x: Array) -> Array: return self.forward(x)   # nobody hooks into it
+    def __call__(self, x: Array) -> Array: "nobody hooks into it"; return self.forward(x)   # nobody hooks into it
     def forward(self, x: Array) -> Array:   # (B, *shape) → (B, out)
-        "Lay the numbers side by side"
+        """Lay the numbers side by side
+
+        Args:
+            x → Array: (B, *shape) → (B, out)
+        """
         if x.ndim != 2: x = x.reshape(x.shape[0], -1)
         return in_unit(as_float(x), self.bounds) if self.bounds else x
 
@@ -100,7 +146,14 @@ class Flat(nn.Module):
 def channels_last(
     shape: tuple[int, ...],   # of one picture, two or three axes
 ) -> bool:                    # (H, W, C)? else (C, H, W), or (H, W)
-    "Where are the colours of a picture?"
+    """Where are the colours of a picture?
+
+    Args:
+        shape: of one picture, two or three axes
+
+    Returns:
+        (H, W, C)? else (C, H, W), or (H, W)
+    """
     if len(shape) == 2: return False
     a, b, c = shape
     if (a == b) != (b == c): return a == b
@@ -109,7 +162,14 @@ def channels_last(
 def picture_shape(
     spec: ArraySpec,            # of one observation
 ) -> tuple[int, int, int]:      # C, H, W
-    "Channels and sides of a picture; `SpecError` if it is none"
+    """Channels and sides of a picture; `SpecError` if it is none
+
+    Args:
+        spec: of one observation
+
+    Returns:
+        C, H, W
+    """
     if not is_frames(spec): raise SpecError(
         f'{spec.name}: given {spec.dtype} of shape {spec.shape}, expected frames '
         '(two or three axes of bytes, or three axes of bounded numbers with sides of 7 and more); fix: net.encoder: flat')
@@ -122,7 +182,15 @@ def as_picture(
     frames: torch.Tensor,   # pixels (B, *shape)
     network: Any,           # has parameters, `last` (are colours last?) and `bounds` (of `pixel_range`)
 ) -> torch.Tensor:          # numbers in [0, 1], (B, C, H, W)
-    "Pixels as a convolution wants them"
+    """Pixels as a convolution wants them
+
+    Args:
+        frames: pixels (B, *shape)
+        network: has parameters, `last` (are colours last?) and `bounds` (of `pixel_range`)
+
+    Returns:
+        numbers in [0, 1], (B, C, H, W)
+    """
     x = frames.movedim(-1, -3) if network.last else frames
     if x.ndim == 3: x = x[:, None]
     x = in_unit(x.to(next(network.parameters()).dtype), network.bounds)
@@ -137,7 +205,20 @@ def orthogonal_conv(
     padding: int = 0,           # zeros around the picture
     gain: float = math.sqrt(2),  # singular values of the weight; √2: a ReLU follows
 ) -> nn.Conv2d:                 # with zero bias
-    "A convolution that never touches torch's global generator"
+    """A convolution that never touches torch's global generator
+
+    Args:
+        rng: a named stream
+        n_in: channels that come in
+        n_out: filters
+        size: side of a filter, pixels
+        stride: pixels from one place to the next
+        padding: zeros around the picture
+        gain: singular values of the weight; √2: a ReLU follows
+
+    Returns:
+        with zero bias
+    """
     conv = nn.utils.skip_init(nn.Conv2d, n_in, n_out, size, stride, padding, dtype=torch.float32)
     W = orthogonal(rng, (n_out, n_in * size * size), gain)
     with torch.no_grad():
@@ -155,6 +236,12 @@ class NatureCNN(nn.Sequential):
         net: NetConfig | None,         # not needed
         rng: np.random.Generator,      # draws the first weights
     ) -> None:
+        """
+        Args:
+            observation_spec: pictures of at least 36 × 36
+            net: not needed
+            rng: draws the first weights
+        """
         super().__init__()
         channels, *sides = picture_shape(observation_spec)
         if min(sides) < 36: raise SpecError(
@@ -167,7 +254,11 @@ class NatureCNN(nn.Sequential):
         self.out = channels * math.prod(sides)  # numbers in a row
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:  # (B, *shape) → (B, out)
-        "Pixels to numbers in [0, 1], then the convolutions"
+        """Pixels to numbers in [0, 1], then the convolutions
+
+        Args:
+            frames → torch.Tensor: (B, *shape) → (B, out)
+        """
         return super().forward(as_picture(frames, self)).flatten(1)
 
 # %% ../../nbs/25_nets.encoders.ipynb #755f0bbe
@@ -178,6 +269,12 @@ class SmallCNN(nn.Sequential):
         net: NetConfig | None,         # not needed
         rng: np.random.Generator,      # draws the first weights
     ) -> None:
+        """
+        Args:
+            observation_spec: pictures of any size, meant for 35 × 35 and less
+            net: not needed
+            rng: draws the first weights
+        """
         C, H, W = picture_shape(observation_spec)
         super().__init__(orthogonal_conv(rng, C, 16, 3, padding=1), nn.ReLU(),
                          orthogonal_conv(rng, 16, 32, 3, 2, padding=1), nn.ReLU())
@@ -185,7 +282,11 @@ class SmallCNN(nn.Sequential):
         self.out = 32 * ((H + 1) // 2) * ((W + 1) // 2)   # numbers in a row
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:  # (B, *shape) → (B, out)
-        "Pixels to numbers in [0, 1], then the convolutions"
+        """Pixels to numbers in [0, 1], then the convolutions
+
+        Args:
+            frames → torch.Tensor: (B, *shape) → (B, out)
+        """
         return super().forward(as_picture(frames, self)).flatten(1)
 
 # %% ../../nbs/25_nets.encoders.ipynb #1c041ffd
@@ -195,11 +296,20 @@ class Residual(nn.Module):
         rng: np.random.Generator,   # draws the first weights
         channels: int,              # in and out
     ) -> None:
+        """
+        Args:
+            rng: draws the first weights
+            channels: in and out
+        """
         super().__init__()
         self.one, self.two = (orthogonal_conv(rng, channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W), of that shape
-        "What came in, corrected"
+        """What came in, corrected
+
+        Args:
+            x → torch.Tensor: (B, C, H, W), of that shape
+        """
         return x + self.two(self.one(x.relu()).relu())
 
 class ImpalaCNN(nn.Sequential):
@@ -209,6 +319,12 @@ class ImpalaCNN(nn.Sequential):
         net: NetConfig | None,         # not needed
         rng: np.random.Generator,      # draws the first weights
     ) -> None:
+        """
+        Args:
+            observation_spec: pictures of any size
+            net: not needed
+            rng: draws the first weights
+        """
         super().__init__()
         channels, *sides = picture_shape(observation_spec)
         self.last, self.bounds = channels_last(observation_spec.shape), pixel_range(observation_spec)
@@ -220,14 +336,25 @@ class ImpalaCNN(nn.Sequential):
         self.out = channels * math.prod(sides)  # numbers in a row
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:  # (B, *shape) → (B, out)
-        "Pixels to numbers in [0, 1], then the blocks"
+        """Pixels to numbers in [0, 1], then the blocks
+
+        Args:
+            frames → torch.Tensor: (B, *shape) → (B, out)
+        """
         return super().forward(as_picture(frames, self)).flatten(1)
 
 # %% ../../nbs/25_nets.encoders.ipynb #02b1caa7
 def auto_encoder(
     spec: ArraySpec,   # of one observation
 ) -> str:              # a name in the registry `nets`
-    "The encoder that fits an observation"
+    """The encoder that fits an observation
+
+    Args:
+        spec: of one observation
+
+    Returns:
+        a name in the registry `nets`
+    """
     if not is_frames(spec): return 'flat'
     return 'nature' if min(picture_shape(spec)[1:]) >= 36 else 'small'
 
@@ -236,7 +363,15 @@ def width_of(
     encoder: nn.Module,           # anybody's
     observation_spec: ArraySpec,  # of one observation
 ) -> int:                         # numbers in a row
-    "Ask an encoder with one observation how many numbers it gives"
+    """Ask an encoder with one observation how many numbers it gives
+
+    Args:
+        encoder: anybody's
+        observation_spec: of one observation
+
+    Returns:
+        numbers in a row
+    """
     x = torch.as_tensor(observation_spec.zeros((1,)))
     try:
         with torch.no_grad(): row = encoder(x if is_frames(observation_spec) else x.float())
@@ -252,7 +387,14 @@ def width_of(
 def joined(
     rows: list[Array],   # (B, n₁), (B, n₂), …: of one kind
 ) -> Array:              # (B, n₁ + n₂ + …)
-    "Rows side by side"
+    """Rows side by side
+
+    Args:
+        rows: (B, n₁), (B, n₂), …: of one kind
+
+    Returns:
+        (B, n₁ + n₂ + …)
+    """
     if all(isinstance(x, np.ndarray) for x in rows): return np.concatenate(rows, 1)
     return torch.cat(rows, -1)
 
@@ -261,13 +403,21 @@ class Joined(nn.Module):
     def __init__(self,
         encoders: list[Any],   # one for each array, in order; each with `out`
     ) -> None:
+        """
+        Args:
+            encoders: one for each array, in order; each with `out`
+        """
         super().__init__()
         self.parts = nn.ModuleList(encoders)
         self.out = sum(e.out for e in encoders)   # numbers in a row
 
-    def __call__(self, x: Batch) -> Array: return self.forward(x)   # as in `Flat`
+    def __call__(self, x: Batch) -> Array: "as in `Flat`"; return self.forward(x)   # as in `Flat`
     def forward(self, x: Batch) -> Array:   # nested, of arrays (B, …) → (B, out)
-        "Encode each part, and join"
+        """Encode each part, and join
+
+        Args:
+            x → Array: nested, of arrays (B, …) → (B, out)
+        """
         return joined([encode(part) for encode, part in zip(self.parts, leaf_arrays(x))])
 
 # %% ../../nbs/25_nets.encoders.ipynb #4de0812c
@@ -276,7 +426,16 @@ def make_encoder(
     observation_spec: Spec,       # of one observation: an array, or a tree
     rng: np.random.Generator,     # draws the first weights
 ) -> Any:                         # a module (B, *shape) → (B, out) with `out`, its width
-    "The encoder that a config names; for a tree, one for each of its arrays"
+    """The encoder that a config names; for a tree, one for each of its arrays
+
+    Args:
+        net: names it; 'auto': as `auto_encoder` says
+        observation_spec: of one observation: an array, or a tree
+        rng: draws the first weights
+
+    Returns:
+        a module (B, *shape) → (B, out) with `out`, its width
+    """
     if isinstance(observation_spec, TreeSpec): return Joined([make_encoder(net, leaf, rng) for leaf in leaves(observation_spec)])
     spec, name = vector_spec(observation_spec), net.encoder
     if name == 'auto': name = auto_encoder(spec)

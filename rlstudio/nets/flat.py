@@ -34,20 +34,32 @@ from torch import Tensor, nn
 # %% ../../nbs/28_nets.flat.ipynb #f85e2427
 @dataclass(frozen=True)
 class Slot:
-    "Where one parameter lies in the flat vector"
+    """Where one parameter lies in the flat vector
+
+    Args:
+        start: index of its first number, a multiple of 16
+        shape: of the parameter
+    """
     start: int               # index of its first number, a multiple of 16
     shape: tuple[int, ...]   # of the parameter
 
     @property
-    def size(self) -> int: return math.prod(self.shape)   # numbers in it
+    def size(self) -> int: "numbers in it"; return math.prod(self.shape)   # numbers in it
     @property
-    def pad(self) -> int: return -self.size % 16   # unused numbers after it
+    def pad(self) -> int: "unused numbers after it"; return -self.size % 16   # unused numbers after it
 
 # %% ../../nbs/28_nets.flat.ipynb #93edc301
 def flat_layout(
     shapes: dict[str, tuple[int, ...]],   # of each parameter, in order
 ) -> tuple[dict[str, Slot], int]:         # their slots, and the length of the vector
-    "Lay parameters one after the other, each aligned to 64 bytes"
+    """Lay parameters one after the other, each aligned to 64 bytes
+
+    Args:
+        shapes: of each parameter, in order
+
+    Returns:
+        their slots, and the length of the vector
+    """
     slots, at = {}, 0
     for name, shape in shapes.items():
         slots[name] = slot = Slot(at, tuple(shape))
@@ -57,7 +69,14 @@ def flat_layout(
 # %% ../../nbs/28_nets.flat.ipynb #d74a41a2
 @dataclass(eq=False)
 class FlatParameters:
-    "All parameters of a module as one vector, and their gradients as another"
+    """All parameters of a module as one vector, and their gradients as another
+
+    Args:
+        vector: (P,) give this to the optimiser
+        grad: (P,) = vector.grad; backward() adds to it
+        slots: where each parameter lies
+        owners: the layer that holds each parameter
+    """
     vector: nn.Parameter          # (P,) give this to the optimiser
     grad: torch.Tensor            # (P,) = vector.grad; backward() adds to it
     slots: dict[str, Slot]        # where each parameter lies
@@ -66,13 +85,24 @@ class FlatParameters:
     def views(self,
         vector: torch.Tensor,   # (P,), any vector with this layout
     ) -> dict[str, torch.Tensor]:   # name → (*shape), for torch.func.functional_call
-        "A flat vector as named parameters; differentiable, no copy"
+        """A flat vector as named parameters; differentiable, no copy
+
+        Args:
+            vector: (P,), any vector with this layout
+
+        Returns:
+            name → (*shape), for torch.func.functional_call
+        """
         sizes = [n for s in self.slots.values() for n in (s.size, s.pad)]
         parts = vector.split(sizes)[::2]
         return {k: part.view(s.shape) for (k, s), part in zip(self.slots.items(), parts)}
 
     def parameters(self) -> list[Any]:   # views of `vector`
-        "The parameters that the layers hold now, in order"
+        """The parameters that the layers hold now, in order
+
+        Returns:
+            views of `vector`
+        """
         return [layer._parameters[k.rpartition('.')[2]] for k, layer in self.owners.items()]
 
     def check(self) -> None:
@@ -95,7 +125,11 @@ class FlatParameters:
 
     @property
     def places(self) -> dict[int, np.ndarray]:   # by the id of the parameter
-        "Where a tape on the CPU writes the gradient of each parameter, as views of `grad`"
+        """Where a tape on the CPU writes the gradient of each parameter, as views of `grad`
+
+        Returns:
+            by the id of the parameter
+        """
         layer, name = self._first      # a module moves as a whole, so one look is enough here
         first: Any = layer._parameters[name]
         if first is None or first.data_ptr() != self.vector.data_ptr(): self.check()
@@ -115,7 +149,14 @@ class FlatParameters:
 def flatten_parameters(
     module: nn.Module,   # any module, on its final device
 ) -> FlatParameters:     # the vector that its parameters are views of from now on
-    "Move all trainable parameters of a module into one vector"
+    """Move all trainable parameters of a module into one vector
+
+    Args:
+        module: any module, on its final device
+
+    Returns:
+        the vector that its parameters are views of from now on
+    """
     params = {k: p for k, p in module.named_parameters() if p.requires_grad}
     types = {(str(p.dtype), str(p.device)) for p in params.values()}
     if len(types) != 1:
@@ -141,6 +182,12 @@ class FlatAdam:
         lr: float = 1e-3,         # step size η; may be set anew before any step
         eps: float = 1e-8,        # ε
     ) -> None:
+        """
+        Args:
+            vector: (P,), with its gradient in `vector.grad` at each step
+            lr: step size η; may be set anew before any step
+            eps: ε
+        """
         self.vector, self.lr, self.eps = vector, lr, eps
         self.count = torch.zeros((), dtype=torch.float32, device=vector.device)   # t
         self.mean, self.square = (torch.zeros_like(vector.detach()) for _ in range(2))  # m, v
@@ -155,13 +202,21 @@ class FlatAdam:
                            weight_decay=0., eps=self.eps, amsgrad=False, maximize=False)
 
     def state_dict(self) -> dict[str, torch.Tensor]:   # under torch's own names
-        "What the next step depends on, besides vector and lr"
+        """What the next step depends on, besides vector and lr
+
+        Returns:
+            under torch's own names
+        """
         return dict(step=self.count, exp_avg=self.mean, exp_avg_sq=self.square)
 
     def load_state_dict(self,
         state: dict[str, Any],   # as state_dict gave it; {}: torch's, before its first step
     ) -> None:
-        "Go on from a saved state"
+        """Go on from a saved state
+
+        Args:
+            state: as state_dict gave it; {}: torch's, before its first step
+        """
         pairs = zip((self.count, self.mean, self.square), ('step', 'exp_avg', 'exp_avg_sq'))
         for mine, name in pairs: mine.copy_(torch.as_tensor(state[name] if state else 0.))
 
@@ -169,7 +224,14 @@ class FlatAdam:
 def state_sha256(
     state: Mapping[str, Tensor],   # name → tensor, as `state_dict` of a module gives them
 ) -> str:                          # 64 hexadecimal digits
-    "SHA-256 over name, dtype, shape and bytes of all tensors, sorted by name"
+    """SHA-256 over name, dtype, shape and bytes of all tensors, sorted by name
+
+    Args:
+        state: name → tensor, as `state_dict` of a module gives them
+
+    Returns:
+        64 hexadecimal digits
+    """
     h = hashlib.sha256()
     for name, t in sorted(state.items()):
         t = t.detach().cpu().contiguous()
@@ -180,7 +242,14 @@ def state_sha256(
 def weights_sha256(
     module: nn.Module,   # any module, on any device
 ) -> str:                # 64 hexadecimal digits
-    "`state_sha256` of all that a module has learned"
+    """`state_sha256` of all that a module has learned
+
+    Args:
+        module: any module, on any device
+
+    Returns:
+        64 hexadecimal digits
+    """
     return state_sha256(module.state_dict())
 
 # %% ../../nbs/28_nets.flat.ipynb #aa66648a
@@ -189,7 +258,13 @@ def polyak_(
     source: Tensor,   # (P,)
     tau: float,       # τ in [0, 1]: 0 rests, 1 copies
 ) -> None:
-    "target ← (1 − τ) target + τ source, arXiv:1509.02971 alg. 1"
+    """target ← (1 − τ) target + τ source, arXiv:1509.02971 alg. 1
+
+    Args:
+        target: (P,), changed in place
+        source: (P,)
+        tau: τ in [0, 1]: 0 rests, 1 copies
+    """
     if not 0 <= tau <= 1: raise ValueError(
         f'polyak_: given tau = {tau}, expected 0 ≤ tau ≤ 1; 0.005 is usual, 1 copies')
     if tau == 1: target.detach().copy_(source.detach())   # lerp: inf − inf is NaN
@@ -201,6 +276,10 @@ class TargetNetwork:
     def __init__(self,
         module: nn.Module,   # any module, on its final device
     ) -> None:
+        """
+        Args:
+            module: any module, on its final device
+        """
         self.module: Any = copy.deepcopy(module)
         self.vector = flatten_parameters(self.module).vector.detach()   # (P,)
         self.module.requires_grad_(False)
@@ -211,14 +290,27 @@ class TargetNetwork:
         source: FlatParameters,   # of the module that was copied
         tau: float,               # τ in [0, 1]; 1 copies
     ) -> None:
-        "Move all parameters a little way towards the source; copy its statistics"
+        """Move all parameters a little way towards the source; copy its statistics
+
+        Args:
+            source: of the module that was copied
+            tau: τ in [0, 1]; 1 copies
+        """
         polyak_(self.vector, source.vector, tau)
         for mine, theirs in self._statistics: mine.copy_(theirs)
 
     def state_dict(self) -> dict[str, Any]:   # tensors
-        "What must be saved"
+        """What must be saved
+
+        Returns:
+            tensors
+        """
         return dict(self.module.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:   # as state_dict gave it
-        "Go on from a saved state"
+        """Go on from a saved state
+
+        Args:
+            state: as state_dict gave it
+        """
         self.module.load_state_dict({k: torch.as_tensor(v) for k, v in state.items()})

@@ -36,7 +36,16 @@ def orthogonal(
     shape: tuple[int, int],     # (out, in)
     gain: float = 1.,           # all singular values
 ) -> np.ndarray:                # (out, in) float32
-    "A random matrix with equal singular values (arXiv:1312.6120)"
+    """A random matrix with equal singular values (arXiv:1312.6120)
+
+    Args:
+        rng: a named stream, such as streams['init']
+        shape: (out, in)
+        gain: all singular values
+
+    Returns:
+        (out, in) float32
+    """
     rows, cols = max(shape), min(shape)
     Q, R = np.linalg.qr(rng.standard_normal((rows, cols)))
     Q *= np.where(np.diag(R) < 0, -1, 1)
@@ -49,7 +58,17 @@ def orthogonal_linear(
     n_out: int,                 # outputs
     gain: float = 1.,           # singular values of the weight
 ) -> nn.Linear:                 # with zero bias
-    "An orthogonal layer that never touches torch's global generator"
+    """An orthogonal layer that never touches torch's global generator
+
+    Args:
+        rng: a named stream
+        n_in: inputs
+        n_out: outputs
+        gain: singular values of the weight
+
+    Returns:
+        with zero bias
+    """
     layer = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(orthogonal(rng, (n_out, n_in), gain)))
@@ -73,7 +92,14 @@ def _silu_slope(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Activation:
-    "A bend between two layers: for tensors, for arrays, and its slope"
+    """A bend between two layers: for tensors, for arrays, and its slope
+
+    Args:
+        module: for tensors
+        array: y = f(z) for arrays; may overwrite z
+        slope: f' as a function of y, or of z
+        of_input: is it a function of z? Then z is kept
+    """
     module: type[nn.Module]                        # for tensors
     array: Callable[[np.ndarray], np.ndarray]      # y = f(z) for arrays; may overwrite z
     slope: Callable[[np.ndarray], np.ndarray]      # f' as a function of y, or of z
@@ -93,7 +119,17 @@ def affine(
     b: np.ndarray,       # its bias, (out,): a view
     x: np.ndarray,       # (B, in)
 ) -> tuple[np.ndarray, Callable[..., Any]]:   # x W + b; pull(G, sink, inputs) → ∂L/∂x
-    "A linear layer, and the way back: to weight and bias, and to x if asked"
+    """A linear layer, and the way back: to weight and bias, and to x if asked
+
+    Args:
+        layer: on the CPU
+        W: its weight, transposed, (in, out): a view
+        b: its bias, (out,): a view
+        x: (B, in)
+
+    Returns:
+        x W + b; pull(G, sink, inputs) → ∂L/∂x
+    """
     y = x.dot(W)
     y += b
     def pull(G: np.ndarray, sink: GradientSink, inputs: bool = True) -> np.ndarray | None:
@@ -107,7 +143,15 @@ def normed(
     layer: nn.LayerNorm,  # on the CPU
     x: np.ndarray,        # (B, n)
 ) -> tuple[np.ndarray, Callable[..., np.ndarray]]:   # (B, n); pull(G, sink) → ∂L/∂x
-    "Layer normalisation (arXiv:1607.06450 eq. 4), and the way back"
+    """Layer normalisation (arXiv:1607.06450 eq. 4), and the way back
+
+    Args:
+        layer: on the CPU
+        x: (B, n)
+
+    Returns:
+        (B, n); pull(G, sink) → ∂L/∂x
+    """
     γ, β = layer.weight.detach().numpy(), layer.bias.detach().numpy()
     centred = x - x.mean(1, keepdims=True)
     inv_σ = 1 / np.sqrt((centred * centred).mean(1, keepdims=True) + np.float32(layer.eps))
@@ -124,7 +168,15 @@ def bent(
     slope: Callable[[np.ndarray], np.ndarray],   # of an activation
     kept: np.ndarray,                            # what the slope is a function of
 ) -> Callable[[np.ndarray, GradientSink], np.ndarray]:   # pull(G, sink) → G times the slope, in place
-    "The way back through an activation"
+    """The way back through an activation
+
+    Args:
+        slope: of an activation
+        kept: what the slope is a function of
+
+    Returns:
+        pull(G, sink) → G times the slope, in place
+    """
     def pull(G: np.ndarray, sink: GradientSink) -> np.ndarray:
         G *= slope(kept)
         return G
@@ -140,6 +192,14 @@ class MLP(nn.Sequential):
         out_gain: float = 1.,        # of the last layer; the others have √2
         layer_norm: bool = False,    # normalise each hidden layer before its activation?
     ) -> None:
+        """
+        Args:
+            sizes: inputs, hidden …, outputs
+            rng: draws the first weights
+            activation: tanh, relu, elu or silu
+            out_gain: of the last layer; the others have √2
+            layer_norm: normalise each hidden layer before its activation?
+        """
         if activation not in ACTIVATIONS: raise ValueError(
             f'activation: given {activation!r}, expected one of {", ".join(ACTIVATIONS)}')
         self.activation, f = activation, ACTIVATIONS[activation]
@@ -156,7 +216,11 @@ class MLP(nn.Sequential):
         return self.__dict__ | {'_at': [], '_views': []}
 
     def views(self) -> list[np.ndarray]:   # W₁ᵀ, b₁, …, W_Lᵀ, b_L
-        "The linear layers' parameters as arrays, made anew only if they have moved"
+        """The linear layers' parameters as arrays, made anew only if they have moved
+
+        Returns:
+            W₁ᵀ, b₁, …, W_Lᵀ, b_L
+        """
         tensors: list[Any] = [p for m in self.linears for p in m._parameters.values()]
         at = [t.data_ptr() for t in tensors]
         if at != self._at:
@@ -164,9 +228,11 @@ class MLP(nn.Sequential):
         return self._views
 
     def __call__(self, x: Any) -> Any:   # what nn.Module does around `forward` is for tensors alone
+        "what nn.Module does around `forward` is for tensors alone"
         return super().__call__(x) if isinstance(x, torch.Tensor) else self.forward(x)
 
     def forward(self, x: Any) -> Any:   # (B, in) → (B, out): of the kind that is given
+        "(B, in) → (B, out): of the kind that is given"
         if isinstance(x, np.ndarray): return mlp_array(self, x)
         return mlp_node(self, x) if isinstance(x, Var) else super().forward(x)
 
@@ -175,7 +241,15 @@ def mlp_array(
     mlp: MLP,        # on the CPU
     x: np.ndarray,   # (B, in) float32
 ) -> np.ndarray:     # (B, out) float32
-    "`MLP.forward` for arrays, without a gradient"
+    """`MLP.forward` for arrays, without a gradient
+
+    Args:
+        mlp: on the CPU
+        x: (B, in) float32
+
+    Returns:
+        (B, out) float32
+    """
     views, f, norms = mlp.views(), ACTIVATIONS[mlp.activation].array, mlp.norms
     for k in range(0, len(views) - 2, 2):
         x = x.dot(views[k]); x += views[k + 1]
@@ -189,7 +263,15 @@ def mlp_node(
     mlp: MLP,   # on the CPU
     x: Var,     # (B, in)
 ) -> Var:       # (B, out)
-    "A whole MLP as one node of the tape"
+    """A whole MLP as one node of the tape
+
+    Args:
+        mlp: on the CPU
+        x: (B, in)
+
+    Returns:
+        (B, out)
+    """
     if x.tape is None or not torch.is_grad_enabled():
         return Var(mlp_array(mlp, x.value), x.tape)
     views, act, norms = mlp.views(), ACTIVATIONS[mlp.activation], mlp.norms
@@ -224,11 +306,22 @@ class GaussianMLP(MLP):
         log_std: float = 0.,         # first log σ of each component
         num_std: int | None = None,  # k, how many log σ; None: n, as many as outputs
     ) -> None:
+        """
+        Args:
+            sizes: inputs, hidden …, n means
+            rng: draws the first weights
+            activation: tanh, relu, elu or silu
+            out_gain: of the last layer
+            layer_norm: as in `MLP`
+            log_std: first log σ of each component
+            num_std: k, how many log σ; None: n, as many as outputs
+        """
         super().__init__(sizes, rng, activation, out_gain, layer_norm)
         num = sizes[-1] if num_std is None else num_std
         self.log_std = nn.Parameter(torch.full((num,), float(log_std), dtype=torch.float32))
 
     def forward(self, x: Any) -> Any:   # (B, in) → (B, n + k)
+        "(B, in) → (B, n + k)"
         mean = super().forward(x)
         like = mean if self.log_std.shape[0] == mean.shape[-1] else mean[..., :self.log_std.shape[0]]
         if isinstance(x, np.ndarray):

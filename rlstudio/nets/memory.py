@@ -34,7 +34,14 @@ from .tape import TapeError, Var
 def sigmoid(
     x: np.ndarray,   # any shape
 ) -> np.ndarray:     # in (0, 1), same shape
-    "σ(x), by tanh: no overflow"
+    """σ(x), by tanh: no overflow
+
+    Args:
+        x: any shape
+
+    Returns:
+        in (0, 1), same shape
+    """
     return .5 + .5 * np.tanh(.5 * x)
 
 def gru_step(
@@ -42,7 +49,16 @@ def gru_step(
     x: np.ndarray,               # features, (N, n) float32
     h: np.ndarray,               # memory, (N, H) float32
 ) -> tuple[np.ndarray, ...]:     # the next memory, (N, H)
-    "One step of a gated recurrent unit on arrays"
+    """One step of a gated recurrent unit on arrays
+
+    Args:
+        weights: W (3H, n), U (3H, H), b (3H,), d (3H,), as torch keeps them
+        x: features, (N, n) float32
+        h: memory, (N, H) float32
+
+    Returns:
+        the next memory, (N, H)
+    """
     W, U, b, d = weights
     a, g, H = x.dot(W.T) + b, h.dot(U.T) + d, h.shape[1]
     rz = sigmoid(a[:, :2 * H] + g[:, :2 * H])
@@ -56,7 +72,17 @@ def lstm_step(
     h: np.ndarray,               # what it showed last, (N, H) float32
     c: np.ndarray,               # its cells, (N, H) float32
 ) -> tuple[np.ndarray, ...]:     # the next h and c, (N, H) each
-    "One step of a long short-term memory on arrays"
+    """One step of a long short-term memory on arrays
+
+    Args:
+        weights: W (4H, n), U (4H, H), b (4H,), d (4H,), as torch keeps them
+        x: features, (N, n) float32
+        h: what it showed last, (N, H) float32
+        c: its cells, (N, H) float32
+
+    Returns:
+        the next h and c, (N, H) each
+    """
     W, U, b, d = weights
     a, H = x.dot(W.T) + b + h.dot(U.T) + d, h.shape[1]
     i, f, o = sigmoid(a[:, :H]), sigmoid(a[:, H:2 * H]), sigmoid(a[:, 3 * H:])
@@ -75,6 +101,13 @@ class Core(nn.Module):
         size: int,                   # units H
         rng: np.random.Generator,    # draws the first weights
     ) -> None:
+        """
+        Args:
+            kind: gru or lstm
+            n_in: features
+            size: units H
+            rng: draws the first weights
+        """
         super().__init__()
         if kind not in CORES: raise ValueError(f'net.core: given {kind!r}, expected one of {", ".join(CORES)}')
         layer, self.names, self.array_step = CORES[kind]
@@ -88,14 +121,29 @@ class Core(nn.Module):
     def ordered(self,
         state: Batch,      # by name, in any order, such as a checkpoint's
     ) -> list[Array]:      # h, and c if any
-        "The state in the order of the layer"
+        """The state in the order of the layer
+
+        Args:
+            state: by name, in any order, such as a checkpoint's
+
+        Returns:
+            h, and c if any
+        """
         return [state.fields[name] for name in self.names]
 
     def step(self,
         x: Array,        # features, (N, n): arrays or tensors
         *state: Array,   # h, and c if any, (N, H)
     ) -> tuple[Array, ...]:   # the next ones; the first is what the heads see
-        "One step of each row"
+        """One step of each row
+
+        Args:
+            x: features, (N, n): arrays or tensors
+            *state: h, and c if any, (N, H)
+
+        Returns:
+            the next ones; the first is what the heads see
+        """
         if isinstance(x, np.ndarray): return self.array_step([p.detach().numpy() for p in self.rnn.parameters()], x, *state)
         first = tuple(s[None] for s in state)
         _, last = self.rnn(x[None], first if len(first) > 1 else first[0])
@@ -105,7 +153,15 @@ class Core(nn.Module):
         x: torch.Tensor,        # features, (M, S, n): S sequences of M steps
         *state: torch.Tensor,   # h, and c if any, before the first step, (S, H)
     ) -> torch.Tensor:          # h after each step, (M, S, H)
-        "Whole sequences, with a way back through time"
+        """Whole sequences, with a way back through time
+
+        Args:
+            x: features, (M, S, n): S sequences of M steps
+            *state: h, and c if any, before the first step, (S, H)
+
+        Returns:
+            h after each step, (M, S, H)
+        """
         first = tuple(s[None] for s in state)
         return self.rnn(x, first if len(first) > 1 else first[0])[0]
 
@@ -115,7 +171,16 @@ def along(
     x: torch.Tensor,         # features of each row, (R, n)
     sequences: Batch,        # pad (M, S), rows (R,), state (S, H)
 ) -> torch.Tensor:           # what the heads see of each row, (R, H)
-    "Lay rows out as sequences, let the core read them, and take the rows up again"
+    """Lay rows out as sequences, let the core read them, and take the rows up again
+
+    Args:
+        core: the layer
+        x: features of each row, (R, n)
+        sequences: pad (M, S), rows (R,), state (S, H)
+
+    Returns:
+        what the heads see of each row, (R, H)
+    """
     h = core(x[sequences.pad], *core.ordered(sequences.state))
     return h.flatten(0, 1)[sequences.rows]
 
@@ -124,7 +189,15 @@ def remembered(
     core: Core,        # of the agent
     seen: Batch,       # as given to `act`
 ) -> list[Array]:      # its memory: h, and c if any, (N, H) each
-    "Refuse what comes without a state"
+    """Refuse what comes without a state
+
+    Args:
+        core: of the agent
+        seen: as given to `act`
+
+    Returns:
+        its memory: h, and c if any, (N, H) each
+    """
     if 'state' in seen.keys(): return core.ordered(seen.state)
     raise ValueError(f'act: given {", ".join(seen.keys())} without a state, expected the memory of each row; '
                      f'fix: Batch(obs=…, state=module.initial_state({len(seen)})) at the start of an episode')
@@ -139,6 +212,14 @@ class RecurrentActorCritic(PolicyValue):
         rng: np.random.Generator,       # draws the first weights, streams['init']
         num_envs: int | None = None,    # N of the training envs; None: no reward_scale
     ) -> None:
+        """
+        Args:
+            observation_spec: of one observation
+            action_spec: box, discrete, multi_discrete or multi_binary
+            net: encoder, core, its size, hidden sizes, activation, normalisers
+            rng: draws the first weights, streams['init']
+            num_envs: N of the training envs; None: no reward_scale
+        """
         super().__init__(observation_spec, action_spec, net, num_envs)
         self.encoder: Any = make_encoder(net, observation_spec, rng)
         self.core = Core(net.core, self.encoder.out, net.core_size, rng)
@@ -147,22 +228,37 @@ class RecurrentActorCritic(PolicyValue):
 
     @property
     def fields(self) -> dict[str, Any]:   # with the memory before each step
+        "with the memory before each step"
         unit = ArraySpec('', (self.core.size,), np.dtype(np.float32))
         return super().fields | dict(state={name: unit for name in self.core.names})
 
     def initial_state(self, num_envs: int) -> Batch:   # N → h, and c if any, (N, H): zeros
+        "N → h, and c if any, (N, H): zeros"
         return Batch(**{name: np.zeros((num_envs, self.core.size), np.float32) for name in self.core.names})
 
     def heads(self, x: Array) -> tuple[Array, Array]:   # of the core, (B, H)
+        "of the core, (B, H)"
         return self.actor(x), self.critic(x).squeeze(-1)
 
     def step(self, obs: Array, *state: Array) -> tuple[Array, ...]:   # (N, *shape), (N, H) each
-        "One step of each row: params, value, and the next memory"
+        """One step of each row: params, value, and the next memory
+
+        Args:
+            obs, *state → tuple[Array, ...]: (N, *shape), (N, H) each
+        """
         after = self.core.step(self.encoder(self.normed(obs)), *state)
         return *self.heads(after[0]), *after
 
     def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`; with state
             greedy: bool = False) -> Batch:   # action (N, …), log_prob and value (N,), state
+        """
+        Args:
+            seen: as in `RLModule`; with state
+            noise: as in `RLModule`; with state
+            greedy: action (N, …), log_prob and value (N,), state
+        Returns:
+            action (N, …), log_prob and value (N,), state
+        """
         obs = checked_obs(self.observation_spec, seen)
         params, value, *after = self.ask(self.step, obs, *remembered(self.core, seen))
         action, log_prob = sample_or_mode(self.dist, of_legal(params, seen), noise, greedy)
@@ -171,10 +267,15 @@ class RecurrentActorCritic(PolicyValue):
         return Batch(action=action, log_prob=log_prob, value=value, state=Batch(**dict(zip(self.core.names, after))))
 
     def value(self, seen: Batch) -> np.ndarray:   # obs and state (N, …) → (N,)
+        "obs and state (N, …) → (N,)"
         return self.ask(self.step, seen.obs, *remembered(self.core, seen))[1]
 
     def evaluate(self, seen: Batch, action: Array) -> tuple[Array, Array, Array]:   # rows (R, …), with `sequences`
-        "As in `PolicyValue`; each row with all that led to it"
+        """As in `PolicyValue`; each row with all that led to it
+
+        Args:
+            seen, action → tuple[Array, Array, Array]: rows (R, …), with `sequences`
+        """
         if isinstance(action, Var): raise TapeError(
             f'net.core: given {type(action).__name__}s of a tape, expected tensors: only autograd goes back through time', 'engine = auto, which takes it')
         x = along(self.core, self.encoder(self.normed(seen.obs)), seen.sequences)

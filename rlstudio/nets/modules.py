@@ -48,7 +48,16 @@ def can_read(
     network: Callable[..., Any],   # of it
     *inputs: Any,                  # arrays or batches of arrays, for a trial
 ) -> bool:                         # False: give it tensors
-    "Can a network read NumPy arrays?"
+    """Can a network read NumPy arrays?
+
+    Args:
+        module: whose parameters may be anywhere
+        network: of it
+        *inputs: arrays or batches of arrays, for a trial
+
+    Returns:
+        False: give it tensors
+    """
     if any(p.device.type != 'cpu' for p in module.parameters()): return False
     try: network(*inputs)
     except (TypeError, AttributeError): return False
@@ -63,6 +72,13 @@ class RLModule(nn.Module):
         net: NetConfig | None = None,  # says whether there are normalisers; None: none
         num_envs: int | None = None,   # N of the training envs; None: no reward_scale
     ) -> None:
+        """
+        Args:
+            observation_spec: of one observation
+            action_spec: of one action
+            net: says whether there are normalisers; None: none
+            num_envs: N of the training envs; None: no reward_scale
+        """
         super().__init__()
         self.observation_spec, self.action_spec = observation_spec, action_spec
         self.obs_norm: RunningNorm | TreeNorm | None = None   # normaliser of observations, if any
@@ -87,20 +103,42 @@ class RLModule(nn.Module):
     def to_env(self,
         action: np.ndarray,   # as `act` gives it, (N, *shape)
     ) -> np.ndarray:          # as `VectorEnv.step` takes it
-        "What an action means in the world: counted from `start`, clipped to the bounds"
+        """What an action means in the world: counted from `start`, clipped to the bounds
+
+        Args:
+            action: as `act` gives it, (N, *shape)
+
+        Returns:
+            as `VectorEnv.step` takes it
+        """
         return to_env(self.action_spec, action)
 
     def initial_state(self,
         num_envs: int,  # N
     ) -> Batch | None:  # fields (N, …); None: it remembers nothing
-        "The agent's state at the start of an episode"
+        """The agent's state at the start of an episode
+
+        Args:
+            num_envs: N
+
+        Returns:
+            fields (N, …); None: it remembers nothing
+        """
         return None
 
     def noise(self,
         rng: np.random.Generator,    # a named stream, such as streams['action']
         lead: Sequence[int] = (),    # how many: (N,), or (T, N) for a whole rollout at once
     ) -> np.ndarray:                 # (*lead, k) float32
-        "The randomness that `act` needs"
+        """The randomness that `act` needs
+
+        Args:
+            rng: a named stream, such as streams['action']
+            lead: how many: (N,), or (T, N) for a whole rollout at once
+
+        Returns:
+            (*lead, k) float32
+        """
         raise NotImplementedError(f'{type(self).__name__}: define noise → (*lead, k)')
 
     def act(self,
@@ -108,19 +146,39 @@ class RLModule(nn.Module):
         noise: np.ndarray | None = None,   # noise(rng, (N,)); not needed if greedy
         greedy: bool = False,              # what it thinks best, without randomness
     ) -> Batch:                            # arrays: `fields` (N, …), the next state if any
-        "What to do in each of N states"
+        """What to do in each of N states
+
+        Args:
+            seen: obs (N, *shape); state and mask if there are any
+            noise: noise(rng, (N,)); not needed if greedy
+            greedy: what it thinks best, without randomness
+
+        Returns:
+            arrays: `fields` (N, …), the next state if any
+        """
         raise NotImplementedError(f'{type(self).__name__}: define act → Batch(action=…)')
 
     def update_statistics(self,
         obs: Any,   # raw observations that were just learned from, (*lead, *shape)
     ) -> None:
-        "Let the normaliser see them, after the learning"
+        """Let the normaliser see them, after the learning
+
+        Args:
+            obs: raw observations that were just learned from, (*lead, *shape)
+        """
         if self.obs_norm is not None: self.obs_norm.update(obs)
 
     def normed(self,
         obs: Array,   # (B, *shape): an array, a tensor or a variable
     ) -> Array:       # the same kind; frames stay bytes
-        "Observations as the networks see them"
+        """Observations as the networks see them
+
+        Args:
+            obs: (B, *shape): an array, a tensor or a variable
+
+        Returns:
+            the same kind; frames stay bytes
+        """
         if self.frames: return obs
         if isinstance(obs, Batch):
             pixels = iter(self.pixels)
@@ -133,7 +191,15 @@ class RLModule(nn.Module):
         network: Callable[..., Any],   # takes what is given, of any one kind
         *inputs: Any,                  # arrays (N, …), or batches of them
     ) -> Any:                          # arrays, without a gradient
-        "Run a network on arrays: as they are if it can, else as tensors on its device"
+        """Run a network on arrays: as they are if it can, else as tensors on its device
+
+        Args:
+            network: takes what is given, of any one kind
+            *inputs: arrays (N, …), or batches of them
+
+        Returns:
+            arrays, without a gradient
+        """
         if self.takes_arrays is None: self.takes_arrays = can_read(self, network, *inputs)
         if self.takes_arrays:
             try: return network(*inputs)
@@ -146,7 +212,14 @@ class RLModule(nn.Module):
 def normaliser_for(
     spec: Spec,   # of one observation
 ) -> RunningNorm | TreeNorm | None:   # None: pixels or choices, which stay as they are
-    "A new normaliser; for a tree, one for each of its arrays"
+    """A new normaliser; for a tree, one for each of its arrays
+
+    Args:
+        spec: of one observation
+
+    Returns:
+        None: pixels or choices, which stay as they are
+    """
     each = [None if s.kind != 'box' or is_frames(s) else RunningNorm(s.shape) for s in leaves(spec)]
     return each[0] if isinstance(spec, ArraySpec) else TreeNorm(each)
 
@@ -155,7 +228,15 @@ def checked_obs(
     spec: Spec,      # of one observation
     seen: Batch,     # as given to `act`
 ) -> Any:            # its obs
-    "Refuse what is not (N, *shape); of a tree, each array"
+    """Refuse what is not (N, *shape); of a tree, each array
+
+    Args:
+        spec: of one observation
+        seen: as given to `act`
+
+    Returns:
+        its obs
+    """
     obs = seen.obs
     if isinstance(obs, Batch):
         for x, leaf in zip(leaf_arrays(obs), leaves(spec)):
@@ -169,7 +250,14 @@ def checked_obs(
 def required_noise(
     noise: np.ndarray | None,   # as given to `act`
 ) -> np.ndarray:                # the same
-    "Refuse an action that has neither noise nor `greedy`"
+    """Refuse an action that has neither noise nor `greedy`
+
+    Args:
+        noise: as given to `act`
+
+    Returns:
+        the same
+    """
     if noise is None: raise ValueError(
         'act: given neither noise nor greedy=True, expected one of them; '
         'draw noise with module.noise(rng, (N,))')
@@ -182,7 +270,17 @@ def sample_or_mode(
     noise: np.ndarray | None,    # (N, noise_dim); not needed if greedy
     greedy: bool,                # the most probable action?
 ) -> tuple[np.ndarray, np.ndarray]:   # actions (N, …), their log-probabilities (N,)
-    "One action for each row, random or greedy"
+    """One action for each row, random or greedy
+
+    Args:
+        dist: the family
+        params: (N, num_params)
+        noise: (N, noise_dim); not needed if greedy
+        greedy: the most probable action?
+
+    Returns:
+        actions (N, …), their log-probabilities (N,)
+    """
     if greedy:
         action = dist.mode(params)
         return action, dist.log_prob(params, action)
@@ -193,7 +291,15 @@ def of_legal(
     params: Array,   # logits or values of actions, (N, n)
     seen: Batch,     # with or without a mask (N, n)
 ) -> Array:          # the same, with illegal actions out of consideration
-    "Choose among legal actions, if anyone says which they are"
+    """Choose among legal actions, if anyone says which they are
+
+    Args:
+        params: logits or values of actions, (N, n)
+        seen: with or without a mask (N, n)
+
+    Returns:
+        the same, with illegal actions out of consideration
+    """
     mask = seen.fields.get('mask')
     return params if mask is None else masked(params, mask)
 
@@ -206,13 +312,20 @@ class PolicyValue(RLModule):
         net: NetConfig | None = None,  # as in `RLModule`
         num_envs: int | None = None,   # as in `RLModule`
     ) -> None:
+        """
+        Args:
+            observation_spec: of one observation
+            action_spec: of one action; chooses the distribution `dist`
+            net: as in `RLModule`
+            num_envs: as in `RLModule`
+        """
         super().__init__(observation_spec, action_spec, net, num_envs)
         squash = 'auto' if net is None else net.squash
         self.dist = through_tanh(dist_for(action_spec)) if squash == 'tanh' else dist_for(action_spec)
         self.actions = PolicyActions(action_spec, squash)
         self.action_shape = policy_spec(action_spec).shape
 
-    def to_env(self, action: np.ndarray) -> np.ndarray: return self.actions.to_env(action)   # as `RLModule`
+    def to_env(self, action: np.ndarray) -> np.ndarray: "as `RLModule`"; return self.actions.to_env(action)   # as `RLModule`
 
     @property
     def fields(self) -> dict[str, ArraySpec]:
@@ -221,16 +334,38 @@ class PolicyValue(RLModule):
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
               ) -> np.ndarray:   # (*lead, noise_dim) float32
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            (*lead, noise_dim) float32
+        """
         return self.dist.noise(rng, lead)
 
     def heads(self,
         obs: Array,     # (B, *shape): arrays or tensors, or variables of a tape
     ) -> tuple[Array, Array]:   # params (B, num_params), value (B,)
-        "The network: what to do, and what the state is worth"
+        """The network: what to do, and what the state is worth
+
+        Args:
+            obs: (B, *shape): arrays or tensors, or variables of a tape
+
+        Returns:
+            params (B, num_params), value (B,)
+        """
         raise NotImplementedError(f'{type(self).__name__}: define heads → (params, value)')
 
     def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`
             greedy: bool = False) -> Batch:   # action (N, …), log_prob and value (N,)
+        """
+        Args:
+            seen: as in `RLModule`
+            noise: as in `RLModule`
+            greedy: action (N, …), log_prob and value (N,)
+        Returns:
+            action (N, …), log_prob and value (N,)
+        """
         params, value = self.ask(self.heads, checked_obs(self.observation_spec, seen))
         action, log_prob = sample_or_mode(self.dist, of_legal(params, seen), noise, greedy)
         if self.dist.event_shape != self.action_shape:
@@ -241,7 +376,15 @@ class PolicyValue(RLModule):
         seen: Batch,     # as for `act`, (B, …): of tensors, or of variables of a tape
         action: Array,   # as `act` gave it, (B, …)
     ) -> tuple[Array, Array, Array]:   # log_prob, entropy, value: (B,) each
-        "How likely the actions are, how open the policy is, what the states are worth"
+        """How likely the actions are, how open the policy is, what the states are worth
+
+        Args:
+            seen: as for `act`, (B, …): of tensors, or of variables of a tape
+            action: as `act` gave it, (B, …)
+
+        Returns:
+            log_prob, entropy, value: (B,) each
+        """
         params, value = self.heads(seen.obs)
         if self.dist.event_shape != self.action_shape:
             action = action.reshape(value.shape[0], *self.dist.event_shape)
@@ -252,7 +395,14 @@ class PolicyValue(RLModule):
     def value(self,
         seen: Batch,    # as for `act`, (N, …)
     ) -> np.ndarray:    # (N,)
-        "What the critic says"
+        """What the critic says
+
+        Args:
+            seen: as for `act`, (N, …)
+
+        Returns:
+            (N,)
+        """
         return self.ask(self.heads, seen.obs)[1]
 
 # %% ../../nbs/27_nets.modules.ipynb #e206a828
@@ -262,7 +412,17 @@ def policy_head(
     net: NetConfig,              # hidden sizes, activation, first log σ, and where it comes from
     rng: np.random.Generator,    # draws the first weights
 ) -> MLP:                        # (B, inputs) → (B, num_params)
-    "The network of a policy; all log σ are its last outputs"
+    """The network of a policy; all log σ are its last outputs
+
+    Args:
+        dist: whose parameters the network gives
+        inputs: numbers that it sees
+        net: hidden sizes, activation, first log σ, and where it comes from
+        rng: draws the first weights
+
+    Returns:
+        (B, inputs) → (B, num_params)
+    """
     inner, how = (inputs, *net.hidden), (net.activation, .01, net.layer_norm)
     num_std = dist.n if isinstance(dist, DiagGaussian) else dist.num_std if isinstance(dist, Joint) else 0
     if num_std and net.log_std == 'free':
@@ -281,18 +441,32 @@ class ActorCritic(PolicyValue):
         rng: np.random.Generator,       # draws the first weights, streams['init']
         num_envs: int | None = None,    # N of the training envs; None: no reward_scale
     ) -> None:
+        """
+        Args:
+            observation_spec: a box of any rank
+            action_spec: any: box, discrete, multi_discrete, multi_binary, or a tree of them
+            net: encoder, hidden sizes, activation, normalisers
+            rng: draws the first weights, streams['init']
+            num_envs: N of the training envs; None: no reward_scale
+        """
         super().__init__(observation_spec, action_spec, net, num_envs)
         self.encoder = make_encoder(net, observation_spec, rng)
         self.actor = policy_head(self.dist, self.encoder.out, net, rng)
         self.critic = MLP((self.encoder.out, *net.hidden, 1), rng, net.activation, layer_norm=net.layer_norm)
 
     def features(self, obs: Array) -> Array:   # (B, *shape) → (B, out)
-        "What both networks see"
+        """What both networks see
+
+        Args:
+            obs → Array: (B, *shape) → (B, out)
+        """
         return self.encoder(self.normed(obs))
     def heads(self, obs: Array) -> tuple[Array, Array]:   # (B, *shape)
+        "(B, *shape)"
         x = self.features(obs)
         return self.actor(x), self.critic(x).squeeze(-1)
     def value(self, seen: Batch) -> np.ndarray:   # as in `PolicyValue`; the actor is not asked
+        "as in `PolicyValue`; the actor is not asked"
         return self.ask(lambda x: self.critic(self.features(x)).squeeze(-1), seen.obs)
 
 # %% ../../nbs/27_nets.modules.ipynb #12c06004
@@ -303,7 +477,18 @@ def epsilon_greedy(
     n: int,            # actions
     mask: np.ndarray | None = None,  # the legal ones, (N, n) bool; None: all
 ) -> np.ndarray:       # (N,) int64
-    "Explore with probability ε; a pure function of its arguments"
+    """Explore with probability ε; a pure function of its arguments
+
+    Args:
+        best: the best action of each row, (N,) int64
+        u: uniform numbers in [0, 1), (N,)
+        epsilon: ε in [0, 1]
+        n: actions
+        mask: the legal ones, (N, n) bool; None: all
+
+    Returns:
+        (N,) int64
+    """
     explore = u < epsilon
     if not np.count_nonzero(explore): return best   # 5 times faster than .any()
     if mask is None: anywhere = np.minimum((u * (n / epsilon)).astype(np.int64), n - 1)
@@ -324,6 +509,16 @@ class QModule(RLModule):
         dueling: bool = False,        # two streams?
         quantiles: int = 1,           # K; 1: the mean
     ) -> None:
+        """
+        Args:
+            observation_spec: a box of any rank; of bytes with three axes: frames
+            action_spec: discrete
+            net: encoder, sizes, activation, normalisers
+            rng: draws the first weights, streams['init']
+            num_envs: N of the training envs; None: no reward_scale
+            dueling: two streams?
+            quantiles: K; 1: the mean
+        """
         super().__init__(observation_spec, action_spec, net, num_envs)
         if action_spec.kind != 'discrete': raise SpecError(
             f'{action_spec.name}: given kind {action_spec.kind!r}, expected discrete: '
@@ -333,9 +528,10 @@ class QModule(RLModule):
         self.register_buffer('_epsilon', torch.ones((), dtype=torch.float32))
 
     @property
-    def epsilon(self) -> float: return float(self._epsilon)  # ε in [0, 1]
+    def epsilon(self) -> float: "ε in [0, 1]"; return float(self._epsilon)  # ε in [0, 1]
     @epsilon.setter
     def epsilon(self, value: float) -> None:  # in [0, 1]
+        "in [0, 1]"
         if not 0 <= value <= 1: raise ValueError(
             f'epsilon: given {value}, expected a probability, 0 ≤ ε ≤ 1; 0.05 is usual')
         self._epsilon.fill_(value)
@@ -343,23 +539,53 @@ class QModule(RLModule):
     def values(self,
         obs: np.ndarray,  # (N, *shape)
     ) -> np.ndarray:      # Q(s, a), (N, n)
-        "What each action is worth"
+        """What each action is worth
+
+        Args:
+            obs: (N, *shape)
+
+        Returns:
+            Q(s, a), (N, n)
+        """
         return self.ask(self.expected, obs)
 
     def expected(self, obs: Array) -> Array:   # (B, *shape) → (B, n), of any kind
-        "Q(s, a), with the way back where there is one"
+        """Q(s, a), with the way back where there is one
+
+        Args:
+            obs → Array: (B, *shape) → (B, n), of any kind
+        """
         return expected_q(self.q(self.normed(obs)))
 
     def value(self, seen: Batch) -> np.ndarray:  # obs (N, *shape) → max Q(s, a), (N,)
-        "What the state is worth"
+        """What the state is worth
+
+        Args:
+            seen → np.ndarray: obs (N, *shape) → max Q(s, a), (N,)
+        """
         return np.maximum.reduce(of_legal(self.values(seen.obs), seen), 1)
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()  # stream, how many
               ) -> np.ndarray:  # (*lead, 1) float32 in [0, 1)
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            (*lead, 1) float32 in [0, 1)
+        """
         return rng.random((*lead, 1), np.float32)
 
     def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`
             greedy: bool = False) -> Batch:   # action (N,) int64
+        """
+        Args:
+            seen: as in `RLModule`
+            noise: as in `RLModule`
+            greedy: action (N,) int64
+        Returns:
+            action (N,) int64
+        """
         Q = of_legal(self.values(checked_obs(self.observation_spec, seen)), seen)
         best, one_each = Q.argmax(1), (len(Q), 1)
         if greedy: return Batch(action=best)
@@ -372,7 +598,14 @@ class QModule(RLModule):
 def without_gradient(
     features: Array,   # of an encoder
 ) -> Array:            # the same numbers
-    "Features through which no gradient flows back"
+    """Features through which no gradient flows back
+
+    Args:
+        features: of an encoder
+
+    Returns:
+        the same numbers
+    """
     return features if isinstance(features, np.ndarray) else features.detach()
 
 # %% ../../nbs/27_nets.modules.ipynb #9154c3d3
@@ -386,6 +619,15 @@ class SquashedModule(RLModule):
         num_envs: int | None = None,  # N of the training envs; None: no reward_scale
         alpha: float = 1.,            # first temperature α > 0
     ) -> None:
+        """
+        Args:
+            observation_spec: a box of any rank
+            action_spec: a box with finite bounds
+            net: encoder, sizes, activation, first log σ, normalisers
+            rng: draws the first weights, streams['init']
+            num_envs: N of the training envs; None: no reward_scale
+            alpha: first temperature α > 0
+        """
         super().__init__(observation_spec, action_spec, net, num_envs)
         self.units = UnitActions(action_spec)
         self.dist = SquashedGaussian(self.units.n)
@@ -396,20 +638,39 @@ class SquashedModule(RLModule):
         self.temperature = nn.ParameterDict(dict(log_alpha=torch.tensor(math.log(alpha), dtype=torch.float32)))
 
     @property
-    def log_alpha(self) -> nn.Parameter: return self.temperature['log_alpha']  # log α
+    def log_alpha(self) -> nn.Parameter: "log α"; return self.temperature['log_alpha']  # log α
     @property
-    def alpha(self) -> float: return math.exp(self.log_alpha.item())  # temperature now
+    def alpha(self) -> float: "temperature now"; return math.exp(self.log_alpha.item())  # temperature now
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()  # stream, how many
               ) -> np.ndarray:  # standard normal, (*lead, n) float32
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            standard normal, (*lead, n) float32
+        """
         return self.dist.noise(rng, lead)
 
     def params(self, x: Array) -> Array:  # normalised (B, *shape) → (B, 2n)
-        "All μ, then all log σ; the encoder learns from the critics alone"
+        """All μ, then all log σ; the encoder learns from the critics alone
+
+        Args:
+            x → Array: normalised (B, *shape) → (B, 2n)
+        """
         return self.actor(without_gradient(self.critics.encoder(x)))
 
     def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`
             greedy: bool = False) -> Batch:   # action (N, *shape), in the env's units
+        """
+        Args:
+            seen: as in `RLModule`
+            noise: as in `RLModule`
+            greedy: action (N, *shape), in the env's units
+        Returns:
+            action (N, *shape), in the env's units
+        """
         obs = checked_obs(self.observation_spec, seen)
         params = self.ask(lambda x: self.params(self.normed(x)), obs)
         if greedy: unit = self.dist.mode(params)
@@ -423,7 +684,17 @@ def ou_step(
     theta: float,         # pull towards zero
     dt: float,            # time of one step; the memory is 1 / (theta dt) steps
 ) -> np.ndarray:          # one step later, (N, n) float32
-    "One step of an Ornstein–Uhlenbeck process (Uhlenbeck & Ornstein 1930)"
+    """One step of an Ornstein–Uhlenbeck process (Uhlenbeck & Ornstein 1930)
+
+    Args:
+        x: the process now, (N, n) float32
+        normals: standard normal, (N, n)
+        theta: pull towards zero
+        dt: time of one step; the memory is 1 / (theta dt) steps
+
+    Returns:
+        one step later, (N, n) float32
+    """
     θ, Δt = np.float32(theta), np.float32(dt)
     return x - θ * Δt * x + np.sqrt(Δt) * normals
 
@@ -440,6 +711,17 @@ class DeterministicModule(RLModule):
         sigma: float = .1,               # σ of exploration, in [-1, 1] units
         drift: tuple[float, float] | None = None,   # θ, Δt of the process; None: white
     ) -> None:
+        """
+        Args:
+            observation_spec: a box of any rank
+            action_spec: a box with finite bounds
+            net: encoder, hidden sizes, activation, normalisers
+            rng: draws the first weights, streams['init']
+            num_envs: N of the training envs; None: no reward_scale
+            num_critics: 1: as in DDPG
+            sigma: σ of exploration, in [-1, 1] units
+            drift: θ, Δt of the process; None: white
+        """
         super().__init__(observation_spec, action_spec, net, num_envs)
         self.units = UnitActions(action_spec)
         self.sigma, self.drift = np.float32(sigma), drift
@@ -448,20 +730,40 @@ class DeterministicModule(RLModule):
         self.actor = MLP(sizes, rng, net.activation, .01, net.layer_norm)
 
     def initial_state(self, num_envs: int) -> Batch | None:  # where the noise starts: at 0
+        "where the noise starts: at 0"
         if not self.drift: return None
         return Batch(noise=np.zeros((num_envs, self.units.n), np.float32))
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
               ) -> np.ndarray:   # standard normal, (*lead, n) float32
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            standard normal, (*lead, n) float32
+        """
         return rng.standard_normal((*lead, self.units.n), np.float32)
 
     def policy(self, x: Array) -> Array:   # normalised (B, *shape) → (B, n) in (-1, 1)
-        "The best action, in unit coordinates"
+        """The best action, in unit coordinates
+
+        Args:
+            x → Array: normalised (B, *shape) → (B, n) in (-1, 1)
+        """
         u = self.actor(without_gradient(self.critics.encoder(x)))
         return np.tanh(u) if isinstance(u, np.ndarray) else u.tanh()
 
     def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`
             greedy: bool = False) -> Batch:   # action (N, *shape) in the env's units; state
+        """
+        Args:
+            seen: as in `RLModule`
+            noise: as in `RLModule`
+            greedy: action (N, *shape) in the env's units; state
+        Returns:
+            action (N, *shape) in the env's units; state
+        """
         obs = checked_obs(self.observation_spec, seen)
         u = self.ask(lambda x: self.policy(self.normed(x)), obs)
         state = {}

@@ -29,7 +29,13 @@ from .tape import Var
 # %% ../../nbs/23_nets.normalize.ipynb #3cc93a6d
 @dataclass(frozen=True)
 class Moments:
-    "How many, their mean and their (population) variance"
+    """How many, their mean and their (population) variance
+
+    Args:
+        count: rows seen
+        mean: (*shape,) float64
+        var: (*shape,) float64, ≥ 0
+    """
     count: float       # rows seen
     mean: np.ndarray   # (*shape,) float64
     var: np.ndarray    # (*shape,) float64, ≥ 0
@@ -37,7 +43,14 @@ class Moments:
 def moments(
     x: np.ndarray,   # (B, *shape), B ≥ 1
 ) -> Moments:        # over the B rows
-    "Moments of one batch, in float64"
+    """Moments of one batch, in float64
+
+    Args:
+        x: (B, *shape), B ≥ 1
+
+    Returns:
+        over the B rows
+    """
     x = np.asarray(x, np.float64)
     return Moments(len(x), x.mean(0), x.var(0))
 
@@ -46,7 +59,15 @@ def merge(
     a: Moments,    # of one set of rows
     b: Moments,    # of another
 ) -> Moments:      # of both together
-    "Moments of a union (Chan, Golub & LeVeque 1979, eq. 2.1)"
+    """Moments of a union (Chan, Golub & LeVeque 1979, eq. 2.1)
+
+    Args:
+        a: of one set of rows
+        b: of another
+
+    Returns:
+        of both together
+    """
     n, δ = a.count + b.count, b.mean - a.mean
     share = b.count / n
     var = a.var * (1 - share) + b.var * share + δ * δ * share * (1 - share)
@@ -62,6 +83,10 @@ class RunningMoments(nn.Module):
     def __init__(self,
         shape: Sequence[int] = (),   # of one row
     ) -> None:
+        """
+        Args:
+            shape: of one row
+        """
         super().__init__()
         self.shape = tuple(shape)
         self.register_buffer('count', torch.zeros((), dtype=torch.float64))
@@ -71,7 +96,11 @@ class RunningMoments(nn.Module):
     def add(self,
         x: Any,   # (*lead, *shape), array or tensor
     ) -> None:
-        "Merge the rows of `x` into the moments"
+        """Merge the rows of `x` into the moments
+
+        Args:
+            x: (*lead, *shape), array or tensor
+        """
         x = x.numpy(force=True) if isinstance(x, torch.Tensor) else np.asarray(x)
         if x.shape[x.ndim - len(self.shape):] != self.shape:
             raise ValueError(f'moments: given rows of shape {x.shape}, expected (..., '
@@ -100,6 +129,12 @@ class RunningNorm(RunningMoments):
         clip: float = 10.,           # largest |output|, in standard deviations
         eps: float = 1e-8,           # added to the variance, so that a constant becomes 0
     ) -> None:
+        """
+        Args:
+            shape: of one observation
+            clip: largest |output|, in standard deviations
+            eps: added to the variance, so that a constant becomes 0
+        """
         super().__init__(shape)
         self.clip, self.eps = clip, eps
         self.register_buffer('shift', torch.zeros(self.shape, dtype=torch.float32), persistent=False)
@@ -113,14 +148,25 @@ class RunningNorm(RunningMoments):
     def update(self,
         x: Any,   # raw observations, (*lead, *shape), array or tensor
     ) -> None:
-        "Learn from these observations, too; call it between rollouts only"
+        """Learn from these observations, too; call it between rollouts only
+
+        Args:
+            x: raw observations, (*lead, *shape), array or tensor
+        """
         self.add(x)
         self._refresh()
 
     def forward(self,
         x: Any,   # raw observations, (*lead, *shape): an array, a tensor, or a variable
     ) -> Any:     # about ±1, the same shape and kind
-        "Observations on the common scale"
+        """Observations on the common scale
+
+        Args:
+            x: raw observations, (*lead, *shape): an array, a tensor, or a variable
+
+        Returns:
+            about ±1, the same shape and kind
+        """
         if isinstance(x, np.ndarray): return self.array(x)
         if isinstance(x, Var): return Var(self.array(x.value), x.tape)
         if x.dtype == torch.float64: return ((x - self.mean) * (self.var + self.eps).rsqrt()).clamp(-self.clip, self.clip).float()
@@ -129,7 +175,14 @@ class RunningNorm(RunningMoments):
     def array(self,
         x: np.ndarray,   # raw observations, (*lead, *shape)
     ) -> np.ndarray:     # about ±1, same shape
-        "`forward` for arrays, on the CPU"
+        """`forward` for arrays, on the CPU
+
+        Args:
+            x: raw observations, (*lead, *shape)
+
+        Returns:
+            about ±1, same shape
+        """
         b: dict[str, Any] = self._buffers   # faster than self.shift on the hot path
         if x.dtype == np.float64:           # all digits count until the offset is gone
             scale = 1 / np.sqrt(b['var'].numpy() + self.eps)
@@ -142,20 +195,35 @@ class TreeNorm(nn.Module):
     def __init__(self,
         norms: Sequence[RunningNorm | None],   # one for each array, in order
     ) -> None:
+        """
+        Args:
+            norms: one for each array, in order
+        """
         super().__init__()
         self.norms = nn.ModuleList(nn.Identity() if n is None else n for n in norms)
 
     def update(self,
         obs: Batch,   # raw observations, nested, (*lead, …)
     ) -> None:
-        "Each normaliser learns from its own part"
+        """Each normaliser learns from its own part
+
+        Args:
+            obs: raw observations, nested, (*lead, …)
+        """
         for norm, x in zip(self.norms, leaf_arrays(obs)):
             if isinstance(norm, RunningNorm): norm.update(x)
 
     def forward(self,
         obs: Batch,   # raw observations, nested: arrays, tensors or variables
     ) -> Batch:       # the same parts on the common scale
-        "Observations on the common scale, part by part"
+        """Observations on the common scale, part by part
+
+        Args:
+            obs: raw observations, nested: arrays, tensors or variables
+
+        Returns:
+            the same parts on the common scale
+        """
         norms = iter(self.norms)
         return obs.map(lambda x: next(norms).forward(x))
 
@@ -166,7 +234,17 @@ def running_returns(
     ret: np.ndarray,      # R before the first step, (N,) float64
     gamma: float = 0.99,  # discount γ in [0, 1]
 ) -> tuple[np.ndarray, np.ndarray]:   # R_t (T, N) float64; R to go on with, (N,)
-    "Discounted sums of past rewards, since the episode began"
+    """Discounted sums of past rewards, since the episode began
+
+    Args:
+        reward: (T, N) float
+        ended: terminated or truncated, (T, N) bool
+        ret: R before the first step, (N,) float64
+        gamma: discount γ in [0, 1]
+
+    Returns:
+        R_t (T, N) float64; R to go on with, (N,)
+    """
     R = np.empty(reward.shape)
     for t in range(len(reward)):
         R[t] = gamma * ret + reward[t]
@@ -183,6 +261,12 @@ class RewardScale(RunningMoments):
         clip: float = 10.,     # largest |scaled reward|
         eps: float = 1e-8,     # added to the variance
     ) -> None:
+        """
+        Args:
+            num_envs: N
+            clip: largest |scaled reward|
+            eps: added to the variance
+        """
         super().__init__()
         self.clip, self.eps = clip, eps
         self.register_buffer('ret', torch.zeros(num_envs, dtype=torch.float64))
@@ -199,7 +283,15 @@ class RewardScale(RunningMoments):
         gamma: float = 0.99,      # discount γ in [0, 1]
         valid: np.ndarray | bool = True,   # False where the step never happened, (T, N)
     ) -> None:
-        "Learn from the rewards of one rollout, in time order"
+        """Learn from the rewards of one rollout, in time order
+
+        Args:
+            reward: raw rewards, (T, N)
+            terminated: ended for good?, (T, N) bool
+            truncated: cut?, (T, N) bool
+            gamma: discount γ in [0, 1]
+            valid: False where the step never happened, (T, N)
+        """
         check_finite('normaliser', reward)
         R, ret = running_returns(reward, terminated | truncated, self.ret.numpy(force=True),
                                  gamma)
@@ -213,6 +305,13 @@ class RewardScale(RunningMoments):
     def array(self,
         reward: np.ndarray,   # raw rewards, any shape
     ) -> np.ndarray:          # scaled and clipped, float32
-        "Scaled rewards, for learning only: what is reported stays raw"
+        """Scaled rewards, for learning only: what is reported stays raw
+
+        Args:
+            reward: raw rewards, any shape
+
+        Returns:
+            scaled and clipped, float32
+        """
         scaled = reward / np.float32(self.scale())
         return scaled.clip(-self.clip, self.clip).astype(np.float32, copy=False)

@@ -29,7 +29,14 @@ from .dists import HALF_LOG_2PI, ActionDist, Array, DiagGaussian, Joint, library
 def log_one_minus_tanh2(
     u: Array,  # any real numbers
 ) -> Array:    # log(1 − tanh² u), ≤ 0, same shape
-    "Log of the slope of tanh, good even where tanh² has rounded to one"
+    """Log of the slope of tanh, good even where tanh² has rounded to one
+
+    Args:
+        u: any real numbers
+
+    Returns:
+        log(1 − tanh² u), ≤ 0, same shape
+    """
     xp = library(u)
     far = xp.abs(u)
     return 2 * (math.log(2) - far - xp.log1p(xp.exp(-2 * far)))
@@ -40,7 +47,14 @@ LOG_STD_BOUNDS = -20., 2.  # as in the code of arXiv:1801.01290
 def mean_and_log_std(
     params: Array,  # all μ, then all log σ, (*lead, 2n)
 ) -> tuple[Array, Array]:  # μ and log σ within LOG_STD_BOUNDS, (*lead, n) each
-    "The two halves of a network's output"
+    """The two halves of a network's output
+
+    Args:
+        params: all μ, then all log σ, (*lead, 2n)
+
+    Returns:
+        μ and log σ within LOG_STD_BOUNDS, (*lead, n) each
+    """
     n = params.shape[-1] // 2
     return params[..., :n], params[..., n:].clip(*LOG_STD_BOUNDS)
 
@@ -50,7 +64,16 @@ def squashed_log_prob(
     log_std: Array,  # log σ, (*lead, n)
     u: Array,        # before the squash, (*lead, n)
 ) -> Array:          # log-density of tanh u in (−1, 1)ⁿ, (*lead,)
-    "Log-density of a squashed Gaussian, arXiv:1801.01290 eq. 21"
+    """Log-density of a squashed Gaussian, arXiv:1801.01290 eq. 21
+
+    Args:
+        noise: ε = (u − μ) / σ, (*lead, n)
+        log_std: log σ, (*lead, n)
+        u: before the squash, (*lead, n)
+
+    Returns:
+        log-density of tanh u in (−1, 1)ⁿ, (*lead,)
+    """
     inside = -.5 * noise * noise - log_std - HALF_LOG_2PI
     return (inside - log_one_minus_tanh2(u)).sum(-1)
 
@@ -59,33 +82,55 @@ NEARLY_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # 1 − 2⁻²�
 
 @dataclass(frozen=True)
 class SquashedGaussian(ActionDist):
-    "`n` numbers in (−1, 1): tanh of normal ones; parameters are all μ, then all log σ"
+    """`n` numbers in (−1, 1): tanh of normal ones; parameters are all μ, then all log σ
+
+    Args:
+        n: how many numbers
+    """
     n: int  # how many numbers
 
     @property
-    def num_params(self) -> int: return 2 * self.n  # μ and log σ of each
+    def num_params(self) -> int: "μ and log σ of each"; return 2 * self.n  # μ and log σ of each
     @property
-    def event_shape(self) -> tuple[int, ...]: return (self.n,)  # one number a component
+    def event_shape(self) -> tuple[int, ...]: "one number a component"; return (self.n,)  # one number a component
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()  # stream, how many
               ) -> np.ndarray:  # standard normal, (*lead, n) float32
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            standard normal, (*lead, n) float32
+        """
         return rng.standard_normal((*lead, self.n), np.float32)
     def sample(self, params: Array, noise: Array) -> Array:  # (*lead, 2n), (*lead, n)
+        "(*lead, 2n), (*lead, n)"
         return self.sample_and_log_prob(params, noise)[0]
     def mode(self, params: Array) -> Array:  # (*lead, 2n): the median of each component
+        "(*lead, 2n): the median of each component"
         return library(params).tanh(params[..., :self.n])
 
     def sample_and_log_prob(self, params: Array, noise: Array  # (*lead, 2n), (*lead, n)
                             ) -> tuple[Array, Array]:  # actions (*lead, n), (*lead,)
+        """
+        Args:
+            params: (*lead, 2n), (*lead, n)
+            noise: (*lead, 2n), (*lead, n)
+        Returns:
+            actions (*lead, n), (*lead,)
+        """
         xp, (μ, log_σ) = library(params), mean_and_log_std(params)
         u = μ + xp.exp(log_σ) * noise
         return xp.tanh(u), squashed_log_prob(noise, log_σ, u)
     def log_prob(self, params: Array, action: Array) -> Array:  # (*lead, 2n), (*lead, n)
+        "(*lead, 2n), (*lead, n)"
         (μ, log_σ), a = mean_and_log_std(params), action.clip(-NEARLY_ONE, NEARLY_ONE)
         log1p = library(a).log1p
         u = .5 * (log1p(a) - log1p(-a))   # artanh a
         return squashed_log_prob((u - μ) * library(params).exp(-log_σ), log_σ, u)
     def entropy(self, params: Array) -> NoReturn:  # (*lead, 2n)
+        "(*lead, 2n)"
         raise NotImplementedError(
             'SquashedGaussian.entropy: given parameters, expected samples: it has no closed '
             'form; use the mean of −log_prob of sample_and_log_prob')
@@ -99,8 +144,10 @@ class TanhGaussian(DiagGaussian):
     "`n` normal numbers on their way through tanh: the action is the number before it, the probability that of the number after it"
 
     def log_prob(self, params: Array, action: Array) -> Array:   # (*lead, 2n), (*lead, n)
+        "(*lead, 2n), (*lead, n)"
         return super().log_prob(params, action) - log_one_minus_tanh2(action).sum(-1)
     def entropy(self, params: Array) -> Array:   # (*lead, 2n)
+        "(*lead, 2n)"
         μ, σ = params[..., :self.n], library(params).exp(params[..., self.n:])
         u = μ[..., None] + σ[..., None] * like(NODES, μ)
         return super().entropy(params) + (log_one_minus_tanh2(u) * like(WEIGHTS, μ)).sum(-1).sum(-1)
@@ -108,6 +155,13 @@ class TanhGaussian(DiagGaussian):
 def through_tanh(
     dist: ActionDist,   # of `dist_for`
 ) -> ActionDist:        # real numbers go through tanh, the rest is as before
-    "A distribution for actions with bounds"
+    """A distribution for actions with bounds
+
+    Args:
+        dist: of `dist_for`
+
+    Returns:
+        real numbers go through tanh, the rest is as before
+    """
     if isinstance(dist, Joint): return Joint(tuple(map(through_tanh, dist.parts)))
     return TanhGaussian(dist.n) if isinstance(dist, DiagGaussian) else dist

@@ -37,6 +37,11 @@ class TapeError(TypeError, AttributeError):
         given: str,                 # what was given, and what was expected
         fix: str = _USE_AUTOGRAD,   # what helps
     ) -> None:
+        """
+        Args:
+            given: what was given, and what was expected
+            fix: what helps
+        """
         super().__init__(f'{given}; fix: {fix}')
 
 # %% ../../nbs/20_nets.tape.ipynb #9d34bc62
@@ -45,17 +50,30 @@ class GradientSink:
     def __init__(self,
         places: dict[int, np.ndarray],   # id of a parameter → its part of a flat gradient
     ) -> None:
+        """
+        Args:
+            places: id of a parameter → its part of a flat gradient
+        """
         self.places, self.written = places, set[int]()
 
     def wants(self, parameter: torch.Tensor) -> bool:   # on the CPU
-        "Has this parameter a place?"
+        """Has this parameter a place?
+
+        Args:
+            parameter → bool: on the CPU
+        """
         return id(parameter) in self.places
 
     def add(self,
         parameter: torch.Tensor,   # on the CPU
         gradient: np.ndarray,      # of its shape
     ) -> None:
-        "Take a gradient"
+        """Take a gradient
+
+        Args:
+            parameter: on the CPU
+            gradient: of its shape
+        """
         key = id(parameter)
         if (at := self.places.get(key)) is None: return
         if key in self.written: at += gradient
@@ -68,7 +86,13 @@ class GradientSink:
         a: np.ndarray,             # (m, B)
         b: np.ndarray,             # (B, n)
     ) -> None:
-        "Take the gradient a b, without a copy where that is possible"
+        """Take the gradient a b, without a copy where that is possible
+
+        Args:
+            parameter: on the CPU, (m, n)
+            a: (m, B)
+            b: (B, n)
+        """
         key = id(parameter)
         if (at := self.places.get(key)) is None: return
         if key in self.written or not a.dtype == b.dtype == at.dtype:
@@ -87,7 +111,15 @@ def unbroadcast(
     G: np.ndarray,             # a gradient
     shape: tuple[int, ...],    # of what was stretched to the shape of G
 ) -> np.ndarray:               # of that shape
-    "Sum a gradient over the axes that NumPy stretched"
+    """Sum a gradient over the axes that NumPy stretched
+
+    Args:
+        G: a gradient
+        shape: of what was stretched to the shape of G
+
+    Returns:
+        of that shape
+    """
     if G.shape == shape: return G
     G = np.add.reduce(G, tuple(range(G.ndim - len(shape))))
     axes = tuple(i for i, n in enumerate(shape) if n == 1 and G.shape[i] != 1)
@@ -99,7 +131,16 @@ def on_tape(
     pull: Pull,    # the way back from it
     tape: Any,     # a `Tape`
 ) -> 'Var':        # the result, with its history
-    "A result that depends on parameters"
+    """A result that depends on parameters
+
+    Args:
+        value: the result, an array
+        pull: the way back from it
+        tape: a `Tape`
+
+    Returns:
+        the result, with its history
+    """
     out = Var(value, tape, True)
     tape.append((out, pull))
     return out
@@ -109,7 +150,16 @@ def node(
     pull: Pull,        # the way back from it, to the parents
     *parents: 'Var',   # what it was made of
 ) -> 'Var':            # the result, with its history if somebody needs it
-    "A result, noted on the tape of its parents"
+    """A result, noted on the tape of its parents
+
+    Args:
+        value: the result, an array
+        pull: the way back from it, to the parents
+        *parents: what it was made of
+
+    Returns:
+        the result, with its history if somebody needs it
+    """
     for p in parents:
         if p.needs and torch.is_grad_enabled(): return on_tape(value, pull, p.tape)
     return Var(value, parents[0].tape)
@@ -119,7 +169,15 @@ def parameter_var(
     p: torch.Tensor,   # a parameter or a constant, on the CPU
     tape: Any,         # a `Tape`; None: nowhere
 ) -> 'Var':            # its numbers, as a view
-    "A parameter as a variable"
+    """A parameter as a variable
+
+    Args:
+        p: a parameter or a constant, on the CPU
+        tape: a `Tape`; None: nowhere
+
+    Returns:
+        its numbers, as a view
+    """
     value = array_of(p)
     if tape is not None and p.requires_grad and torch.is_grad_enabled():
         return on_tape(value, lambda G, sink: sink.add(p, G), tape)
@@ -128,7 +186,14 @@ def parameter_var(
 def array_of(
     p: torch.Tensor,   # a parameter or a constant, on the CPU
 ) -> np.ndarray:       # its numbers, as a view
-    "The numbers of a tensor, unless torch has computed it from parameters"
+    """The numbers of a tensor, unless torch has computed it from parameters
+
+    Args:
+        p: a parameter or a constant, on the CPU
+
+    Returns:
+        its numbers, as a view
+    """
     if p.requires_grad and not p.is_leaf: raise TapeError(
         f'given a tensor of shape {tuple(p.shape)} that torch computed from parameters, '
         'expected a parameter itself, or a constant')
@@ -138,7 +203,15 @@ def operand(
     x: Any,      # a variable, a tensor, an array or a number
     tape: Any,   # the tape of its neighbour
 ) -> 'Var':      # the same, as a variable
-    "What stands beside a variable"
+    """What stands beside a variable
+
+    Args:
+        x: a variable, a tensor, an array or a number
+        tape: the tape of its neighbour
+
+    Returns:
+        the same, as a variable
+    """
     if isinstance(x, Var): return x
     return parameter_var(x, tape) if isinstance(x, torch.Tensor) else Var(x, tape)
 
@@ -147,7 +220,15 @@ def unary(
     f: Callable[[Any], Any],            # y = f(x), on arrays
     slope: Callable[[Any, Any], Any],   # (x, y) → dy/dx
 ) -> Callable[..., 'Var']:              # a method of `Var`
-    "An operation of one operand"
+    """An operation of one operand
+
+    Args:
+        f: y = f(x), on arrays
+        slope: (x, y) → dy/dx
+
+    Returns:
+        a method of `Var`
+    """
     def method(self: 'Var') -> 'Var':
         x = self.value
         y = f(x)
@@ -159,7 +240,16 @@ def binary(
     back_a: Callable[[Any, Any, Any], Any],   # (G, a, b) → ∂L/∂a, before `unbroadcast`
     back_b: Callable[[Any, Any, Any], Any],   # (G, a, b) → ∂L/∂b
 ) -> Callable[..., 'Var']:                    # a method of `Var`
-    "An operation of two operands"
+    """An operation of two operands
+
+    Args:
+        f: f(a, b), on arrays
+        back_a: (G, a, b) → ∂L/∂a, before `unbroadcast`
+        back_b: (G, a, b) → ∂L/∂b
+
+    Returns:
+        a method of `Var`
+    """
     def method(self: 'Var', x: Any) -> 'Var':
         o = x if type(x) is Var else operand(x, self.tape)
         a, b = self.value, o.value
@@ -175,7 +265,14 @@ def binary(
 def comparison(
     f: Callable[[Any, Any], Any],   # f(a, b) → bools, on arrays
 ) -> Callable[..., Any]:            # a method of `Var`
-    "A question about two operands"
+    """A question about two operands
+
+    Args:
+        f: f(a, b) → bools, on arrays
+
+    Returns:
+        a method of `Var`
+    """
     def method(self: 'Var', x: Any) -> 'Var':
         return Var(f(self.value, plain_array(x)), self.tape)
     return method
@@ -183,7 +280,14 @@ def comparison(
 def plain_array(
     x: Any,   # a variable, a tensor, an array or a number
 ) -> Any:     # an array, or a number
-    "The numbers alone"
+    """The numbers alone
+
+    Args:
+        x: a variable, a tensor, an array or a number
+
+    Returns:
+        an array, or a number
+    """
     if isinstance(x, Var): return x.value
     return x.numpy(force=True) if isinstance(x, torch.Tensor) else x
 
@@ -205,18 +309,28 @@ class Var:
         tape: Any = None,      # the `Tape` with its history; None: it will never have one
         needs: bool = False,   # does it depend on a parameter?
     ) -> None:
+        """
+        Args:
+            value: an array, or a number
+            tape: the `Tape` with its history; None: it will never have one
+            needs: does it depend on a parameter?
+        """
         self.value, self.tape, self.needs, self.grad = value, tape, needs, None
 
     def receive(self, G: Any) -> None:   # a gradient of its shape
-        "Add to its gradient, if anyone needs that"
+        """Add to its gradient, if anyone needs that
+
+        Args:
+            G: a gradient of its shape
+        """
         if self.needs: self.grad = G if self.grad is None else self.grad + G
 
     @property
-    def shape(self) -> tuple[int, ...]: return self.value.shape   # of the array
+    def shape(self) -> tuple[int, ...]: "of the array"; return self.value.shape   # of the array
     @property
-    def ndim(self) -> int: return self.value.ndim                 # axes
+    def ndim(self) -> int: "axes"; return self.value.ndim                 # axes
     @property
-    def dtype(self) -> Any: return self.value.dtype               # NumPy's
+    def dtype(self) -> Any: "NumPy's"; return self.value.dtype               # NumPy's
     def __len__(self) -> int: return len(self.value)
     def __bool__(self) -> bool: return bool(self.value)
     def __iter__(self) -> 'Iterator[Var]':
@@ -251,6 +365,7 @@ class Var:
     maximum = binary(np.maximum, lambda G, a, b: G * (a >= b), lambda G, a, b: G * (b > a))
 
     def pow(self, exponent: Any) -> 'Var':   # a number: x ** exponent
+        "a number: x ** exponent"
         if not isinstance(exponent, int | float): raise TapeError(
             f'pow: given an exponent of type {type(exponent).__name__}, expected a number')
         x = self.value
@@ -259,6 +374,7 @@ class Var:
     __pow__ = pow
 
     def clamp(self, min: Any = None, max: Any = None) -> 'Var':   # held between two numbers
+        "held between two numbers"
         x = y = self.value
         if min is not None: y = np.maximum(y, min)
         if max is not None: y = np.minimum(y, max)
@@ -271,12 +387,14 @@ class Var:
     __eq__, __ne__ = comparison(np.equal), comparison(np.not_equal)
     __hash__ = object.__hash__
     def argmax(self, dim: int | None = None) -> 'Var':   # int64
+        "int64"
         return Var(self.value.argmax(dim), self.tape)
-    def detach(self) -> 'Var': return Var(self.value, self.tape)   # a constant
-    def item(self) -> Any: return self.value.item()   # a Python number
+    def detach(self) -> 'Var': "a constant"; return Var(self.value, self.tape)   # a constant
+    def item(self) -> Any: "a Python number"; return self.value.item()   # a Python number
 
     # along an axis, or over all
     def sum(self, dim: Any = None, keepdim: bool = False) -> 'Var':   # dim: int, ints, or None: all
+        "dim: int, ints, or None: all"
         x = self.value
         def pull(G: Any, _: GradientSink) -> None:
             if dim is not None and not keepdim: G = np.expand_dims(G, dim)
@@ -284,6 +402,7 @@ class Var:
         y = np.add.reduce(x, dim, keepdims=keepdim)   # type: ignore[call-overload]
         return node(y, pull, self)
     def mean(self, dim: Any = None, keepdim: bool = False) -> 'Var':   # dim: as in `sum`
+        "dim: as in `sum`"
         x = self.value
         if dim is not None:
             total = self.sum(dim, keepdim)
@@ -292,6 +411,7 @@ class Var:
         def pull(G: Any, _: GradientSink) -> None: self.receive(np.full(x.shape, G / n, x.dtype))
         return node(np.add.reduce(x, None) / n, pull, self)
     def amin(self, dim: int) -> 'Var':   # equal ones share the gradient
+        "equal ones share the gradient"
         x = self.value
         y = np.minimum.reduce(x, dim, keepdims=True)
         def pull(G: np.ndarray, _: GradientSink) -> None:
@@ -300,6 +420,7 @@ class Var:
             self.receive(least * (np.expand_dims(G, dim) / share))
         return node(y.squeeze(dim), pull, self)
     def log_softmax(self, dim: int) -> 'Var':   # log-probabilities
+        "log-probabilities"
         y = _log_softmax(self.value, dim)
         def pull(G: np.ndarray, _: GradientSink) -> None:
             self.receive(G - np.exp(y) * np.add.reduce(G, dim, keepdims=True))
@@ -307,22 +428,28 @@ class Var:
 
     # the same numbers in other places
     def reshape(self, *shape: Any) -> 'Var':   # of another shape
+        "of another shape"
         x = self.value
         return node(x.reshape(*shape), lambda G, _: self.receive(G.reshape(x.shape)), self)
     view = reshape
     def squeeze(self, dim: int) -> 'Var':     # without an axis of size 1
+        "without an axis of size 1"
         x = self.value
         return node(x.squeeze(dim), lambda G, _: self.receive(G.reshape(x.shape)), self)
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> 'Var':   # all axes from one on, side by side
+        "all axes from one on, side by side"
         if end_dim not in (-1, self.ndim - 1): raise TapeError(f'flatten: given end_dim={end_dim}, expected -1')
         return self.reshape(*self.shape[:start_dim], -1)
     def unsqueeze(self, dim: int) -> 'Var':   # with a new axis of size 1
+        "with a new axis of size 1"
         x, y = self.value, np.expand_dims(self.value, dim)
         return node(y, lambda G, _: self.receive(G.reshape(x.shape)), self)
     def expand_as(self, other: Any) -> 'Var':   # stretched to the shape of another
+        "stretched to the shape of another"
         x, y = self.value, np.broadcast_to(self.value, other.shape)
         return node(y, lambda G, _: self.receive(unbroadcast(G, x.shape)), self)
     def float(self) -> 'Var':   # float32
+        "float32"
         x, y = self.value, self.value.astype(np.float32)
         return node(y, lambda G, _: self.receive(G.astype(x.dtype)), self)
     def __getitem__(self, index: Any) -> 'Var':
@@ -336,6 +463,7 @@ class Var:
             self.receive(full)
         return node(x[i], pull, self)
     def gather(self, dim: int, index: Any) -> 'Var':   # (B, n); index: (B, k) ints
+        "(B, n); index: (B, k) ints"
         x, i = self.value, plain_array(index)
         if x.ndim != 2 or dim not in (1, -1): raise TapeError(
             f'gather: given shape {x.shape} and dim {dim}, expected (B, n) and dim -1',
@@ -366,13 +494,28 @@ def is_default(
     option: str,   # of a function of torch.nn.functional
     value: Any,    # as torch passes it on
 ) -> bool:         # True: it changes nothing, so leave it out
-    "An option like inplace=False or dtype=None"
+    """An option like inplace=False or dtype=None
+
+    Args:
+        option: of a function of torch.nn.functional
+        value: as torch passes it on
+
+    Returns:
+        True: it changes nothing, so leave it out
+    """
     return value is None or value is False or option == '_stacklevel'
 
 def tape_of(
     things: Iterable[Any],   # variables and others
 ) -> Any:                    # a `Tape`, or None
-    "The tape of the first variable"
+    """The tape of the first variable
+
+    Args:
+        things: variables and others
+
+    Returns:
+        a `Tape`, or None
+    """
     return next(x.tape for x in things if isinstance(x, Var))
 
 def _cat(tensors: Iterable[Any], dim: int = 0) -> Var:
@@ -446,14 +589,27 @@ class Tape(list[tuple[Var, Pull]]):
         x: Any,                # an array, or a number
         needs: bool = False,   # is its own gradient of interest? It will be in `.grad`
     ) -> Var:                  # a beginning
-        "An array whose future is noted here"
+        """An array whose future is noted here
+
+        Args:
+            x: an array, or a number
+            needs: is its own gradient of interest? It will be in `.grad`
+
+        Returns:
+            a beginning
+        """
         return Var(np.asarray(x), self, needs)
 
     def backward(self,
         loss: Var,                       # one number
         places: dict[int, np.ndarray],   # id of a parameter → where its gradient is written
     ) -> None:
-        "Find the gradient of a loss, and forget how it was computed"
+        """Find the gradient of a loss, and forget how it was computed
+
+        Args:
+            loss: one number
+            places: id of a parameter → where its gradient is written
+        """
         if not (isinstance(loss, Var) and loss.value.size == 1 and loss.needs
                 and loss.tape is self): raise TapeError(
             f'backward: given {loss!r:.80}, expected one number of this tape that depends on '

@@ -36,6 +36,10 @@ class Controls(Callback):
     def __init__(self,
         reaches: bool = True,  # False: the training is another process's, and cannot be reached
     ):
+        """
+        Args:
+            reaches: False: the training is another process's, and cannot be reached
+        """
         self.reaches, self.paused, self.asked = reaches, False, ''
         self.paused_seconds = 0.  # s, spent in pauses that are over
         self.between: list[Callable[[], None]] = []  # called at the end of each iteration and while it pauses
@@ -43,15 +47,20 @@ class Controls(Callback):
     def stop(self,
         reason: str = 'stopped',  # noted in the manifest as `stopped_by`
     ) -> None:
-        "Ask the training to end behind this iteration, with a checkpoint"
+        """Ask the training to end behind this iteration, with a checkpoint
+
+        Args:
+            reason: noted in the manifest as `stopped_by`
+        """
         self.asked = self.asked or reason
 
-    def pause(self) -> None: self.paused = True   # behind this iteration
-    def go_on(self) -> None: self.paused = False  # after a pause
+    def pause(self) -> None: "behind this iteration"; self.paused = True   # behind this iteration
+    def go_on(self) -> None: "after a pause"; self.paused = False  # after a pause
 
-    def on_train_start(self, trainer: Trainer) -> None: self.on_iteration_end(trainer)  # the wish may be older
+    def on_train_start(self, trainer: Trainer) -> None: "the wish may be older"; self.on_iteration_end(trainer)  # the wish may be older
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # fulfils what was asked for
+        "fulfils what was asked for"
         for look in self.between: look()
         if self.paused: self.hold(trainer)
         if self.asked and not trainer.stop_asked: trainer.stop(self.asked, interrupt=True)
@@ -59,7 +68,11 @@ class Controls(Callback):
     def hold(self,
         trainer: Trainer,  # between two iterations
     ) -> None:
-        "Save, and wait until it goes on or stops"
+        """Save, and wait until it goes on or stops
+
+        Args:
+            trainer: between two iterations
+        """
         began = time.monotonic()
         for c in trainer.callbacks:
             if isinstance(c, SaveCheckpoints): c.save(trainer)
@@ -77,6 +90,13 @@ class Background:
         status: Callable[[], str],  # of the run, by its folder
         name: str = 'training',     # of the run, for messages
     ):
+        """
+        Args:
+            work: returns the summary of a run
+            controls: what it listens to
+            status: of the run, by its folder
+            name: of the run, for messages
+        """
         self.work, self.controls, self.name, self._status = work, controls, name, status
         self.summary: Any = None    # what `work` returned
         self.error: BaseException | None = None  # what it raised
@@ -101,15 +121,22 @@ class Background:
     def stop(self,
         reason: str = 'stopped',  # noted in the manifest
     ) -> 'Background':            # itself
-        "Ask it to end behind this iteration, with a checkpoint"
+        """Ask it to end behind this iteration, with a checkpoint
+
+        Args:
+            reason: noted in the manifest
+
+        Returns:
+            itself
+        """
         self.controls.stop(reason)
         return self
 
-    def pause(self) -> None: self.controls.pause()  # behind this iteration, with a checkpoint
-    def go_on(self) -> None: self.controls.go_on()  # after a pause
+    def pause(self) -> None: "behind this iteration, with a checkpoint"; self.controls.pause()  # behind this iteration, with a checkpoint
+    def go_on(self) -> None: "after a pause"; self.controls.go_on()  # after a pause
 
     @property
-    def alive(self) -> bool: return not self.done.is_set()  # is it still at work?
+    def alive(self) -> bool: "is it still at work?"; return not self.done.is_set()  # is it still at work?
     @property
     def status(self) -> str:
         "'running', 'paused', 'failed', 'interrupted' or 'completed'"
@@ -119,7 +146,14 @@ class Background:
     def wait(self,
         seconds: float | None = None,  # at most so long; None: to the end
     ) -> Any:                          # the summary; None if it still runs
-        "Wait for the end; raises what the thread raised"
+        """Wait for the end; raises what the thread raised
+
+        Args:
+            seconds: at most so long; None: to the end
+
+        Returns:
+            the summary; None if it still runs
+        """
         end = None if seconds is None else time.monotonic() + seconds
         try: self._join(end)
         except KeyboardInterrupt:
@@ -143,9 +177,13 @@ class Display(Callback):
     def __init__(self,
         run: Any,  # a `Run`, about to train or to be watched; its `controls` stop and pause it
     ):
+        """
+        Args:
+            run: a `Run`, about to train or to be watched; its `controls` stop and pause it
+        """
         self.run = run
-    def on_run_end(self, run: Any) -> None: ...  # completed or interrupted: its folder says how
-    def on_run_error(self, error: BaseException) -> None: ...  # on its way out
+    def on_run_end(self, run: Any) -> None: "completed or interrupted: its folder says how"; ...  # completed or interrupted: its folder says how
+    def on_run_error(self, error: BaseException) -> None: "on its way out"; ...  # on its way out
 
 # %% ../../nbs/66_runs.background.ipynb #1ca162ac
 class Shielded(Display):
@@ -153,26 +191,35 @@ class Shielded(Display):
     def __init__(self,
         display: Display,  # any
     ):
+        """
+        Args:
+            display: any
+        """
         self.display, self.broken = display, False
 
     def tell(self,
         event: str,  # a method of the display
         about: Any,  # its argument
     ) -> None:
-        "Pass an event on"
+        """Pass an event on
+
+        Args:
+            event: a method of the display
+            about: its argument
+        """
         try:
             if not self.broken: getattr(self.display, event)(about)
         except Exception as e:
             self.broken = True
             warnings.warn(f'{type(self.display).__name__} shows nothing more: {type(e).__name__}: {e}; the training goes on', stacklevel=3)
 
-    def on_train_start(self, trainer: Trainer) -> None: self.tell('on_train_start', trainer)      # passed on
-    def on_collect_end(self, trainer: Trainer) -> None: self.tell('on_collect_end', trainer)      # passed on
-    def on_iteration_end(self, trainer: Trainer) -> None: self.tell('on_iteration_end', trainer)  # passed on
-    def on_train_end(self, trainer: Trainer) -> None: self.tell('on_train_end', trainer)          # passed on
-    def on_error(self, trainer: Trainer) -> None: self.tell('on_error', trainer)                  # passed on
-    def on_run_end(self, run: Any) -> None: self.tell('on_run_end', run)                          # passed on
-    def on_run_error(self, error: BaseException) -> None: self.tell('on_run_error', error)        # passed on
+    def on_train_start(self, trainer: Trainer) -> None: "passed on"; self.tell('on_train_start', trainer)      # passed on
+    def on_collect_end(self, trainer: Trainer) -> None: "passed on"; self.tell('on_collect_end', trainer)      # passed on
+    def on_iteration_end(self, trainer: Trainer) -> None: "passed on"; self.tell('on_iteration_end', trainer)  # passed on
+    def on_train_end(self, trainer: Trainer) -> None: "passed on"; self.tell('on_train_end', trainer)          # passed on
+    def on_error(self, trainer: Trainer) -> None: "passed on"; self.tell('on_error', trainer)                  # passed on
+    def on_run_end(self, run: Any) -> None: "passed on"; self.tell('on_run_end', run)                          # passed on
+    def on_run_error(self, error: BaseException) -> None: "passed on"; self.tell('on_run_error', error)        # passed on
 
 # %% ../../nbs/66_runs.background.ipynb #f381f6e1
 class Seen:
@@ -180,17 +227,28 @@ class Seen:
     def __init__(self,
         config: Config,  # of the run
     ):
+        """
+        Args:
+            config: of the run
+        """
         self.config, self.callbacks, self.stop_reason = config, list[Callback](), ''
         self.env_steps = self.iteration = self.episodes = 0
         self.metrics: dict[str, Any] = {}  # the newest record
 
     @property
-    def finished(self) -> bool: return self.env_steps >= self.config.train.total_steps  # all steps taken?
+    def finished(self) -> bool: "all steps taken?"; return self.env_steps >= self.config.train.total_steps  # all steps taken?
 
     def take(self,
         record: dict[str, Any],  # of `read_metrics`
     ) -> bool:                   # is it new?
-        "Become what the trainer was when it wrote this"
+        """Become what the trainer was when it wrote this
+
+        Args:
+            record: of `read_metrics`
+
+        Returns:
+            is it new?
+        """
         if int(record.get('step') or 0) <= self.env_steps: return False
         self.metrics, self.env_steps = record, int(record['step'])
         self.iteration, self.episodes = (int(record.get(k) or 0) for k in ('train/iteration', 'episode/count'))
@@ -200,7 +258,14 @@ class Seen:
 def grown(
     folder: Path,  # of a run
 ) -> int:          # bytes; another number: there is something new
-    "How much metrics a run has written"
+    """How much metrics a run has written
+
+    Args:
+        folder: of a run
+
+    Returns:
+        bytes; another number: there is something new
+    """
     return sum(p.stat().st_size for p in metric_files(folder).values() if p.is_file())
 
 def follow(
@@ -209,7 +274,17 @@ def follow(
     controls: Controls,     # `stop` ends the watching, not the run
     seconds: float = 1.,    # between two looks
 ) -> Any:                   # the run's result.json, if there is one
-    "Show a run that another process trains, until it ends"
+    """Show a run that another process trains, until it ends
+
+    Args:
+        run: a `Run`, read only
+        display: is told
+        controls: `stop` ends the watching, not the run
+        seconds: between two looks
+
+    Returns:
+        the run's result.json, if there is one
+    """
     seen: Any = Seen(run.config)
     size = grown(run.folder)
     for record in read_metrics(run.folder): seen.take(record)

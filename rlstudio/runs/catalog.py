@@ -32,7 +32,14 @@ from .yaml import MAX_BYTES, read_file, read_json
 def word_value(
     text: str,  # what stands behind `key: `
 ) -> Any:       # as YAML has it; a list or a mapping only where it is JSON too
-    "A value on one line"
+    """A value on one line
+
+    Args:
+        text: what stands behind `key: `
+
+    Returns:
+        as YAML has it; a list or a mapping only where it is JSON too
+    """
     if text[:1] not in ('"', '[', '{'): return scalar(text.partition(' #')[0].strip())
     try: return json.loads(text)
     except ValueError: return text
@@ -40,7 +47,14 @@ def word_value(
 def quick_values(
     file: Path,  # a run's config.yaml
 ) -> dict[str, dict[str, Any]]:  # section → key → value; what is nested deeper may be left out
-    "What a run's config says, read quickly"
+    """What a run's config says, read quickly
+
+    Args:
+        file: a run's config.yaml
+
+    Returns:
+        section → key → value; what is nested deeper may be left out
+    """
     if file.stat().st_size > MAX_BYTES: raise RunError(f'{file}: given more than {MAX_BYTES:,} bytes, expected a config; put it back from a copy')
     values: dict[str, dict[str, Any]] = {}
     section: dict[str, Any] = {}
@@ -52,7 +66,14 @@ def quick_values(
 
 # %% ../../nbs/66_runs.catalog.ipynb #be199e0e
 class RunFacts(NamedTuple):
-    "What the small files of a run say"
+    """What the small files of a run say
+
+    Args:
+        row: run, algo, env, seed, status, total_steps, eval_return_mean
+        config: of `quick_values`
+        manifest: its manifest.json
+        result: its result.json; empty if it has not ended
+    """
     row: dict[str, Any]                # run, algo, env, seed, status, total_steps, eval_return_mean
     config: dict[str, dict[str, Any]]  # of `quick_values`
     manifest: dict[str, Any]           # its manifest.json
@@ -61,7 +82,14 @@ class RunFacts(NamedTuple):
 def facts_in(
     folder: Path,  # a run's folder
 ) -> RunFacts:     # typed errors where files are damaged
-    "Look into a run"
+    """Look into a run
+
+    Args:
+        folder: a run's folder
+
+    Returns:
+        typed errors where files are damaged
+    """
     check_run(folder)
     config = quick_values(folder / 'config.yaml')
     manifest, result = (read_json(folder / f'{n}.json') or {} for n in ('manifest', 'result'))
@@ -73,20 +101,38 @@ def facts_in(
 def run_row(
     folder: Path,     # a run's folder
 ) -> dict[str, Any]:  # run, algo, env, seed, status, total_steps, eval_return_mean
-    "A run in one line"
+    """A run in one line
+
+    Args:
+        folder: a run's folder
+
+    Returns:
+        run, algo, env, seed, status, total_steps, eval_return_mean
+    """
     return facts_in(folder).row
 
 # %% ../../nbs/66_runs.catalog.ipynb #4147efaf
 def run_folders(
     runs_dir: str | Path,  # where runs live
 ) -> list[Path]:           # sorted by name; hidden ones left out
-    "The folders in it that have a config"
+    """The folders in it that have a config
+
+    Args:
+        runs_dir: where runs live
+
+    Returns:
+        sorted by name; hidden ones left out
+    """
     return sorted(f.parent for f in Path(runs_dir).glob('[!.]*/config.yaml'))
 
 def check_run(
     folder: Path,  # perhaps a run's
 ) -> None:
-    "Refuse what is not a run's folder"
+    """Refuse what is not a run's folder
+
+    Args:
+        folder: perhaps a run's
+    """
     if (folder / 'config.yaml').is_file(): return
     try: names = [] if folder.exists() else [f.name for f in run_folders(load_settings().runs_dir)]
     except ValueError: names = []
@@ -102,7 +148,15 @@ def fact(
     facts: RunFacts,  # of a run
     key: str,         # 'algo.gamma', 'solved', 'seed', …
 ) -> Any:             # its value; `MISSING`: the run has none
-    "One fact of a run by its name"
+    """One fact of a run by its name
+
+    Args:
+        facts: of a run
+        key: 'algo.gamma', 'solved', 'seed', …
+
+    Returns:
+        its value; `MISSING`: the run has none
+    """
     key = SHORT_NAMES.get(key, key)
     section, _, name = key.partition('.')
     if name: return facts.config.get(section, {}).get(name, MISSING)
@@ -113,14 +167,29 @@ def fact(
 def has_size(
     value: Any,  # of a run, or what it is compared with
 ) -> TypeGuard[float]:  # true and false are none
-    "Has it a size?"
+    """Has it a size?
+
+    Args:
+        value: of a run, or what it is compared with
+
+    Returns:
+        true and false are none
+    """
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 def looks_like(
     value: str,  # of a run
     text: str,   # what it is compared with; * stands for any text
 ) -> bool:       # capitals aside
-    "Is it this text, or one of this form?"
+    """Is it this text, or one of this form?
+
+    Args:
+        value: of a run
+        text: what it is compared with; * stands for any text
+
+    Returns:
+        capitals aside
+    """
     return bool(re.fullmatch('.*'.join(map(re.escape, text.lower().split('*'))), value.lower(), re.S))
 
 def holds(
@@ -128,7 +197,16 @@ def holds(
     sign: str,   # of `COMPARE`
     text: str,   # what it is compared with; may hold * for any text
 ) -> bool:       # False where the two cannot be compared
-    "Is this so?"
+    """Is this so?
+
+    Args:
+        value: of a run
+        sign: of `COMPARE`
+        text: what it is compared with; may hold * for any text
+
+    Returns:
+        False where the two cannot be compared
+    """
     other = scalar(text)
     if has_size(value) and has_size(other): return bool(COMPARE[sign](value, other))
     if sign not in ('=', '!='): return False
@@ -138,7 +216,14 @@ def holds(
 def condition(
     text: str,  # 'algo.gamma>=0.98'
 ) -> tuple[str, str, str]:  # key, sign, value
-    "A condition in its parts"
+    """A condition in its parts
+
+    Args:
+        text: 'algo.gamma>=0.98'
+
+    Returns:
+        key, sign, value
+    """
     m = re.fullmatch(r'\s*([\w./-]+?)\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*', text)
     if m: return m[1], m[2], m[3]
     raise RunError(f'--where: given {text!r}, expected a key, a sign (= != > >= < <=) and a value, such as algo.gamma=0.98, solved=true or "eval>400"')
@@ -149,7 +234,14 @@ STATES = 'new', 'running', 'killed', 'interrupted', 'failed', 'completed', 'dama
 def facts_or_damage(
     folder: Path,  # a run's folder
 ) -> RunFacts:     # status 'damaged' where it cannot be read
-    "Look into a run; a damaged one hides no other"
+    """Look into a run; a damaged one hides no other
+
+    Args:
+        folder: a run's folder
+
+    Returns:
+        status 'damaged' where it cannot be read
+    """
     try: return facts_in(folder)
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         empty = dict.fromkeys(('algo', 'env', 'seed', 'status', 'total_steps', 'eval_return_mean'))
@@ -158,7 +250,14 @@ def facts_or_damage(
 def created(
     facts: RunFacts,  # of a run
 ) -> str:             # sorts by time
-    "When it was made; where it does not say, when its config was written"
+    """When it was made; where it does not say, when its config was written
+
+    Args:
+        facts: of a run
+
+    Returns:
+        sorts by time
+    """
     if isinstance(noted := facts.manifest.get('created'), str): return noted
     return datetime.fromtimestamp(Path(facts.row['run'], 'config.yaml').stat().st_mtime, UTC).isoformat(timespec='seconds')
 
@@ -166,7 +265,15 @@ def in_order(
     found: Iterable[RunFacts],  # runs
     sort: str,                  # 'newest', or a key; -key: the highest first
 ) -> list[RunFacts]:            # the newest of equals first; what has no such fact comes last
-    "Sort runs"
+    """Sort runs
+
+    Args:
+        found: runs
+        sort: 'newest', or a key; -key: the highest first
+
+    Returns:
+        the newest of equals first; what has no such fact comes last
+    """
     found = sorted(found, key=created, reverse=True)
     if sort == 'newest': return found
     down, key = sort.startswith('-'), sort.removeprefix('-')
@@ -185,7 +292,19 @@ def list_runs(
     where: Sequence[str] = (),    # conditions, all of which must hold: 'algo.gamma>=0.98'
     sort: str = 'newest',         # or a key; -key: the highest first
 ) -> list[RunFacts]:              # those that match
-    "The runs of a folder, filtered and sorted"
+    """The runs of a folder, filtered and sorted
+
+    Args:
+        runs_dir: where runs live
+        algo: only of this algorithm; * stands for any text
+        env: only in this environment; * stands for any text
+        status: only those that are so now, of `STATES`
+        where: conditions, all of which must hold: 'algo.gamma>=0.98'
+        sort: or a key; -key: the highest first
+
+    Returns:
+        those that match
+    """
     if status is not None and status not in STATES: raise RunError(f'--status: given {status!r}{suggest(status, STATES)}')
     wanted = [(key, '=', text) for key, text in (('algo', algo), ('env', env), ('status', status)) if text is not None] + list(map(condition, where))
     found = [facts_or_damage(folder) for folder in run_folders(runs_dir)]
@@ -198,7 +317,14 @@ def list_runs(
 def written_value(
     node: ast.expr,  # of source code
 ) -> Any:            # `MISSING` where it is no plain value
-    "A value as it is written in source code; nothing is run"
+    """A value as it is written in source code; nothing is run
+
+    Args:
+        node: of source code
+
+    Returns:
+        `MISSING` where it is no plain value
+    """
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {k.arg: written_value(k.value) for k in node.keywords if k.arg}
     try: return ast.literal_eval(node)
@@ -208,7 +334,14 @@ def written_value(
 def written_classes(
     module: str,  # of this package
 ) -> dict[str, ast.ClassDef]:  # also those of the modules of the package beside it that it imports from
-    "The classes in a module's source, which is not imported"
+    """The classes in a module's source, which is not imported
+
+    Args:
+        module: of this package
+
+    Returns:
+        also those of the modules of the package beside it that it imports from
+    """
     spec = find_spec(module)
     if not spec or not spec.origin: return {}
     tree, classes = ast.parse(Path(spec.origin).read_text('utf8')), dict[str, ast.ClassDef]()
@@ -221,7 +354,15 @@ def written_fields(
     classes: Mapping[str, ast.ClassDef],  # of `written_classes`
     name: str,                            # one of them, or one that is not there
 ) -> dict[str, ast.expr]:                 # attribute → default, those of base classes too
-    "The attributes of a class that have a value"
+    """The attributes of a class that have a value
+
+    Args:
+        classes: of `written_classes`
+        name: one of them, or one that is not there
+
+    Returns:
+        attribute → default, those of base classes too
+    """
     node, fields = classes.get(name), dict[str, ast.expr]()
     if node is None: return fields
     for base in node.bases:
@@ -239,7 +380,15 @@ def default_values(
     algo: str,    # name of an algorithm
     env_id: str = 'CartPole-v1',  # id of an environment
 ) -> dict[str, dict[str, Any]]:   # section → key → value; `algo` holds only the name where the algorithm is not of the library
-    "What a config has where nothing is written"
+    """What a config has where nothing is written
+
+    Args:
+        algo: name of an algorithm
+        env_id: id of an environment
+
+    Returns:
+        section → key → value; `algo` holds only the name where the algorithm is not of the library
+    """
     sections: dict[str, Any] = dict(env=EnvConfig(id=env_id), net=NetConfig(), train=TrainConfig(), eval=EvalConfig(), checkpoint=CheckpointConfig(), log=LogConfig())
     values: dict[str, dict[str, Any]] = {name: to_dict(section) for name, section in sections.items()} | dict(algo=dict(name=algo))
     point = algos._claims.get(algo, {}).get('rlstudio')
@@ -256,7 +405,15 @@ def decisions(
     config: Mapping[str, Mapping[str, Any]],    # of a run
     defaults: Mapping[str, Mapping[str, Any]],  # of `default_values`
 ) -> dict[str, tuple[Any, Any]]:                # 'section.key' → its value, and the default (`MISSING`: not known)
-    "What a run does otherwise"
+    """What a run does otherwise
+
+    Args:
+        config: of a run
+        defaults: of `default_values`
+
+    Returns:
+        'section.key' → its value, and the default (`MISSING`: not known)
+    """
     both = [(f'{section}.{key}', value, defaults.get(section, {}).get(key, MISSING)) for section, keys in config.items() for key, value in (keys or {}).items()]
     return {key: (value, default) for key, value, default in both if default is MISSING or json.dumps(value) != json.dumps(default)}
 
@@ -264,7 +421,11 @@ def decisions(
 def check_deletable(
     folder: Path,  # of a run that shall go
 ) -> None:
-    "Refuse to delete what is not surely a finished or abandoned run"
+    """Refuse to delete what is not surely a finished or abandoned run
+
+    Args:
+        folder: of a run that shall go
+    """
     def refuse(why: str) -> RunError: return RunError(f'{folder}: not deleted: {why}')
     if folder.is_symlink(): raise refuse(f'it is a link; give the folder itself ({folder.resolve()}), or remove the link by hand')
     check_run(folder)
@@ -279,7 +440,11 @@ def check_deletable(
 def delete_run(
     folder: Path,  # of a run
 ) -> None:
-    "Remove a run for good; links in it are removed, and not what they lead to"
+    """Remove a run for good; links in it are removed, and not what they lead to
+
+    Args:
+        folder: of a run
+    """
     check_deletable(folder)
     if (folder / 'run.lock').is_symlink(): (folder / 'run.lock').unlink()
     with locked(folder):

@@ -38,7 +38,15 @@ def place_of(
     places: Places,         # of one config
     path: tuple[str, ...],  # of keys
 ) -> Mark:                  # of the key, or of the nearest section around it
-    "Where a key stands, or should stand"
+    """Where a key stands, or should stand
+
+    Args:
+        places: of one config
+        path: of keys
+
+    Returns:
+        of the key, or of the nearest section around it
+    """
     while path and path not in places: path = path[:-1]
     return places.get(path, Mark())
 
@@ -47,7 +55,15 @@ def locate(
     problems: Iterable[Problem],  # found after the config was read; their keys are dotted
     places: Places,               # of that config
 ) -> ConfigError:                 # the same problems, each with its place where one is known
-    "Say where in the file problems are that were found later"
+    """Say where in the file problems are that were found later
+
+    Args:
+        problems: found after the config was read; their keys are dotted
+        places: of that config
+
+    Returns:
+        the same problems, each with its place where one is known
+    """
     def _here(p: Problem) -> Problem:
         mark = place_of(places, tuple(p.key.split('.')) if p.key else ())
         return replace(p, file=mark.file, line=mark.line, column=mark.column) if mark.file else p
@@ -59,7 +75,14 @@ Overrides = str | Sequence[Any] | Mapping[str, Any]  # 'section.key=value', seve
 def as_overrides(
     changes: Overrides | None,  # text, texts, {'section.key': value} or {'section': {'key': value}}, also mixed in a list
 ) -> list[str]:                 # 'section.key=value' each
-    "Overrides in the one form that the command line has"
+    """Overrides in the one form that the command line has
+
+    Args:
+        changes: text, texts, {'section.key': value} or {'section': {'key': value}}, also mixed in a list
+
+    Returns:
+        'section.key=value' each
+    """
     if changes is None: return []
     if isinstance(changes, str): return [with_section(text) for text in split_text(changes)]
     if isinstance(changes, Mapping): return from_mapping(changes)
@@ -72,7 +95,14 @@ def as_overrides(
 def split_text(
     text: str,    # 'train.seed=3 env.wrappers=[A, B]'
 ) -> list[str]:   # one override each
-    "Cut a text before each `key=`"
+    """Cut a text before each `key=`
+
+    Args:
+        text: 'train.seed=3 env.wrappers=[A, B]'
+
+    Returns:
+        one override each
+    """
     cuts, depth, quote = [(0, 0)], 0, ''
     for m in re.finditer(r"""["'\[\]{}]|[\s,;]+(?=[A-Za-z_][\w.]*=)""", text):
         if m[0] in '"\'': quote = '' if quote == m[0] else quote or m[0]
@@ -84,7 +114,14 @@ def split_text(
 def from_mapping(
     changes: Mapping[str, Any],  # {'section.key': value}, {'section': {'key': value}} or {'key': value}
 ) -> list[str]:                  # 'section.key=value' each
-    "Keys and values as the command line has them"
+    """Keys and values as the command line has them
+
+    Args:
+        changes: {'section.key': value}, {'section': {'key': value}} or {'key': value}
+
+    Returns:
+        'section.key=value' each
+    """
     sections, pairs = get_type_hints(Config), list[tuple[str, Any]]()
     for key, value in ((str(k), v.item() if type(v).__module__ == 'numpy' and not v.shape else v) for k, v in changes.items()):
         if key in sections and isinstance(value, Section): value = to_dict(value)
@@ -96,7 +133,14 @@ def from_mapping(
 def with_section(
     text: str,  # 'section.key=value' or 'key=value'
 ) -> str:       # 'section.key=value'; what is no override stays as it is, for an error with its place
-    "An override with its section"
+    """An override with its section
+
+    Args:
+        text: 'section.key=value' or 'key=value'
+
+    Returns:
+        'section.key=value'; what is no override stays as it is, for an error with its place
+    """
     key, equals, value = text.partition('=')
     bare = key.strip()
     if not equals or not bare.isidentifier() or bare in SYNONYMS or bare in get_type_hints(Config): return text
@@ -105,7 +149,14 @@ def with_section(
 def home_of(
     key: str,  # a word without its section: 'total_steps'
 ) -> str:      # 'train.total_steps', where one section has it; 'algo.gamma' for what none has
-    "Where a bare key belongs"
+    """Where a bare key belongs
+
+    Args:
+        key: a word without its section: 'total_steps'
+
+    Returns:
+        'train.total_steps', where one section has it; 'algo.gamma' for what none has
+    """
     homes = {name: field_specs(cls) for name, cls in get_type_hints(Config).items()}
     here = [f'{name}.{key}' for name, keys in homes.items() if key in keys]
     if len(here) > 1:
@@ -119,7 +170,15 @@ def resolve(
     source: Source,                 # what was written
     overrides: Overrides = (),      # 'section.key=value', later ones win
 ) -> tuple[Config, Places]:         # complete and checked, and where its keys stand
-    "A config, or a `ConfigError` with everything that is wrong"
+    """A config, or a `ConfigError` with everything that is wrong
+
+    Args:
+        source: what was written
+        overrides: 'section.key=value', later ones win
+
+    Returns:
+        complete and checked, and where its keys stand
+    """
     unread = source.values is None and bool(source.problems)
     if source.values is None: source = source._replace(values={})
     if isinstance(source.values, dict):
@@ -135,7 +194,15 @@ def load_config(
     path: str | Path,               # a YAML file of at most 1 MiB, a run's folder, or the name of a packaged config
     overrides: Overrides = (),      # 'section.key=value', later ones win
 ) -> tuple[Config, Places]:         # complete and checked, and where its keys stand
-    "A config from a file, read once; `ConfigError` if anything is wrong"
+    """A config from a file, read once; `ConfigError` if anything is wrong
+
+    Args:
+        path: a YAML file of at most 1 MiB, a run's folder, or the name of a packaged config
+        overrides: 'section.key=value', later ones win
+
+    Returns:
+        complete and checked, and where its keys stand
+    """
     return resolve(read_file(config_file(path) or path), overrides)
 
 
@@ -143,12 +210,24 @@ def with_overrides(
     config: Config,            # stays as it is
     overrides: Overrides,      # 'section.key=value', later ones win
 ) -> tuple[Config, Places]:    # with the changes; only these have a place
-    "A config with some keys changed"
+    """A config with some keys changed
+
+    Args:
+        config: stays as it is
+        overrides: 'section.key=value', later ones win
+
+    Returns:
+        with the changes; only these have a place
+    """
     return resolve(Source(to_dict(config), {}, []), overrides)
 
 # %% ../../nbs/61_runs.config.ipynb #fa8def9b
 def packaged_configs() -> dict[str, Path]:  # 'ppo/cartpole' → its file
-    "The configs that come with the package, or lie in its checkout"
+    """The configs that come with the package, or lie in its checkout
+
+    Returns:
+        'ppo/cartpole' → its file
+    """
     import rlstudio
     package = Path(rlstudio.__file__).parent
     inside, beside = package / 'configs', package.parent / 'configs'
@@ -159,13 +238,27 @@ def packaged_configs() -> dict[str, Path]:  # 'ppo/cartpole' → its file
 def short_name(
     name: str | Path,  # 'configs/ppo/cartpole.yaml'
 ) -> str:              # 'ppo/cartpole'
-    "What a packaged config is called"
+    """What a packaged config is called
+
+    Args:
+        name: 'configs/ppo/cartpole.yaml'
+
+    Returns:
+        'ppo/cartpole'
+    """
     return re.sub(r'\.ya?ml$', '', Path(name).as_posix().removeprefix('configs/'))
 
 def config_file(
     name: str | Path,  # a file, a folder with a config.yaml, or the name of a packaged config
 ) -> Path | None:      # of a file that exists
-    "A file by its path, else a packaged config by its name"
+    """A file by its path, else a packaged config by its name
+
+    Args:
+        name: a file, a folder with a config.yaml, or the name of a packaged config
+
+    Returns:
+        of a file that exists
+    """
     if not isinstance(name, str | Path): raise ConfigError([Problem('config', 0, 0, '', f'given {as_text(name)}, expected a file or a name such as ppo/cartpole')])
     path = Path(name).expanduser()
     return next((p for p in (path, path / 'config.yaml') if p.is_file()), None) or packaged_configs().get(short_name(name))
@@ -174,7 +267,14 @@ def config_file(
 def find_config(
     name: str | Path,  # a file, a run's folder, or the name of a packaged config
 ) -> Path:             # of a file that exists
-    "`config_file`, or a `ConfigError` that says what there is"
+    """`config_file`, or a `ConfigError` that says what there is
+
+    Args:
+        name: a file, a run's folder, or the name of a packaged config
+
+    Returns:
+        of a file that exists
+    """
     if found := config_file(name): return found
     packaged, short = packaged_configs(), short_name(name)
     same = [full for full in packaged if full.endswith(f'/{short}')]
@@ -186,7 +286,15 @@ def any_config(
     given: Any,               # a `Config`, what `load_config` gave, nested dicts, a file, a run's folder, or a packaged name
     overrides: Overrides = (),  # 'section.key=value', later ones win
 ) -> tuple[Config, Places]:   # complete and checked, and where its keys stand
-    "A config from whatever is at hand"
+    """A config from whatever is at hand
+
+    Args:
+        given: a `Config`, what `load_config` gave, nested dicts, a file, a run's folder, or a packaged name
+        overrides: 'section.key=value', later ones win
+
+    Returns:
+        complete and checked, and where its keys stand
+    """
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Config): return any_config(given[0], overrides) if overrides else given
     if isinstance(given, Config): return with_overrides(given, overrides)
     if isinstance(given, Mapping): return resolve(Source(plain(given), {}, []), overrides)
@@ -196,7 +304,14 @@ def any_config(
 def to_yaml(
     config: Section,  # a config, or a section of one
 ) -> str:             # the text of a config file
-    "As YAML, every default written out; it loads to an equal config"
+    """As YAML, every default written out; it loads to an equal config
+
+    Args:
+        config: a config, or a section of one
+
+    Returns:
+        the text of a config file
+    """
     return write_yaml(to_dict(config))
 
 # %% ../../nbs/61_runs.config.ipynb #1213ab31
@@ -207,7 +322,18 @@ def _device(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Section):
-    "What belongs to a machine and not to an experiment"
+    """What belongs to a machine and not to an experiment
+
+    Args:
+        runs_dir: folder of the runs; relative to settings.ini
+        device: where networks live
+        threads: for arithmetic; one is exact
+        engine: who differentiates losses
+        sinks: who writes metrics, by registered name
+        plugins: distributions whose code may be loaded
+        imports: your own modules, imported before anything is looked up
+        display: who shows a training, by registered name; auto: what fits here
+    """
     runs_dir: str = 'runs'               # folder of the runs; relative to settings.ini
     device: Annotated[str, AfterValidator(_device)] = 'cpu'  # where networks live
     threads: Annotated[int, Field(ge=1, le=1024)] = 1        # for arithmetic; one is exact
@@ -223,7 +349,16 @@ def setting(
     text: str,     # what the file says
     folder: Path,  # of the file
 ) -> Any:          # str, int or list; its type is checked later
-    "The plain value that the text of a setting means"
+    """The plain value that the text of a setting means
+
+    Args:
+        key: of `Settings`, or unknown
+        text: what the file says
+        folder: of the file
+
+    Returns:
+        str, int or list; its type is checked later
+    """
     if key in ('sinks', 'plugins', 'imports'): return text.replace(',', ' ').split()
     if key == 'runs_dir': return str(_from_here(folder / Path(text).expanduser()))
     return scalar(text) if key == 'threads' else text
@@ -236,7 +371,14 @@ def _from_here(path: Path) -> Path:
 def read_settings(
     path: Path,  # of a settings.ini
 ) -> Settings:   # what the file leaves out has its default
-    "Settings from a file; `ConfigError` if anything is wrong"
+    """Settings from a file; `ConfigError` if anything is wrong
+
+    Args:
+        path: of a settings.ini
+
+    Returns:
+        what the file leaves out has its default
+    """
     from configparser import Error
 
     from fastcore.xtras import Config as Ini
@@ -264,7 +406,14 @@ def read_settings(
 def load_settings(
     start: str | Path = '.',  # the search goes from this folder upward
 ) -> Settings:                # the defaults, if there is no settings.ini
-    "The settings of the workspace around a folder"
+    """The settings of the workspace around a folder
+
+    Args:
+        start: the search goes from this folder upward
+
+    Returns:
+        the defaults, if there is no settings.ini
+    """
     from fastcore.xtras import find_file_parents
     folder = find_file_parents('settings.ini', start)
     return read_settings(folder / 'settings.ini') if folder else Settings()
@@ -274,7 +423,12 @@ def open_workspace(
     settings: Settings,   # its `plugins` and `imports`
     modules: Iterable[str] = (),  # more modules of the user's own, such as --import names
 ) -> None:
-    "Let in the code that the user named"
+    """Let in the code that the user named
+
+    Args:
+        settings: its `plugins` and `imports`
+        modules: more modules of the user's own, such as --import names
+    """
     from fastcore.xtras import find_file_parents
     allow(*settings.plugins)
     around = find_file_parents('settings.ini', '.')

@@ -60,14 +60,28 @@ AGENT_FILE, WEIGHTS_FILE = 'agent.json', 'weights.safetensors'
 def makers(
     config: Config,   # names algorithm and encoder
 ) -> list[str]:       # modules outside of this library that define them
-    "Whose code makes this network?"
+    """Whose code makes this network?
+
+    Args:
+        config: names algorithm and encoder
+
+    Returns:
+        modules outside of this library that define them
+    """
     made = [algos.get(config.algo.name), *(nets.get(name) for name in [config.net.encoder] if name != 'auto')]
     return sorted({m for m in (str(getattr(x, '__module__', '')) for x in made) if m and not m.startswith('rlstudio.')})
 
 def agent_facts(
     agent: Agent,   # of a run, a trainer, or a folder
 ) -> dict[str, Any]:   # JSON-able: all but the weights
-    "What agent.json says"
+    """What agent.json says
+
+    Args:
+        agent: of a run, a trainer, or a folder
+
+    Returns:
+        JSON-able: all but the weights
+    """
     f, s = agent.facts, agent.spec
     if 'config' not in f: raise AgentError(
         'save_agent: given an agent of a bare module, expected one whose config is known; fix: take it from a run (run.agent()) or a trainer (agent_of), or use torch.save(agent.module, …)')
@@ -82,7 +96,16 @@ def save_agent(
     path: str | Path,                      # a folder that is made; it must not exist, or be empty
     step: int | str | None = None,         # of a run: which checkpoint, or 'best'; None: the newest
 ) -> Path:                                 # the folder
-    "Write an agent's folder: two files, no code, no pickle"
+    """Write an agent's folder: two files, no code, no pickle
+
+    Args:
+        source: a run, its folder, or an agent that came from one
+        path: a folder that is made; it must not exist, or be empty
+        step: of a run: which checkpoint, or 'best'; None: the newest
+
+    Returns:
+        the folder
+    """
     agent, path = as_agent(source, step), Path(path)
     if path.is_symlink() or path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise AgentError(f'{path}: it is there already, expected a new name; fix: choose another one, or delete it')
@@ -103,7 +126,15 @@ def as_agent(
     source: Any,                     # a run, its folder, or an agent
     step: int | str | None = None,   # of a run: which checkpoint
 ) -> Agent:                          # itself, or the run's
-    "The agent that is meant"
+    """The agent that is meant
+
+    Args:
+        source: a run, its folder, or an agent
+        step: of a run: which checkpoint
+
+    Returns:
+        itself, or the run's
+    """
     if isinstance(source, Agent): return source
     return (source if isinstance(source, Run) else Run.open(source)).agent(step)
 
@@ -112,7 +143,15 @@ def read_regular(
     path: Path,   # a file of an agent's folder
     limit: int,   # bytes; a larger file is refused
 ) -> bytes:       # all of it
-    "A regular file, no link, of bounded size; else an `AgentError`"
+    """A regular file, no link, of bounded size; else an `AgentError`
+
+    Args:
+        path: a file of an agent's folder
+        limit: bytes; a larger file is refused
+
+    Returns:
+        all of it
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, 'rb') as f: data = f.read(limit + 1)
@@ -123,7 +162,14 @@ def read_regular(
 def read_facts(
     path: Path,        # of agent.json
 ) -> dict[str, Any]:   # its content, verified
-    "What an agent's folder says of itself"
+    """What an agent's folder says of itself
+
+    Args:
+        path: of agent.json
+
+    Returns:
+        its content, verified
+    """
     try:
         doc = parse_json(read_regular(path, MAX_JSON))
         if not isinstance(doc, dict) or doc.get('format') != 'rlstudio agent': raise ValueError('it is not an agent of RLStudio')
@@ -145,7 +191,15 @@ def read_weights(
     path: Path,               # of weights.safetensors
     stamp: dict[str, Any],    # bytes and sha256, as agent.json says
 ) -> dict[str, np.ndarray]:   # the module's `state_dict`
-    "The weights of an agent's folder"
+    """The weights of an agent's folder
+
+    Args:
+        path: of weights.safetensors
+        stamp: bytes and sha256, as agent.json says
+
+    Returns:
+        the module's `state_dict`
+    """
     data = read_regular(path, stamp['bytes'])
     try:
         if stamp != dict(bytes=len(data), sha256=sha256(data)): raise ValueError(f'SHA-256 {sha256(data)[:9]}…, expected {ascii(stamp.get("sha256"))[1:10]}…')
@@ -156,7 +210,14 @@ def read_weights(
 def dtype_of(
     code: str,    # of safetensors: F32, I64, BOOL …
 ) -> np.dtype:    # of NumPy
-    "The type of an array in the file"
+    """The type of an array in the file
+
+    Args:
+        code: of safetensors: F32, I64, BOOL …
+
+    Returns:
+        of NumPy
+    """
     if code == 'BOOL': return np.dtype(bool)
     if code == 'BF16': raise ValueError('bfloat16 weights, expected a type of NumPy')
     return np.dtype(f'{dict(F="float", I="int", U="uint")[code[0]]}{code[1:]}')
@@ -165,7 +226,15 @@ def width_seen(
     spec: ArraySpec,   # of one observation, or of a part of it
     encoder: str,      # `net.encoder`, of this library
 ) -> int:              # numbers that the encoder gives
-    "How wide an observation is behind its encoder"
+    """How wide an observation is behind its encoder
+
+    Args:
+        spec: of one observation, or of a part of it
+        encoder: `net.encoder`, of this library
+
+    Returns:
+        numbers that the encoder gives
+    """
     name = auto_encoder(spec) if encoder == 'auto' else encoder
     if name == 'flat' or not is_frames(spec): return spec.flat_dim
     _, *sides = picture_shape(spec)
@@ -179,7 +248,13 @@ def check_sizes(
     world: dict[str, Any],   # observation and action
     nbytes: int,             # of the weights
 ) -> None:
-    "Refuse a network that could not have these weights, before it is built"
+    """Refuse a network that could not have these weights, before it is built
+
+    Args:
+        config: names the widths of the network
+        world: observation and action
+        nbytes: of the weights
+    """
     observation, action = (leaves(spec_from_dict(world.get(k))) for k in ('observation', 'action'))
     if makers(config): return   # the user's own, of any size
     net, seen = config.net, sum(width_seen(s, config.net.encoder) for s in observation)
@@ -194,7 +269,12 @@ def understood(
     path: Path,            # an agent's folder
     doc: dict[str, Any],   # its agent.json
 ) -> Iterator[None]:
-    "Inside, mistakes of the folder are an `AgentError` that says what to do"
+    """Inside, mistakes of the folder are an `AgentError` that says what to do
+
+    Args:
+        path: an agent's folder
+        doc: its agent.json
+    """
     try: yield
     except (ConfigError, SpecError, UnknownName, AgentError, PluginError, KeyError, TypeError, AttributeError) as e:
         lacking = [n for n in doc['imports'] if n not in sys.modules]
@@ -209,7 +289,15 @@ def from_place(
     address: str,   # 'hf://owner/name'
     step: int | str | None = None,   # an agent's folder has one step: refused
 ) -> Agent:         # from there
-    "The agent at an address"
+    """The agent at an address
+
+    Args:
+        address: 'hf://owner/name'
+        step: an agent's folder has one step: refused
+
+    Returns:
+        from there
+    """
     if step is not None: raise AgentError(f'{address}: given step {step!r}, but at an address there is one agent; fix: hf://OWNER/NAME@REVISION for another version')
     agent: Agent = places.get(address.partition('://')[0])(address)
     return agent
@@ -219,7 +307,15 @@ def load_agent(
     source: str | Path | Run | Agent,   # an agent's folder, a run or its folder; 'hf://owner/name@revision'
     step: int | str | None = None,      # of a run: which checkpoint, or 'best'; None: the newest
 ) -> Agent:                             # ready to act; no environment is needed
-    "The agent in a folder; nothing in it is executed"
+    """The agent in a folder; nothing in it is executed
+
+    Args:
+        source: an agent's folder, a run or its folder; 'hf://owner/name@revision'
+        step: of a run: which checkpoint, or 'best'; None: the newest
+
+    Returns:
+        ready to act; no environment is needed
+    """
     if isinstance(source, Run | Agent): return as_agent(source, step)
     if isinstance(source, str) and '://' in source: return from_place(source, step)
     path = Path(source)
@@ -241,7 +337,16 @@ def seen_tensor(
     dtype: Any,        # of torch, that the network was trained with
     x: torch.Tensor,   # (N, *shape)
 ) -> torch.Tensor:     # as a learner sees it, (N, …)
-    "`seen_obs` for tensors"
+    """`seen_obs` for tensors
+
+    Args:
+        spec: of one observation, or of a part of it, as the world gives it
+        dtype: of torch, that the network was trained with
+        x: (N, *shape)
+
+    Returns:
+        as a learner sees it, (N, …)
+    """
     if spec.kind == 'box': return x.to(dtype)
     if not spec.nvec: return x.reshape(x.shape[0], spec.flat_dim).to(dtype)
     k = x.reshape(x.shape[0], len(spec.nvec)) - torch.as_tensor(spec.low.reshape(-1).astype(np.int64))
@@ -249,7 +354,11 @@ def seen_tensor(
 
 # %% ../../nbs/68_runs.export.ipynb #61cc1a24
 def torch_type(dtype: np.dtype) -> torch.dtype:   # of NumPy → of torch
-    "The type of a tensor"
+    """The type of a tensor
+
+    Args:
+        dtype → torch.dtype: of NumPy → of torch
+    """
     kind: torch.dtype = getattr(torch, np.dtype(dtype).name)
     return kind
 
@@ -257,7 +366,15 @@ def world_tensor(
     spec: ArraySpec,        # of one action, or of a part of it, as the world takes it
     action: torch.Tensor,   # as a policy emits it, (N, *shape)
 ) -> torch.Tensor:          # as the world takes it, (N, *shape)
-    "`core.spec.to_env` for tensors"
+    """`core.spec.to_env` for tensors
+
+    Args:
+        spec: of one action, or of a part of it, as the world takes it
+        action: as a policy emits it, (N, *shape)
+
+    Returns:
+        as the world takes it, (N, *shape)
+    """
     kind = torch_type(spec.dtype)
     if spec.kind != 'box': return (action + torch.as_tensor(spec.low.astype(np.int64))).to(kind) if any(spec.start) else action.to(kind)
     if spec.dtype.kind == 'f':
@@ -273,7 +390,15 @@ def policy_tensors(
     actions: PolicyActions,   # of a policy
     action: torch.Tensor,     # as it emits it, (N, *shape); of a tree (N, width)
 ) -> list[torch.Tensor]:      # of each part, (N, *its shape)
-    "`PolicyActions.to_env` for tensors"
+    """`PolicyActions.to_env` for tensors
+
+    Args:
+        actions: of a policy
+        action: as it emits it, (N, *shape); of a tree (N, width)
+
+    Returns:
+        of each part, (N, *its shape)
+    """
     out, at = list[torch.Tensor](), 0
     for part in actions.parts:
         own, width = policy_spec(part.spec), prod(part.spec.shape)
@@ -292,7 +417,16 @@ def core_step(
     x: torch.Tensor,        # features, (N, n)
     *state: torch.Tensor,   # h, and c if any, (N, H)
 ) -> list[torch.Tensor]:    # the next ones
-    "`Core.step` for tensors, in plain operators"
+    """`Core.step` for tensors, in plain operators
+
+    Args:
+        core: a GRU or an LSTM
+        x: features, (N, n)
+        *state: h, and c if any, (N, H)
+
+    Returns:
+        the next ones
+    """
     W, U, b, d = core.rnn.parameters()
     a, g, H = x @ W.T + b, state[0] @ U.T + d, core.size
     if len(state) == 1:
@@ -310,7 +444,17 @@ def greedy_action(
     mask: torch.Tensor | None,  # of legal actions, (N, options) bool
     *state: torch.Tensor,       # memory, (N, H) each
 ) -> tuple[list[torch.Tensor], torch.Tensor | None, list[torch.Tensor]]:   # parts of the action, the value as it was learned, the next memory
-    "What an agent does, as a function of tensors"
+    """What an agent does, as a function of tensors
+
+    Args:
+        module: one of this library, or derived from one
+        obs: as a learner sees it: a tensor (N, …), or a batch of them
+        mask: of legal actions, (N, options) bool
+        *state: memory, (N, H) each
+
+    Returns:
+        parts of the action, the value as it was learned, the next memory
+    """
     seen, after, value = Batch(obs=obs) if mask is None else Batch(obs=obs, mask=mask), list[torch.Tensor](), None
     if isinstance(module, PolicyValue):
         x = obs
@@ -334,7 +478,14 @@ def greedy_action(
 def unlike(
     names: list[str],   # any texts
 ) -> list[str]:         # none empty, no two alike
-    "Names that a graph can have"
+    """Names that a graph can have
+
+    Args:
+        names: any texts
+
+    Returns:
+        none empty, no two alike
+    """
     out = list[str]()
     for name in names:
         name = name.rstrip('.') or '_'
@@ -347,6 +498,10 @@ class AgentGraph(torch.nn.Module):
     def __init__(self,
         agent: Agent,   # not changed
     ) -> None:
+        """
+        Args:
+            agent: not changed
+        """
         super().__init__()
         s, self.agent = agent.spec, copy.deepcopy(agent.module).cpu().eval()
         self.spec, self.memory = s, s.memory if isinstance(agent.module, RecurrentActorCritic) else ()
@@ -357,6 +512,7 @@ class AgentGraph(torch.nn.Module):
         self.outputs = unlike([p.name for p in leaves(s.action)] + ['value'] * self.has_value + [f'next_state.{n}' for n in self.memory])
 
     def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:   # as `inputs` says → as `outputs` says
+        "as `inputs` says → as `outputs` says"
         n, at = len(self.parts), len(self.parts) + self.spec.masked
         obs = nested(self.agent.observation_spec, [seen_tensor(*x) for x in zip(self.parts, self.seen, given[:n])])
         parts, value, after = greedy_action(self.agent, obs, given[n] if self.spec.masked else None, *given[at:])
@@ -367,7 +523,16 @@ class AgentGraph(torch.nn.Module):
         rng: np.random.Generator,    # draws what is seen
         edge: bool = False,          # zeros and the ends of each range, instead
     ) -> list[np.ndarray]:           # observations, and mask if any
-        "Observations to try it with"
+        """Observations to try it with
+
+        Args:
+            num: N
+            rng: draws what is seen
+            edge: zeros and the ends of each range, instead
+
+        Returns:
+            observations, and mask if any
+        """
         seen = [drawn_part(p, num, rng, edge) for p in self.parts]
         if not self.spec.masked: return seen
         nvec = self.spec.action.nvec   # type: ignore[union-attr]
@@ -380,7 +545,17 @@ def drawn_part(
     rng: np.random.Generator,   # draws
     edge: bool,                 # zeros and the ends of each range, instead
 ) -> np.ndarray:                # (N, *shape)
-    "Values inside the range, of a size that a network may meet"
+    """Values inside the range, of a size that a network may meet
+
+    Args:
+        spec: of one observation, or of a part of it
+        num: N
+        rng: draws
+        edge: zeros and the ends of each range, instead
+
+    Returns:
+        (N, *shape)
+    """
     lead, big = (num,), 1e3 if edge else 10.
     if spec.kind != 'box' or spec.dtype.kind != 'f': low, high = spec.low, spec.high
     else:
@@ -397,7 +572,16 @@ def differing(
     b: np.ndarray,   # what the graph says
     size: Any = 1.,  # what counts as large: half the range of an action, (*shape)
 ) -> str:            # in words; '': they agree
-    "How do two answers differ?"
+    """How do two answers differ?
+
+    Args:
+        a: what the agent says, (N, …)
+        b: what the graph says
+        size: what counts as large: half the range of an action, (*shape)
+
+    Returns:
+        in words; '': they agree
+    """
     if a.shape != b.shape or a.dtype != b.dtype: return f'{b.dtype} of shape {b.shape}, expected {a.dtype} of shape {a.shape}'
     if a.dtype.kind != 'f':
         gap = np.abs(a.astype(np.float64) - b.astype(np.float64)) > 1e-5 * np.asarray(size) * (np.asarray(size) > 1e5)   # of a wide range of integers, float32 knows not all
@@ -410,7 +594,14 @@ def differing(
 def half_range(
     spec: ArraySpec,   # of one action, or of a part of it
 ) -> np.ndarray:       # (*shape), at least 1; 1 where an end is open
-    "The size of an action's numbers"
+    """The size of an action's numbers
+
+    Args:
+        spec: of one action, or of a part of it
+
+    Returns:
+        (*shape), at least 1; 1 where an end is open
+    """
     with np.errstate(over='ignore', invalid='ignore'): half = (spec.high.astype(np.float64) - spec.low) / 2
     return np.where(np.isfinite(half) & (half < 1e30), np.maximum(half, 1), 1.)
 
@@ -421,7 +612,15 @@ def check_graph(
     what: str,           # for the message, such as ONNX
     rows: int = 128,     # drawn observations at once
 ) -> None:
-    "Refuse a graph that does not do what its agent does"
+    """Refuse a graph that does not do what its agent does
+
+    Args:
+        agent: as it is
+        graph: names inputs and outputs
+        ask: {input: array} → [array of each output]
+        what: for the message, such as ONNX
+        rows: drawn observations at once
+    """
     rng, agent = Streams(1)['export'], copy.deepcopy(agent)
     sizes = [half_range(p) for p in leaves(agent.spec.action)] + [1.] * len(graph.outputs)
     for num, edge in ((rows, False), (1, False), (6, True)):
@@ -439,7 +638,16 @@ def told_by(
     graph: AgentGraph,         # names the outputs
     given: list[np.ndarray],   # of `example`
 ) -> list[np.ndarray]:         # as the graph should answer
-    "The agent's own answers, in the order of the graph's outputs"
+    """The agent's own answers, in the order of the graph's outputs
+
+    Args:
+        agent: its memory moves on
+        graph: names the outputs
+        given: of `example`
+
+    Returns:
+        as the graph should answer
+    """
     n, s = len(graph.parts), agent.spec
     obs = unleaved(s.observation, iter(given[:n]))
     mask = given[n] if s.masked else None
@@ -452,14 +660,29 @@ def unleaved(
     spec: Any,      # of one value
     arrays: Any,    # an iterator over the arrays of its leaves
 ) -> Any:           # an array, or a dict or tuple of them
-    "The inverse of `given_parts`"
+    """The inverse of `given_parts`
+
+    Args:
+        spec: of one value
+        arrays: an iterator over the arrays of its leaves
+
+    Returns:
+        an array, or a dict or tuple of them
+    """
     return next(arrays) if isinstance(spec, ArraySpec) else put_together(spec, [unleaved(child, arrays) for child in spec.children.values()])
 
 # %% ../../nbs/68_runs.export.ipynb #9a0b9733
 def traced(
     graph: AgentGraph,   # of an agent
 ) -> Any:                # a `torch.export.ExportedProgram`
-    "The graph as a program of torch, for any number of rows"
+    """The graph as a program of torch, for any number of rows
+
+    Args:
+        graph: of an agent
+
+    Returns:
+        a `torch.export.ExportedProgram`
+    """
     given = graph.example(2, Streams(1)['export']) + [np.zeros((2, graph.agent.core.size), np.float32) for _ in graph.memory]   # type: ignore[union-attr]
     N = torch.export.Dim('N')
     try:
@@ -470,7 +693,14 @@ def traced(
 def fresh_file(
     path: str | Path,   # where a file shall be
 ) -> Path:              # the same; its folder is there
-    "Refuse to write over anything"
+    """Refuse to write over anything
+
+    Args:
+        path: where a file shall be
+
+    Returns:
+        the same; its folder is there
+    """
     path = Path(path)
     if path.exists() or path.is_symlink(): raise AgentError(f'{path}: it is there already, expected a new name; fix: choose another one, or delete it')
     try: path.parent.mkdir(parents=True, exist_ok=True)
@@ -481,7 +711,15 @@ def put_file(
     path: Path,    # new
     data: bytes,   # all of it
 ) -> Path:         # the same
-    "Write a file whole, or not at all"
+    """Write a file whole, or not at all
+
+    Args:
+        path: new
+        data: all of it
+
+    Returns:
+        the same
+    """
     tmp = path.with_name(f'.tmp-{path.name}-{secrets.token_hex(4)}')
     try:
         write_file(tmp, [data])
@@ -495,7 +733,16 @@ def export_torch(
     path: str | Path,                   # a new file, such as agent.pt2
     step: int | str | None = None,      # of a run: which checkpoint
 ) -> Path:                              # the file
-    "Write an agent as a program of `torch.export`; `torch.export.load(path).module()` runs it"
+    """Write an agent as a program of `torch.export`; `torch.export.load(path).module()` runs it
+
+    Args:
+        source: as in `save_agent`
+        path: a new file, such as agent.pt2
+        step: of a run: which checkpoint
+
+    Returns:
+        the file
+    """
     agent, path = as_agent(source, step), fresh_file(path)
     graph = AgentGraph(agent)
     program, buffer = traced(graph), io.BytesIO()
@@ -524,7 +771,16 @@ def converted(
     inputs: list[str],    # names, in order
     outputs: list[str],   # names, in order
 ) -> Any:                 # an `onnx.ModelProto`
-    "A program of torch as an ONNX model; its first axis is called N"
+    """A program of torch as an ONNX model; its first axis is called N
+
+    Args:
+        program: of `torch.export`
+        inputs: names, in order
+        outputs: names, in order
+
+    Returns:
+        an `onnx.ModelProto`
+    """
     try: import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as e: raise AgentError(f"export_onnx: {e}; it needs the extra export: pip install 'rlstudio[export]'") from None
     with quiet_exporter():
@@ -538,7 +794,14 @@ def converted(
 def onnx_notes(
     agent: Agent,   # of any kind
 ) -> dict[str, str]:   # key → text
-    "What an ONNX file says of itself, for whoever opens it in two years"
+    """What an ONNX file says of itself, for whoever opens it in two years
+
+    Args:
+        agent: of any kind
+
+    Returns:
+        key → text
+    """
     f, s = agent.facts, agent.spec
     known = {k: str(f[k]) for k in ('algo', 'env', 'step', 'run') if f.get(k) is not None}
     return known | dict(observation=json.dumps(s.observation.to_dict()), action=json.dumps(s.action.to_dict()), rlstudio=versions()['rlstudio'])
@@ -549,7 +812,16 @@ def export_onnx(
     path: str | Path,                   # a new file, such as agent.onnx
     step: int | str | None = None,      # of a run: which checkpoint
 ) -> Path:                              # the file
-    "Write a greedy agent as one ONNX file, compared with the agent"
+    """Write a greedy agent as one ONNX file, compared with the agent
+
+    Args:
+        source: as in `save_agent`
+        path: a new file, such as agent.onnx
+        step: of a run: which checkpoint
+
+    Returns:
+        the file
+    """
     agent, path = as_agent(source, step), fresh_file(path)
     graph = AgentGraph(agent)
     model = converted(traced(graph), graph.inputs, graph.outputs)
@@ -570,7 +842,17 @@ def export_agent(
     form: str = '',                     # folder, onnx or torch; '': by the end of the name (.onnx, .pt2), else folder
     step: int | str | None = None,      # of a run: which checkpoint
 ) -> Path:                              # what was written
-    "Write an agent in one of three forms"
+    """Write an agent in one of three forms
+
+    Args:
+        source: as in `save_agent`
+        path: a new folder or file
+        form: folder, onnx or torch; '': by the end of the name (.onnx, .pt2), else folder
+        step: of a run: which checkpoint
+
+    Returns:
+        what was written
+    """
     form = form or {'.onnx': 'onnx', '.pt2': 'torch'}.get(Path(path).suffix, 'folder')
     if form not in FORMATS: raise AgentError(f'export: given the format {form!r}, expected one of {", ".join(FORMATS)}')
     written: Path = FORMATS[form](source, path, step)

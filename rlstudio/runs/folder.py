@@ -48,7 +48,14 @@ class RunError(ValueError):
 def check_run_name(
     name: str,  # what the user wants to call the run
 ) -> str:       # the same
-    "A name that is safe as a folder's name"
+    """A name that is safe as a folder's name
+
+    Args:
+        name: what the user wants to call the run
+
+    Returns:
+        the same
+    """
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}', name):
         raise RunError(f'run name: given {name!r}; expected letters, digits and . _ - '
                        f'(at most 100, beginning with a letter or digit)')
@@ -59,7 +66,12 @@ def put_folder(
     folder: Path,                    # appears with all its files, or not at all
     fill: Callable[[Path], object],  # writes them into a folder beside it
 ) -> None:
-    "Make a folder in one go; `FileExistsError` if something with a content is in its place"
+    """Make a folder in one go; `FileExistsError` if something with a content is in its place
+
+    Args:
+        folder: appears with all its files, or not at all
+        fill: writes them into a folder beside it
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = folder.with_name(f'.new-{secrets.token_hex(8)}')
     tmp.mkdir()
@@ -78,7 +90,17 @@ def new_folder(
     name: str | None = None,   # refused if there is such a run already
     fill: Callable[[Path], object] = lambda folder: None,  # writes its first files
 ) -> Path:                     # a new folder
-    "Make the folder of a new run"
+    """Make the folder of a new run
+
+    Args:
+        runs_dir: where runs live; made if it is not there
+        config: names the run if `name` is None
+        name: refused if there is such a run already
+        fill: writes its first files
+
+    Returns:
+        a new folder
+    """
     env = re.sub(r'[^a-z0-9.]+', '-', config.env.id.lower()).strip('-')
     base = check_run_name(name) if name else f'{config.algo.name}-{env}-s{config.train.seed}'
     for k in range(1, 100_000):
@@ -96,7 +118,14 @@ def new_folder(
 def taken(
     folder: Path,  # exists, and is not empty
 ) -> str:          # a message
-    "Why a run cannot have this name"
+    """Why a run cannot have this name
+
+    Args:
+        folder: exists, and is not empty
+
+    Returns:
+        a message
+    """
     if (folder / 'config.yaml').is_file():
         return f'{folder}: this run exists; choose another --name, or go on with it: rlstudio resume {folder}'
     return f'{folder}: this exists, and is no run (it has no config.yaml); choose another --name, or remove it'
@@ -106,7 +135,15 @@ def locate_run(
     given: Any,                    # a folder, something in it, a run's name, or a `Run`
     runs_dir: str | Path = 'runs', # where names are looked up
 ) -> Path:                         # the run's folder; `RunError` if there is none
-    "A run by whatever names it"
+    """A run by whatever names it
+
+    Args:
+        given: a folder, something in it, a run's name, or a `Run`
+        runs_dir: where names are looked up
+
+    Returns:
+        the run's folder; `RunError` if there is none
+    """
     given = getattr(given, 'folder', given)
     if not isinstance(given, str | Path): raise RunError(f'given {ascii(given)[:60]}, expected a folder of a run, its name, or a run')
     path, named = Path(given).expanduser(), Path(runs_dir) / given
@@ -125,7 +162,11 @@ def locate_run(
 def locked(
     folder: Path,  # a run's folder
 ) -> Iterator[None]:
-    "Keep every other process out of a run while inside"
+    """Keep every other process out of a run while inside
+
+    Args:
+        folder: a run's folder
+    """
     with open(folder / 'run.lock', 'a') as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -138,7 +179,12 @@ def write_json(
     path: Path,  # replaced in one go
     value: Any,  # JSON-able
 ) -> None:
-    "Write a small JSON file so that a reader sees the old or the new one, never half of it"
+    """Write a small JSON file so that a reader sees the old or the new one, never half of it
+
+    Args:
+        path: replaced in one go
+        value: JSON-able
+    """
     tmp = path.with_name(f'.{path.name}.tmp')
     with open(tmp, 'w') as f:
         json.dump(value, f, indent=2, allow_nan=False)
@@ -147,7 +193,11 @@ def write_json(
 
 # %% ../../nbs/64_runs.folder.ipynb #ad9b6cae
 def versions() -> dict[str, str]:  # distribution → version
-    "What a result depends on"
+    """What a result depends on
+
+    Returns:
+        distribution → version
+    """
     def of(name: str) -> str:
         try: return version(name)
         except PackageNotFoundError: return 'unknown'
@@ -158,13 +208,24 @@ def versions() -> dict[str, str]:  # distribution → version
 def module_hash(
     name: str,  # of a module that was imported
 ) -> str:       # 12 hexadecimal digits; 'unknown' if it has no file
-    "Which code of the user exactly: a hash of the module, or of all modules of a package"
+    """Which code of the user exactly: a hash of the module, or of all modules of a package
+
+    Args:
+        name: of a module that was imported
+
+    Returns:
+        12 hexadecimal digits; 'unknown' if it has no file
+    """
     file = Path(getattr(sys.modules.get(name), '__file__', None) or '')
     files = sorted(file.parent.rglob('*.py')) if file.name == '__init__.py' else [file] if file.is_file() else []
     return hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()[:12] if files else 'unknown'
 
 def code_hash() -> str:  # 12 hexadecimal digits
-    "Which code exactly: a hash of all modules of the package"
+    """Which code exactly: a hash of all modules of the package
+
+    Returns:
+        12 hexadecimal digits
+    """
     root, h = Path(rlstudio.__file__).parent, hashlib.sha256()
     for p in sorted(root.rglob('*.py')): h.update(p.relative_to(root).as_posix().encode() + p.read_bytes())
     return h.hexdigest()[:12]
@@ -176,7 +237,17 @@ def level_of(
     machine: Mapping[str, str],  # the identity of the arithmetic here and now
     before: Mapping[str, Any] | None = None,  # the manifest so far: a level never rises again
 ) -> dict[str, str]:             # level, why, resume
-    "The level of reproducibility that holds for a run, and why not a higher one"
+    """The level of reproducibility that holds for a run, and why not a higher one
+
+    Args:
+        settings: device and threads
+        env_level: 'exact' or 'boundary', of the vector env
+        machine: the identity of the arithmetic here and now
+        before: the manifest so far: a level never rises again
+
+    Returns:
+        level, why, resume
+    """
     then = before or {}
     other = changed_facts(then.get('machine', {}), machine) if then.get('versions') else []
     were, are = then.get('versions', versions()), versions()
@@ -192,11 +263,19 @@ def level_of(
 
 # %% ../../nbs/64_runs.folder.ipynb #5d23ceff
 def now() -> str:  # such as '2026-01-31T12:00:00+00:00'
-    "The time in UTC, to the second"
+    """The time in UTC, to the second
+
+    Returns:
+        such as '2026-01-31T12:00:00+00:00'
+    """
     return datetime.now(UTC).isoformat(timespec='seconds')
 
 def user() -> str:  # 'unknown' where the system does not say
-    "Who runs it"
+    """Who runs it
+
+    Returns:
+        'unknown' where the system does not say
+    """
     try: return getpass.getuser()
     except (KeyError, OSError): return 'unknown'
 
@@ -204,7 +283,14 @@ def user() -> str:  # 'unknown' where the system does not say
 def is_busy(
     folder: Path,  # a run's folder
 ) -> bool:         # by the lock, so a killed process does not count
-    "Is a process working on this run?"
+    """Is a process working on this run?
+
+    Args:
+        folder: a run's folder
+
+    Returns:
+        by the lock, so a killed process does not count
+    """
     try: f = open(folder / 'run.lock')
     except OSError: return False
     with f:
@@ -217,31 +303,55 @@ class RunFolder:
     def __init__(self,
         path: str | Path,  # of the folder, which exists
     ):
+        """
+        Args:
+            path: of the folder, which exists
+        """
         self.path = Path(path)
 
     def read(self,
         name: str,  # such as 'result.json'
     ) -> Any:       # None where there is no such file yet
-        "One of the run's JSON files"
+        """One of the run's JSON files
+
+        Args:
+            name: such as 'result.json'
+
+        Returns:
+            None where there is no such file yet
+        """
         return read_json(self.path / name)
 
     def write(self,
         name: str,   # such as 'result.json'
         value: Any,  # JSON-able
     ) -> None:
-        "Replace one of the run's JSON files"
+        """Replace one of the run's JSON files
+
+        Args:
+            name: such as 'result.json'
+            value: JSON-able
+        """
         write_json(self.path / name, value)
 
     def note(self,
         **facts: Any,  # keys of the manifest
     ) -> None:
-        "Add facts to the manifest"
+        """Add facts to the manifest
+
+        Args:
+            **facts: keys of the manifest
+        """
         self.write('manifest.json', self.manifest | facts)
 
     def keep(self,
         evaluations: list[dict[str, Any]],  # of `Evaluation.to_dict`; known ones may be among them
     ) -> None:
-        "Add evaluations to evaluations.json, in order of training, each once"
+        """Add evaluations to evaluations.json, in order of training, each once
+
+        Args:
+            evaluations: of `Evaluation.to_dict`; known ones may be among them
+        """
         known = self.evaluations
         both = known + [e for e in evaluations if e not in known]
         self.write('evaluations.json', sorted(both, key=lambda e: e['env_steps']))
@@ -270,7 +380,11 @@ RUN_VERSION = 2  # of the manifest and of what it stands for
 def check_version(
     files: RunFolder,  # of a run
 ) -> None:
-    "Refuse a folder of another version, before anything else in it is read"
+    """Refuse a folder of another version, before anything else in it is read
+
+    Args:
+        files: of a run
+    """
     version = files.manifest.get('schema_version', RUN_VERSION)
     if version == RUN_VERSION: return
     age, fix = ('a newer', 'upgrade this one') if isinstance(version, int) and version > RUN_VERSION else (

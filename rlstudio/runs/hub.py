@@ -41,7 +41,12 @@ class HubError(AgentError):
 
 
 class Address(NamedTuple):
-    "A repository on the Hub, and which version of it"
+    """A repository on the Hub, and which version of it
+
+    Args:
+        repo: 'owner/name'
+        revision: a branch, tag or commit; None: the newest
+    """
     repo: str                     # 'owner/name'
     revision: str | None = None   # a branch, tag or commit; None: the newest
 
@@ -51,7 +56,14 @@ _PART = r'[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}'
 def hub_address(
     text: str,   # 'owner/name' or 'hf://owner/name@revision'
 ) -> Address:    # its parts
-    "Take an address apart"
+    """Take an address apart
+
+    Args:
+        text: 'owner/name' or 'hf://owner/name@revision'
+
+    Returns:
+        its parts
+    """
     found = re.fullmatch(rf'(?:hf://)?({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,99}}))?', text)
     if found and '..' not in text: return Address(found[1], found[2])
     raise HubError(f'{ascii(text)[:120]}: no address of the Hub, expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION; fix: copy OWNER/NAME from the page of the agent')
@@ -60,7 +72,14 @@ def hub_address(
 def score_of(
     agent: Agent,   # from a run
 ) -> dict[str, Any] | None:   # mean, std, episodes, greedy and cut; None: that step was never evaluated
-    "What an evaluation said about exactly this agent"
+    """What an evaluation said about exactly this agent
+
+    Args:
+        agent: from a run
+
+    Returns:
+        mean, std, episodes, greedy and cut; None: that step was never evaluated
+    """
     e = agent.facts.get('evaluation')
     if not e: return None
     return dict(mean=e['mean'], std=e['std'], episodes=len(e['returns']), greedy=e['greedy'], cut=len(e.get('cut', [])))
@@ -70,7 +89,15 @@ def score_line(
     score: dict[str, Any] | None,   # of `score_of`
     goal: float | None,             # return that counts as solved, if one is known
 ) -> str:                           # one sentence
-    "How good it is, in words"
+    """How good it is, in words
+
+    Args:
+        score: of `score_of`
+        goal: return that counts as solved, if one is known
+
+    Returns:
+        one sentence
+    """
     if score is None: return 'This step was not evaluated.'
     how = 'greedy' if score['greedy'] else 'sampled'
     said = f'{score["mean"]:,.1f} ± {score["std"]:,.1f} (mean ± standard deviation over {score["episodes"]} {how} episodes)'
@@ -84,7 +111,16 @@ def front_matter(
     env: str,      # id of the world
     score: dict[str, Any] | None,   # of `score_of`
 ) -> str:          # the YAML block, with its lines of dashes
-    "What the Hub's search reads"
+    """What the Hub's search reads
+
+    Args:
+        algo: name of the algorithm
+        env: id of the world
+        score: of `score_of`
+
+    Returns:
+        the YAML block, with its lines of dashes
+    """
     facts: dict[str, Any] = dict(library_name='rlstudio', pipeline_tag='reinforcement-learning',
                                  tags=['reinforcement-learning', 'deep-reinforcement-learning', 'rlstudio', algo, env])
     if score:
@@ -100,7 +136,17 @@ def model_card(
     repo: str,       # 'owner/name'
     pictures: list[str],   # names of the files beside the card that can be shown
 ) -> str:            # README.md
-    "The page of an agent"
+    """The page of an agent
+
+    Args:
+        run: where the agent comes from
+        agent: one of its checkpoints
+        repo: 'owner/name'
+        pictures: names of the files beside the card that can be shown
+
+    Returns:
+        README.md
+    """
     c, manifest, score = run.config, run.manifest, score_of(agent)
     goal = (run.read('result.json') or {}).get('goal')
     imports = ', '.join(agent.facts.get('imports') or [])
@@ -138,7 +184,17 @@ def fill_repository(
     folder: Path,          # does not exist yet
     step: int | str | None = None,   # which checkpoint, or 'best'; None: the newest
 ) -> list[str]:            # the names of the files in it, sorted
-    "Make the folder that becomes the repository"
+    """Make the folder that becomes the repository
+
+    Args:
+        run: has learned something
+        repo: 'owner/name', for the card
+        folder: does not exist yet
+        step: which checkpoint, or 'best'; None: the newest
+
+    Returns:
+        the names of the files in it, sorted
+    """
     agent = run.agent(step)
     save_agent(agent, folder)
     pictures = {'learning_curve.png': run.folder / 'plots' / 'learning_curve.png', 'rollout.webp': run.folder / 'videos' / 'rollout.webp'}
@@ -152,7 +208,11 @@ def fill_repository(
 
 # %% ../../nbs/69_runs.hub.ipynb #070211f2
 def hub_package() -> Any:   # huggingface_hub
-    "Import the extra, or say how to get it"
+    """Import the extra, or say how to get it
+
+    Returns:
+        huggingface_hub
+    """
     try: return import_module('huggingface_hub')
     except ImportError as e: raise HubError(f"the Hub needs the package {e.name or 'huggingface_hub'}: pip install 'rlstudio[hub]'") from e
 
@@ -162,7 +222,12 @@ def hub_errors(
     doing: str,   # such as 'push to ann/cartpole'
     repo: str,    # 'owner/name'
 ) -> Iterator[None]:
-    "Inside, what goes wrong between here and the Hub is a `HubError`"
+    """Inside, what goes wrong between here and the Hub is a `HubError`
+
+    Args:
+        doing: such as 'push to ann/cartpole'
+        repo: 'owner/name'
+    """
     hub_package()
     errors = import_module('huggingface_hub.errors')
     try: yield
@@ -181,7 +246,14 @@ def hub_errors(
 def known_token(
     token: str | None,   # given; None: the one of this machine
 ) -> str:                # one to write with
-    "A token, or what to do without one"
+    """A token, or what to do without one
+
+    Args:
+        token: given; None: the one of this machine
+
+    Returns:
+        one to write with
+    """
     token = hub_package().get_token() if token is None else token
     if token: return str(token)
     raise HubError('push needs a token of the Hugging Face Hub, and none is here; fix: hf auth login (a token that may write, from the settings of your account), or set HF_TOKEN')
@@ -194,7 +266,18 @@ def push(
     step: int | str | None = None,   # which checkpoint, or 'best'; None: the newest
     token: str | None = None,        # None: the one of this machine
 ) -> str:                     # address of the commit
-    "Put a run's agent on the Hugging Face Hub, with its card"
+    """Put a run's agent on the Hugging Face Hub, with its card
+
+    Args:
+        run: or its folder
+        repo: 'owner/name'; made if it is not there
+        private: only for you?
+        step: which checkpoint, or 'best'; None: the newest
+        token: None: the one of this machine
+
+    Returns:
+        address of the commit
+    """
     run, where, hub = run if isinstance(run, Run) else Run.open(run), hub_address(repo), hub_package()
     if where.revision: raise HubError(f'{repo}: push makes a new version, expected OWNER/NAME without @REVISION')
     api = hub.HfApi(endpoint=os.environ.get('HF_ENDPOINT'), token=known_token(token), library_name='rlstudio')
@@ -216,7 +299,17 @@ def fetch_file(
     limit: int,       # bytes
     to: Path,         # a folder
 ) -> str:             # the commit that it is from
-    "Fetch one file, if it is no larger than expected"
+    """Fetch one file, if it is no larger than expected
+
+    Args:
+        where: of the repository
+        name: a file in it
+        limit: bytes
+        to: a folder
+
+    Returns:
+        the commit that it is from
+    """
     hub = hub_package()
     ask: dict[str, Any] = dict(repo_id=where.repo, filename=name, endpoint=os.environ.get('HF_ENDPOINT'))
     offline = False
@@ -238,7 +331,14 @@ def check_size(
     size: int | None,    # bytes; None: the Hub does not say
     limit: int,          # bytes
 ) -> None:
-    "Refuse a file that is too large"
+    """Refuse a file that is too large
+
+    Args:
+        where: of the repository
+        name: a file in it
+        size: bytes; None: the Hub does not say
+        limit: bytes
+    """
     if size is None or size > limit:
         raise HubError(f'{where.repo}: {name} has {"an unknown number of" if size is None else f"{size:,}"} bytes, expected at most {limit:,}; not taken: damaged or not ours')
 
@@ -246,7 +346,14 @@ def check_size(
 def pull_agent(
     address: str,   # 'hf://owner/name' or 'hf://owner/name@revision'
 ) -> Agent:         # ready to act
-    "The agent in a repository of the Hub; nothing in it is executed"
+    """The agent in a repository of the Hub; nothing in it is executed
+
+    Args:
+        address: 'hf://owner/name' or 'hf://owner/name@revision'
+
+    Returns:
+        ready to act
+    """
     where, doing = hub_address(address), f'load_agent({address!r})'
     with tempfile.TemporaryDirectory() as tmp:
         with hub_errors(doing, where.repo): commit = fetch_file(where, AGENT_FILE, MAX_JSON, Path(tmp))

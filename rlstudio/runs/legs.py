@@ -53,7 +53,15 @@ def fits_any(
     key: str,  # dotted: 'train.total_steps'
     patterns: tuple[str, ...],  # with * for any text
 ) -> bool:     # does one of them fit?
-    "Is a key among these?"
+    """Is a key among these?
+
+    Args:
+        key: dotted: 'train.total_steps'
+        patterns: with * for any text
+
+    Returns:
+        does one of them fit?
+    """
     return any(fnmatchcase(key, p) for p in patterns)
 
 # %% ../../nbs/65_runs.legs.ipynb #62292859
@@ -63,7 +71,15 @@ def value_at(
     config: Config,  # any
     key: str,        # dotted; below a mapping it may name an entry that is not there
 ) -> Any:            # plain; None where there is none
-    "The value of a key"
+    """The value of a key
+
+    Args:
+        config: any
+        key: dotted; below a mapping it may name an entry that is not there
+
+    Returns:
+        plain; None where there is none
+    """
     value: Any = to_dict(config)
     for word in key.split('.'): value = value.get(word) if isinstance(value, dict) else None
     return value
@@ -72,7 +88,15 @@ def leg_changes(
     old: Config,  # of the run so far
     new: Config,  # with which it shall go on
 ) -> Changes:     # {}: nothing changed
-    "What differs between two configs"
+    """What differs between two configs
+
+    Args:
+        old: of the run so far
+        new: with which it shall go on
+
+    Returns:
+        {}: nothing changed
+    """
     return {key: [value_at(old, key), value_at(new, key)] for key in diff(old, new)}
 
 # %% ../../nbs/65_runs.legs.ipynb #e1a6a7fa
@@ -81,7 +105,13 @@ def check_leg(
     changes: Changes,  # of `leg_changes`
     step: int,         # env steps so far
 ) -> None:
-    "Refuse changes that a run cannot survive, and say what to do instead"
+    """Refuse changes that a run cannot survive, and say what to do instead
+
+    Args:
+        folder: of the run
+        changes: of `leg_changes`
+        step: env steps so far
+    """
     refused = {k: v for k, v in changes.items() if not fits_any(k, MAY_CHANGE + NOTED)}
     if refused:
         lines = [f'{folder}: {k}: given {as_text(b)}, but this run goes on with {as_text(a)}: '
@@ -99,7 +129,14 @@ Schedules = dict[str, Callable[[int, int], float]]   # key → value at a step o
 def budget_schedules(
     config: Config,  # of a run
 ) -> Schedules:      # {}: no step depends on the budget
-    "The hyper-parameters that are functions of `train.total_steps`"
+    """The hyper-parameters that are functions of `train.total_steps`
+
+    Args:
+        config: of a run
+
+    Returns:
+        {}: no step depends on the budget
+    """
     c: Any = config.algo
     def falling(key: str, kind: Any) -> Callable[[int, int], float]:
         return lambda step, total: anneal(getattr(c, key), kind, min(1., step / total))
@@ -119,7 +156,16 @@ def leg_notes(
     new: Config,  # with which it goes on
     step: int,    # env steps between them
 ) -> list[str]:   # one sentence each; []: as if it had been so from the start
-    "What a change means for the learning"
+    """What a change means for the learning
+
+    Args:
+        old: of the run so far
+        new: with which it goes on
+        step: env steps between them
+
+    Returns:
+        one sentence each; []: as if it had been so from the start
+    """
     T, later, before, after = old.train.total_steps, new.train.total_steps, budget_schedules(old), budget_schedules(new)
     notes = [f'{key}: {as_text(a)} becomes {as_text(b)} from step {step:,} on; the optimiser keeps its memory'
              for key, (a, b) in leg_changes(old, new).items() if fits_any(key, NOTED)]
@@ -134,14 +180,21 @@ def leg_notes(
 # %% ../../nbs/65_runs.legs.ipynb #1f0fe7e2
 @dataclass(frozen=True)
 class Leg:
-    "How a run goes on with another config"
+    """How a run goes on with another config
+
+    Args:
+        number: 1: the first
+        step: env steps at its start
+        changed: against the leg before
+        notes: of `leg_notes`
+    """
     number: int          # 1: the first
     step: int            # env steps at its start
     changed: Changes     # against the leg before
     notes: tuple[str, ...] = ()  # of `leg_notes`
 
     @property
-    def exact(self) -> bool: return not self.notes   # would one long run have been the same?
+    def exact(self) -> bool: "would one long run have been the same?"; return not self.notes   # would one long run have been the same?
     def __str__(self) -> str:
         what = ', '.join(f'{k}: {as_text(a)} → {as_text(b)}' for k, (a, b) in self.changed.items()) or 'as before'
         same = '; the end is that of one long run, bit for bit' if self.exact and 'train.total_steps' in self.changed else ''
@@ -151,7 +204,15 @@ def leg_record(
     leg: Leg,        # that begins
     config: Config,  # with which
 ) -> dict[str, Any]:  # JSON-able
-    "A leg as the manifest lists it"
+    """A leg as the manifest lists it
+
+    Args:
+        leg: that begins
+        config: with which
+
+    Returns:
+        JSON-able
+    """
     return dict(step=leg.step, config_hash=config_hash(config), changed=leg.changed, notes=list(leg.notes), started=now(), versions=versions())
 
 # %% ../../nbs/65_runs.legs.ipynb #bcafebb7
@@ -159,7 +220,15 @@ def known_config(
     files: RunFolder,          # of any run
     saved: Checkpoint | None = None,  # where it goes on, if that is loaded already
 ) -> tuple[Config | None, int]:  # None: it has not begun; env steps of the newest checkpoint
-    "The config of the newest leg, and where the run is"
+    """The config of the newest leg, and where the run is
+
+    Args:
+        files: of any run
+        saved: where it goes on, if that is loaded already
+
+    Returns:
+        None: it has not begun; env steps of the newest checkpoint
+    """
     meta, step = (saved.meta, saved.step) if saved else newest_meta(files)
     noted = files.manifest.get('config')
     values = noted if isinstance(noted, dict) else meta.get('config')
@@ -170,7 +239,14 @@ def known_config(
 def newest_meta(
     files: RunFolder,  # of any run
 ) -> tuple[dict[str, Any], int]:  # {}: there is no checkpoint; env steps
-    "What the newest checkpoint says about itself; its state is not read"
+    """What the newest checkpoint says about itself; its state is not read
+
+    Args:
+        files: of any run
+
+    Returns:
+        {}: there is no checkpoint; env steps
+    """
     for path in checkpoints(files.path / 'checkpoints'):
         try: return read_meta(path)
         except CheckpointError: continue
@@ -182,7 +258,17 @@ def next_leg(
     saved: Checkpoint | None = None,  # where it goes on, if that is loaded already
     again: bool = False,  # go on even with the same config, if it was stopped early?
 ) -> Leg | None:       # None: nothing changes, or it has not begun
-    "The leg that a config begins; `RunError` if it cannot"
+    """The leg that a config begins; `RunError` if it cannot
+
+    Args:
+        files: of any run
+        config: with which it shall go on
+        saved: where it goes on, if that is loaded already
+        again: go on even with the same config, if it was stopped early?
+
+    Returns:
+        None: nothing changes, or it has not begun
+    """
     old, step = known_config(files, saved)
     changes = leg_changes(old, config) if old else {}
     if old is None or not (changes or again and files.manifest.get('stopped_early')): return None
@@ -195,7 +281,16 @@ def legs_so_far(
     saved: Checkpoint | None,  # where it goes on; it knows the legs as well
     config: Config,            # of the first leg, if none is known
 ) -> list[dict[str, Any]]:     # at least one
-    "The legs of a run; one that is older than legs has had one"
+    """The legs of a run; one that is older than legs has had one
+
+    Args:
+        files: its manifest
+        saved: where it goes on; it knows the legs as well
+        config: of the first leg, if none is known
+
+    Returns:
+        at least one
+    """
     known = [m.get('legs') or [] for m in (files.manifest, saved.meta if saved else {})]
     if any(known): return max(known, key=len)
     m = files.manifest
@@ -208,7 +303,17 @@ def begin_leg(
     saved: Checkpoint | None,  # where; None: at the start
     again: bool = False,       # as `next_leg`
 ) -> tuple[list[dict[str, Any]], Leg | None]:  # all legs, for the manifest; the one that begins now
-    "Put what was aside, and write down with which config the run goes on"
+    """Put what was aside, and write down with which config the run goes on
+
+    Args:
+        files: of a run that is about to train, locked
+        config: with which it goes on
+        saved: where; None: at the start
+        again: as `next_leg`
+
+    Returns:
+        all legs, for the manifest; the one that begins now
+    """
     leg, (old, _) = next_leg(files, config, saved, again), known_config(files, saved)
     legs, yaml = legs_so_far(files, saved, old or config), files.path / 'config.yaml'
     if leg and old:
@@ -226,27 +331,47 @@ def put_result_aside(
     files: RunFolder,  # of a run that trains on
     number: int,       # of the leg that had this result
 ) -> None:
-    "A result of an earlier leg is not the result of the run"
+    """A result of an earlier leg is not the result of the run
+
+    Args:
+        files: of a run that trains on
+        number: of the leg that had this result
+    """
     result = files.path / 'result.json'
     if result.exists(): result.replace(result.with_name(f'result.leg{number}.json'))
 
 # %% ../../nbs/65_runs.legs.ipynb #aa66ca34
 @dataclass(frozen=True)
 class Start:
-    "What one run has learned, for another one"
+    """What one run has learned, for another one
+
+    Args:
+        run: the folder of the run, as it was given
+        step: env steps of its checkpoint
+        weights: the module's state, by name
+        about: algo, env id, and the specs as the source's manifest has them
+    """
     run: str     # the folder of the run, as it was given
     step: int    # env steps of its checkpoint
     weights: dict[str, torch.Tensor]   # the module's state, by name
     about: dict[str, Any]              # algo, env id, and the specs as the source's manifest has them
 
     @property
-    def sha256(self) -> str: return state_sha256(self.weights)   # 64 hexadecimal digits
+    def sha256(self) -> str: "64 hexadecimal digits"; return state_sha256(self.weights)   # 64 hexadecimal digits
 
 def find_start(
     source: str | Path,            # RUN, RUN@STEP, RUN@best, or the folder of a checkpoint
     runs_dir: str | Path = 'runs',  # where a run is looked for by its name
 ) -> Start:                        # loaded and verified
-    "The weights of another run"
+    """The weights of another run
+
+    Args:
+        source: RUN, RUN@STEP, RUN@best, or the folder of a checkpoint
+        runs_dir: where a run is looked for by its name
+
+    Returns:
+        loaded and verified
+    """
     text = str(source)
     folder, at = (text, '') if Path(text).exists() else (text.rpartition('@')[::2] if '@' in text else (text, ''))
     path = Path(folder)
@@ -261,7 +386,15 @@ def start_of(
     saved: Checkpoint,  # of any run
     run: str,           # its folder
 ) -> Start:             # its weights, and where they come from
-    "The weights in a checkpoint"
+    """The weights in a checkpoint
+
+    Args:
+        saved: of any run
+        run: its folder
+
+    Returns:
+        its weights, and where they come from
+    """
     algo = saved.state.get('algo')
     module = algo.get('module') if isinstance(algo, dict) else None
     if not isinstance(module, dict) or not module: raise RunError(f'{saved.path}: given a checkpoint without algo/module, expected one of a run of an RLStudio algorithm')
@@ -273,7 +406,14 @@ def start_of(
 # %% ../../nbs/65_runs.legs.ipynb #305bf8b4
 @dataclass(frozen=True)
 class Fit:
-    "Which weights found their place"
+    """Which weights found their place
+
+    Args:
+        loaded: names of arrays
+        fresh: name → why it begins anew
+        left: names of the source that have no place here
+        spaces: what differs between the worlds
+    """
     loaded: tuple[str, ...]   # names of arrays
     fresh: dict[str, str]     # name → why it begins anew
     left: tuple[str, ...]     # names of the source that have no place here
@@ -291,7 +431,15 @@ def why_anew(
     theirs: torch.Tensor | None,  # of the source; None: it has none of this name
     ours: torch.Tensor,           # of the new run
 ) -> str:                         # '' if it fits
-    "Why an array cannot be taken over"
+    """Why an array cannot be taken over
+
+    Args:
+        theirs: of the source; None: it has none of this name
+        ours: of the new run
+
+    Returns:
+        '' if it fits
+    """
     if theirs is None: return 'not there'
     if theirs.shape != ours.shape: return f'{tuple(theirs.shape)} there, {tuple(ours.shape)} here'
     return '' if theirs.dtype == ours.dtype else f'{theirs.dtype} there, {ours.dtype} here'
@@ -301,7 +449,16 @@ def fit_of(
     ours: Arrays,    # of the new run
     anew: tuple[str, ...] = (),  # names that begin anew whatever they are: the returns of episodes in flight
 ) -> Fit:            # what is taken over
-    "Compare two modules, array by array and layer by layer"
+    """Compare two modules, array by array and layer by layer
+
+    Args:
+        theirs: of the source
+        ours: of the new run
+        anew: names that begin anew whatever they are: the returns of episodes in flight
+
+    Returns:
+        what is taken over
+    """
     why = {k: 'episodes begin anew' if k in anew else why_anew(theirs.get(k), x) for k, x in ours.items()}
     layer = {k: k.rpartition('.')[0] for k in ours}
     torn = {layer[k]: k for k, reason in why.items() if reason and k not in anew}
@@ -313,7 +470,15 @@ def space_changes(
     about: Mapping[str, Any],  # of a `Start`
     trainer: Trainer,          # of the new run
 ) -> tuple[str, ...]:          # one line for each space that differs
-    "What differs between the spaces of two worlds"
+    """What differs between the spaces of two worlds
+
+    Args:
+        about: of a `Start`
+        trainer: of the new run
+
+    Returns:
+        one line for each space that differs
+    """
     here = dict(observation=trainer.env.observation_spec.to_dict(), action=trainer.env.action_spec.to_dict())
     def lines() -> Iterator[str]:
         for name, new in here.items():
@@ -327,7 +492,14 @@ def space_changes(
 def short_text(
     value: Any,  # plain
 ) -> str:        # at most some forty characters
-    "A value in a message"
+    """A value in a message
+
+    Args:
+        value: plain
+
+    Returns:
+        at most some forty characters
+    """
     text = as_text(value)
     return text if len(text) <= 40 else f'{text[:37]}…'
 
@@ -335,7 +507,15 @@ def warm_start(
     trainer: Trainer,  # at its start
     start: Start,      # of another run
 ) -> Fit:              # what was taken over, and what was not
-    "Begin with the weights of another run; the optimiser and everything else begin anew"
+    """Begin with the weights of another run; the optimiser and everything else begin anew
+
+    Args:
+        trainer: at its start
+        start: of another run
+
+    Returns:
+        what was taken over, and what was not
+    """
     module: Any = trainer.algo.module
     ours = dict(module.state_dict())
     anew = tuple(f'{name}.ret' for name, m in module.named_modules() if isinstance(m, RewardScale))
@@ -355,7 +535,13 @@ def keep_start(
     start: Start,  # its source
     fit: Fit,      # what was taken over
 ) -> None:
-    "Write down with what a run begins"
+    """Write down with what a run begins
+
+    Args:
+        folder: of the new run
+        start: its source
+        fit: what was taken over
+    """
     save_checkpoint(folder / 'start', start.step, dict(algo=dict(module=start.weights)), dict(run=start.run, about=start.about))
     facts = dict(run=start.run, step=start.step, weights_sha256=start.sha256, algo=start.about.get('algo'), env=start.about.get('env'))
     RunFolder(folder).note(start_from=facts | dict(loaded=list(fit.loaded), fresh=fit.fresh, left=list(fit.left), spaces=list(fit.spaces)))
@@ -363,7 +549,14 @@ def keep_start(
 def kept_start(
     folder: Path,  # of any run
 ) -> Start | None:  # None: it began with nothing
-    "With what a run began"
+    """With what a run began
+
+    Args:
+        folder: of any run
+
+    Returns:
+        None: it began with nothing
+    """
     if not checkpoints(folder / 'start'): return None
     saved, _ = latest_checkpoint(folder / 'start')
     return replace(start_of(saved, str(saved.meta['run'])), about=saved.meta['about'])

@@ -40,7 +40,15 @@ def sparkline(
     values: Sequence[float],  # (K,), any K; what is not finite leaves a gap
     width: int = 24,          # characters at most, ≥ 1
 ) -> str:                     # min(K, width) characters
-    "A series as a line of blocks, scaled between its own lowest and highest"
+    """A series as a line of blocks, scaled between its own lowest and highest
+
+    Args:
+        values: (K,), any K; what is not finite leaves a gap
+        width: characters at most, ≥ 1
+
+    Returns:
+        min(K, width) characters
+    """
     n = min(width, len(values))
     parts = [values[len(values) * i // n:len(values) * (i + 1) // n] for i in range(n)]
     means = [_mean([v for v in part if math.isfinite(v)]) for part in parts]
@@ -59,7 +67,12 @@ def draw_training(
     ax: 'Axes',                         # where to draw
     records: Sequence[dict[str, Any]],  # as `read_metrics` gives them
 ) -> None:
-    "The running mean of the training's episodes"
+    """The running mean of the training's episodes
+
+    Args:
+        ax: where to draw
+        records: as `read_metrics` gives them
+    """
     from rlstudio.train.metrics import series
     steps, mean = series(records, 'episode/return_mean')
     if np.isfinite(mean).any():
@@ -71,7 +84,12 @@ def draw_evaluations(
     ax: 'Axes',                             # where to draw
     evaluations: Sequence[dict[str, Any]],  # as `Evaluation.to_dict` gives them
 ) -> None:
-    "Each evaluation as a point, with one standard deviation of its episodes"
+    """Each evaluation as a point, with one standard deviation of its episodes
+
+    Args:
+        ax: where to draw
+        evaluations: as `Evaluation.to_dict` gives them
+    """
     if not evaluations: return
     x, y, spread = zip(*((e['env_steps'], e['mean'], e['std']) for e in evaluations))
     ax.errorbar(x, y, spread, color=RED, fmt='o', ms=4, lw=1, capsize=2,
@@ -84,7 +102,17 @@ def learning_curve(
     goal: float | None = None,                   # mean return that counts as solved
     title: str = '',                             # what this is the curve of
 ) -> 'Figure':                                   # shows itself in a notebook
-    "Return against env steps"
+    """Return against env steps
+
+    Args:
+        records: the run's metrics, oldest first
+        evaluations: the run's evaluations
+        goal: mean return that counts as solved
+        title: what this is the curve of
+
+    Returns:
+        shows itself in a notebook
+    """
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 3), layout='constrained')
     ax = figure.add_subplot()
@@ -104,7 +132,12 @@ def replace_file(
     path: str | Path,  # made, or replaced; its folder is made too
     data: bytes,       # the whole content
 ) -> None:
-    "Write a file so that a reader sees the old or the new one, never half of it"
+    """Write a file so that a reader sees the old or the new one, never half of it
+
+    Args:
+        path: made, or replaced; its folder is made too
+        data: the whole content
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.tmp')
@@ -122,7 +155,13 @@ def save_figure(
     path: str | Path,  # ends in .png or .svg
     dpi: int = 120,    # pixels an inch, for png
 ) -> None:
-    "Save a figure: in one go, and without a date"
+    """Save a figure: in one go, and without a date
+
+    Args:
+        figure: any matplotlib figure
+        path: ends in .png or .svg
+        dpi: pixels an inch, for png
+    """
     import matplotlib
     kind = Path(path).suffix[1:].lower()
     if kind not in UNSIGNED:
@@ -138,7 +177,15 @@ def shrink(
     frame: np.ndarray,  # picture, (H, W, 3) uint8
     width: int = 300,   # pixels at most, ≥ 1
 ) -> np.ndarray:        # the same picture, (H', W', 3) uint8 with W' ≤ width
-    "Shrink a picture by a whole factor, averaging squares of pixels"
+    """Shrink a picture by a whole factor, averaging squares of pixels
+
+    Args:
+        frame: picture, (H, W, 3) uint8
+        width: pixels at most, ≥ 1
+
+    Returns:
+        the same picture, (H', W', 3) uint8 with W' ≤ width
+    """
     from PIL import Image
     factor = math.ceil(frame.shape[1] / width)
     return frame if factor == 1 else np.asarray(Image.fromarray(frame).reduce(factor))
@@ -147,7 +194,14 @@ def shrink(
 def take_frame(
     env: 'InProcess',  # made with render_mode='rgb_array'
 ) -> np.ndarray:       # (H, W, 3) uint8
-    "One picture of the first sub-env as it is now"
+    """One picture of the first sub-env as it is now
+
+    Args:
+        env: made with render_mode='rgb_array'
+
+    Returns:
+        (H, W, 3) uint8
+    """
     from rlstudio.envs.make import EnvError
     frame = np.asarray(env.render())
     if frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3: return frame
@@ -163,7 +217,19 @@ def rollout_frames(
     every: int = 2,           # env steps from frame to frame, ≥ 1
     width: int = 300,         # pixels at most
 ) -> list[np.ndarray]:        # frames (H, W, 3) uint8, the last state always among them
-    "Film one greedy episode: the first that `evaluate` plays"
+    """Film one greedy episode: the first that `evaluate` plays
+
+    Args:
+        module: the agent; the likeliest action is taken
+        env_config: its world
+        seed: the run's seed: fixes the start
+        max_frames: the film ends there, ≥ 1
+        every: env steps from frame to frame, ≥ 1
+        width: pixels at most
+
+    Returns:
+        frames (H, W, 3) uint8, the last state always among them
+    """
     from rlstudio.core.seeding import Streams
     from rlstudio.data.rollout import Stepper
     from rlstudio.envs.backends import InProcess
@@ -187,7 +253,13 @@ def save_webp(
     path: str | Path,              # ends in .webp
     fps: float = 25,               # frames a second, > 0
 ) -> None:
-    "Save frames as an animation that repeats: in one go, and without a date"
+    """Save frames as an animation that repeats: in one go, and without a date
+
+    Args:
+        frames: one or more pictures of one size, (H, W, 3) uint8
+        path: ends in .webp
+        fps: frames a second, > 0
+    """
     from PIL import Image
     if not frames: raise ValueError('save_webp: given no frames, expected one or more')
     first, *rest = map(Image.fromarray, frames)
@@ -202,6 +274,10 @@ class Video:
     def __init__(self,
         path: str | Path,  # of a WebP file of at most 32 MiB
     ):
+        """
+        Args:
+            path: of a WebP file of at most 32 MiB
+        """
         self.path, self.data = Path(path), b''
         if self.path.is_file() and not self.path.is_symlink():
             with open(self.path, 'rb') as f: self.data = f.read(2**25 + 1)

@@ -66,7 +66,16 @@ def make_trainer(
     settings: Settings,  # of the workspace
     places: Places,      # where the config's keys stand; {}: not known
 ) -> Trainer:            # at its start, without callbacks
-    "The trainer of a config; a `ConfigError` with places if the parts do not fit"
+    """The trainer of a config; a `ConfigError` with places if the parts do not fit
+
+    Args:
+        config: loaded, each value right by itself
+        settings: of the workspace
+        places: where the config's keys stand; {}: not known
+
+    Returns:
+        at its start, without callbacks
+    """
     for name in settings.sinks: sinks.get(name)
     check_device(settings)
     try:
@@ -90,7 +99,12 @@ def check_judged(
     config: Config,    # `env.eval_kwargs` may make another world for evaluations
     trainer: Trainer,  # knows the world of the training
 ) -> None:
-    "Refuse now a world that could not be evaluated at the end"
+    """Refuse now a world that could not be evaluated at the end
+
+    Args:
+        config: `env.eval_kwargs` may make another world for evaluations
+        trainer: knows the world of the training
+    """
     if not config.env.eval_kwargs: return
     try:
         judged, taught = (make_env(c) for c in (evaluation_env(config.env), config.env))
@@ -105,7 +119,11 @@ def check_judged(
 def check_device(
     settings: Settings,  # of the workspace
 ) -> None:
-    "Refuse a device that is not here"
+    """Refuse a device that is not here
+
+    Args:
+        settings: of the workspace
+    """
     try: torch.zeros(1, device=settings.device)
     except (RuntimeError, AssertionError) as e:
         raise RunError(f'device {settings.device}: {str(e).splitlines()[0]}; '
@@ -116,7 +134,11 @@ def check_device(
 def stop_on_signals(
     trainer: Trainer,  # asked to stop
 ) -> Iterator[None]:
-    "Turn SIGINT and SIGTERM into `trainer.stop`; the second one acts at once"
+    """Turn SIGINT and SIGTERM into `trainer.stop`; the second one acts at once
+
+    Args:
+        trainer: asked to stop
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -136,7 +158,15 @@ def restore_point(
     files: RunFolder,  # of any run
     config: Config,    # what its config.yaml says
 ) -> tuple[Checkpoint | None, list[Path]]:  # where to go on (None: at the start); damaged ones
-    "The newest whole checkpoint of a run, if it has begun"
+    """The newest whole checkpoint of a run, if it has begun
+
+    Args:
+        files: of any run
+        config: what its config.yaml says
+
+    Returns:
+        where to go on (None: at the start); damaged ones
+    """
     folder = files.path / 'checkpoints'
     if not any(folder.glob('step_*')):
         if not files.history: return None, []
@@ -153,7 +183,14 @@ def restore_point(
 def noted_imports(
     manifest: dict[str, Any],  # of a run; may come from anybody
 ) -> list[str]:                # names of modules, in order
-    "The modules of its user that a run was made with, and those imported now"
+    """The modules of its user that a run was made with, and those imported now
+
+    Args:
+        manifest: of a run; may come from anybody
+
+    Returns:
+        names of modules, in order
+    """
     noted = manifest.get('imports')
     names = [n for n in noted if isinstance(n, str)] if isinstance(noted, list) else []
     return list(dict.fromkeys([n for n in names if all(p.isidentifier() for p in n.split('.'))] + imported()))
@@ -161,14 +198,26 @@ def noted_imports(
 def import_flags(
     modules: Iterable[str],  # names of modules
 ) -> list[str]:              # '--import', name, '--import', name …
-    "What the command line needs to import them"
+    """What the command line needs to import them
+
+    Args:
+        modules: names of modules
+
+    Returns:
+        '--import', name, '--import', name …
+    """
     return [word for name in modules for word in ('--import', name)]
 
 def check_imports(
     folder: Path,            # of a run
     verb: str = 'resume',    # what shall be done with it
 ) -> None:
-    "Refuse to go on without the modules that a run was made with, and say how to give them"
+    """Refuse to go on without the modules that a run was made with, and say how to give them
+
+    Args:
+        folder: of a run
+        verb: what shall be done with it
+    """
     try: needed = noted_imports(RunFolder(folder).manifest)
     except ConfigError: return  # damaged: whoever needs it says so
     if all(name in sys.modules for name in needed):
@@ -184,7 +233,15 @@ def past(
     files: RunFolder,          # of any run
     saved: Checkpoint | None,  # where it goes on
 ) -> dict[str, Any]:           # level, versions, machine; empty if the run is new
-    "What holds for a run so far"
+    """What holds for a run so far
+
+    Args:
+        files: of any run
+        saved: where it goes on
+
+    Returns:
+        level, versions, machine; empty if the run is new
+    """
     sources = [files.manifest, saved.meta if saved else {}]
     return min(sources, key=lambda facts: facts.get('level', 'none'))
 
@@ -194,7 +251,16 @@ def facts_of(
     settings: Settings,    # of this workspace
     then: dict[str, Any],  # what held for the run so far
 ) -> dict[str, Any]:       # JSON-able; for the manifest and for every checkpoint
-    "With what a run is made, and how far it can be trusted to repeat"
+    """With what a run is made, and how far it can be trusted to repeat
+
+    Args:
+        trainer: of a run
+        settings: of this workspace
+        then: what held for the run so far
+
+    Returns:
+        JSON-able; for the manifest and for every checkpoint
+    """
     engine = getattr(trainer.algo, 'engine', '')
     machine = identity(engine)
     return dict(config_hash=config_hash(trainer.config), versions=versions(), machine=machine,
@@ -209,7 +275,15 @@ def register(
     facts: dict[str, Any],  # of `facts_of`
     before: str = '',       # its level so far; '': it is new
 ) -> None:
-    "Write the manifest of a run on its way"
+    """Write the manifest of a run on its way
+
+    Args:
+        files: its manifest is written
+        trainer: knows the environment
+        settings: of this workspace
+        facts: of `facts_of`
+        before: its level so far; '': it is new
+    """
     then, e = files.manifest, trainer.env
     if facts['level'] < before:
         warnings.warn(f'{facts["why"]}: the run goes on, but is no longer exact '
@@ -227,13 +301,20 @@ class WatchGenerators(Callback):
         files: RunFolder,        # its manifest gets the new level
         facts: dict[str, Any],   # those that go into each checkpoint, changed in place
     ):
+        """
+        Args:
+            files: its manifest gets the new level
+            facts: those that go into each checkpoint, changed in place
+        """
         self.files, self.facts = files, facts
         self.before: dict[str, Any] = {}  # of `global_states`; empty: not watched
 
     def on_train_start(self, trainer: Trainer) -> None:  # watches unless the level is the lowest
+        "watches unless the level is the lowest"
         self.before = global_states() if self.facts['level'] > 'L1' else {}
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # looks
+        "looks"
         if not (used := moved_generators(self.before) if self.before else []): return
         why = (f'the global generator of {" and ".join(used)} was used while training '
                f'(by {trainer.env.env_id}, or other code in this process)')
@@ -247,7 +328,12 @@ def check_listeners(
     trainer: Trainer,    # with its callbacks
     saved: Checkpoint,   # that it goes on from
 ) -> None:
-    "Warn of callbacks that the run had, and that are not here"
+    """Warn of callbacks that the run had, and that are not here
+
+    Args:
+        trainer: with its callbacks
+        saved: that it goes on from
+    """
     here = {c.name for c in trainer.callbacks} | {'time_limit', 'best'}   # keys of the config
     lost = sorted(saved.state['callbacks'].keys() - here)
     if lost: warnings.warn(f'the run had callbacks that are not here ({", ".join(lost)}), and goes on without them; '
@@ -257,7 +343,15 @@ def first_score(
     run: 'Run',        # a new one
     trainer: Trainer,  # at its start
 ) -> dict[str, Any] | None:  # mean, std, episodes, cut; None: not evaluated
-    "The score of the first weights, for the manifest; whatever goes wrong with it is a warning"
+    """The score of the first weights, for the manifest; whatever goes wrong with it is a warning
+
+    Args:
+        run: a new one
+        trainer: at its start
+
+    Returns:
+        mean, std, episodes, cut; None: not evaluated
+    """
     if not run.config.eval.episodes: return None
     try: e = untrained_score(trainer.algo.module, run.config)
     except (Exception, SystemExit) as why:
@@ -270,7 +364,15 @@ def set_out(
     run: 'Run',                          # any run
     callbacks: Sequence[Callback] = (),  # more listeners, told after the metrics
 ) -> Trainer:                            # where the folder says it is
-    "The trainer of a run, ready to go on; from here on it writes into the folder"
+    """The trainer of a run, ready to go on; from here on it writes into the folder
+
+    Args:
+        run: any run
+        callbacks: more listeners, told after the metrics
+
+    Returns:
+        where the folder says it is
+    """
     files, c, s = run.files, run.config, run.settings
     check_version(files)
     saved, damaged = restore_point(files, c)
@@ -309,7 +411,18 @@ def summarize(
     result: Evaluation | None = None,  # the last evaluation
     stopped_early: str | None = None,  # why a callback ended it
 ) -> dict[str, Any]:                   # JSON-able
-    "The run in a dozen numbers"
+    """The run in a dozen numbers
+
+    Args:
+        run: any run
+        trainer: where it is now
+        status: 'completed' or 'interrupted'
+        result: the last evaluation
+        stopped_early: why a callback ended it
+
+    Returns:
+        JSON-able
+    """
     t, c, goal = trainer, run.config, goal_return(run.config.env, run.config.eval)
     return dict(run=str(run.folder), algo=c.algo.name, env=c.env.id, seed=c.train.seed,
         status=status, total_steps=t.env_steps, iterations=t.iteration, episodes=t.episodes,
@@ -331,7 +444,19 @@ def judge(
     seed: int | None = None,      # fixes the starts; None: the run's
     max_steps: int | None = None,  # an episode is cut there; None: as the config says
 ) -> Evaluation:                  # every episode's return and length
-    "Evaluate what was learned"
+    """Evaluate what was learned
+
+    Args:
+        run: the result joins its evaluations.json
+        trainer: holds the weights
+        episodes: None: as the config says
+        greedy: None: as the config says
+        seed: fixes the starts; None: the run's
+        max_steps: an episode is cut there; None: as the config says
+
+    Returns:
+        every episode's return and length
+    """
     c = run.config.eval
     asked: dict[str, Any] = dict(episodes=episodes, greedy=greedy, max_steps=max_steps)
     c = replace(c, **{k: v for k, v in asked.items() if v is not None})
@@ -347,7 +472,14 @@ def film(
     name: str = 'rollout',  # videos/NAME.webp
     seed: int | None = None,  # fixes the start; None: the run's
 ) -> None:
-    "One greedy episode to watch; whatever goes wrong with it is a warning"
+    """One greedy episode to watch; whatever goes wrong with it is a warning
+
+    Args:
+        run: gets a file in videos/
+        trainer: holds the weights
+        name: videos/NAME.webp
+        seed: fixes the start; None: the run's
+    """
     try:
         frames = rollout_frames(trainer.algo.module, run.config.env, run.config.train.seed if seed is None else seed)
         save_webp(frames, run.folder / 'videos' / f'{name}.webp')
@@ -365,7 +497,20 @@ def judged(
     max_steps: int | None = None,  # an episode is cut there; None: as the config says
     video: bool = False,          # film the first greedy episode, too?
 ) -> tuple[Trainer, Evaluation]:  # with these weights
-    "Evaluate the weights of a checkpoint"
+    """Evaluate the weights of a checkpoint
+
+    Args:
+        run: locked
+        episodes: None: as the config says
+        greedy: None: as the config says
+        seed: fixes the starts; None: the run's
+        checkpoint: None: the newest; 'best'; or its env steps
+        max_steps: an episode is cut there; None: as the config says
+        video: film the first greedy episode, too?
+
+    Returns:
+        with these weights
+    """
     trainer = run.restored(checkpoint)
     result = judge(run, trainer, episodes, greedy, seed, max_steps)
     if video: film(run, trainer, f'step_{trainer.env_steps:012d}', seed)
@@ -376,7 +521,15 @@ def last_score(
     run: 'Run',        # trained to its end
     trainer: Trainer,  # its trainer
 ) -> Evaluation | None:  # None: not evaluated
-    "Evaluate the last weights, unless that was just done; whatever goes wrong is a warning"
+    """Evaluate the last weights, unless that was just done; whatever goes wrong is a warning
+
+    Args:
+        run: trained to its end
+        trainer: its trainer
+
+    Returns:
+        None: not evaluated
+    """
     if not run.config.eval.episodes: return None
     done = [c.last for c in trainer.callbacks if isinstance(c, Evaluate) and c.last]
     just = [e for e in done if e.env_steps == trainer.env_steps and len(e.returns) == run.config.eval.episodes and not e.cut]
@@ -393,7 +546,16 @@ def finish(
     trainer: Trainer,  # its trainer
     stopped_early: str | None = None,  # why
 ) -> dict[str, Any]:   # the summary
-    "Evaluate, draw, sum up"
+    """Evaluate, draw, sum up
+
+    Args:
+        run: trained to the end of its budget, or ended early
+        trainer: its trainer
+        stopped_early: why
+
+    Returns:
+        the summary
+    """
     result = last_score(run, trainer)
     for c in trainer.callbacks:
         if isinstance(c, Evaluate) and c.history: run.files.keep(c.history)   # so that the curve shows them
@@ -415,10 +577,16 @@ class FilmEvery(Callback):
         folder: str | Path,  # of the run
         every: int,          # env steps between two, ≥ 1
     ):
+        """
+        Args:
+            folder: of the run
+            every: env steps between two, ≥ 1
+        """
         if every < 1: raise RunError(f'FilmEvery: given every={every}, expected env steps ≥ 1')
         self.folder, self.every, self.seen = Path(folder), every, 0
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # films if it is time; what goes wrong is a warning
+        "films if it is time; what goes wrong is a warning"
         before, self.seen = self.seen, trainer.env_steps
         if self.seen // self.every <= before // self.every: return
         try:
@@ -426,8 +594,8 @@ class FilmEvery(Callback):
             save_webp(frames, self.folder / 'videos' / f'step_{self.seen:012d}.webp')
         except (Exception, SystemExit) as e: warnings.warn(f'no video at {self.seen:,} steps: {type(e).__name__}: {e}', stacklevel=2)
 
-    def state_dict(self) -> dict[str, Any]: return dict(seen=self.seen)  # env steps
-    def load_state_dict(self, state: dict[str, Any]) -> None: self.seen = state['seen']  # films on from there
+    def state_dict(self) -> dict[str, Any]: "env steps"; return dict(seen=self.seen)  # env steps
+    def load_state_dict(self, state: dict[str, Any]) -> None: "films on from there"; self.seen = state['seen']  # films on from there
 
 # %% ../../nbs/67_runs.run.ipynb #9cd60bb2
 @contextmanager
@@ -435,7 +603,12 @@ def closing(
     files: RunFolder,  # gets the status 'failed' if there is an error
     trainer: Trainer,  # its sinks and environments are closed
 ) -> Iterator[None]:
-    "Tidy up behind a training"
+    """Tidy up behind a training
+
+    Args:
+        files: gets the status 'failed' if there is an error
+        trainer: its sinks and environments are closed
+    """
     try: yield
     except (Exception, SystemExit) as e:
         files.note(status='failed', error=f'{type(e).__name__}: {e}', env_steps=trainer.env_steps)
@@ -452,7 +625,14 @@ def closing(
 def one_line_of_run(
     run: 'Run',  # any run
 ) -> str:        # "Run('runs/a': ppo on CartPole-v1, seed 1; completed, 51,200 steps, eval 497.3 ± 6.1, goal 475)"
-    "What a run is and how far it is"
+    """What a run is and how far it is
+
+    Args:
+        run: any run
+
+    Returns:
+        "Run('runs/a': ppo on CartPole-v1, seed 1; completed, 51,200 steps, eval 497.3 ± 6.1, goal 475)"
+    """
     def number(file: str, key: str, text: str) -> str:
         try: facts = run.read(file)
         except ConfigError: return ''
@@ -470,7 +650,15 @@ def find_video(
     run: 'Run',        # any run
     name: str | int,   # 'rollout', or the env steps in a film's name
 ) -> Video:            # plays in a notebook
-    "A film of a run"
+    """A film of a run
+
+    Args:
+        run: any run
+        name: 'rollout', or the env steps in a film's name
+
+    Returns:
+        plays in a notebook
+    """
     films = {p.stem: p for p in sorted((run.folder / 'videos').glob('*.webp'))}
     stems = [s for s in films if s == str(name) or (isinstance(name, int) and re.sub(r'\D', '', s).lstrip('0') == str(name))]
     if stems: return Video(films[stems[0]])
@@ -479,12 +667,20 @@ def find_video(
 
 # %% ../../nbs/67_runs.run.ipynb #b7d31a02
 def in_kernel() -> bool:  # also of JupyterLab, VS Code and Colab
-    "Does this process run the cells of a notebook?"
+    """Does this process run the cells of a notebook?
+
+    Returns:
+        also of JupyterLab, VS Code and Colab
+    """
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
     return getattr(shell, 'kernel', None) is not None
 
 def fitting_display() -> str:  # 'panel', 'console' or 'silent'
-    "What `auto` means here"
+    """What `auto` means here
+
+    Returns:
+        'panel', 'console' or 'silent'
+    """
     if 'PYTEST_VERSION' in os.environ: return 'silent'   # also in a kernel that a test has started
     if in_kernel(): return 'panel' if find_spec('ipywidgets') else 'console'
     return 'console' if sys.stdout is not None and sys.stdout.isatty() else 'silent'
@@ -493,7 +689,15 @@ def choose_display(
     run: 'Run',         # about to be shown
     name: str | None,   # registered, or auto; None: as the settings say
 ) -> Display:           # new; it may have appeared already
-    "What shows a run"
+    """What shows a run
+
+    Args:
+        run: about to be shown
+        name: registered, or auto; None: as the settings say
+
+    Returns:
+        new; it may have appeared already
+    """
     name = run.settings.display if name is None else name
     name = fitting_display() if name == 'auto' else name
     return Display(run) if name == 'silent' else displays.get(name)(run)
@@ -504,7 +708,12 @@ def shown(
     run: 'Run',        # trains inside
     display: Display,  # is told how it ended
 ) -> Iterator[None]:
-    "Tell a display about the end of a run"
+    """Tell a display about the end of a run
+
+    Args:
+        run: trains inside
+        display: is told how it ended
+    """
     try: yield
     except BaseException as e:
         display.on_run_error(e)
@@ -516,7 +725,15 @@ def saved_at(
     run: 'Run',               # any run that has begun
     step: int | str | None,   # env steps, or 'best'; None: the newest whole one
 ) -> Checkpoint:             # verified
-    "The checkpoint that is asked for"
+    """The checkpoint that is asked for
+
+    Args:
+        run: any run that has begun
+        step: env steps, or 'best'; None: the newest whole one
+
+    Returns:
+        verified
+    """
     if step is not None: return chosen_checkpoint(run.folder / 'checkpoints', step)
     saved, _ = restore_point(run.files, run.config)
     if saved: return saved
@@ -526,7 +743,15 @@ def agent_at(
     run: 'Run',               # any run that has begun
     step: int | str | None,   # as in `saved_at`
 ) -> Agent:                   # as greedy as the config's evaluations
-    "The agent of a checkpoint"
+    """The agent of a checkpoint
+
+    Args:
+        run: any run that has begun
+        step: as in `saved_at`
+
+    Returns:
+        as greedy as the config's evaluations
+    """
     saved, manifest = saved_at(run, step), run.manifest
     if not isinstance(manifest.get('env'), dict): raise RunError(f'{run.folder}: its manifest.json does not say what world it is; fix: rlstudio resume {run.folder} writes it anew')
     scores = [e for e in run.files.evaluations if e.get('env_steps') == saved.step]
@@ -540,7 +765,14 @@ def begin_folder(
     start: Start | None,  # the weights that it begins with
     fit: Fit | None,      # what of them was taken over
 ) -> None:
-    "The first files of a run"
+    """The first files of a run
+
+    Args:
+        folder: of a new run; nobody else knows it yet
+        config: what shall be trained
+        start: the weights that it begins with
+        fit: what of them was taken over
+    """
     if start and fit: keep_start(folder, start, fit)
     replace_file(folder / 'config.yaml', to_yaml(config).encode())
 
@@ -554,6 +786,14 @@ class Run:
         places: Places = {},  # noqa: B006 (never changed) where the config's keys stand
         trainer: Trainer | None = None,  # a new one, if it was built already
     ):
+        """
+        Args:
+            folder: exists, with a config.yaml
+            config: what that says
+            settings: of this workspace and machine
+            places: where the config's keys stand
+            trainer: a new one, if it was built already
+        """
         self.files, self.config, self.settings = RunFolder(folder), config, settings
         self.places, self.trainer = places, trainer
         self.again = False   # shall it go on, though a callback has ended it early?
@@ -569,7 +809,17 @@ class Run:
         start_from: str | Path | None = None,  # begin with the weights of another run: RUN, RUN@STEP or RUN@best
         **changes: Any,                    # more overrides: total_steps=4096, or train={'total_steps': 4096}
     ) -> 'Run':
-        "Make a new run"
+        """Make a new run
+
+        Args:
+            config: a config, nested dicts, a file, a run's folder, or the name of a packaged config
+            overrides: over it: 'section.key=value', several, or {'section.key': value}
+            runs_dir: None: as the settings say
+            name: None: after what it does
+            settings: None: read from settings.ini
+            start_from: begin with the weights of another run: RUN, RUN@STEP or RUN@best
+            **changes: more overrides: total_steps=4096, or train={'total_steps': 4096}
+        """
         s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
         open_workspace(s)
         made, places = any_config(config, changed)
@@ -586,7 +836,14 @@ class Run:
         settings: Settings | None = None,  # None: read from settings.ini
         **changes: Any,                    # more overrides: total_steps=8192
     ) -> 'Run':
-        "Find a run again, perhaps to go on with it in another way; nothing is written before `train`"
+        """Find a run again, perhaps to go on with it in another way; nothing is written before `train`
+
+        Args:
+            folder: a run's folder, something in it, or its name among the runs of the settings
+            overrides: what shall change from here on, as in `from_config`; see `65_runs.legs`
+            settings: None: read from settings.ini
+            **changes: more overrides: total_steps=8192
+        """
         s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
         folder = locate_run(folder, s.runs_dir)
         open_workspace(s)
@@ -601,14 +858,14 @@ class Run:
         return run
 
     @property
-    def folder(self) -> Path: return self.files.path  # of all that it writes
+    def folder(self) -> Path: "of all that it writes"; return self.files.path  # of all that it writes
     @property
-    def status(self) -> str: return self.files.status  # as `RunFolder.status`
+    def status(self) -> str: "as `RunFolder.status`"; return self.files.status  # as `RunFolder.status`
     @property
-    def manifest(self) -> dict[str, Any]: return self.files.manifest  # the facts noted so far
+    def manifest(self) -> dict[str, Any]: "the facts noted so far"; return self.files.manifest  # the facts noted so far
     @property
-    def history(self) -> list[dict[str, Any]]: return self.files.history  # all records
-    def read(self, name: str) -> Any: return self.files.read(name)  # such as 'result.json'
+    def history(self) -> list[dict[str, Any]]: "all records"; return self.files.history  # all records
+    def read(self, name: str) -> Any: "such as 'result.json'"; return self.files.read(name)  # such as 'result.json'
 
     def take_trainer(self) -> Trainer:
         "A trainer at its start: the one that was built to find mistakes, once, or a new one"
@@ -629,7 +886,15 @@ class Run:
         callbacks: Sequence[Callback] = (),   # more listeners
         display: str | Display | None = None,  # what shows it: a registered name, or auto; None: as the settings say
     ) -> dict[str, Any]:                      # the summary
-        "Bring the run to its end from wherever it is"
+        """Bring the run to its end from wherever it is
+
+        Args:
+            callbacks: more listeners
+            display: what shows it: a registered name, or auto; None: as the settings say
+
+        Returns:
+            the summary
+        """
         if done := self.done(): return done
         screen = display if isinstance(display, Shielded) else self.screen(display, Controls())
         with shown(self, screen), locked(self.folder), arithmetic_threads(self.settings.threads):
@@ -641,7 +906,15 @@ class Run:
         display: str | Display | None,  # as in `train`
         controls: Controls,             # new ones
     ) -> Shielded:                      # made in the thread that wants to see it
-        "A display for what comes, with controls of its own"
+        """A display for what comes, with controls of its own
+
+        Args:
+            display: as in `train`
+            controls: new ones
+
+        Returns:
+            made in the thread that wants to see it
+        """
         if isinstance(display, Display): return Shielded(display)
         self.controls = controls
         return Shielded(choose_display(self, display))
@@ -650,7 +923,15 @@ class Run:
         callbacks: Sequence[Callback] = (),  # as in `train`
         display: str | Display | None = None,  # as in `train`
     ) -> Background:                         # stop, pause, wait, status
-        "Train in a thread, and come back at once"
+        """Train in a thread, and come back at once
+
+        Args:
+            callbacks: as in `train`
+            display: as in `train`
+
+        Returns:
+            stop, pause, wait, status
+        """
         screen = None if self.done() else self.screen(display, Controls())
         return Background(lambda: self.train(callbacks, screen), self.controls, lambda: self.status, self.folder.name)
 
@@ -658,7 +939,15 @@ class Run:
         display: str | Display | None = None,  # as in `train`
         seconds: float = 1.,         # between two looks at its files
     ) -> Background:                 # `stop` ends the watching; `wait` waits for the run
-        "Show a run that another process trains, and come back at once"
+        """Show a run that another process trains, and come back at once
+
+        Args:
+            display: as in `train`
+            seconds: between two looks at its files
+
+        Returns:
+            `stop` ends the watching; `wait` waits for the run
+        """
         controls = Controls(reaches=False)
         screen = self.screen(display, controls)
         return Background(lambda: follow(self, screen, controls, seconds), controls, lambda: self.status, self.folder.name)
@@ -666,7 +955,14 @@ class Run:
     def live(self,
         trainer: Trainer,  # built from this folder
     ) -> dict[str, Any]:   # the summary
-        "Train, then finish; stopped at any point, leave word of it"
+        """Train, then finish; stopped at any point, leave word of it
+
+        Args:
+            trainer: built from this folder
+
+        Returns:
+            the summary
+        """
         try:
             with stop_on_signals(trainer): trainer.train()
             reason = trainer.stop_reason or trainer.stop_asked  # also if it came with the last step
@@ -679,7 +975,14 @@ class Run:
     def restored(self,
         checkpoint: str | int | None = None,  # None: the newest; 'best'; or its env steps
     ) -> Trainer:  # its `algo.module` is the agent
-        "A trainer with the weights of a checkpoint, to look at: it writes nothing"
+        """A trainer with the weights of a checkpoint, to look at: it writes nothing
+
+        Args:
+            checkpoint: None: the newest; 'best'; or its env steps
+
+        Returns:
+            its `algo.module` is the agent
+        """
         check_device(self.settings)
         saved, _ = restore_point(self.files, self.config)
         if saved and checkpoint is not None: saved = chosen_checkpoint(self.folder / 'checkpoints', checkpoint)
@@ -700,20 +1003,41 @@ class Run:
         max_steps: int | None = None,  # an episode is cut there; None: as the config says
         video: bool = False,          # film the first greedy episode, too?
     ) -> Evaluation:
-        "Evaluate weights in fresh episodes, and keep the result with the others"
+        """Evaluate weights in fresh episodes, and keep the result with the others
+
+        Args:
+            episodes: None: as the config says
+            greedy: None: as the config says
+            seed: fixes the starts; None: the run's
+            checkpoint: None: the newest; 'best'; or its env steps
+            max_steps: an episode is cut there; None: as the config says
+            video: film the first greedy episode, too?
+        """
         with locked(self.folder): return judged(self, episodes, greedy, seed, checkpoint, max_steps, video)[1]
 
     def agent(self,
         step: int | str | None = None,  # of a checkpoint that is there, or 'best'; None: the newest
     ) -> Agent:
-        "What was learned, to be used without the trainer, the memory and the world"
+        """What was learned, to be used without the trainer, the memory and the world
+
+        Args:
+            step: of a checkpoint that is there, or 'best'; None: the newest
+        """
         return agent_at(self, step)
 
     def video(self,
         name: str | int = 'rollout',  # the film's name in the folder videos, or the env steps in its name
         make: bool = False,           # film the newest weights first?
     ) -> Video:                       # plays in a notebook
-        "A film of the agent"
+        """A film of the agent
+
+        Args:
+            name: the film's name in the folder videos, or the env steps in its name
+            make: film the newest weights first?
+
+        Returns:
+            plays in a notebook
+        """
         if make: film(self, self.restored())
         return find_video(self, name)
 

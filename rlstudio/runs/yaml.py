@@ -59,7 +59,16 @@ def yaml_problem(
     text: str,              # what it read
     name: str,              # what to call that in messages
 ) -> Problem:               # with its line and column
-    "A mistake in the YAML itself"
+    """A mistake in the YAML itself
+
+    Args:
+        error: of the parser
+        text: what it read
+        name: what to call that in messages
+
+    Returns:
+        with its line and column
+    """
     mark = getattr(error, 'problem_mark', None)
     why = str(getattr(error, 'problem', None) or error)
     why = next((plainly for theirs, plainly in _PLAINLY.items() if theirs in why), why)
@@ -70,14 +79,26 @@ def yaml_problem(
 
 # %% ../../nbs/60_runs.yaml.ipynb #185b441b
 class Mark(NamedTuple):
-    "Where something was written"
+    """Where something was written
+
+    Args:
+        file: as in `Problem`
+        line: from 1; 0: unknown
+        column: from 1; 0: unknown
+    """
     file: str = ''   # as in `Problem`
     line: int = 0    # from 1; 0: unknown
     column: int = 0  # from 1; 0: unknown
 
 
 class Source(NamedTuple):
-    "Values as they were written, and where"
+    """Values as they were written, and where
+
+    Args:
+        values: plain; None where nothing could be read
+        marks: ('env', 'id') → where that key or item stands
+        problems: met while reading
+    """
     values: Any                         # plain; None where nothing could be read
     marks: dict[tuple[str, ...], Mark]  # ('env', 'id') → where that key or item stands
     problems: list[Problem]             # met while reading
@@ -87,7 +108,15 @@ def read_yaml(
     text: str,       # one YAML document
     name: str = '',  # what to call it in messages
 ) -> Source:         # `problems` hold what could not be read
-    "Plain values with their places"
+    """Plain values with their places
+
+    Args:
+        text: one YAML document
+        name: what to call it in messages
+
+    Returns:
+        `problems` hold what could not be read
+    """
     source = Source(None, {(): Mark(name, 1, 1)}, [])
     try: node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as e:
@@ -119,7 +148,14 @@ def _value(node: yaml.Node, path: tuple[str, ...], source: Source) -> Any:
 def read_file(
     path: str | Path,  # a YAML file of at most 1 MiB, in UTF-8
 ) -> Source:           # an unreadable file is one of its `problems`
-    "`read_yaml` of a file"
+    """`read_yaml` of a file
+
+    Args:
+        path: a YAML file of at most 1 MiB, in UTF-8
+
+    Returns:
+        an unreadable file is one of its `problems`
+    """
     path, name = Path(path), str(path)
     try:
         with open(path, 'rb') as f: raw = f.read(MAX_BYTES + 1)
@@ -138,7 +174,12 @@ def override(
     source: Source,  # its values are a mapping; changed in place
     text: str,       # 'section.key=value'
 ) -> None:
-    "Write one value over those that are there"
+    """Write one value over those that are there
+
+    Args:
+        source: its values are a mapping; changed in place
+        text: 'section.key=value'
+    """
     key, equals, value = text.partition('=')
     path, mark = tuple(k.strip() for k in key.split('.')), Mark(f'override {text!r}')
     new, parent = read_yaml(value), source.values
@@ -175,7 +216,14 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 def write_yaml(
     values: Any,  # plain
 ) -> str:         # in block style, keys in the order given
-    "YAML that `read_yaml` reads as equal values"
+    """YAML that `read_yaml` reads as equal values
+
+    Args:
+        values: plain
+
+    Returns:
+        in block style, keys in the order given
+    """
     return yaml.dump(plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True,
                      width=MAX_BYTES)
 
@@ -183,7 +231,14 @@ def write_yaml(
 def read_json(
     path: Path,  # a file that the program wrote
 ) -> Any:        # None where there is no such file
-    "What a JSON file says; `ConfigError` if it is damaged"
+    """What a JSON file says; `ConfigError` if it is damaged
+
+    Args:
+        path: a file that the program wrote
+
+    Returns:
+        None where there is no such file
+    """
     try: return json.loads(path.read_text('utf8'))
     except FileNotFoundError: return None
     except (ValueError, RecursionError, OSError) as e:

@@ -39,17 +39,25 @@ def safe(
     value: Any,       # from anywhere
     limit: int = 300, # characters at most
 ) -> str:             # HTML that shows it
-    "Text that a page shows and does not obey"
+    """Text that a page shows and does not obey
+
+    Args:
+        value: from anywhere
+        limit: characters at most
+
+    Returns:
+        HTML that shows it
+    """
     text = str(value)
     text = text if len(text) <= limit else f'{text[:limit]}…'
     return escape(''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text))
 
-# %% ../../nbs/73_studio.cards.ipynb #53735ce2
+# %% ../../nbs/73_studio.cards.ipynb #a18b9ad1
 STYLE = ('<style>.rls{color:var(--jp-content-font-color1,var(--vscode-editor-foreground,inherit));font:13px/1.45 var(--jp-content-font-family,system-ui,sans-serif);'
     'display:inline-block;max-width:100%;overflow-x:auto;border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px 12px;margin:2px 0}'
-    '.rls table{border-collapse:collapse;margin:4px 0 0;font-size:inherit;color:inherit}'
-    '.rls tr,.rls tr:nth-child(odd),.rls tr:nth-child(even),.rls tr:hover{background:transparent}'
-    '.rls th,.rls td{text-align:left;vertical-align:top;padding:1px 14px 1px 0;border:0;max-width:640px;overflow-wrap:anywhere;white-space:pre-wrap;color:inherit;background:transparent}'
+    '.rls table{border-collapse:collapse;margin:4px 0 0!important;font-size:inherit;color:inherit}'
+    '.rls tr,.rls th,.rls td{background:transparent!important;color:inherit!important;border:0!important}'
+    '.rls th,.rls td{text-align:left!important;vertical-align:top!important;padding:1px 14px 1px 0!important;max-width:640px;overflow-wrap:break-word;white-space:pre-wrap}'
     '.rls td:first-child{white-space:nowrap}.rls th{font-weight:normal;opacity:.65;white-space:nowrap}.rls .rls-dim{opacity:.65}'
     '.rls .rls-tag{border-radius:9px;padding:0 8px;margin-left:8px;color:#fff;background:#5f6b7a;font-size:12px}'
     '.rls .rls-good{background:#1f7a4d}.rls .rls-warn{background:#8a5a00}.rls .rls-bad{background:#b3261e}'
@@ -58,7 +66,14 @@ STYLE = ('<style>.rls{color:var(--jp-content-font-color1,var(--vscode-editor-for
 def facts_table(
     facts: Mapping[str, Any],  # name → what is said; None and '' are left out
 ) -> str:                      # HTML
-    "Two columns: what, and its value"
+    """Two columns: what, and its value
+
+    Args:
+        facts: name → what is said; None and '' are left out
+
+    Returns:
+        HTML
+    """
     rows = [f'<tr><th>{safe(k, 60)}</th><td>{safe(v)}</td></tr>' for k, v in facts.items() if v is not None and v != '']
     return f'<table>{"".join(rows)}</table>' if rows else ''
 
@@ -70,7 +85,19 @@ def card_html(
     mood: str = '',                      # of the tag: 'good', 'warn', 'bad' or ''
     below: str = '',                     # HTML made by functions of this chapter
 ) -> str:                                # HTML
-    "A whole card"
+    """A whole card
+
+    Args:
+        kind: what it is: 'Run'
+        title: which one
+        facts: as `facts_table` takes them
+        tag: its state, in a word or two
+        mood: of the tag: 'good', 'warn', 'bad' or ''
+        below: HTML made by functions of this chapter
+
+    Returns:
+        HTML
+    """
     label = f'<span class="rls-tag rls-{safe(mood)}">{safe(tag, 60)}</span>' if tag else ''
     return f'<div class="rls">{STYLE}<div><b>{safe(kind, 60)}</b> {safe(title)} {label}</div>{facts_table(facts or {})}{below}</div>'
 
@@ -80,7 +107,16 @@ def columns_table(
     rows: Iterable[Sequence[Any]], # one value for each column
     limit: int = 40,               # rows at most
 ) -> str:                          # HTML
-    "Rows below each other"
+    """Rows below each other
+
+    Args:
+        head: names of the columns
+        rows: one value for each column
+        limit: rows at most
+
+    Returns:
+        HTML
+    """
     rows = list(rows)
     lines = [''.join(f'<td>{safe(v)}</td>' for v in row) for row in rows[:limit]]
     more = f'<div class="rls-dim">and {len(rows) - limit:,} more</div>' if len(rows) > limit else ''
@@ -90,7 +126,15 @@ def folded_text(
     name: str,  # what is inside
     text: str,  # plain text
 ) -> str:       # HTML
-    "Text that opens on a click"
+    """Text that opens on a click
+
+    Args:
+        name: what is inside
+        text: plain text
+
+    Returns:
+        HTML
+    """
     return f'<details><summary class="rls-dim">{safe(name, 60)}</summary><pre>{safe(text, 20_000)}</pre></details>'
 
 # %% ../../nbs/73_studio.cards.ipynb #d70a467d
@@ -99,7 +143,16 @@ def line_svg(
     goal: float | None = None,              # a dashed line
     dots: Sequence[tuple[float, float]] = (),  # more points, each a dot
 ) -> str:                                   # HTML; '' for less than two points
-    "A small line"
+    """A small line
+
+    Args:
+        points: (x, y), x rising; not all need be finite
+        goal: a dashed line
+        dots: more points, each a dot
+
+    Returns:
+        HTML; '' for less than two points
+    """
     from math import isfinite
     seen = [(x, y) for x, y in points if isfinite(x) and isfinite(y)]
     seen = seen[::max(1, len(seen) // 120)] + seen[-1:]
@@ -119,7 +172,14 @@ def line_svg(
 def spec_card(
     spec: Any,  # an `ArraySpec` or a `TreeSpec`
 ) -> str:       # HTML
-    "What one value is"
+    """What one value is
+
+    Args:
+        spec: an `ArraySpec` or a `TreeSpec`
+
+    Returns:
+        HTML
+    """
     from rlstudio.core.spec import leaves
     rows = [(s.name, s.kind, s.shape, s.dtype, f'{float(s.low.min()):g} … {float(s.high.max()):g}' if s.low.size else '', s.flat_dim) for s in leaves(spec)]
     return card_html('Spec', spec.name, {}, below=columns_table(['name', 'kind', 'shape', 'dtype', 'low … high', 'flat'], rows))
@@ -127,7 +187,14 @@ def spec_card(
 def range_of(
     x: Any,    # an array or a tensor
 ) -> str:      # 'low … high'; '' where that would take long
-    "The smallest and the largest number"
+    """The smallest and the largest number
+
+    Args:
+        x: an array or a tensor
+
+    Returns:
+        'low … high'; '' where that would take long
+    """
     from rlstudio.core.batch import as_numpy
     if not 0 < x.nbytes <= 2**24: return ''
     a = as_numpy(x)
@@ -136,7 +203,14 @@ def range_of(
 def batch_card(
     batch: 'Batch',  # any
 ) -> str:            # HTML
-    "Which arrays travel together"
+    """Which arrays travel together
+
+    Args:
+        batch: any
+
+    Returns:
+        HTML
+    """
     from rlstudio.core.batch import leaf_fields
     arrays = leaf_fields(batch)
     rows = [(name, tuple(x.shape), x.dtype, range_of(x)) for name, x in arrays.items()]
@@ -147,7 +221,14 @@ def batch_card(
 def chosen_keys(
     section: 'Section',  # of a config
 ) -> list[str]:          # 'key: value' each
-    "What is not as it would be by itself"
+    """What is not as it would be by itself
+
+    Args:
+        section: of a config
+
+    Returns:
+        'key: value' each
+    """
     from dataclasses import MISSING, fields
 
     from rlstudio.core.options import as_text, plain
@@ -157,7 +238,14 @@ def chosen_keys(
 def section_card(
     section: 'Section',  # a section of a config, or settings
 ) -> str:                # HTML
-    "What was chosen, and all of it folded"
+    """What was chosen, and all of it folded
+
+    Args:
+        section: a section of a config, or settings
+
+    Returns:
+        HTML
+    """
     from rlstudio.core.options import as_lines, to_dict
     facts = dict(chosen='\n'.join(chosen_keys(section)) or 'nothing: all as by default')
     return card_html(type(section).__name__, '', facts, below=folded_text('all keys', as_lines(to_dict(section))))
@@ -165,7 +253,14 @@ def section_card(
 def config_card(
     config: 'Config',  # complete
 ) -> str:              # HTML
-    "What was chosen, section by section"
+    """What was chosen, section by section
+
+    Args:
+        config: complete
+
+    Returns:
+        HTML
+    """
     from rlstudio.core.options import as_lines, config_hash, to_dict
     facts = {name: ', '.join(chosen_keys(section)) for name, section in vars(config).items()}
     return card_html('Config', f'{config.algo.name} on {config.env.id}', facts | dict(hash=config_hash(config)[:12]), below=folded_text('all keys', as_lines(to_dict(config))))
@@ -174,7 +269,14 @@ def config_card(
 def env_card(
     env: 'VectorEnv',  # any backend
 ) -> str:              # HTML
-    "N copies of a world"
+    """N copies of a world
+
+    Args:
+        env: any backend
+
+    Returns:
+        HTML
+    """
     from rlstudio.core.spec import one_line
     facts = dict(backend=env.backend, observation=one_line(env.observation_spec), action=one_line(env.action_spec), resume=env.level)
     return card_html(type(env).__name__, f'{env.env_id}, {env.num_envs} at once', facts)
@@ -182,7 +284,14 @@ def env_card(
 def report_card(
     report: 'EnvReport',  # of `check_env`
 ) -> str:                 # HTML
-    "What a check found"
+    """What a check found
+
+    Args:
+        report: of `check_env`
+
+    Returns:
+        HTML
+    """
     n, m = len(report.problems), len(report.warnings)
     tag, mood = (f'{n} problem{"s" * (n != 1)}', 'bad') if n else (f'{m} warning{"s" * (m != 1)}', 'warn') if m else ('ok', 'good')
     rows = [(f.status, f.check, f'{f.given} in {f.where}' if f.where else f.given, f.expected, f.fix) for f in report.findings]
@@ -193,7 +302,14 @@ def report_card(
 def module_card(
     module: 'RLModule',  # any network of an agent
 ) -> str:                # HTML
-    "The parts of a network, and how many numbers each has learned"
+    """The parts of a network, and how many numbers each has learned
+
+    Args:
+        module: any network of an agent
+
+    Returns:
+        HTML
+    """
     from rlstudio.core.spec import one_line
     def size(part: Any) -> int: return sum(p.numel() for p in part.parameters())
     rows = [(name, type(part).__name__, f'{size(part):,}') for name, part in module.named_children()]
@@ -203,7 +319,14 @@ def module_card(
 def agent_card(
     agent: Any,  # an `Agent`
 ) -> str:        # HTML
-    "Who acts, what it takes, and where it comes from"
+    """Who acts, what it takes, and where it comes from
+
+    Args:
+        agent: an `Agent`
+
+    Returns:
+        HTML
+    """
     from rlstudio.core.spec import one_line
     spec, facts = agent.spec, agent.facts
     said = dict(takes=one_line(spec.observation) + ', and a mask' * bool(spec.masked), gives=one_line(spec.action), remembers=', '.join(spec.memory),
@@ -215,7 +338,14 @@ def agent_card(
 def trainer_card(
     trainer: 'Trainer',  # at any point
 ) -> str:                # HTML
-    "How far a training is"
+    """How far a training is
+
+    Args:
+        trainer: at any point
+
+    Returns:
+        HTML
+    """
     c, goal = trainer.config, trainer.config.train.total_steps
     recent = [r for r, _ in trainer.recent]
     facts = dict(steps=f'{trainer.env_steps:,} of {goal:,}', iterations=f'{trainer.iteration:,}', episodes=f'{trainer.episodes:,}',
@@ -228,7 +358,14 @@ def trainer_card(
 def replay_card(
     buffer: 'ReplayBuffer',  # any
 ) -> str:                    # HTML
-    "How full a memory is, and who draws from it"
+    """How full a memory is, and who draws from it
+
+    Args:
+        buffer: any
+
+    Returns:
+        HTML
+    """
     n, parts = len(buffer), ', '.join(type(p).__name__ for p in buffer.parts)
     facts = dict(holds=f'{n:,} of {buffer.capacity:,} transitions ({n / buffer.capacity:.0%})', environments=buffer.num_envs, size=f'{buffer.nbytes:,} bytes',
                  rewards=f'{buffer.n_step} a sample, γ = {buffer.gamma:g}', parts=parts)
@@ -237,7 +374,14 @@ def replay_card(
 def evaluation_card(
     result: 'Evaluation',  # any
 ) -> str:                  # HTML
-    "How good, and how evenly"
+    """How good, and how evenly
+
+    Args:
+        result: any
+
+    Returns:
+        HTML
+    """
     ordered = sorted(result.returns)
     facts = dict(episodes=f'{len(ordered)}, {"greedy" if result.greedy else "sampled"}', lowest=f'{ordered[0]:.4g}', median=f'{ordered[len(ordered) // 2]:.4g}',
                  highest=f'{ordered[-1]:.4g}', steps=f'after {result.env_steps:,} steps of training' if result.env_steps else '')
@@ -252,7 +396,15 @@ def read_safely(
     read: Callable[[], Any],  # reads a file of a run's folder
     empty: Any,               # what it gives where there is nothing; its type is the one expected
 ) -> Any:                     # what was read, or `empty`
-    "A file of a folder that may be anybody's"
+    """A file of a folder that may be anybody's
+
+    Args:
+        read: reads a file of a run's folder
+        empty: what it gives where there is nothing; its type is the one expected
+
+    Returns:
+        what was read, or `empty`
+    """
     from rlstudio.core.options import ConfigError
     from rlstudio.train.metrics import MetricError
     try: value = read()
@@ -264,7 +416,16 @@ def number_text(
     *keys: str,                # each may be missing, or be no number
     form: str = '{:,}',        # of all of them together
 ) -> str:                      # '' unless all are numbers
-    "Numbers of a file, in words"
+    """Numbers of a file, in words
+
+    Args:
+        facts: of a file
+        *keys: each may be missing, or be no number
+        form: of all of them together
+
+    Returns:
+        '' unless all are numbers
+    """
     values = [facts.get(k) for k in keys]
     return form.format(*values) if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values) else ''
 
@@ -273,7 +434,15 @@ def run_curve(
     run: 'Run',           # any run
     goal: float | None,   # mean return that counts as solved
 ) -> str:                 # HTML; '' where nothing is known, or very much
-    "The return over the steps"
+    """The return over the steps
+
+    Args:
+        run: any run
+        goal: mean return that counts as solved
+
+    Returns:
+        HTML; '' where nothing is known, or very much
+    """
     if sum(p.stat().st_size for p in run.folder.glob('*.jsonl')) > 2**25: return ''
     def pairs(records: Any, x: str, y: str) -> list[tuple[float, float]]:
         return [(r[x], r[y]) for r in records if isinstance(r, dict) and number_text(r, x, y, form='{}{}')]
@@ -283,7 +452,14 @@ def run_curve(
 def run_card(
     run: 'Run',  # any run
 ) -> str:        # HTML
-    "What a run is, how far it is, and what can be done with it"
+    """What a run is, how far it is, and what can be done with it
+
+    Args:
+        run: any run
+
+    Returns:
+        HTML
+    """
     c = run.config
     noted, result = read_safely(lambda: run.manifest, {}), read_safely(lambda: run.read('result.json'), {})
     status = read_safely(lambda: run.status, '') if noted else 'new'
@@ -297,7 +473,14 @@ def run_card(
 def checkpoint_card(
     saved: 'Checkpoint',  # loaded, and so verified
 ) -> str:                 # HTML
-    "What was kept, and when"
+    """What was kept, and when
+
+    Args:
+        saved: loaded, and so verified
+
+    Returns:
+        HTML
+    """
     facts = dict(folder=saved.path.name, level=saved.meta.get('level'), config=str(saved.meta.get('config_hash', ''))[:12], holds=', '.join(saved.state), digest=saved.digest[:12])
     return card_html('Checkpoint', f'at {saved.step:,} env steps', facts, 'verified', 'good')
 
@@ -312,7 +495,14 @@ CARDS: dict[str, Callable[[Any], str]] = {
 def as_html(
     x: Any,        # any object
 ) -> str | None:   # its card; None if it has none
-    "The card of an object"
+    """The card of an object
+
+    Args:
+        x: any object
+
+    Returns:
+        its card; None if it has none
+    """
     for cls in type(x).__mro__:
         if '_repr_html_' in vars(cls): return str(x._repr_html_())
         if card := CARDS.get(f'{cls.__module__}.{cls.__qualname__}'): break
@@ -324,7 +514,14 @@ def as_html(
 def figure_png(
     figure: Any,                        # of matplotlib
 ) -> tuple[bytes, dict[str, int]]:      # a picture, and how wide it is shown
-    "A figure as a picture for a page, at twice the resolution"
+    """A figure as a picture for a page, at twice the resolution
+
+    Args:
+        figure: of matplotlib
+
+    Returns:
+        a picture, and how wide it is shown
+    """
     from io import BytesIO
     data = BytesIO()
     figure.savefig(data, format='png', dpi=200)
@@ -333,7 +530,11 @@ def figure_png(
 def register_cards(
     shell: Any,  # what `get_ipython()` gives
 ) -> None:
-    "Tell IPython how our things look; nothing of ours is imported by that"
+    """Tell IPython how our things look; nothing of ours is imported by that
+
+    Args:
+        shell: what `get_ipython()` gives
+    """
     formatters = shell.display_formatter.formatters
     for name in CARDS: formatters['text/html'].for_type_by_name(*name.rsplit('.', 1), as_html)
     figure = getattr(sys.modules.get('matplotlib.figure'), 'Figure', None)

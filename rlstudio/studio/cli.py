@@ -48,7 +48,14 @@ from .. import __version__
 def exit_code(
     error: BaseException,  # what was raised
 ) -> int | None:           # 2: the user's to mend; 1: the run failed; None: a bug, show it
-    "Whose mistake was it?"
+    """Whose mistake was it?
+
+    Args:
+        error: what was raised
+
+    Returns:
+        2: the user's to mend; 1: the run failed; None: a bug, show it
+    """
     from rlstudio.core.registry import ModuleError
     if isinstance(error, ModuleError): return 2   # also one that called sys.exit
     if isinstance(error, (FloatingPointError, OSError, ImportError, SystemExit)): return 1
@@ -67,7 +74,14 @@ Emit = Callable[[Any], None]
 def explained(
     as_json: bool = False,  # standard output belongs to one JSON value
 ) -> Iterator[Emit]:        # prints that object; does nothing without as_json
-    "Turn errors into a message and an exit code, and warnings into lines"
+    """Turn errors into a message and an exit code, and warnings into lines
+
+    Args:
+        as_json: standard output belongs to one JSON value
+
+    Returns:
+        prints that object; does nothing without as_json
+    """
     from rlstudio.studio.console import clean, legible    # what an environment says may hold escape codes
     out, told = sys.stdout, set[str]()
     def emit(value: Any) -> None:
@@ -97,7 +111,11 @@ def explained(
 def importing(
     emit: Emit,  # tells a program
 ) -> Iterator[None]:
-    "Inside, Ctrl-C and SIGTERM end the process at once"
+    """Inside, Ctrl-C and SIGTERM end the process at once
+
+    Args:
+        emit: tells a program
+    """
     def end(number: int, frame: Any) -> None:
         print('interrupted', file=sys.stderr, flush=True)
         emit(dict(status='interrupted'))
@@ -114,7 +132,14 @@ def importing(
 def where_run(
     given: str,  # as typed
 ) -> Path:       # a folder; one that does not exist stays as it was typed
-    "A run by its folder, or by its name in the folder of all runs"
+    """A run by its folder, or by its name in the folder of all runs
+
+    Args:
+        given: as typed
+
+    Returns:
+        a folder; one that does not exist stays as it was typed
+    """
     from rlstudio.runs.config import load_settings
     from rlstudio.runs.folder import locate_run
     try: return locate_run(given, load_settings().runs_dir)
@@ -123,7 +148,14 @@ def where_run(
 def exact_run(
     given: str,  # as typed
 ) -> Path:       # never a folder around it
-    "A run by its own folder, or by its name: for what cannot be undone"
+    """A run by its own folder, or by its name: for what cannot be undone
+
+    Args:
+        given: as typed
+
+    Returns:
+        never a folder around it
+    """
     from rlstudio.runs.config import load_settings
     path = Path(given)
     if path.exists() or path.is_symlink() or path.name != given: return path
@@ -136,21 +168,43 @@ def files_beginning(
     incomplete: str,  # typed so far
     ending: str,      # of a file's name
 ) -> list[str]:       # folders end with /
-    "Files and folders that go on like this"
+    """Files and folders that go on like this
+
+    Args:
+        incomplete: typed so far
+        ending: of a file's name
+
+    Returns:
+        folders end with /
+    """
     found = sorted(Path('.').glob(f'{incomplete}*')) if incomplete and not incomplete.startswith(('/', '~')) else []
     return [f'{p}/' if p.is_dir() else str(p) for p in found if p.is_dir() or p.name.endswith(ending)]
 
 def complete_config(
     incomplete: str,  # typed so far
 ) -> list[str]:       # packaged names, and files
-    "Configs that go on like this"
+    """Configs that go on like this
+
+    Args:
+        incomplete: typed so far
+
+    Returns:
+        packaged names, and files
+    """
     from rlstudio.runs.config import packaged_configs
     return [name for name in packaged_configs() if name.startswith(incomplete)] + files_beginning(incomplete, '.yaml')
 
 def complete_run(
     incomplete: str,  # typed so far
 ) -> list[str]:       # names
-    "Runs that go on like this"
+    """Runs that go on like this
+
+    Args:
+        incomplete: typed so far
+
+    Returns:
+        names
+    """
     from rlstudio.runs.catalog import run_folders
     from rlstudio.runs.config import load_settings
     try: names = [f.name for f in run_folders(load_settings().runs_dir)]
@@ -160,14 +214,28 @@ def complete_run(
 def complete_algo(
     incomplete: str,  # typed so far
 ) -> list[str]:       # names
-    "Algorithms that go on like this"
+    """Algorithms that go on like this
+
+    Args:
+        incomplete: typed so far
+
+    Returns:
+        names
+    """
     from rlstudio.core.registry import algos
     return [name for name in algos.names() if name.startswith(incomplete)]
 
 def complete_status(
     incomplete: str,  # typed so far
 ) -> list[str]:       # words
-    "States of a run that go on like this"
+    """States of a run that go on like this
+
+    Args:
+        incomplete: typed so far
+
+    Returns:
+        words
+    """
     from rlstudio.runs.catalog import STATES
     return [state for state in STATES if state.startswith(incomplete)]
 
@@ -175,7 +243,14 @@ def complete_status(
 def keys_of(
     named: str | None,  # a config or a run, as typed; None: not yet
 ) -> dict[str, Any]:    # 'section.key' → default
-    "The keys that a config can have"
+    """The keys that a config can have
+
+    Args:
+        named: a config or a run, as typed; None: not yet
+
+    Returns:
+        'section.key' → default
+    """
     from rlstudio.runs.catalog import default_values, quick_values
     from rlstudio.runs.config import packaged_configs
     path = Path(named or '')
@@ -188,7 +263,15 @@ def complete_key(
     ctx: typer.Context,  # what stands before
     incomplete: str,     # typed so far
 ) -> list[str]:          # 'section.key=', or 'section.key=value'
-    "Keys and values that go on like this"
+    """Keys and values that go on like this
+
+    Args:
+        ctx: what stands before
+        incomplete: typed so far
+
+    Returns:
+        'section.key=', or 'section.key=value'
+    """
     from typing import Literal, get_args, get_origin, get_type_hints
 
     from rlstudio.core.options import Config, as_text, field_specs
@@ -228,7 +311,11 @@ def top(
 def let_in(
     modules: list[str] | None,  # of `--import`
 ) -> None:
-    "Import what the user named, here and in settings.ini"
+    """Import what the user named, here and in settings.ini
+
+    Args:
+        modules: of `--import`
+    """
     from rlstudio.runs.config import load_settings, open_workspace
     open_workspace(load_settings(), modules or ())
 
@@ -240,7 +327,17 @@ def at_work(
     quiet: bool = False,        # say nothing
     as_json: bool = False,      # standard output belongs to one JSON object
 ) -> Iterator[tuple[Callable[[str], None], Emit]]:  # to say something, and to print the object
-    "Inside, a command does its work"
+    """Inside, a command does its work
+
+    Args:
+        first: the first line; '': none
+        modules: of `--import`
+        quiet: say nothing
+        as_json: standard output belongs to one JSON object
+
+    Returns:
+        to say something, and to print the object
+    """
     with explained(as_json) as emit:
         say = speaker(quiet, as_json)
         if first: say(first)
@@ -251,7 +348,14 @@ def at_work(
 def settings_on(
     device: str | None,  # of `--device`
 ) -> Any:                # `Settings`; None: as settings.ini says
-    "The settings of this workspace, on another device"
+    """The settings of this workspace, on another device
+
+    Args:
+        device: of `--device`
+
+    Returns:
+        `Settings`; None: as settings.ini says
+    """
     from rlstudio.core.options import ConfigError, fault
     from rlstudio.runs.config import load_settings
     if device is None: return None
@@ -288,7 +392,12 @@ def speaker(
     quiet: bool,    # say nothing
     as_json: bool,  # standard output belongs to the JSON object
 ) -> Callable[[str], None]:
-    "A print that goes where it should"
+    """A print that goes where it should
+
+    Args:
+        quiet: say nothing
+        as_json: standard output belongs to the JSON object
+    """
     def say(text: str) -> None:
         from rlstudio.studio.console import legible
         stream = sys.stderr if as_json else sys.stdout
@@ -314,7 +423,15 @@ def live(
     as_json: bool,         # standard output is not for people
     emit: Emit,            # gets the summary
 ) -> None:
-    "Train to the end, and say how it went; exits with 130 or 143 when it was stopped"
+    """Train to the end, and say how it went; exits with 130 or 143 when it was stopped
+
+    Args:
+        run: a `Run`, new or found again
+        overrides: shown in the header
+        quiet: only the verdict
+        as_json: standard output is not for people
+        emit: gets the summary
+    """
     from rlstudio.studio.console import (
         Progress, files_written, next_commands, run_header, verdict)
     say, started = speaker(quiet, as_json), monotonic()
@@ -354,7 +471,14 @@ def resume(
 def before_resuming(
     run: Any,  # a `Run`, found again
 ) -> list[str]:  # lines
-    "With what a run goes on"
+    """With what a run goes on
+
+    Args:
+        run: a `Run`, found again
+
+    Returns:
+        lines
+    """
     from rlstudio.studio.console import command, labelled
     if leg := run.leg(): return [labelled('leg', [str(leg)])]
     if not (done := run.done()): return []
@@ -368,7 +492,14 @@ def before_resuming(
 def start_lines(
     facts: dict[str, Any],  # `start_from` of a manifest
 ) -> str:                   # lines
-    "With which weights a run begins"
+    """With which weights a run begins
+
+    Args:
+        facts: `start_from` of a manifest
+
+    Returns:
+        lines
+    """
     from rlstudio.studio.console import labelled
     anew = [f'anew: {name} ({why})' for name, why in facts['fresh'].items()]
     left = [f'left behind: {", ".join(facts["left"])}'] if facts['left'] else []
@@ -418,7 +549,21 @@ def evaluated(
     video: bool,              # film the first greedy episode, too?
     device: str | None = None,  # None: as the settings say
 ) -> dict[str, Any]:          # the summary, and what to say
-    "Evaluate one run"
+    """Evaluate one run
+
+    Args:
+        run: a run's folder
+        episodes: None: as configured
+        greedy: None: as configured
+        seed: fixes the starts; None: the run's
+        checkpoint: None: the newest; 'best', or its env steps
+        max_steps: an episode is cut there; None: as configured
+        video: film the first greedy episode, too?
+        device: None: as the settings say
+
+    Returns:
+        the summary, and what to say
+    """
     from rlstudio.runs.folder import locked
     from rlstudio.runs.run import Run, judged, summarize
     r = Run.open(run, settings=settings_on(device))
@@ -493,7 +638,15 @@ def config_lines(
     run: Path,    # a run's folder
     whole: bool,  # all of its config.yaml, or what differs from the defaults
 ) -> list[str]:   # as one would write it on the command line
-    "The decisions in a config"
+    """The decisions in a config
+
+    Args:
+        run: a run's folder
+        whole: all of its config.yaml, or what differs from the defaults
+
+    Returns:
+        as one would write it on the command line
+    """
     from rlstudio.core.options import as_text
     from rlstudio.runs.catalog import MISSING, decisions, default_values
     from rlstudio.runs.yaml import read_file
@@ -508,7 +661,14 @@ def config_lines(
 def leg_lines(
     legs: Any,   # of a manifest: what a run went on with each time; may come from anybody
 ) -> list[str]:  # none for a run that was never changed on its way
-    "The parts of a run, and what was changed between them"
+    """The parts of a run, and what was changed between them
+
+    Args:
+        legs: of a manifest: what a run went on with each time; may come from anybody
+
+    Returns:
+        none for a run that was never changed on its way
+    """
     known = [leg for leg in legs if isinstance(leg, dict) and isinstance(leg.get('step'), int)] if isinstance(legs, list) else []
     if not any(leg.get('changed') for leg in known): return []
     def changes(leg: dict[str, Any]) -> str:
@@ -525,7 +685,18 @@ def card(
     result: dict[str, Any],    # its result.json; empty if it has not ended
     whole: bool = False,       # show the whole config
 ) -> str:                      # about thirty lines
-    "A run at a glance"
+    """A run at a glance
+
+    Args:
+        run: a run's folder
+        row: of `run_row`
+        manifest: its manifest.json
+        result: its result.json; empty if it has not ended
+        whole: show the whole config
+
+    Returns:
+        about thirty lines
+    """
     from rlstudio.studio.console import command, files_written, labelled, next_commands, verdict
     from rlstudio.train.metrics import read_metrics, series
     from rlstudio.runs.pictures import sparkline
@@ -574,13 +745,24 @@ def push_run(
 def about(
     config: Path,  # a YAML file
 ) -> str:          # '' if it does not say
-    "What a config is for: its first line, if that is a comment"
+    """What a config is for: its first line, if that is a comment
+
+    Args:
+        config: a YAML file
+
+    Returns:
+        '' if it does not say
+    """
     line = config.read_text('utf8').partition('\n')[0]
     return line[1:].strip() if line.startswith('#') else ''
 
 # %% ../../nbs/71_studio.cli.ipynb #c16cd431
 def algo_rows() -> list[dict[str, Any]]:  # name, source, actions, about
-    "What each algorithm is for; a plugin that is not allowed is named, and not asked"
+    """What each algorithm is for; a plugin that is not allowed is named, and not asked
+
+    Returns:
+        name, source, actions, about
+    """
     from rlstudio.core.registry import PluginError, algos
     def _row(name: str, source: str) -> dict[str, Any]:
         try: algo = algos.get(name)
@@ -593,7 +775,14 @@ def algo_rows() -> list[dict[str, Any]]:  # name, source, actions, about
 def is_native(
     env_id: str,  # any
 ) -> bool:        # does RLStudio, or a plugin that is allowed, step its copies as arrays?
-    "Is there a batched version of this environment?"
+    """Is there a batched version of this environment?
+
+    Args:
+        env_id: any
+
+    Returns:
+        does RLStudio, or a plugin that is allowed, step its copies as arrays?
+    """
     from rlstudio.core.registry import PluginError, envs
     from rlstudio.envs.make import is_plain
     try: return env_id in envs and not is_plain(envs.get(env_id))
@@ -601,7 +790,11 @@ def is_native(
 
 
 def wrapper_rows() -> list[dict[str, Any]]:  # name, source, about
-    "What can stand in `env.wrappers`"
+    """What can stand in `env.wrappers`
+
+    Returns:
+        name, source, about
+    """
     from rlstudio.core.registry import PluginError, wrappers
     from rlstudio.envs.make import GYM_WRAPPERS, find_wrapper
     def _about(name: str) -> str:
@@ -621,7 +814,17 @@ def rows_of(
     modules: list[str] | None = None,  # of the user's own, imported first
     **filters: Any,         # for runs: those of `list_runs`
 ) -> list[dict[str, Any]]:  # a row each, equal keys
-    "What there is"
+    """What there is
+
+    Args:
+        listing: what
+        runs_dir: where runs live
+        modules: of the user's own, imported first
+        **filters: for runs: those of `list_runs`
+
+    Returns:
+        a row each, equal keys
+    """
     from rlstudio.core import registry
     from rlstudio.runs.config import load_settings, open_workspace, packaged_configs
     settings = load_settings()
@@ -672,7 +875,14 @@ def list_(
 def table(
     rows: list[dict[str, Any]],  # equal keys, at least one row
 ) -> str:                        # lines, columns two spaces apart
-    "Rows as aligned text"
+    """Rows as aligned text
+
+    Args:
+        rows: equal keys, at least one row
+
+    Returns:
+        lines, columns two spaces apart
+    """
     def text(v: Any) -> str:
         if isinstance(v, bool): return 'yes' if v else ''
         return '' if v is None else f'{v:.1f}' if isinstance(v, float) else str(v)

@@ -50,7 +50,14 @@ else: Callback = object  # the trainer asks for the methods, not for the class
 def duration(
     seconds: float,  # ≥ 0
 ) -> str:            # such as '9 s', '2 min 5 s', '3 h 20 min'
-    "A time as one would say it"
+    """A time as one would say it
+
+    Args:
+        seconds: ≥ 0
+
+    Returns:
+        such as '9 s', '2 min 5 s', '3 h 20 min'
+    """
     s = round(seconds)
     if s < 60: return f'{s} s' if s else '<1 s'
     m, s = divmod(s, 60)
@@ -60,7 +67,15 @@ def mean_std(
     mean: float,         # of the returns
     std: float | None,   # their spread; None or nan: unknown
 ) -> str:                # such as '497.0 ± 6.0'
-    "A mean and its spread"
+    """A mean and its spread
+
+    Args:
+        mean: of the returns
+        std: their spread; None or nan: unknown
+
+    Returns:
+        such as '497.0 ± 6.0'
+    """
     known = std is not None and not math.isnan(std)
     return f'{mean:,.1f} ± {std:,.1f}' if known else f'{mean:,.1f}'
 
@@ -68,7 +83,15 @@ def bar(
     fraction: float,  # 0 → 1; more is full
     width: int = 24,  # characters
 ) -> str:             # so many characters
-    "A progress bar"
+    """A progress bar
+
+    Args:
+        fraction: 0 → 1; more is full
+        width: characters
+
+    Returns:
+        so many characters
+    """
     full = int(width * min(1., max(0., fraction)))
     return '━' * full + '─' * (width - full)
 
@@ -77,20 +100,43 @@ def labelled(
     label: str,             # at most seven characters
     lines: Iterable[str],   # what it labels
 ) -> str:                   # one line each, the label before the first
-    "Lines under a label in the margin"
+    """Lines under a label in the margin
+
+    Args:
+        label: at most seven characters
+        lines: what it labels
+
+    Returns:
+        one line each, the label before the first
+    """
     return '\n'.join(f'{label if i == 0 else "":<8}{line}' for i, line in enumerate(lines))
 
 def command(
     name: str,           # of the `rlstudio` command line
     *args: str | Path,   # quoted where a shell needs it
 ) -> str:                # begins with `rlstudio`
-    "A command to copy and paste"
+    """A command to copy and paste
+
+    Args:
+        name: of the `rlstudio` command line
+        *args: quoted where a shell needs it
+
+    Returns:
+        begins with `rlstudio`
+    """
     return shlex.join(['rlstudio', name, *map(str, args)])
 
 def own_imports(
     facts: Mapping[str, Any],  # a summary or a manifest, perhaps with `imports`
 ) -> list[str]:                # '--import', module, and so on
-    "What a command needs to import the modules that a run was made with"
+    """What a command needs to import the modules that a run was made with
+
+    Args:
+        facts: a summary or a manifest, perhaps with `imports`
+
+    Returns:
+        '--import', module, and so on
+    """
     names = facts.get('imports')
     return [word for name in names for word in ('--import', str(name))] if isinstance(names, list) else []
 
@@ -99,7 +145,15 @@ def printable(
     text: str,                # from anywhere
     encoding: str = 'utf-8',  # of the stream it goes to
 ) -> str:                     # the same with '?' for what would harm or fail
-    "Text that a terminal can be trusted with"
+    """Text that a terminal can be trusted with
+
+    Args:
+        text: from anywhere
+        encoding: of the stream it goes to
+
+    Returns:
+        the same with '?' for what would harm or fail
+    """
     text = ''.join(c if c.isprintable() or c == '\n' else '?' for c in text)
     try: text.encode(encoding)
     except UnicodeEncodeError:
@@ -111,14 +165,27 @@ def tell(
     text: str,         # printed as it is, never wrapped
     style: str = '',   # rich style, where the console has colours
 ) -> None:
-    "Print a text: no markup, no escape codes of its own"
+    """Print a text: no markup, no escape codes of its own
+
+    Args:
+        console: where to
+        text: printed as it is, never wrapped
+        style: rich style, where the console has colours
+    """
     console.print(Text(printable(text, console.encoding), style=style), soft_wrap=True)
 
 # %% ../../nbs/70_studio.console.ipynb #11e6fd5a
 def clean(
     text: str,  # what another library, or an environment, has to say
 ) -> str:       # the same without colours; '?' for what else would harm
-    "A message of somebody else, as one of ours"
+    """A message of somebody else, as one of ours
+
+    Args:
+        text: what another library, or an environment, has to say
+
+    Returns:
+        the same without colours; '?' for what else would harm
+    """
     return printable(re.sub(r'\x1b\[[0-9;?]*[ -/]*[@-~]', '', text)).removeprefix('WARN: ')
 
 # %% ../../nbs/70_studio.console.ipynb #73a3b1fe
@@ -126,7 +193,15 @@ def fold_text(
     text: str,   # one or more lines, perhaps with labels in the margin
     width: int,  # columns of the terminal
 ) -> str:        # no line is longer, unless one word is
-    "Text for a narrow terminal: no word breaks"
+    """Text for a narrow terminal: no word breaks
+
+    Args:
+        text: one or more lines, perhaps with labels in the margin
+        width: columns of the terminal
+
+    Returns:
+        no line is longer, unless one word is
+    """
     def fold(line: str) -> str:
         margin = 8 if re.match(r'(?=.{7} )\w* +\S', line) else 0
         is_command = bool(re.match('rlstudio [a-z]', line[margin:]))
@@ -138,7 +213,14 @@ def fold_text(
 def terminal_width(
     stream: Any,  # that is written to
 ) -> int:         # columns; 0: no terminal
-    "How wide a terminal is now"
+    """How wide a terminal is now
+
+    Args:
+        stream: that is written to
+
+    Returns:
+        columns; 0: no terminal
+    """
     try: return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
     except (OSError, ValueError, AttributeError): return 0
 
@@ -146,7 +228,15 @@ def legible(
     text: str,    # from anywhere
     stream: Any,  # where it goes
 ) -> str:         # can be written there
-    "Text as this stream can show it"
+    """Text as this stream can show it
+
+    Args:
+        text: from anywhere
+        stream: where it goes
+
+    Returns:
+        can be written there
+    """
     text, width = printable(text, getattr(stream, 'encoding', None) or 'ascii'), terminal_width(stream)
     return fold_text(text, width) if width else text
 
@@ -156,12 +246,23 @@ class Lasting:
     def __init__(self,
         stream: IO[str],  # a terminal, a pipe or a file
     ):
+        """
+        Args:
+            stream: a terminal, a pipe or a file
+        """
         self.stream, self.lost = stream, False
 
     def write(self,
         text: str,  # goes nowhere once the reader is gone
     ) -> int:       # its length
-        "Write, if there is still somebody to read"
+        """Write, if there is still somebody to read
+
+        Args:
+            text: goes nowhere once the reader is gone
+
+        Returns:
+            its length
+        """
         if not self.lost: self.attempt(lambda: self.stream.write(text))
         return len(text)
 
@@ -172,7 +273,11 @@ class Lasting:
     def attempt(self,
         action: Callable[[], object],  # writes or flushes
     ) -> None:
-        "Do it; a reader that is gone is no error"
+        """Do it; a reader that is gone is no error
+
+        Args:
+            action: writes or flushes
+        """
         try: action()
         except (OSError, ValueError) as e:   # a broken pipe, a closed terminal, a closed file
             if isinstance(e, UnicodeError): raise
@@ -184,7 +289,11 @@ class Lasting:
 def silence(
     stream: IO[str],  # of this process; its reader is gone
 ) -> None:
-    "Let the rest go nowhere, also what Python flushes when it ends"
+    """Let the rest go nowhere, also what Python flushes when it ends
+
+    Args:
+        stream: of this process; its reader is gone
+    """
     try: nowhere, number = os.open(os.devnull, os.O_WRONLY), stream.fileno()
     except (OSError, ValueError): return
     os.dup2(nowhere, number)
@@ -194,7 +303,14 @@ def silence(
 def backend_of(
     env: 'EnvConfig',  # the world
 ) -> str:              # 'native', 'inprocess' or 'gymnasium'
-    "Which backend will step the copies"
+    """Which backend will step the copies
+
+    Args:
+        env: the world
+
+    Returns:
+        'native', 'inprocess' or 'gymnasium'
+    """
     from rlstudio.envs.backends import native_env
     if env.backend != 'auto': return env.backend
     return 'inprocess' if native_env(replace(env, num_envs=1)) is None else 'native'
@@ -202,7 +318,14 @@ def backend_of(
 def whole_rounds(
     config: 'Config',  # of an experiment
 ) -> str:              # '' where the budget is met exactly
-    "Say that a training goes on to the end of a round"
+    """Say that a training goes on to the end of a round
+
+    Args:
+        config: of an experiment
+
+    Returns:
+        '' where the budget is met exactly
+    """
     from rlstudio.core.options import goal_steps
     budget, goal, each = config.train.total_steps, goal_steps(config), config.algo.round_steps(config.env.num_envs)
     if budget == goal: return ''
@@ -212,7 +335,15 @@ def run_header(
     run: 'Run',                    # its folder, config and settings
     overrides: Sequence[str] = (),  # given on the command line
 ) -> str:                          # four lines; one more for overrides, and where the budget is rounded up
-    "What is about to run"
+    """What is about to run
+
+    Args:
+        run: its folder, config and settings
+        overrides: given on the command line
+
+    Returns:
+        four lines; one more for overrides, and where the budget is rounded up
+    """
     c, s = run.config, run.settings
     names = [w if isinstance(w, str) else w['name'] for w in c.env.wrappers]
     around = f', inside {", ".join(names)}' if names else ''
@@ -229,7 +360,18 @@ def run_header(
 # %% ../../nbs/70_studio.console.ipynb #8d620113
 @dataclass(frozen=True)
 class Snapshot:
-    "How far a training is, and how it goes"
+    """How far a training is, and how it goes
+
+    Args:
+        env_steps: so far
+        total_steps: the budget
+        metrics: the newest record; any name may be missing
+        returns: returns so far, for the shape
+        evaluation: the last: env steps, mean, std
+        goal: mean return that counts as solved
+        seconds_left: None: not known yet
+        evaluating: episodes that have ended, of how many; None: it trains
+    """
     env_steps: int                     # so far
     total_steps: int                   # the budget
     metrics: Mapping[str, Any]         # the newest record; any name may be missing
@@ -240,7 +382,11 @@ class Snapshot:
     evaluating: tuple[int, int] | None = None  # episodes that have ended, of how many; None: it trains
 
     def metric(self, name: str) -> float:  # nan where there is none
-        "A metric of the record"
+        """A metric of the record
+
+        Args:
+            name → float: nan where there is none
+        """
         value = self.metrics.get(name)
         return math.nan if value is None else float(value)
 
@@ -249,7 +395,15 @@ def first_fit(
     width: int,             # columns
     *choices: str | Text,   # the fullest first
 ) -> Text:                  # at most so wide
-    "The fullest of several texts that fits"
+    """The fullest of several texts that fits
+
+    Args:
+        width: columns
+        *choices: the fullest first
+
+    Returns:
+        at most so wide
+    """
     texts = [t if isinstance(t, Text) else Text(t) for t in choices]
     for text in texts:
         if text.cell_len <= width: return text
@@ -262,7 +416,17 @@ def beside(
     *choices: str | Text,           # what stands beside it, the fullest first
     least: int = 6,                 # columns that the picture keeps
 ) -> Text:                          # at most so wide
-    "A picture that shrinks before words do"
+    """A picture that shrinks before words do
+
+    Args:
+        picture: of so many columns: a bar, a sparkline
+        width: columns for all
+        *choices: what stands beside it, the fullest first
+        least: columns that the picture keeps
+
+    Returns:
+        at most so wide
+    """
     text = first_fit(max(0, width - least), *choices)
     return Text.assemble((picture(max(1, min(24, width - text.cell_len))), 'cyan'), text)
 
@@ -271,7 +435,15 @@ def train_line(
     s: Snapshot,      # of a training
     width: int = 84,  # columns
 ) -> Text:            # a bar, per cent, env steps, time left
-    "How far, and how long still"
+    """How far, and how long still
+
+    Args:
+        s: of a training
+        width: columns
+
+    Returns:
+        a bar, per cent, env steps, time left
+    """
     done = s.env_steps / s.total_steps
     share, steps = f' {min(1., done):4.0%}', f'  {s.env_steps:,} of {s.total_steps:,}'
     left = f', {duration(s.seconds_left)} left' if s.seconds_left else ''
@@ -281,7 +453,15 @@ def return_line(
     s: Snapshot,      # of a training
     width: int = 84,  # columns
 ) -> Text:            # a sparkline and the latest mean
-    "What the last training episodes brought"
+    """What the last training episodes brought
+
+    Args:
+        s: of a training
+        width: columns
+
+    Returns:
+        a sparkline and the latest mean
+    """
     from rlstudio.runs.pictures import sparkline
     now = s.metric('episode/return_mean')
     if math.isnan(now): return first_fit(width, Text('no episode has ended yet', 'dim'))
@@ -294,7 +474,15 @@ def eval_line(
     s: Snapshot,      # of a training
     width: int = 84,  # columns
 ) -> Text:            # such as '440.8 ± 60.0 at 50,000 env steps, goal 475 …'
-    "The last evaluation against the goal"
+    """The last evaluation against the goal
+
+    Args:
+        s: of a training
+        width: columns
+
+    Returns:
+        such as '440.8 ± 60.0 at 50,000 env steps, goal 475 …'
+    """
     goal = 'no goal known' if s.goal is None else f'goal {s.goal:,g}'
     if s.evaluating: return first_fit(width, f'episode {s.evaluating[0]:,} of {s.evaluating[1]:,}, {goal}', f'episode {s.evaluating[0]:,} of {s.evaluating[1]:,}')
     if s.evaluation is None: return first_fit(width, Text(f'none yet, {goal}', 'dim'))
@@ -312,7 +500,15 @@ def vitals(
     metrics: Mapping[str, Any],  # a record
     most: int = 3,               # at most so many
 ) -> dict[str, str]:             # metric name → how to call it
-    "The metrics that tell whether a learner is well"
+    """The metrics that tell whether a learner is well
+
+    Args:
+        metrics: a record
+        most: at most so many
+
+    Returns:
+        metric name → how to call it
+    """
     known = {k: label for k, label in VITALS.items() if k in metrics}
     other = {k: k.split('/', 1)[1].replace('_', ' ') for k in metrics
              if '/' in k and not k.startswith(NO_SYMPTOM)}
@@ -321,7 +517,14 @@ def vitals(
 def health(
     s: Snapshot,  # of a training
 ) -> list[tuple[str, str]]:  # such as ('KL 0.31', 'high'), and '' for what is healthy
-    "The vital metrics, each with a word if it is not healthy"
+    """The vital metrics, each with a word if it is not healthy
+
+    Args:
+        s: of a training
+
+    Returns:
+        such as ('KL 0.31', 'high'), and '' for what is healthy
+    """
     from rlstudio.train.metrics import GLOSSARY, Metric
     words = {'low': 'low', 'high': 'high'}
     def word(name: str) -> str:
@@ -334,7 +537,15 @@ def health_line(
     s: Snapshot,      # of a training
     width: int = 84,  # columns; healthy ones make room first
 ) -> Text:            # such as 'KL 0.081 high   entropy 0.54'
-    "The vital metrics, with a word about those that are not healthy"
+    """The vital metrics, with a word about those that are not healthy
+
+    Args:
+        s: of a training
+        width: columns; healthy ones make room first
+
+    Returns:
+        such as 'KL 0.081 high   entropy 0.54'
+    """
     seen = health(s)
     def line() -> Text: return Text('   ').join(Text.assemble(text, (f' {word}', 'bold yellow')) if word else Text(text) for text, word in seen)
     while len(seen) > 1 and line().cell_len > width:
@@ -347,7 +558,15 @@ def speed_line(
     s: Snapshot,      # of a training
     width: int = 84,  # columns
 ) -> Text:            # such as '41,203 env steps/s   env 23% …'
-    "Env steps a second, and what they were spent on"
+    """Env steps a second, and what they were spent on
+
+    Args:
+        s: of a training
+        width: columns
+
+    Returns:
+        such as '41,203 env steps/s   env 23% …'
+    """
     rate, env, learn = (s.metric(f'speed/{k}') for k in (
         'env_steps_per_second', 'env_share', 'update_share'))
     if math.isnan(rate): return first_fit(width, Text('not known yet', 'dim'))
@@ -360,7 +579,15 @@ def live_block(
     s: Snapshot,      # of a training
     width: int = 92,  # columns of the terminal
 ) -> Text:            # five lines
-    "Progress, return, evaluation, health and speed"
+    """Progress, return, evaluation, health and speed
+
+    Args:
+        s: of a training
+        width: columns of the terminal
+
+    Returns:
+        five lines
+    """
     lines = [Text.assemble((f'{label:<8}', 'dim'), line(s, max(8, width - 8)))
              for label, line in (('train', train_line), ('return', return_line), ('eval', eval_line), ('health', health_line), ('speed', speed_line))]
     block = Text('\n').join(lines)
@@ -371,7 +598,14 @@ def live_block(
 def plain_line(
     s: Snapshot,  # of a training
 ) -> str:         # no escape codes, no line break
-    "A snapshot for a log file"
+    """A snapshot for a log file
+
+    Args:
+        s: of a training
+
+    Returns:
+        no escape codes, no line break
+    """
     parts = [f'{s.env_steps:,}/{s.total_steps:,} env steps']
     now = s.metric('episode/return_mean')
     if not math.isnan(now): parts.append(f'return {now:,.1f}')
@@ -388,13 +622,21 @@ class Thinned:
     def __init__(self,
         size: int = 256,  # values kept at most, ≥ 2
     ):
+        """
+        Args:
+            size: values kept at most, ≥ 2
+        """
         self.values: list[float] = []  # every `every`-th of those seen
         self.size, self.every, self.seen = size, 1, 0
 
     def add(self,
         value: float,  # the next one
     ) -> None:
-        "See a value, and perhaps keep it"
+        """See a value, and perhaps keep it
+
+        Args:
+            value: the next one
+        """
         if self.seen % self.every == 0: self.values.append(value)
         self.seen += 1
         if len(self.values) <= self.size: return
@@ -407,6 +649,11 @@ class Watcher:
         trainer: 'Trainer',         # about to start
         clock: Callable[[], float],  # seconds
     ):
+        """
+        Args:
+            trainer: about to start
+            clock: seconds
+        """
         from rlstudio.train.evaluate import goal_return
         self.trainer, self.clock, self.returns = trainer, clock, Thinned()
         self.goal = goal_return(trainer.config.env, trainer.config.eval)
@@ -438,7 +685,14 @@ Form = Literal['auto', 'live', 'plain', 'silent']
 def form_for(
     console: Console,  # where to
 ) -> Form:             # 'live' or 'plain'
-    "Live where the cursor can move and blocks can be written, plain elsewhere"
+    """Live where the cursor can move and blocks can be written, plain elsewhere
+
+    Args:
+        console: where to
+
+    Returns:
+        'live' or 'plain'
+    """
     if console.is_jupyter: return 'live' if find_spec('ipywidgets') else 'plain'
     moves = console.is_terminal and not console.is_dumb_terminal
     return 'live' if moves and console.encoding.startswith('utf') else 'plain'
@@ -447,13 +701,13 @@ def form_for(
 class Listener(Callback):
     "Hears every event of a trainer and says nothing"
     name = ''  # nothing to keep in a checkpoint
-    def on_train_start(self, trainer: 'Trainer') -> None: ...    # about to iterate
-    def on_collect_end(self, trainer: 'Trainer') -> None: ...    # has new experience
-    def on_iteration_end(self, trainer: 'Trainer') -> None: ...  # has learned from it
-    def on_train_end(self, trainer: 'Trainer') -> None: ...      # finished or stopped
-    def on_error(self, trainer: 'Trainer') -> None: ...          # on its way out
-    def state_dict(self) -> dict[str, Any]: return {}              # nothing to remember
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...  # as state_dict gave it
+    def on_train_start(self, trainer: 'Trainer') -> None: "about to iterate"; ...    # about to iterate
+    def on_collect_end(self, trainer: 'Trainer') -> None: "has new experience"; ...    # has new experience
+    def on_iteration_end(self, trainer: 'Trainer') -> None: "has learned from it"; ...  # has learned from it
+    def on_train_end(self, trainer: 'Trainer') -> None: "finished or stopped"; ...      # finished or stopped
+    def on_error(self, trainer: 'Trainer') -> None: "on its way out"; ...          # on its way out
+    def state_dict(self) -> dict[str, Any]: "nothing to remember"; return {}              # nothing to remember
+    def load_state_dict(self, state: dict[str, Any]) -> None: "as state_dict gave it"; ...  # as state_dict gave it
 
 # %% ../../nbs/70_studio.console.ipynb #df235188
 def rows_now(
@@ -461,7 +715,16 @@ def rows_now(
     width: int,             # columns of the terminal now
     folds: bool = True,     # does it fold what it shows already?
 ) -> int:                   # rows on the screen
-    "How many rows lines take after a resize"
+    """How many rows lines take after a resize
+
+    Args:
+        widths: of the lines as they were written
+        width: columns of the terminal now
+        folds: does it fold what it shows already?
+
+    Returns:
+        rows on the screen
+    """
     return sum(max(1, -(-w // width)) if folds else 1 for w in widths)
 
 class Redrawn(LiveRender):
@@ -470,6 +733,11 @@ class Redrawn(LiveRender):
         console: Console,  # knows its size at any time
         folds: bool = True,  # does the terminal fold what it shows already?
     ):
+        """
+        Args:
+            console: knows its size at any time
+            folds: does the terminal fold what it shows already?
+        """
         super().__init__('')
         self.console, self.folds, self.widths = console, folds, list[int]()
 
@@ -492,6 +760,13 @@ class Progress(Listener):
         seconds: float | None = None,  # between two; None: 0.25 if live, 3 if plain
         clock: Callable[[], float] = time.monotonic,  # s
     ):
+        """
+        Args:
+            stream: where to; None: standard output
+            form: 'auto': `form_for` decides
+            seconds: between two; None: 0.25 if live, 3 if plain
+            clock: s
+        """
         self.console = stream if isinstance(stream, Console) else Console(file=cast(IO[str], Lasting(stream or sys.stdout)))
         self.form = form_for(self.console) if form == 'auto' else form
         self.seconds, self.clock = seconds or (.25 if self.form == 'live' else 3.), clock
@@ -500,6 +775,7 @@ class Progress(Listener):
         self.asked = -math.inf          # when an evaluation last spoke: s
 
     def on_train_start(self, trainer: 'Trainer') -> None:  # the block appears
+        "the block appears"
         self.watcher = Watcher(trainer, self.clock)
         self.told = -math.inf, trainer.env_steps  # when it last spoke: s, env steps
         if self.form != 'live': return
@@ -510,14 +786,17 @@ class Progress(Listener):
         self.show()
 
     def on_iteration_end(self, trainer: 'Trainer') -> None:  # speaks if it is time
+        "speaks if it is time"
         self.watcher.look()
         if self.clock() - self.told[0] >= self.seconds: self.show()
 
     def on_train_end(self, trainer: 'Trainer') -> None:  # says the last word
+        "says the last word"
         if self.told[1] != trainer.env_steps: self.show()
         self.on_error(trainer)
 
     def on_error(self, trainer: 'Trainer') -> None:  # leaves the screen as it is
+        "leaves the screen as it is"
         live, self.live = self.live, None
         if live: live.stop()  # gives the cursor back
 
@@ -533,7 +812,12 @@ class Progress(Listener):
         done: int,      # episodes of an evaluation that have ended
         episodes: int,  # of how many
     ) -> None:
-        "Speak if the evaluation takes its time"
+        """Speak if the evaluation takes its time
+
+        Args:
+            done: episodes of an evaluation that have ended
+            episodes: of how many
+        """
         if done == episodes: self.end_brief()
         if done == 0: self.asked = self.clock()
         if self.form == 'silent' or done == episodes or self.clock() - self.asked < self.seconds: return
@@ -545,7 +829,11 @@ class Progress(Listener):
     def show_brief(self,
         line: str,  # for now
     ) -> None:
-        "A line that goes away again"
+        """A line that goes away again
+
+        Args:
+            line: for now
+        """
         if self.brief is None:
             self.brief = Live(console=self.console, auto_refresh=False, transient=True)
             self.brief.start()
@@ -571,7 +859,14 @@ OUTCOME_STYLES = {
 def outcome(
     summary: Mapping[str, Any],  # of a run: status, goal, eval_return_mean
 ) -> str:                        # one of `OUTCOME_STYLES`, which says its colour
-    "How a run went, in a word"
+    """How a run went, in a word
+
+    Args:
+        summary: of a run: status, goal, eval_return_mean
+
+    Returns:
+        one of `OUTCOME_STYLES`, which says its colour
+    """
     mean, goal = summary.get('eval_return_mean'), summary.get('goal')
     if summary.get('status') == 'interrupted': return 'interrupted'
     if mean is None: return 'not evaluated'
@@ -581,7 +876,15 @@ def verdict(
     summary: Mapping[str, Any],      # of a run, as `Run.train` returns it
     seconds: float | None = None,    # how long it took; None: `train_seconds`
 ) -> str:                            # one line
-    "How a run went, in a sentence"
+    """How a run went, in a sentence
+
+    Args:
+        summary: of a run, as `Run.train` returns it
+        seconds: how long it took; None: `train_seconds`
+
+    Returns:
+        one line
+    """
     s, word = summary, outcome(summary)
     took = duration(s['train_seconds'] if seconds is None else seconds)
     when = f'at {s["total_steps"]:,} steps, {took}' + (f'; stopped early: {s["stopped_early"]}' if s.get('stopped_early') else '')
@@ -600,14 +903,28 @@ def verdict(
 def size(
     path: Path,  # a file or a folder
 ) -> int:        # bytes of all files in it
-    "How much room it takes"
+    """How much room it takes
+
+    Args:
+        path: a file or a folder
+
+    Returns:
+        bytes of all files in it
+    """
     return path.stat().st_size if path.is_file() else sum(
         p.stat().st_size for p in path.rglob('*') if p.is_file())
 
 def files_written(
     folder: str | Path,  # of a run
 ) -> str:                # two or three lines
-    "What a run left"
+    """What a run left
+
+    Args:
+        folder: of a run
+
+    Returns:
+        two or three lines
+    """
     folder = Path(folder)
     entries = [p for p in sorted(folder.iterdir())
                if p.suffix != '.lock' and p.name[0] != '.']
@@ -622,7 +939,14 @@ def files_written(
 def next_commands(
     summary: Mapping[str, Any],  # of a run: run, seed, total_steps, status, goal, …
 ) -> str:                        # three lines, to copy and paste
-    "What one would type next"
+    """What one would type next
+
+    Args:
+        summary: of a run: run, seed, total_steps, status, goal, …
+
+    Returns:
+        three lines, to copy and paste
+    """
     run, word = summary['run'], outcome(summary)
     own = own_imports(summary)
     show, again = command('show', run), [str(Path(run, 'config.yaml')), *own]

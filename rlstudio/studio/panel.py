@@ -45,7 +45,16 @@ def ticks(
     high: float,   # finite, ≥ low
     most: int = 5,  # at most about so many
 ) -> list[float]:  # round numbers, ascending, within [low, high]
-    "Where an axis has its marks"
+    """Where an axis has its marks
+
+    Args:
+        low: finite
+        high: finite, ≥ low
+        most: at most about so many
+
+    Returns:
+        round numbers, ascending, within [low, high]
+    """
     span = high - low
     if not span > 0: return [low]
     rough = span / most
@@ -57,7 +66,14 @@ def ticks(
 def short_number(
     value: float,  # a tick of an axis
 ) -> str:          # such as '400', '20k', '1.5M'
-    "A number in few characters"
+    """A number in few characters
+
+    Args:
+        value: a tick of an axis
+
+    Returns:
+        such as '400', '20k', '1.5M'
+    """
     for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
         if abs(value) >= 10 * size or abs(value) >= size > 1e3: return f'{value / size:,.4g}{letter}'
     return f'{value:,.6g}'
@@ -66,7 +82,14 @@ def short_number(
 def number_or_nan(
     value: Any,  # of a record: a number, None, or nothing
 ) -> float:      # nan where there is none
-    "A number that may be missing"
+    """A number that may be missing
+
+    Args:
+        value: of a record: a number, None, or nothing
+
+    Returns:
+        nan where there is none
+    """
     return float(value) if isinstance(value, int | float) else math.nan
 
 class Curve:
@@ -78,17 +101,25 @@ class Curve:
     def add(self,
         record: Mapping[str, Any],  # of one iteration
     ) -> None:
-        "One more record"
+        """One more record
+
+        Args:
+            record: of one iteration
+        """
         self.steps.add(number_or_nan(record.get('step')))
         self.returns.add(number_or_nan(record.get('episode/return_mean')))
         mean = number_or_nan(record.get('eval/return_mean'))
         if math.isfinite(mean): self.evaluations.append((self.steps_now(record), mean, number_or_nan(record.get('eval/return_std'))))
 
     @staticmethod
-    def steps_now(record: Mapping[str, Any]) -> float: return number_or_nan(record.get('step'))  # env steps
+    def steps_now(record: Mapping[str, Any]) -> float: "env steps"; return number_or_nan(record.get('step'))  # env steps
 
     def points(self) -> list[tuple[float, float]]:  # (env steps, return), finite ones
-        "What the line connects"
+        """What the line connects
+
+        Returns:
+            (env steps, return), finite ones
+        """
         return [p for p in zip(self.steps.values, self.returns.values) if all(map(math.isfinite, p))]
 
 # %% ../../nbs/72_studio.panel.ipynb #126b3f52
@@ -100,7 +131,17 @@ def scale(
     first: float,  # lie at this place …
     last: float,   # and at this
 ) -> Callable[[float], float]:  # from a value to its place
-    "The map from an axis to pixels"
+    """The map from an axis to pixels
+
+    Args:
+        low: this value …
+        high: and this
+        first: lie at this place …
+        last: and at this
+
+    Returns:
+        from a value to its place
+    """
     span = high - low or 1.
     return lambda v: first + (v - low) / span * (last - first)
 
@@ -109,7 +150,16 @@ def live_curve(
     goal: float | None = None,   # mean return that counts as solved
     total: float = 0,            # env steps of the budget; 0: not known
 ) -> str:                        # an <svg> element
-    "A learning curve as SVG"
+    """A learning curve as SVG
+
+    Args:
+        curve: what to draw
+        goal: mean return that counts as solved
+        total: env steps of the budget; 0: not known
+
+    Returns:
+        an <svg> element
+    """
     line, marks = curve.points(), curve.evaluations
     seen = [y for _, y in line] + [m for _, m, _ in marks] + ([goal] if goal is not None else [])
     low, high = (min(seen), max(seen)) if seen else (0., 1.)
@@ -139,7 +189,14 @@ def live_curve(
 def lights_html(
     s: Snapshot,  # of a training
 ) -> str:         # one light for each vital metric
-    "Health at a glance"
+    """Health at a glance
+
+    Args:
+        s: of a training
+
+    Returns:
+        one light for each vital metric
+    """
     def light(name: str, text: str, word: str) -> str:
         row = GLOSSARY.get(name, Metric(name, ''))
         low, high = row.healthy
@@ -152,7 +209,14 @@ def lights_html(
 def share_html(
     s: Snapshot,  # of a training
 ) -> str:         # a bar of three parts, and the console's words
-    "Env steps a second, and what they were spent on"
+    """Env steps a second, and what they were spent on
+
+    Args:
+        s: of a training
+
+    Returns:
+        a bar of three parts, and the console's words
+    """
     env, learn = s.metric('speed/env_share'), s.metric('speed/update_share')
     parts = {BLUE: env, GREY: 1 - env - learn, RED: learn}
     bar = '' if math.isnan(env + learn) else '<span style="display:inline-flex;width:110px;height:9px;margin-right:.8em;border-radius:4px;overflow:hidden">' + ''.join(
@@ -164,7 +228,16 @@ def head_html(
     state: str,   # such as 'training', 'paused'
     s: Snapshot,  # of the training
 ) -> str:         # title, state, progress
-    "What runs, and how far it is"
+    """What runs, and how far it is
+
+    Args:
+        title: of the run
+        state: such as 'training', 'paused'
+        s: of the training
+
+    Returns:
+        title, state, progress
+    """
     done = min(1., s.env_steps / s.total_steps)
     left = f', {duration(s.seconds_left)} left' if s.seconds_left else ''
     return (f'<div style="display:flex;gap:1em;align-items:baseline"><b style="white-space:nowrap">{html.escape(title)}</b><span class="rlstudio-state" style="opacity:.75">{html.escape(state)}</span></div>'
@@ -174,7 +247,14 @@ def head_html(
 def facts_html(
     s: Snapshot,  # of a training
 ) -> str:         # three labelled rows
-    "Evaluation, health and speed"
+    """Evaluation, health and speed
+
+    Args:
+        s: of a training
+
+    Returns:
+        three labelled rows
+    """
     rows = {'eval': html.escape(eval_line(s).plain), 'health': lights_html(s), 'speed': share_html(s)}
     return '<table style="border:0;line-height:1.7">' + ''.join(
         f'<tr><td style="padding-right:1.2em;opacity:.65">{k}</td><td>{v}</td></tr>' for k, v in rows.items()) + '</table>'
@@ -183,7 +263,14 @@ def facts_html(
 def newest_film(
     folder: Path,  # of a run
 ) -> tuple[Path, float] | None:  # and when it was made
-    "The newest film of a run, if there is one"
+    """The newest film of a run, if there is one
+
+    Args:
+        folder: of a run
+
+    Returns:
+        and when it was made
+    """
     films = [(p, p.stat().st_mtime) for p in (folder / 'videos').glob('*.webp') if p.is_file() and not p.is_symlink()]
     return max(films, key=lambda f: f[1], default=None)
 
@@ -191,7 +278,15 @@ def film_html(
     path: Path,             # a WebP
     most: int = 2_000_000,  # bytes at most
 ) -> str:                   # '' if it is larger
-    "A film as a part of the page"
+    """A film as a part of the page
+
+    Args:
+        path: a WebP
+        most: bytes at most
+
+    Returns:
+        '' if it is larger
+    """
     if path.stat().st_size > most: return ''
     return (f'<img class="rlstudio-film" alt="an episode" title="{html.escape(path.name)}" style="max-width:300px;border-radius:4px;margin-top:8px" '
             f'src="data:image/webp;base64,{b64encode(path.read_bytes()).decode()}"/>')
@@ -203,13 +298,22 @@ class Mailbox:
         kernel: Any,         # of IPython; None: there is none, and nothing happens
         seconds: float = .1,  # between two looks at least
     ):
+        """
+        Args:
+            kernel: of IPython; None: there is none, and nothing happens
+            seconds: between two looks at least
+        """
         self.kernel, self.seconds, self.looked = kernel, seconds, 0.
         self.kept: list[Any] = []   # messages that are not for widgets
         self.stream = self.find(kernel)
 
     @staticmethod
     def find(kernel: Any) -> Any:  # a ZMQStream of this thread; None: not found
-        "Where the main thread's messages arrive: since ipykernel 7 behind a thread that sorts them"
+        """Where the main thread's messages arrive: since ipykernel 7 behind a thread that sorts them
+
+        Args:
+            kernel → Any: a ZMQStream of this thread; None: not found
+        """
         sorter = getattr(kernel, 'shell_channel_thread', None)
         if sorter is None: return getattr(kernel, 'shell_stream', None)
         return getattr(getattr(getattr(sorter, 'manager', None), '_shell_channel_to_main', None), 'to_stream', None)
@@ -232,7 +336,11 @@ class Mailbox:
     def take(self,
         frames: list[Any],  # one message as it came
     ) -> None:
-        "Deliver one message, or keep it"
+        """Deliver one message, or keep it
+
+        Args:
+            frames: one message as it came
+        """
         session = self.kernel.session
         try:
             idents, parts = session.feed_identities(frames, copy=False)
@@ -251,6 +359,12 @@ class Panel(Display):
         seconds: float = .5,     # between two pictures at least
         show: bool = True,       # in the output of this cell, now
     ):
+        """
+        Args:
+            run: about to train, or watched
+            seconds: between two pictures at least
+            show: in the output of this cell, now
+        """
         import ipywidgets as w
         from IPython import display as ipython
         super().__init__(run)
@@ -274,7 +388,11 @@ class Panel(Display):
     def press_stop(self,
         button: Any = None,  # the one pressed
     ) -> None:
-        "Stop"
+        """Stop
+
+        Args:
+            button: the one pressed
+        """
         self.controls.stop('Stop')
         self.stop_button.disabled = self.pause_button.disabled = True
         self.say('stopping behind this iteration')
@@ -282,7 +400,11 @@ class Panel(Display):
     def press_pause(self,
         button: Any = None,  # the one pressed
     ) -> None:
-        "Pause, or go on"
+        """Pause, or go on
+
+        Args:
+            button: the one pressed
+        """
         if self.controls.paused: self.controls.go_on()
         else: self.controls.pause()
         paused = self.controls.paused
@@ -292,7 +414,11 @@ class Panel(Display):
     def say(self,
         state: str,  # such as 'paused'
     ) -> None:
-        "Another state, shown at once"
+        """Another state, shown at once
+
+        Args:
+            state: such as 'paused'
+        """
         self.state = state
         self.head.value = head_html(self.run.folder.name, state, self.snapshot)
 
@@ -306,6 +432,7 @@ class Panel(Display):
         self.drawn = time.monotonic()
 
     def on_train_start(self, trainer: 'Trainer') -> None:  # also after a resume: the files know what was before
+        "also after a resume: the files know what was before"
         if trainer.env_steps:
             for record in self.run.history:
                 if number_or_nan(record.get('step')) <= trainer.env_steps: self.curve.add(record)
@@ -316,24 +443,31 @@ class Panel(Display):
         self.draw()
 
     def on_iteration_end(self, trainer: 'Trainer') -> None:  # draws if it is time
+        "draws if it is time"
         self.watcher.look()
         self.curve.add({'step': trainer.env_steps} | trainer.metrics)
         self.snapshot = self.watcher.snapshot()
         if time.monotonic() - self.drawn >= self.seconds: self.draw()
 
     def on_train_end(self, trainer: 'Trainer') -> None:  # now it is evaluated and filmed
+        "now it is evaluated and filmed"
         self.close('evaluating' if trainer.finished else 'ending')
 
     def close(self,
         state: str,  # the last word
     ) -> None:
-        "Nothing more can be pressed, and nothing is left to wait for"
+        """Nothing more can be pressed, and nothing is left to wait for
+
+        Args:
+            state: the last word
+        """
         self.snapshot = replace(self.snapshot, seconds_left=None)
         self.stop_button.disabled = self.pause_button.disabled = True
         self.state = state
         self.draw()
 
     def on_run_end(self, run: 'Run') -> None:  # says how it went
+        "says how it went"
         result, facts = run.read('result.json') if run.status == 'completed' else None, run.manifest
         for e in run.files.evaluations:
             mark = e['env_steps'], e['mean'], e['std']
@@ -344,6 +478,7 @@ class Panel(Display):
         self.buttons.layout.display = 'none'
 
     def on_run_error(self, error: BaseException) -> None:  # says it
+        "says it"
         self.close(f'failed: {type(error).__name__}: {error}')
         self.buttons.layout.display = 'none'
 
@@ -353,12 +488,17 @@ class Lines(Display):
     def __init__(self,
         run: 'Run',  # about to train, or watched
     ):
+        """
+        Args:
+            run: about to train, or watched
+        """
         super().__init__(run)
         self.progress = Progress()
-    def on_train_start(self, trainer: 'Trainer') -> None: self.progress.on_train_start(trainer)    # the lines appear
-    def on_iteration_end(self, trainer: 'Trainer') -> None: self.progress.on_iteration_end(trainer)  # they change
-    def on_train_end(self, trainer: 'Trainer') -> None: self.progress.on_train_end(trainer)        # they stay
-    def on_error(self, trainer: 'Trainer') -> None: self.progress.on_error(trainer)                # they stay
+    def on_train_start(self, trainer: 'Trainer') -> None: "the lines appear"; self.progress.on_train_start(trainer)    # the lines appear
+    def on_iteration_end(self, trainer: 'Trainer') -> None: "they change"; self.progress.on_iteration_end(trainer)  # they change
+    def on_train_end(self, trainer: 'Trainer') -> None: "they stay"; self.progress.on_train_end(trainer)        # they stay
+    def on_error(self, trainer: 'Trainer') -> None: "they stay"; self.progress.on_error(trainer)                # they stay
     def on_run_end(self, run: 'Run') -> None:  # says how it went
+        "says how it went"
         result, facts = run.read('result.json') if run.status == 'completed' else None, run.manifest
         print(printable(verdict(result) if result else f'{run.status} at {facts.get("env_steps", 0):,} env steps; go on with: rlstudio resume {run.folder}'))

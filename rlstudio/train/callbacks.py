@@ -31,9 +31,14 @@ class StopAtGoal(Callback):
     def __init__(self,
         goal: float,  # mean return that is enough
     ):
+        """
+        Args:
+            goal: mean return that is enough
+        """
         self.goal = goal
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # perhaps with an evaluation in its record
+        "perhaps with an evaluation in its record"
         mean = trainer.metrics.get('eval/return_mean', -math.inf)
         if mean >= self.goal: trainer.stop(f'goal {self.goal:,g} reached: {mean:,.1f} in evaluation')
 
@@ -50,6 +55,14 @@ class EarlyStop(Callback):
         min_delta: float = 0.,             # better by less is not better, ≥ 0
         lower: bool = False,               # is less better, as for a loss?
     ):
+        """
+        Args:
+            metric: a name in the record
+            threshold: stop there; None: never
+            patience: stop after so many values without a better one, ≥ 1; None: never
+            min_delta: better by less is not better, ≥ 0
+            lower: is less better, as for a loss?
+        """
         if threshold is None and (patience is None or patience < 1):
             raise CallbackError(f'EarlyStop: given threshold={threshold} and patience={patience}, expected a number for one of them; fix: patience=5')
         self.metric, self.threshold, self.patience, self.min_delta = metric, threshold, patience, min_delta
@@ -57,6 +70,7 @@ class EarlyStop(Callback):
         self.best, self.waited = -math.inf, 0
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # looks at its record
+        "looks at its record"
         value = trainer.metrics.get(self.metric)
         if value is None or math.isnan(value): return
         score = self.sign * value
@@ -67,8 +81,8 @@ class EarlyStop(Callback):
         elif self.patience is not None and self.waited >= self.patience:
             trainer.stop(f'{self.metric} did not improve on {self.sign * self.best:,.4g} for {self.waited} values')
 
-    def state_dict(self) -> dict[str, Any]: return dict(best=self.best, waited=self.waited)  # best score, values since
-    def load_state_dict(self, state: dict[str, Any]) -> None: self.best, self.waited = state['best'], state['waited']  # go on waiting
+    def state_dict(self) -> dict[str, Any]: "best score, values since"; return dict(best=self.best, waited=self.waited)  # best score, values since
+    def load_state_dict(self, state: dict[str, Any]) -> None: "go on waiting"; self.best, self.waited = state['best'], state['waited']  # go on waiting
 
 # %% ../../nbs/44_train.callbacks.ipynb #c701c347
 class TimeLimit(Callback):
@@ -78,6 +92,11 @@ class TimeLimit(Callback):
         minutes: float,  # > 0
         clock: Callable[[], float] = monotonic,  # s
     ):
+        """
+        Args:
+            minutes: > 0
+            clock: s
+        """
         if not minutes > 0: raise CallbackError(f'TimeLimit: given {minutes} minutes, expected a number > 0')
         self.minutes, self.clock, self.before, self.began = minutes, clock, 0., math.nan
 
@@ -87,18 +106,26 @@ class TimeLimit(Callback):
         here = self.clock() - self.began
         return self.before + (0. if math.isnan(here) else here)
 
-    def on_train_start(self, trainer: Trainer) -> None: self.began = self.clock()  # of this process
+    def on_train_start(self, trainer: Trainer) -> None: "of this process"; self.began = self.clock()  # of this process
     def on_iteration_end(self, trainer: Trainer) -> None:  # asks the clock
+        "asks the clock"
         if self.seconds >= 60 * self.minutes: trainer.stop(f'time limit of {self.minutes:g} min')
 
-    def state_dict(self) -> dict[str, Any]: return dict(seconds=self.seconds)  # used
-    def load_state_dict(self, state: dict[str, Any]) -> None: self.before = state['seconds']  # of earlier processes
+    def state_dict(self) -> dict[str, Any]: "used"; return dict(seconds=self.seconds)  # used
+    def load_state_dict(self, state: dict[str, Any]) -> None: "of earlier processes"; self.before = state['seconds']  # of earlier processes
 
 # %% ../../nbs/44_train.callbacks.ipynb #87895d11
 def stops(
     config: Config,     # of the run
 ) -> list[Callback]:    # `StopAtGoal` and `TimeLimit`, as it says
-    "What ends a training early, by its config; a `ConfigError` if it never could"
+    """What ends a training early, by its config; a `ConfigError` if it never could
+
+    Args:
+        config: of the run
+
+    Returns:
+        `StopAtGoal` and `TimeLimit`, as it says
+    """
     goal, found = goal_return(config.env, config.eval), list[Callback]()
     why = '' if not config.train.stop_at_goal else (
         f'no goal is known for {config.env.id}; expected one: eval.goal=N' if goal is None else
@@ -112,7 +139,14 @@ def stops(
 def can_anneal(
     trainer: Trainer,   # knows its algorithm
 ) -> dict[str, float]:  # 'algo.key' → its value in the config
-    "The numbers that may be moved while it learns; one with a schedule of its own may not"
+    """The numbers that may be moved while it learns; one with a schedule of its own may not
+
+    Args:
+        trainer: knows its algorithm
+
+    Returns:
+        'algo.key' → its value in the config
+    """
     section = trainer.config.algo
     def free(name: str) -> bool:
         number = isinstance(getattr(section, name, None), int | float)
@@ -124,7 +158,13 @@ def set_number(
     name: str,     # of the number
     value: float,  # from the next update on
 ) -> None:
-    "Give an algorithm another value of a number that it reads in each update"
+    """Give an algorithm another value of a number that it reads in each update
+
+    Args:
+        algo: a learner, with a `config`
+        name: of the number
+        value: from the next update on
+    """
     old, held = getattr(algo.config, name), copy.copy(algo.config)
     object.__setattr__(held, name, value)   # sections are frozen, and this one is ours
     algo.config = held
@@ -141,6 +181,13 @@ class LinearAnneal(Callback):
         start: float | None = None,   # the first one; None: the config's
         over: float = 1.,             # share of the training at which it arrives, in (0, 1]
     ):
+        """
+        Args:
+            key: such as 'algo.ent_coef'; see `can_anneal`
+            end: the last value
+            start: the first one; None: the config's
+            over: share of the training at which it arrives, in (0, 1]
+        """
         if not 0 < over <= 1: raise CallbackError(f'LinearAnneal({key!r}): given over={over}, expected a share in (0, 1]')
         self.key, self.end, self.start, self.over, self.name = key, end, start, over, f'anneal {key}'
         self.now = math.nan  # the value of the next update
@@ -149,17 +196,30 @@ class LinearAnneal(Callback):
         progress: float,  # 0 → 1 over the training
         start: float,     # the first value
     ) -> float:           # now
-        "On the line"
+        """On the line
+
+        Args:
+            progress: 0 → 1 over the training
+            start: the first value
+
+        Returns:
+            now
+        """
         p = min(1., progress / self.over)
         return start * (1 - p) + self.end * p
 
     def move(self, trainer: Trainer) -> None:  # between two updates
-        "Give the algorithm the value of where it is"
+        """Give the algorithm the value of where it is
+
+        Args:
+            trainer: between two updates
+        """
         progress = min(1., trainer.env_steps / trainer.config.train.total_steps)
         self.now = self.value(progress, can_anneal(trainer)[self.key] if self.start is None else self.start)
         set_number(trainer.algo, self.key.partition('.')[2], self.now)
 
     def on_train_start(self, trainer: Trainer) -> None:  # checks, and sets the first value
+        "checks, and sets the first value"
         if self.key not in (able := can_anneal(trainer)):
             raise CallbackError(f'LinearAnneal: given {self.key!r}, which {trainer.config.algo.name} cannot change while it learns as it is configured; '
                                 f'expected one of {", ".join(able) or "none"}')
@@ -169,8 +229,9 @@ class LinearAnneal(Callback):
         self.move(trainer)
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # logs what was used, and moves on
+        "logs what was used, and moves on"
         trainer.log(f'schedule/{self.key.partition(".")[2]}', self.now)
         self.move(trainer)
 
-    def state_dict(self) -> dict[str, Any]: return dict(start=self.start, end=self.end, over=self.over)  # the line
-    def load_state_dict(self, state: dict[str, Any]) -> None: self.start, self.end, self.over = (state[k] for k in ('start', 'end', 'over'))  # the same line
+    def state_dict(self) -> dict[str, Any]: "the line"; return dict(start=self.start, end=self.end, over=self.over)  # the line
+    def load_state_dict(self, state: dict[str, Any]) -> None: "the same line"; self.start, self.end, self.over = (state[k] for k in ('start', 'end', 'over'))  # the same line

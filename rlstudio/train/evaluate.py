@@ -39,7 +39,16 @@ from .trainer import Callback, Trainer
 # %% ../../nbs/42_train.evaluate.ipynb #25a750cc
 @dataclass(frozen=True)
 class Evaluation:
-    "What one agent did in a number of episodes."
+    """What one agent did in a number of episodes.
+
+    Args:
+        returns: undiscounted return of episode k, in reward units
+        lengths: its length in env steps
+        greedy: the likeliest action (True) or a sampled one (False)
+        env_steps: how far the agent's training was
+        cut: the episodes k that were still going at `eval.max_steps`
+        seed: whose streams gave each episode its start
+    """
     returns: tuple[float, ...]  # undiscounted return of episode k, in reward units
     lengths: tuple[int, ...]    # its length in env steps
     greedy: bool                # the likeliest action (True) or a sampled one (False)
@@ -48,9 +57,9 @@ class Evaluation:
     seed: int = 1               # whose streams gave each episode its start
 
     @property
-    def mean(self) -> float: return float(np.mean(self.returns))  # in reward units
+    def mean(self) -> float: "in reward units"; return float(np.mean(self.returns))  # in reward units
     @property
-    def std(self) -> float: return float(np.std(self.returns))    # over episodes, ≥ 0
+    def std(self) -> float: "over episodes, ≥ 0"; return float(np.std(self.returns))    # over episodes, ≥ 0
 
     def __str__(self) -> str:
         how = 'greedy' if self.greedy else 'sampled'
@@ -58,7 +67,11 @@ class Evaluation:
         return f'{self.mean:.1f} ± {self.std:.1f} over {len(self.returns)} {how} episodes{cut}'
 
     def to_dict(self) -> dict[str, Any]:  # JSON-able
-        "Every episode, for the run's folder"
+        """Every episode, for the run's folder
+
+        Returns:
+            JSON-able
+        """
         return dict(env_steps=self.env_steps, greedy=self.greedy, seed=self.seed, mean=self.mean, std=self.std,
                     returns=list(self.returns), lengths=list(self.lengths), cut=list(self.cut))
 
@@ -68,7 +81,16 @@ def episode_noise(
     rngs: list[np.random.Generator],   # one for each episode
     num_envs: int,                     # rows n ≥ len(rngs); spare rows repeat the first
 ) -> np.ndarray:                       # (n, noise_dim) float32
-    "One step's action noise, each row from its episode's own stream"
+    """One step's action noise, each row from its episode's own stream
+
+    Args:
+        module: whose action distribution it is for
+        rngs: one for each episode
+        num_envs: rows n ≥ len(rngs); spare rows repeat the first
+
+    Returns:
+        (n, noise_dim) float32
+    """
     rows = [module.noise(r, ()) for r in rngs]
     return np.stack(rows + rows[:1] * (num_envs - len(rows)))
 
@@ -79,7 +101,11 @@ class EvalError(ValueError):
 def check_weights(
     module: RLModule,  # the agent; one without a network passes
 ) -> None:
-    "Refuse an agent whose weights are not finite"
+    """Refuse an agent whose weights are not finite
+
+    Args:
+        module: the agent; one without a network passes
+    """
     named = getattr(module, 'named_parameters', lambda: ())()
     bad = [name for name, p in named if not bool(p.isfinite().all())]
     if bad: raise EvalError(f'evaluate: given weights that hold NaN or infinity ({", ".join(bad[:3])}), expected finite ones; '
@@ -95,7 +121,20 @@ def play_round(
     max_steps: int = 100_000,  # an episode is cut there, ≥ 1
     told: Callable[[int], None] = lambda done: None,  # hears how many have ended
 ) -> tuple[list[float], list[int], list[bool]]:  # returns, lengths, cut?: (k,) each
-    "One episode in each environment"
+    """One episode in each environment
+
+    Args:
+        module: the agent
+        env: n environments
+        streams: gives each episode its seed and its noise
+        episodes: which episodes k, at most n
+        greedy: the likeliest action, or a sampled one
+        max_steps: an episode is cut there, ≥ 1
+        told: hears how many have ended
+
+    Returns:
+        returns, lengths, cut?: (k,) each
+    """
     seeds = [streams.seed('eval', e) for e in episodes]
     spare = env.num_envs - len(seeds)              # these replay the first episode
     stepper = Stepper(env, module, seeds + seeds[:1] * spare)
@@ -121,7 +160,11 @@ _WATCHERS: ContextVar[EpisodesDone] = ContextVar('episodes', default=lambda done
 def watch_episodes(
     told: EpisodesDone,  # hears (0, n) at the start of an evaluation, (k, n) when k episodes have ended
 ) -> Iterator[None]:
-    "Inside, each evaluation of this thread says how far it is"
+    """Inside, each evaluation of this thread says how far it is
+
+    Args:
+        told: hears (0, n) at the start of an evaluation, (k, n) when k episodes have ended
+    """
     token = _WATCHERS.set(told)
     try: yield
     finally: _WATCHERS.reset(token)
@@ -134,7 +177,18 @@ def evaluate(
     seed: int = 1,                  # the run's seed: fixes the starts
     env_steps: int = 0,             # how far training was, for the record
 ) -> Evaluation:                    # every episode
-    "Play episodes with a frozen agent, in environments of its own"
+    """Play episodes with a frozen agent, in environments of its own
+
+    Args:
+        module: the agent; not changed
+        env: the world, as in training; its `eval_kwargs` count
+        config: episodes, num_envs, greedy, max_steps
+        seed: the run's seed: fixes the starts
+        env_steps: how far training was, for the record
+
+    Returns:
+        every episode
+    """
     if config.episodes < 1:
         raise EvalError(f'evaluate: needs at least one episode, got {config.episodes}; set eval.episodes, or give --episodes N')
     check_weights(module)
@@ -161,7 +215,15 @@ def goal_return(
     env: EnvConfig,      # the world
     config: EvalConfig,  # may name a goal
 ) -> float | None:       # mean return that counts as solved
-    "The return that an evaluation is measured against"
+    """The return that an evaluation is measured against
+
+    Args:
+        env: the world
+        config: may name a goal
+
+    Returns:
+        mean return that counts as solved
+    """
     return reward_threshold(env.id) if config.goal is None else config.goal
 
 # %% ../../nbs/42_train.evaluate.ipynb #6e378edc
@@ -171,7 +233,15 @@ def untrained_score(
     module: RLModule,  # before the first update
     config: Config,    # of the run
 ) -> Evaluation:       # up to five episodes, each cut at 1000 steps
-    "What the agent can do before it has learned anything"
+    """What the agent can do before it has learned anything
+
+    Args:
+        module: before the first update
+        config: of the run
+
+    Returns:
+        up to five episodes, each cut at 1000 steps
+    """
     few = replace(config.eval, episodes=min(5, config.eval.episodes), max_steps=min(SHORT, config.eval.max_steps))
     with warnings.catch_warnings(action='ignore', category=UserWarning):  # that none ends says nothing yet
         return evaluate(module, config.env, few, config.train.seed)
@@ -180,14 +250,28 @@ def untrained_score(
 def evaluation_pace(
     config: Config,  # of the run
 ) -> int:            # env steps between two, 0: none on the way
-    "How often to evaluate while training"
+    """How often to evaluate while training
+
+    Args:
+        config: of the run
+
+    Returns:
+        env steps between two, 0: none on the way
+    """
     if not config.eval.episodes: return 0
     return max(10_000, config.train.total_steps // 10) if config.eval.every is None else config.eval.every
 
 def on_the_way(
     config: Config,   # of the run
 ) -> EvalConfig:      # of one evaluation while training
-    "As at the end; where nobody said how often, with fewer episodes, and what does not end is cut sooner"
+    """As at the end; where nobody said how often, with fewer episodes, and what does not end is cut sooner
+
+    Args:
+        config: of the run
+
+    Returns:
+        of one evaluation while training
+    """
     c, few = config.eval, min(20, config.eval.episodes)
     cap = max(SHORT, config.train.total_steps // (10 * max(1, few)))
     return c if c.every is not None else replace(c, episodes=few, max_steps=min(c.max_steps, cap))
@@ -197,6 +281,10 @@ class Evaluate(Callback):
     "Evaluates every so many env steps; the results are in `history` and in the record."
     name = 'evaluate'
     def __init__(self, config: EvalConfig | None = None):  # None: that of the trainer
+        """
+        Args:
+            config: None: that of the trainer
+        """
         self.config, self.history, self.asked, self.spent = config, list[dict[str, Any]](), 0, 0
         self.last: Evaluation | None = None  # the newest of this process
         register_metric('eval/return_mean', 'mean return of evaluation episodes', 'reward')
@@ -206,13 +294,25 @@ class Evaluate(Callback):
         trainer: Trainer,  # has learned
         config: Config,    # of the run
     ) -> bool:             # was a multiple of the pace reached, and is it affordable?
-        "Is it time?"
+        """Is it time?
+
+        Args:
+            trainer: has learned
+            config: of the run
+
+        Returns:
+            was a multiple of the pace reached, and is it affordable?
+        """
         before, self.asked, pace = self.asked, trainer.env_steps, evaluation_pace(config)
         if not pace or trainer.env_steps // pace <= before // pace: return False
         return config.eval.every is not None or 10 * self.spent <= trainer.env_steps
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # the one that has learned
-        "Evaluate if it is time; whatever goes wrong with it is a warning"
+        """Evaluate if it is time; whatever goes wrong with it is a warning
+
+        Args:
+            trainer: the one that has learned
+        """
         config = trainer.config if self.config is None else replace(trainer.config, eval=self.config)
         if not self.due(trainer, config): return
         try: self.last = result = evaluate(trainer.algo.module, config.env, on_the_way(config), config.train.seed, trainer.env_steps)
@@ -225,12 +325,20 @@ class Evaluate(Callback):
         trainer.log('eval/return_std', result.std)
 
     def state_dict(self) -> dict[str, Any]:  # evaluations, env steps
-        "With each list as an array: a million episodes are no text"
+        """With each list as an array: a million episodes are no text
+
+        Returns:
+            evaluations, env steps
+        """
         arrays = [{k: np.array(v) if isinstance(v, list) else v for k, v in h.items()} for h in self.history]
         return dict(history=arrays, asked=self.asked, spent=self.spent)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # as state_dict gave it
-        "Go on with the evaluations so far"
+        """Go on with the evaluations so far
+
+        Args:
+            state: as state_dict gave it
+        """
         self.history = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in h.items()} for h in state['history']]
         self.asked = state.get('asked', self.history[-1]['env_steps'] if self.history else 0)
         self.spent = state.get('spent', 0)

@@ -40,7 +40,14 @@ _NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}')
 def check_name(
     name: str,  # a metric's name, such as 'loss/policy'
 ) -> str:       # the same name
-    "Refuse a metric name that could harm a file, a terminal or a page"
+    """Refuse a metric name that could harm a file, a terminal or a page
+
+    Args:
+        name: a metric's name, such as 'loss/policy'
+
+    Returns:
+        the same name
+    """
     if isinstance(name, str) and _NAME.fullmatch(name): return name
     raise MetricError(f'metric name {ascii(name)[:80]}: expected 1 to 128 out of '
                       "A-Z a-z 0-9 _ . / - and none of . / - first; rename the metric")
@@ -48,7 +55,14 @@ def check_name(
 # %% ../../nbs/40_train.metrics.ipynb #812ea9c4
 @dataclass(frozen=True)
 class Metric:
-    "What one metric means"
+    """What one metric means
+
+    Args:
+        name: as in the record, such as 'loss/policy'
+        formula: how it is computed, in words or symbols
+        unit: such as 'env steps', 's', 'nats'; empty: a pure number
+        healthy: (lowest, highest) healthy value
+    """
     name: str       # as in the record, such as 'loss/policy'
     formula: str    # how it is computed, in words or symbols
     unit: str = ''  # such as 'env steps', 's', 'nats'; empty: a pure number
@@ -57,7 +71,14 @@ class Metric:
     def judge(self,
         value: float | None,  # a logged value
     ) -> str:                 # 'ok', 'low', 'high', or 'nan' if there is no number
-        "Is the value inside the healthy range?"
+        """Is the value inside the healthy range?
+
+        Args:
+            value: a logged value
+
+        Returns:
+            'ok', 'low', 'high', or 'nan' if there is no number
+        """
         if value is None or math.isnan(value): return 'nan'
         low, high = self.healthy
         return 'low' if value < low else 'high' if value > high else 'ok'
@@ -84,7 +105,17 @@ def register_metric(
     unit: str = '',  # such as 'env steps', 's', 'nats'
     healthy: tuple[float, float] = (-math.inf, math.inf),  # (lowest, highest) healthy value
 ) -> Metric:        # its row
-    "Explain a metric in the `GLOSSARY`"
+    """Explain a metric in the `GLOSSARY`
+
+    Args:
+        name: as in the record, such as 'loss/policy'
+        formula: how it is computed, in words or symbols
+        unit: such as 'env steps', 's', 'nats'
+        healthy: (lowest, highest) healthy value
+
+    Returns:
+        its row
+    """
     if not (isinstance(healthy, tuple) and len(healthy) == 2 and healthy[0] <= healthy[1]):
         raise MetricError(f'metric {name!r}: healthy={healthy!r}, expected (lowest, '
                           'highest); use math.inf for an open end')
@@ -103,20 +134,38 @@ register_metric('step', 'environment steps taken so far, all sub-environments to
 def note_metrics(
     names: Iterable[str],  # of a record
 ) -> None:
-    "Give each name without a row in the glossary one that says so"
+    """Give each name without a row in the glossary one that says so
+
+    Args:
+        names: of a record
+    """
     for name in names: GLOSSARY.setdefault(name, Metric(check_name(name), UNEXPLAINED))
 
 def undocumented(
     record: Iterable[str],  # a record, or just names
 ) -> list[str]:             # those that nobody explained, sorted
-    "Which metrics have no explanation?"
+    """Which metrics have no explanation?
+
+    Args:
+        record: a record, or just names
+
+    Returns:
+        those that nobody explained, sorted
+    """
     return sorted(n for n in set(record) if n not in GLOSSARY or GLOSSARY[n].formula == UNEXPLAINED)
 
 # %% ../../nbs/40_train.metrics.ipynb #c7bbeeea
 def metric_value(
     value: Any,  # a number, bool, str, None, an array, or a list of them
 ) -> Any:        # the same with Python's own types only
-    "A value as JSON can hold it: NaN and infinity become None"
+    """A value as JSON can hold it: NaN and infinity become None
+
+    Args:
+        value: a number, bool, str, None, an array, or a list of them
+
+    Returns:
+        the same with Python's own types only
+    """
     if hasattr(value, 'tolist'): value = value.tolist()    # numpy, torch: scalars, arrays
     if isinstance(value, list | tuple): return [metric_value(v) for v in value]
     if isinstance(value, float): return value if math.isfinite(value) else None
@@ -130,7 +179,14 @@ MAX_LINE = 2**20   # bytes in a line, at most
 def encode(
     record: dict[str, Any],  # names and values
 ) -> bytes:                  # one line of JSON, its newline included
-    "A record as one line"
+    """A record as one line
+
+    Args:
+        record: names and values
+
+    Returns:
+        one line of JSON, its newline included
+    """
     fields = {check_name(k): metric_value(v) for k, v in record.items()}
     line = json.dumps(fields, allow_nan=False, separators=(',', ':')).encode() + b'\n'
     if len(line) > MAX_LINE:
@@ -145,14 +201,14 @@ class Sink(Protocol):
     def open(self,
         folder: str | Path,  # the run's folder
         offset: dict[str, int] | None = None,  # go back here first, see `offset`
-    ) -> None: "Get ready to write"
+    ) -> None: "Get ready to write\n\nArgs:\n    folder: the run's folder\n    offset: go back here first, see `offset`"
     def write(self,
         record: dict[str, Any],  # names and values, with 'step'
-    ) -> None: "Keep one record"
+    ) -> None: "Keep one record\n\nArgs:\n    record: names and values, with 'step'"
     def offset(self) -> dict[str, int]: "Where we are, for the checkpoint"
     def flush(self,
         sync: bool = False,  # wait until the disk has it?
-    ) -> None: "Hand over what is buffered"
+    ) -> None: "Hand over what is buffered\n\nArgs:\n    sync: wait until the disk has it?"
     def close(self) -> None: "Flush and let go; a second time does nothing"
 
 # %% ../../nbs/40_train.metrics.ipynb #e45c0d20
@@ -162,7 +218,14 @@ _ROTATED = re.compile(r'metrics\.(\d{6,9})\.jsonl')
 def metric_files(
     folder: str | Path,    # the run's folder
 ) -> dict[int, Path]:      # file number -> path, oldest first; the current one is the last
-    "The files that hold metrics, in the order of writing"
+    """The files that hold metrics, in the order of writing
+
+    Args:
+        folder: the run's folder
+
+    Returns:
+        file number -> path, oldest first; the current one is the last
+    """
     paths = {p.name: p for p in Path(folder).glob('metrics*.jsonl')
              if p.is_file() and not p.is_symlink()}
     files = {int(m[1]): p for name, p in paths.items() if (m := _ROTATED.fullmatch(name))}
@@ -176,13 +239,17 @@ class LineFile:
     def __init__(self,
         path: str | Path,  # made if missing; a symbolic link is refused
     ):
+        """
+        Args:
+            path: made if missing; a symbolic link is refused
+        """
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         try: self.fd = os.open(path, flags, 0o666)
         except OSError as e: raise MetricError(f'cannot append to {path}: {e}') from e
 
     @property
-    def size(self) -> int: return os.fstat(self.fd).st_size  # bytes
-    def sync(self) -> None: os.fsync(self.fd)                # wait until the disk has it
+    def size(self) -> int: "bytes"; return os.fstat(self.fd).st_size  # bytes
+    def sync(self) -> None: "wait until the disk has it"; os.fsync(self.fd)                # wait until the disk has it
     def close(self) -> None:
         "Wait for the disk and let go"
         try: self.sync()
@@ -191,7 +258,11 @@ class LineFile:
     def append(self,
         data: bytes,  # goes in by one `write`
     ) -> None:
-        "Append, or leave the file as it was"
+        """Append, or leave the file as it was
+
+        Args:
+            data: goes in by one `write`
+        """
         size = self.size
         try: written, why = os.write(self.fd, data), 'the disk is full'
         except OSError as e: written, why = 0, str(e)
@@ -203,7 +274,11 @@ class LineFile:
 def sync_folder(
     folder: str | Path,  # a folder in which a name was made, changed or removed
 ) -> None:
-    "Wait until the names in a folder are on the disk"
+    """Wait until the names in a folder are on the disk
+
+    Args:
+        folder: a folder in which a name was made, changed or removed
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try: os.fsync(fd)
     finally: os.close(fd)
@@ -212,7 +287,14 @@ def sync_folder(
 def whole_bytes(
     path: Path,  # a file of lines
 ) -> int:        # bytes up to and with the last newline
-    "How much of the file is whole lines?"
+    """How much of the file is whole lines?
+
+    Args:
+        path: a file of lines
+
+    Returns:
+        bytes up to and with the last newline
+    """
     with open(path, 'rb') as f:
         end = f.seek(0, os.SEEK_END)
         while end:
@@ -227,7 +309,15 @@ def move_aside(
     path: Path,  # a file of metrics
     keep: int,   # bytes to keep
 ) -> int:        # newlines among the bytes that went aside: whole records
-    "Move the end of a file to `metrics.aside` beside it"
+    """Move the end of a file to `metrics.aside` beside it
+
+    Args:
+        path: a file of metrics
+        keep: bytes to keep
+
+    Returns:
+        newlines among the bytes that went aside: whole records
+    """
     records, aside = 0, LineFile(path.with_name(ASIDE))
     try:
         with open(path, 'r+b') as f:
@@ -246,7 +336,15 @@ def rewind(
     folder: Path,            # the run's folder
     offset: dict[str, int],  # {'file': number of the file current then, 'bytes': its size}
 ) -> int:                    # records that went aside
-    "Take a folder of metrics back to an earlier offset"
+    """Take a folder of metrics back to an earlier offset
+
+    Args:
+        folder: the run's folder
+        offset: {'file': number of the file current then, 'bytes': its size}
+
+    Returns:
+        records that went aside
+    """
     file, size = _offset(offset)
     files, dropped = metric_files(folder), 0
     for number in sorted((n for n in files if n > file), reverse=True):
@@ -272,7 +370,15 @@ def make_whole(
     folder: Path,  # the run's folder
     offset: dict[str, int] | None = None,  # go back here first
 ) -> tuple[int, int]:  # bytes of a torn tail, records behind the offset: both gone aside
-    "Make a folder of metrics fit for appending"
+    """Make a folder of metrics fit for appending
+
+    Args:
+        folder: the run's folder
+        offset: go back here first
+
+    Returns:
+        bytes of a torn tail, records behind the offset: both gone aside
+    """
     dropped = rewind(folder, offset) if offset is not None else 0
     path, torn = folder/CURRENT, 0
     if path.is_file() and not path.is_symlink():
@@ -285,7 +391,14 @@ def make_whole(
 def rotate(
     folder: Path,  # the run's folder
 ) -> LineFile:     # a new current file
-    "Give the full current file its number, and begin a new one"
+    """Give the full current file its number, and begin a new one
+
+    Args:
+        folder: the run's folder
+
+    Returns:
+        a new current file
+    """
     os.rename(folder/CURRENT, folder/f'metrics.{max(metric_files(folder)):06d}.jsonl')
     return begin(folder)
 
@@ -293,7 +406,14 @@ def rotate(
 def begin(
     folder: Path,  # the run's folder
 ) -> LineFile:     # the current file
-    "Open the current file, its name on the disk"
+    """Open the current file, its name on the disk
+
+    Args:
+        folder: the run's folder
+
+    Returns:
+        the current file
+    """
     out = LineFile(folder/CURRENT)
     sync_folder(folder)
     return out
@@ -304,6 +424,10 @@ class JSONLSink:
     def __init__(self,
         rotate_mb: float = 64,  # begin a new file before this size, MiB
     ):
+        """
+        Args:
+            rotate_mb: begin a new file before this size, MiB
+        """
         self.limit, self.torn, self.dropped = int(rotate_mb * 2**20), 0, 0
         self.folder, self.out = Path(), cast(LineFile | None, None)
 
@@ -311,7 +435,12 @@ class JSONLSink:
         folder: str | Path,  # the run's folder, made if missing
         offset: dict[str, int] | None = None,  # go back here first, see `offset`
     ) -> None:
-        "Repair what a kill left (see `torn`, `dropped`), go back to the offset, begin"
+        """Repair what a kill left (see `torn`, `dropped`), go back to the offset, begin
+
+        Args:
+            folder: the run's folder, made if missing
+            offset: go back here first, see `offset`
+        """
         self.close()
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -321,7 +450,11 @@ class JSONLSink:
     def write(self,
         record: dict[str, Any],  # names and values
     ) -> None:
-        "Append one record, whole or not at all"
+        """Append one record, whole or not at all
+
+        Args:
+            record: names and values
+        """
         line, out = encode(record), self._opened()
         if out.size and out.size + len(line) > self.limit:
             self.close()
@@ -335,7 +468,11 @@ class JSONLSink:
     def flush(self,
         sync: bool = False,  # wait until the disk has it?
     ) -> None:
-        "Nothing is buffered here; with `sync` wait for the disk"
+        """Nothing is buffered here; with `sync` wait for the disk
+
+        Args:
+            sync: wait until the disk has it?
+        """
         if sync: self._opened().sync()
 
     def close(self) -> None:
@@ -351,7 +488,14 @@ class JSONLSink:
 def lines(
     path: Path,  # a file of lines
 ) -> Iterator[bytes]:  # with newline; a line too long is b'', a torn last one is left out
-    "Whole lines of a file, in bounded memory"
+    """Whole lines of a file, in bounded memory
+
+    Args:
+        path: a file of lines
+
+    Returns:
+        with newline; a line too long is b'', a torn last one is left out
+    """
     with open(path, 'rb') as f:
         while line := f.readline(MAX_LINE):
             whole = long = line
@@ -363,7 +507,14 @@ def lines(
 def decode(
     line: bytes,  # one line
 ) -> dict[str, Any] | None:  # the record, or None if it is none
-    "A line as a record"
+    """A line as a record
+
+    Args:
+        line: one line
+
+    Returns:
+        the record, or None if it is none
+    """
     try: record = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError): return None
     return record if isinstance(record, dict) else None
@@ -373,7 +524,15 @@ def read_metrics(
     folder: str | Path,                # the run's folder
     skipped: list[str] | None = None,  # collects 'file:line' of no records; None: warn
 ) -> Iterator[dict[str, Any]]:         # the records, oldest first
-    "All whole records of a run, through every rotation"
+    """All whole records of a run, through every rotation
+
+    Args:
+        folder: the run's folder
+        skipped: collects 'file:line' of no records; None: warn
+
+    Returns:
+        the records, oldest first
+    """
     bad: list[str] = [] if skipped is None else skipped
     for path in metric_files(folder).values():
         for number, line in enumerate(lines(path), 1):
@@ -389,7 +548,16 @@ def series(
     name: str,                          # the metric
     x: str = 'step',                    # what to plot it over
 ) -> tuple[np.ndarray, np.ndarray]:     # x and value, both (K,) float64
-    "One metric as a curve"
+    """One metric as a curve
+
+    Args:
+        records: from `read_metrics`
+        name: the metric
+        x: what to plot it over
+
+    Returns:
+        x and value, both (K,) float64
+    """
     points = [(r[x], r[name]) for r in records if x in r and name in r]
     xs, ys = np.array(points, dtype=np.float64).reshape(-1, 2).T   # None becomes NaN
     return xs, ys
@@ -400,17 +568,24 @@ class RunSink(Sink, Protocol):
     def describe(self,
         name: str,               # of the run
         config: dict[str, Any],  # its sections
-    ) -> None: "Keep the hyper-parameters; also told after a resume"
+    ) -> None: "Keep the hyper-parameters; also told after a resume\n\nArgs:\n    name: of the run\n    config: its sections"
     def conclude(self,
         summary: dict[str, Any],   # the run in a dozen numbers
         pictures: Iterable[Path],  # PNG and WebP
-    ) -> None: "Keep the verdict"
+    ) -> None: "Keep the verdict\n\nArgs:\n    summary: the run in a dozen numbers\n    pictures: PNG and WebP"
 
 # %% ../../nbs/40_train.metrics.ipynb #e99e6e77
 def flat_config(
     config: dict[str, Any],  # its sections
 ) -> dict[str, Any]:         # 'section.key' → bool, int, float or str
-    "A config as one row of hyper-parameters"
+    """A config as one row of hyper-parameters
+
+    Args:
+        config: its sections
+
+    Returns:
+        'section.key' → bool, int, float or str
+    """
     row: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value: row |= {f'{key}.{k}': v for k, v in flat_config(value).items()}
@@ -421,7 +596,14 @@ def flat_config(
 def results(
     summary: dict[str, Any],  # the run in a dozen numbers
 ) -> dict[str, Any]:          # 'result/…' → bool, int, float or str
-    "The part of a summary that a table of runs shows"
+    """The part of a summary that a table of runs shows
+
+    Args:
+        summary: the run in a dozen numbers
+
+    Returns:
+        'result/…' → bool, int, float or str
+    """
     return {f'result/{k}': v for k, v in summary.items()
             if isinstance(v, bool | int | float | str) and k not in ('run', 'imports')}
 
@@ -429,7 +611,14 @@ def results(
 def as_gif(
     path: str | Path,  # an animated WebP
 ) -> bytes:            # the same film as an animated GIF
-    "A film in the format that every tool plays"
+    """A film in the format that every tool plays
+
+    Args:
+        path: an animated WebP
+
+    Returns:
+        the same film as an animated GIF
+    """
     from io import BytesIO
 
     from PIL import Image, ImageSequence
@@ -447,7 +636,13 @@ def describe_run(
     name: str,               # of the run
     config: dict[str, Any],  # its sections
 ) -> None:
-    "Tell the sinks that can keep it what the run is"
+    """Tell the sinks that can keep it what the run is
+
+    Args:
+        sinks: opened ones
+        name: of the run
+        config: its sections
+    """
     for sink in sinks:
         if hasattr(sink, 'describe'): sink.describe(name, config)
 
@@ -457,7 +652,13 @@ def conclude_run(
     summary: dict[str, Any],  # the run in a dozen numbers
     folder: str | Path,       # the run's folder, with `plots` and `videos`
 ) -> None:
-    "Tell the sinks that can keep it what became of the run"
+    """Tell the sinks that can keep it what became of the run
+
+    Args:
+        sinks: opened ones
+        summary: the run in a dozen numbers
+        folder: the run's folder, with `plots` and `videos`
+    """
     plots, films = (sorted(p for p in Path(folder).glob(g) if p.is_file() and not p.is_symlink()) for g in ('plots/*.png', 'videos/*.webp'))
     pictures = [*plots, *sorted(films, key=lambda p: p.stat().st_mtime)[-MAX_FILMS:]]
     for sink in sinks:
@@ -475,7 +676,12 @@ class TensorBoardSink:
         folder: str | Path,  # the run's folder
         offset: dict[str, int] | None = None,  # hide what lies behind it
     ) -> None:
-        "Begin a new event file"
+        """Begin a new event file
+
+        Args:
+            folder: the run's folder
+            offset: hide what lies behind it
+        """
         self.close()
         self.step = offset['step'] if offset else 0
         self.writer = _writer(Path(folder)/'tensorboard', self.step + 1 if offset else None)
@@ -483,7 +689,11 @@ class TensorBoardSink:
     def write(self,
         record: dict[str, Any],  # names and values, with 'step'
     ) -> None:
-        "Keep the record's numbers; NaN, texts and lists have no place in a curve"
+        """Keep the record's numbers; NaN, texts and lists have no place in a curve
+
+        Args:
+            record: names and values, with 'step'
+        """
         fields = {check_name(k): metric_value(v) for k, v in record.items()}
         if not self.writer or 'step' not in fields:
             raise MetricError("expected open(folder) first, and a 'step' in each record")
@@ -496,14 +706,24 @@ class TensorBoardSink:
         name: str,               # of the run; TensorBoard takes the folder's name
         config: dict[str, Any],  # its sections
     ) -> None:
-        "Fill the row of the tab HPARAMS"
+        """Fill the row of the tab HPARAMS
+
+        Args:
+            name: of the run; TensorBoard takes the folder's name
+            config: its sections
+        """
         for part in _hparams(config)[:2]: self.writer.file_writer.add_summary(part)
 
     def conclude(self,
         summary: dict[str, Any],   # the run in a dozen numbers
         pictures: Iterable[Path],  # PNG and WebP
     ) -> None:
-        "Complete that row, and show the pictures"
+        """Complete that row, and show the pictures
+
+        Args:
+            summary: the run in a dozen numbers
+            pictures: PNG and WebP
+        """
         for name, value in results(summary).items():
             if isinstance(value, int | float): self.writer.add_scalar(name, value, self.step)
         self.writer.file_writer.add_summary(_hparams({})[2])
@@ -516,7 +736,11 @@ class TensorBoardSink:
     def flush(self,
         sync: bool = False,  # event files are not synced
     ) -> None:
-        "Hand over what is buffered"
+        """Hand over what is buffered
+
+        Args:
+            sync: event files are not synced
+        """
         if self.writer: self.writer.flush()
 
     def close(self) -> None:

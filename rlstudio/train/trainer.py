@@ -55,18 +55,18 @@ class Algorithm(Protocol):
         streams: Streams,      # every chance it may use
         device: str = 'cpu',   # torch device
         engine: str = 'auto',  # who differentiates: auto, autograd or tape
-    ): ...
+    ): "\nArgs:\n    config: the whole config; its `algo` section is a `Config` of the class\n    env: N environments\n    streams: every chance it may use\n    device: torch device\n    engine: who differentiates: auto, autograd or tape"; ...
     def collect(self,
         stepper: Stepper,      # steps the agent in the environments
-    ) -> Batch: ...            # the new experience
+    ) -> Batch: "\nArgs:\n    stepper: steps the agent in the environments\nReturns:\n    the new experience"; ...            # the new experience
     def update(self,
         batch: Batch,          # of `collect`
         progress: float,       # 0 → 1 over the training, for schedules
-    ) -> dict[str, float]: ... # metrics, each with a row in the glossary; {}: nothing learned
-    def state_dict(self) -> dict[str, Any]: ...  # all that collect and update depend on
+    ) -> dict[str, float]: "\nArgs:\n    batch: of `collect`\n    progress: 0 → 1 over the training, for schedules\nReturns:\n    metrics, each with a row in the glossary; {}: nothing learned"; ... # metrics, each with a row in the glossary; {}: nothing learned
+    def state_dict(self) -> dict[str, Any]: "all that collect and update depend on"; ...  # all that collect and update depend on
     def load_state_dict(self,
         state: dict[str, Any],  # as state_dict gave it
-    ) -> None: ...             # go on from there
+    ) -> None: "\nArgs:\n    state: as state_dict gave it\nReturns:\n    go on from there"; ...             # go on from there
 
 # %% ../../nbs/41_train.trainer.ipynb #122e177c
 EVENTS = {
@@ -81,13 +81,13 @@ EVENTS = {
 class Callback:
     "Listens to a trainer: override the methods of the events you want (see `EVENTS`)."
     name: str = ''  # under this name its state goes into a checkpoint; empty: it has none
-    def on_train_start(self, trainer: 'Trainer') -> None: ...    # the one that is about to train
-    def on_collect_end(self, trainer: 'Trainer') -> None: ...    # the one that has new experience
-    def on_iteration_end(self, trainer: 'Trainer') -> None: ...  # the one that has learned
-    def on_train_end(self, trainer: 'Trainer') -> None: ...      # finished, or stopped
-    def on_error(self, trainer: 'Trainer') -> None: ...          # perhaps halfway
-    def state_dict(self) -> dict[str, Any]: return {}              # what it remembers
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...  # as state_dict gave it
+    def on_train_start(self, trainer: 'Trainer') -> None: "the one that is about to train"; ...    # the one that is about to train
+    def on_collect_end(self, trainer: 'Trainer') -> None: "the one that has new experience"; ...    # the one that has new experience
+    def on_iteration_end(self, trainer: 'Trainer') -> None: "the one that has learned"; ...  # the one that has learned
+    def on_train_end(self, trainer: 'Trainer') -> None: "finished, or stopped"; ...      # finished, or stopped
+    def on_error(self, trainer: 'Trainer') -> None: "perhaps halfway"; ...          # perhaps halfway
+    def state_dict(self) -> dict[str, Any]: "what it remembers"; return {}              # what it remembers
+    def load_state_dict(self, state: dict[str, Any]) -> None: "as state_dict gave it"; ...  # as state_dict gave it
 
 # %% ../../nbs/41_train.trainer.ipynb #b847797f
 def register_trainer_metrics() -> None:
@@ -116,19 +116,30 @@ class Stopwatch:
         env: float,      # s, part of collect
         env_steps: int,  # taken in that time
     ) -> None:
-        "One more iteration"
+        """One more iteration
+
+        Args:
+            collect: s
+            update: s
+            env: s, part of collect
+            env_steps: taken in that time
+        """
         self.collect += collect; self.update += update
         self.env += env; self.env_steps += env_steps
 
     @property
-    def total(self) -> float: return self.collect + self.update  # s
+    def total(self) -> float: "s"; return self.collect + self.update  # s
     @property
     def rate(self) -> float:
         "Env steps per second"
         return self.env_steps / self.total if self.total else 0.
 
     def metrics(self) -> dict[str, float]:  # the speed/… part of a record
-        "Env steps per second, and the shares of time"
+        """Env steps per second, and the shares of time
+
+        Returns:
+            the speed/… part of a record
+        """
         t = self.total or 1.
         return {'speed/env_steps_per_second': self.rate, 'speed/env_share': self.env / t,
                 'speed/update_share': self.update / t}
@@ -137,7 +148,14 @@ class Stopwatch:
 def progress_record(
     trainer: 'Trainer',  # after an iteration; the episodes that ended join its `recent`
 ) -> dict[str, float]:   # step, train/… and episode/…
-    "How far the training is, and what the last episodes brought"
+    """How far the training is, and what the last episodes brought
+
+    Args:
+        trainer: after an iteration; the episodes that ended join its `recent`
+
+    Returns:
+        step, train/… and episode/…
+    """
     t, ended = trainer, trainer.stepper.tally.pop()
     t.recent.extend((total, length) for _, total, length in ended)
     t.episodes += len(ended)
@@ -152,7 +170,11 @@ def progress_record(
 def located(
     step: int,  # env steps
 ) -> Iterator[None]:
-    "Add the step to a `NonFiniteError` that does not know it"
+    """Add the step to a `NonFiniteError` that does not know it
+
+    Args:
+        step: env steps
+    """
     try: yield
     except NonFiniteError as e:
         if e.step is not None: raise
@@ -162,7 +184,14 @@ def located(
 def mean_of(
     rounds: list[dict[str, float]],  # metrics of each round; {} where nothing was learned
 ) -> dict[str, float]:               # of the iteration
-    "Mean of each metric over the rounds that have it"
+    """Mean of each metric over the rounds that have it
+
+    Args:
+        rounds: metrics of each round; {} where nothing was learned
+
+    Returns:
+        of the iteration
+    """
     if len(rounds) == 1: return rounds[0]
     names = {name: None for r in rounds for name in r}  # in the order in which they come
     return {name: float(np.mean([r[name] for r in rounds if name in r])) for name in names}
@@ -172,7 +201,12 @@ def check_fit(
     config: RunConfig,  # each value right by itself
     env: VectorEnv,     # its world
 ) -> None:
-    "Raise a `ConfigError` with all that does not fit together, or an `EnvError` if the world breaks its promises"
+    """Raise a `ConfigError` with all that does not fit together, or an `EnvError` if the world breaks its promises
+
+    Args:
+        config: each value right by itself
+        env: its world
+    """
     try:
         problems = config.algo.check(config, env.observation_spec, env.action_spec)
         if problems: raise ConfigError(problems)
@@ -185,7 +219,11 @@ def check_fit(
 def check_given(
     config: Any,  # should be a complete config
 ) -> None:
-    "Refuse what is no config, and say how to get one"
+    """Refuse what is no config, and say how to get one
+
+    Args:
+        config: should be a complete config
+    """
     if all(hasattr(config, section) for section in ('env', 'algo', 'train')): return
     given, fix = (repr(config)[:60], f'Trainer(load_config({str(config)!r})[0])') if isinstance(config, str | Path) else (
         f'a {type(config).__name__}', 'the first of the pair' if isinstance(config, tuple) else 'load_config or config_from_dict')
@@ -201,6 +239,14 @@ class Trainer:
         threads: int = 1,                # arithmetic threads of `train`; 1 is exact
         engine: str = 'auto',            # who differentiates: auto, autograd or tape
     ):
+        """
+        Args:
+            config: the whole resolved config
+            callbacks: told in this order
+            device: torch device of the learner
+            threads: arithmetic threads of `train`; 1 is exact
+            engine: who differentiates: auto, autograd or tape
+        """
         check_given(config)
         register_trainer_metrics()
         self.config, self.callbacks, self.threads = config, list(callbacks), threads
@@ -222,7 +268,7 @@ class Trainer:
         return f'Trainer({c.algo.name} on {c.env.id}, seed {c.train.seed}; {self.env_steps:,} of {c.train.total_steps:,} steps)'
 
     @property
-    def env_steps(self) -> int: return self.stepper.env_steps  # since the beginning
+    def env_steps(self) -> int: "since the beginning"; return self.stepper.env_steps  # since the beginning
     @property
     def finished(self) -> bool:
         "Has it taken the steps that the config asks for?"
@@ -232,18 +278,31 @@ class Trainer:
         name: str,     # such as 'reward/bonus'; `register_metric` explains it
         value: float,  # of this iteration
     ) -> None:
-        "Add a number to this iteration's record"
+        """Add a number to this iteration's record
+
+        Args:
+            name: such as 'reward/bonus'; `register_metric` explains it
+            value: of this iteration
+        """
         note_metrics([name])
         self.logged[name] = value
 
     def emit(self,
         event: str,  # one of EVENTS
     ) -> None:
-        "Tell every callback"
+        """Tell every callback
+
+        Args:
+            event: one of EVENTS
+        """
         for c in self.callbacks: getattr(c, f'on_{event}')(self)
 
     def round(self) -> dict[str, float]:  # what was learned
-        "Collect, then update"
+        """Collect, then update
+
+        Returns:
+            what was learned
+        """
         steps, env_seconds, t0 = self.env_steps, self.stepper.env_seconds, perf_counter()
         self.batch = self.algo.collect(self.stepper)
         t1 = perf_counter()
@@ -255,7 +314,11 @@ class Trainer:
         return learned
 
     def step(self) -> dict[str, float]:  # this iteration's record
-        "One iteration: as many rounds as the algorithm wants, and the budget allows"
+        """One iteration: as many rounds as the algorithm wants, and the budget allows
+
+        Returns:
+            this iteration's record
+        """
         rounds = [self.round()]
         while len(rounds) < self.algo.rounds and not self.finished: rounds.append(self.round())
         learned = mean_of(rounds)
@@ -269,7 +332,11 @@ class Trainer:
     def train(self,
         env_steps: int | None = None,  # stop here; None: at the end of the budget
     ) -> 'Trainer':
-        "Iterate until so many env steps, the end of the budget, or `stop`"
+        """Iterate until so many env steps, the end of the budget, or `stop`
+
+        Args:
+            env_steps: stop here; None: at the end of the budget
+        """
         until = self.config.train.total_steps
         if env_steps is not None: until = min(until, env_steps)
         try:
@@ -287,11 +354,20 @@ class Trainer:
         reason: str = 'stopped',  # afterwards in `stop_reason`
         interrupt: bool = False,  # only for now (Ctrl-C), or for good (enough was learned)?
     ) -> None:
-        "Ask to stop at the end of this iteration: safe from a callback, a thread or a signal"
+        """Ask to stop at the end of this iteration: safe from a callback, a thread or a signal
+
+        Args:
+            reason: afterwards in `stop_reason`
+            interrupt: only for now (Ctrl-C), or for good (enough was learned)?
+        """
         if not self.stop_asked: self.stop_asked, self.interrupted = reason, interrupt  # who comes first
 
     def state_dict(self) -> dict[str, Any]:  # nested dict of arrays and plain values
-        "All that the next step depends on"
+        """All that the next step depends on
+
+        Returns:
+            nested dict of arrays and plain values
+        """
         over = {} if self.interrupted or not self.stop_asked else dict(stopped=self.stop_asked)
         return dict(iteration=self.iteration, episodes=self.episodes,
                     recent=[list(e) for e in self.recent], algo=self.algo.state_dict(),
@@ -301,7 +377,11 @@ class Trainer:
     def load_state_dict(self,
         state: dict[str, Any],  # as state_dict gave it
     ) -> None:
-        "Go on from a saved state; the streams come last, since loading may draw from them"
+        """Go on from a saved state; the streams come last, since loading may draw from them
+
+        Args:
+            state: as state_dict gave it
+        """
         self.iteration, self.episodes = state['iteration'], state['episodes']
         self.recent = deque(((r, n) for r, n in state['recent']), maxlen=100)
         self.algo.load_state_dict(state['algo'])
@@ -319,19 +399,27 @@ class WriteMetrics(Callback):
         sinks: Iterable[Sink],  # opened ones
         every: int = 1,         # iterations between two records, ≥ 1
     ):
+        """
+        Args:
+            sinks: opened ones
+            every: iterations between two records, ≥ 1
+        """
         self.sinks, self.every = list(sinks), every
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # writes its record
+        "writes its record"
         note_metrics(trainer.metrics)
         evaluated = any(name.startswith('eval/') for name in trainer.metrics)
         if evaluated or trainer.iteration % self.every == 0 or trainer.finished:
             for s in self.sinks: s.write(trainer.metrics)
 
     def on_train_end(self, trainer: Trainer) -> None:  # waits for the disk
+        "waits for the disk"
         for s in self.sinks: s.flush(sync=True)
 
-    def on_error(self, trainer: Trainer) -> None: self.on_train_end(trainer)  # what there is
+    def on_error(self, trainer: Trainer) -> None: "what there is"; self.on_train_end(trainer)  # what there is
 
     def state_dict(self) -> dict[str, Any]:  # sink → where its records end, now on the disk
+        "sink → where its records end, now on the disk"
         for s in self.sinks: s.flush(sync=True)
         return {type(s).__name__: s.offset() for s in self.sinks}
