@@ -718,7 +718,7 @@ def completion(
 ) -> None:
     "Print what a shell needs to complete commands, configs, runs and keys: eval \"$(rlstudio completion bash)\""
     from typer.completion import get_completion_script
-    script = get_completion_script(prog_name='rlstudio', complete_var='_RLSTUDIO_COMPLETE', shell=shell.value)
+    script = get_completion_script(**{'prog_name': 'rlstudio', 'complete_var': '_RLSTUDIO_COMPLETE', 'shell': shell.value})
     print(script.replace('    return 0', '    if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]]; then compopt -o nospace; fi\n    return 0'))
 
 # %% ../../nbs/71_studio.cli.ipynb #1010c095
