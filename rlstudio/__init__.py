@@ -53,6 +53,8 @@ Modules:
 - `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
 - `rlstudio.runs.export`: An agent leaves its run: as a folder that runs no code, as an ONNX file that needs no Python of ours, or as a `torch.export` program.
 - `rlstudio.runs.folder`: One folder holds everything that is known about a run; it can be read while another process trains.
+- `rlstudio.runs.hub`: An agent goes out into the world and comes back: `push` puts it on the Hugging Face Hub with a card, `load_agent('hf://owner/name')` fetches it.
+- `rlstudio.runs.legs`: A run goes on with a larger budget, and a new run begins with what another one has learned; what changes is said, and what cannot is refused.
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
@@ -61,6 +63,7 @@ Modules:
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
 - `rlstudio.studio.panel`: A training in a notebook shows its curve, its health and its film while it runs, and has buttons that work.
 - `rlstudio.train.agent`: What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
+- `rlstudio.train.callbacks`: Enough is enough: stop when the goal is reached, when nothing improves or when time is up, and turn a knob on the way.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
 - `rlstudio.train.trackers`: W&B, MLflow and trackio as sinks: a run tells its story to the tool you use already, and never dies of it.

@@ -1,8 +1,8 @@
 """Run a notebook's own cells against the exported module: `python tests/run_notebook.py nbs/NN_package.module.ipynb`.
 
 Where a cell is exported, the names that it binds are taken from the generated module instead, at that very position. So the other
-cells test what is installed, and a module that lags behind its notebook is found. At the end the folded solution of each exercise is put in the
-place of the dots, and the cell that checks the answer must say that it is right.
+cells test what is installed, and a module that lags behind its notebook is found. Before the last hidden cells, which tidy up, the folded solution of each exercise
+is put in the place of the dots, and the cell that checks the answer must say that it is right.
 """
 import ast
 import importlib
@@ -94,9 +94,11 @@ def run_notebook(path: Path) -> int:
     "Run the cells that nbdev-test would run; the number of cells that ran as they are"
     cells = nb_test_cells(path, SKIP_FLAGS)
     home = next((c.directives_["default_exp"] for c in cells if "default_exp" in c.directives_), None)
-    shell, ran = CaptureShell(path), 0
+    shell, ran, last = CaptureShell(path), 0, len(cells)
+    while last and "hide" in cells[last - 1].directives_: last -= 1     # the cells that tidy up
     os.chdir(path.parent)
-    for cell in cells:
+    for k, cell in enumerate(cells):
+        if k == last: solve(shell, path)
         if exported := EXPORTS & cell.directives_.keys():
             name = cell.directives_[exported.pop()] or home
             module = importlib.import_module(f"rlstudio.{name}")
@@ -106,7 +108,7 @@ def run_notebook(path: Path) -> int:
         shell.run(cell.source)
         ran += 1
         if shell.exc: stop_with(shell, f"{path.name}, cell {cell.id}, against the exported module", cell.source)
-    solve(shell, path)
+    if last == len(cells): solve(shell, path)
     return ran
 
 

@@ -288,7 +288,8 @@ def test_evaluations_are_kept(folder: Path) -> None:
     assert run("rlstudio", "evaluate", folder / "asked", "--episodes", "4", "--sampled").returncode == 0
     assert run("rlstudio", "resume", folder / "asked", "--quiet").returncode == 0
     kept = json.loads((folder / "asked" / "evaluations.json").read_text())
-    assert [(e["greedy"], len(e["returns"])) for e in kept] == [(False, 4), (True, 5)]
+    assert [(e["greedy"], len(e["returns"])) for e in kept if not e["greedy"]] == [(False, 4)]
+    assert {(e["greedy"], len(e["returns"])) for e in kept if e["greedy"]} == {(True, 5)} and kept[-1]["env_steps"] == 20480
 
 
 def test_damaged_files_are_named(folder: Path, reference: dict[str, Any]) -> None:

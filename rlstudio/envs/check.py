@@ -31,7 +31,7 @@ from fastcore.xtras import modified_env
 from ..core.masks import checked_mask
 from ..core.options import Config, ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
 from ..core.registry import PluginError, algos
-from ..core.seeding import global_states, moved_generators
+from ..core.seeding import Streams, global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
 from .backends import InProcess, described, escaped, is_flag, is_number, make_vector
 from .make import EnvError, check_kwargs, env_spec, make_env
@@ -269,7 +269,7 @@ class Trial:
         self.ends = dict(terminated=0, truncated=0)
         self.spec = self.guard('spaces', lambda: spec_from_space(self.env.observation_space, 'observation'))
         self.space: Any = self.guard('spaces', lambda: self.env.action_space)
-        if not self.dead: self.space.seed(seed)
+        if not self.dead: self.space.seed(Streams(seed).seed('actions'))     # its own dice: Discrete.sample with the env's seed would draw the env's numbers
 
     def add(self, found: list[Finding]) -> None:  # first of each kind
         for f in found: self.found.setdefault((f.check, f.status, f.fix), f.at(self.where))

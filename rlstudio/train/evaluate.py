@@ -150,7 +150,7 @@ def evaluate(
                              config.greedy, config.max_steps, _from_episode(s)) for s in starts]
     finally:
         try: worlds.close()
-        except Exception as e: warnings.warn(str(e), stacklevel=2)  # the episodes are played
+        except (Exception, SystemExit) as e: warnings.warn(str(e), stacklevel=2)  # the episodes are played
     returns, lengths, cut = (tuple(x for part in parts for x in part) for parts in zip(*rounds))
     if all(cut): warnings.warn(f'{env.id}: no episode of the evaluation ended within {max(lengths):,} env steps (eval.max_steps); '
                                'each counts up to there', stacklevel=2)
@@ -187,10 +187,10 @@ def evaluation_pace(
 def on_the_way(
     config: Config,   # of the run
 ) -> EvalConfig:      # of one evaluation while training
-    "As at the end; where nobody said how often, what does not end is cut sooner"
-    c = config.eval
-    cap = max(SHORT, config.train.total_steps // (10 * max(1, c.episodes)))
-    return c if c.every is not None else replace(c, max_steps=min(c.max_steps, cap))
+    "As at the end; where nobody said how often, with fewer episodes, and what does not end is cut sooner"
+    c, few = config.eval, min(20, config.eval.episodes)
+    cap = max(SHORT, config.train.total_steps // (10 * max(1, few)))
+    return c if c.every is not None else replace(c, episodes=few, max_steps=min(c.max_steps, cap))
 
 # %% ../../nbs/42_train.evaluate.ipynb #601e158e
 class Evaluate(Callback):
