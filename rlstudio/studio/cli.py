@@ -20,9 +20,9 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'importing', 'where_run', 'exact_run', 'files_beginning', 'complete_config', 'complete_run', 'complete_algo',
            'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work',
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
-           'evaluate_run', 'evaluated', 'check_env_', 'show_run', 'config_lines', 'leg_lines', 'card', 'about',
-           'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table',
-           'delete_', 'Shell', 'completion', 'main']
+           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'show_run', 'config_lines', 'leg_lines', 'card',
+           'push_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table',
+           'narrowed', 'run_table', 'delete_', 'Shell', 'completion', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -117,8 +117,8 @@ def where_run(
 ) -> Path:       # a folder; one that does not exist stays as it was typed
     "A run by its folder, or by its name in the folder of all runs"
     from rlstudio.runs.config import load_settings
-    from rlstudio.runs.folder import find_run
-    try: return find_run(given, load_settings().runs_dir)
+    from rlstudio.runs.folder import locate_run
+    try: return locate_run(given, load_settings().runs_dir)
     except ValueError: return Path(given)   # the command itself says what is wrong with it, or with the settings
 
 def exact_run(
@@ -379,11 +379,15 @@ def before_resuming(
     run: Any,  # a `Run`, found again
 ) -> list[str]:  # lines
     "With what a run goes on"
-    from rlstudio.studio.console import labelled
+    from rlstudio.studio.console import command, labelled
     if leg := run.leg(): return [labelled('leg', [str(leg)])]
     if not (done := run.done()): return []
-    steps = done['total_steps']
-    return [labelled('leg', [f'complete at {steps:,} env steps; to train on: rlstudio resume {run.folder} train.total_steps={2 * steps}'])]
+    steps, train, early = done['total_steps'], run.config.train, done.get('stopped_early')
+    on = [f'train.total_steps={train.total_steps if steps < train.total_steps else 2 * steps}']
+    if train.stop_at_goal: on.append('train.stop_at_goal=false')
+    if train.max_minutes: on.append(f'train.max_minutes={2 * train.max_minutes:g}')
+    why = f' (stopped early: {early})' if early else ''
+    return [labelled('leg', [f'complete at {steps:,} env steps{why}; to train on: {command("resume", run.folder, *on)}'])]
 
 def start_lines(
     facts: dict[str, Any],  # `start_from` of a manifest
@@ -447,6 +451,29 @@ def evaluated(
     speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
     return summarize(r, trainer, r.status, result, known.get('stopped_early')) | speed | dict(
         greedy=result.greedy, eval_seed=result.seed, said=str(result))
+
+# %% ../../nbs/71_studio.cli.ipynb #5d0c7102
+@app.command('export')
+def export_run(
+    run: RunArgument,  # of any run that has begun
+    path: Annotated[Path, typer.Argument(metavar='PATH', help='A new folder, or a new file: agent.onnx, agent.pt2.')],  # must not exist
+    form: Annotated[str, typer.Option('--format', metavar='folder|onnx|torch', help='The form.  [default: by the end of PATH, else folder]')] = '',  # see `export_agent`
+    checkpoint: Annotated[str | None, typer.Option(metavar='best|STEP', help='Which weights.  [default: the newest]')] = None,  # see `chosen_checkpoint`
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,  # for programs
+) -> None:
+    "Write the agent of a run, to be used without it: a folder, an ONNX file, or a torch program"
+    with explained(as_json) as emit:
+        with importing(emit):
+            from rlstudio.runs.export import AGENT_FILE, export_agent
+            from rlstudio.runs.run import Run, check_imports
+        let_in(modules)
+        check_imports(run, 'export')
+        agent = Run.open(run).agent(int(checkpoint) if checkpoint and checkpoint.isdigit() else checkpoint)
+        written = export_agent(agent, path, form)
+        use = f"rlstudio.load_agent('{written}')" if (written / AGENT_FILE).is_file() else 'compared with the agent: they say the same'
+        speaker(False, as_json)(f'{written}: {agent}\n{use}')
+        emit(dict(path=str(written), run=str(run), step=agent.facts['step'], algo=agent.facts['algo'], env=agent.facts['env']))
 
 # %% ../../nbs/71_studio.cli.ipynb #65f1588e
 @app.command('check-env')
@@ -545,6 +572,27 @@ def card(
     parts.append(next_commands(result | dict(run=str(run)) if result else dict(run=str(run), status='interrupted', imports=manifest.get('imports'))))
     if not whole: parts.append(labelled('', [command('show', run, '--config')]))
     return '\n'.join(part for part in parts if part)
+
+# %% ../../nbs/71_studio.cli.ipynb #8f36f609
+@app.command('push')
+def push_run(
+    run: RunArgument,  # of a run that has learned something
+    repo: Annotated[str, typer.Argument(metavar='OWNER/NAME', help='A repository of the Hugging Face Hub; made if it is not there.')],
+    private: Annotated[bool, typer.Option('--private', help='Only for you.')] = False,
+    checkpoint: Annotated[str | None, typer.Option('--checkpoint', help='A step, or best.  [default: the newest]')] = None,
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,   # for programs
+) -> None:
+    "Put a run's agent on the Hugging Face Hub, with its card: rlstudio push RUN OWNER/NAME"
+    with explained(as_json) as emit:
+        with importing(emit):
+            from rlstudio.runs.hub import hub_address, push
+            from rlstudio.runs.run import Run
+        let_in(modules)
+        where = hub_address(repo).repo
+        url = push(Run.open(run), repo, private, int(checkpoint) if checkpoint and checkpoint.isdecimal() else checkpoint)
+        emit(dict(repo=where, url=url, private=private))
+        if not as_json: speaker(False, False)(f"pushed: {url}\nload it: rlstudio.load_agent('hf://{where}')")
 
 # %% ../../nbs/71_studio.cli.ipynb #63b92c81
 def about(
