@@ -142,6 +142,12 @@ def test_names_of_other_libraries(algo: str, written: str, answer: str) -> None:
     assert answer in str(e.value), str(e.value)
 
 
+@pytest.mark.parametrize("option, answer", [("--total-timesteps", "train.total_steps=…"), ("--num-envs", "env.num_envs=…"), ("--cuda", "--device cuda")])
+def test_options_of_other_programs(option: str, answer: str) -> None:
+    done = run("rlstudio", "run", "ppo/cartpole", option, "1000", coverage=False, COLUMNS="200")
+    assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr, said(done)
+
+
 # A terminal of any width
 
 def test_the_screen_of_these_tests() -> None:

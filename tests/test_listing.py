@@ -65,6 +65,14 @@ def test_filters_and_sorting(shelf: Path, args: list[str], names: str) -> None:
     assert listed(shelf, *args) == names.split()
 
 
+def test_for_people(shelf: Path) -> None:
+    "Names where they are enough, short headings, and columns that fit into the terminal"
+    done = run("rlstudio", "list", "runs", "--env", "cart*", "--sort", "eval", cwd=shelf)
+    assert done.stdout.splitlines()[:2] == ["run    algo  env          seed  status       steps  eval", "bb     dqn   CartPole-v1  2     completed    200    120.0"], said(done)
+    elsewhere = run("rlstudio", "list", "runs", "--runs-dir", shelf / "runs", cwd=shelf.parent)
+    assert str(shelf / "runs" / "bb") in elsewhere.stdout, said(elsewhere)
+
+
 def test_a_killed_run_is_dead(shelf: Path) -> None:
     "Nobody holds its lock, so it does not run, whatever its manifest says"
     done = run("rlstudio", "list", "runs", cwd=shelf)
