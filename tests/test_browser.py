@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support import NBS, child_env
 
-CHROMIUM = os.environ.get("RLSTUDIO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
+CHROMIUM = os.environ.get("RLSTUDIO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync").split()
 SETTINGS = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
             "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
@@ -47,7 +47,20 @@ def below(pid: int) -> set[int]:
     return found
 
 
-def running(pids: set[int]) -> set[int]: return {p for p in pids if Path(f"/proc/{p}").exists() and " Z " not in Path(f"/proc/{p}/stat").read_text()}
+def running(pids: set[int]) -> set[int]:
+    "Those that have not ended"
+    def alive(pid: int) -> bool:
+        try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError: return False
+    return {p for p in pids if alive(p)}
+
+
+def gone(pids: set[int]) -> None:
+    "Wait for the end of processes that were told to end"
+    end = time.monotonic() + 10
+    while left := running(pids):
+        assert time.monotonic() < end, f"processes are left behind: {left}"
+        time.sleep(.05)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +101,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             try: server.wait(20)
             except subprocess.TimeoutExpired: pass
             for pid in running(family): os.kill(pid, signal.SIGKILL)
+            gone(family)
 
 
 class Page:
@@ -143,10 +157,13 @@ class Page:
 @pytest.fixture
 def page(lab: str, artefacts: Path) -> Iterator[Page]:
     from playwright.sync_api import sync_playwright
+    before = below(os.getpid())
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        family = below(os.getpid()) - before
         try: yield Page(browser.new_page(viewport={"width": 1200, "height": 1400}), artefacts)
         finally: browser.close()
+    gone(family)
 
 
 def test_the_first_tutorial_in_jupyterlab(page: Page, lab: str, artefacts: Path) -> None:
@@ -182,7 +199,12 @@ def test_the_first_tutorial_in_jupyterlab(page: Page, lab: str, artefacts: Path)
     page.until(lambda: any("stopped: interrupted" in str(o.get("text")) for o in page.outputs()[-1]))
     assert "interrupted at" in last.inner_text() and not page.errors()
 
-    # The same in the dark.
+    # Its card, and the panel in the dark.
+    page.run("Run.open('runs/long')")
+    page.finish(30)
+    assert any("text/html" in o.get("data", {}) for o in page.outputs()[-1]) and not page.errors()
+    page.page.locator(".jp-OutputArea-output").last.scroll_into_view_if_needed()
+    page.picture("card", ".jp-OutputArea-output")
     page.command("apputils:change-theme", theme="JupyterLab Dark")
     page.page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'", timeout=10_000)
     page.picture("dark", ".rlstudio-panel")

@@ -95,6 +95,9 @@ def things(trained: Run, evil: str) -> Iterator[Any]:
     assert saved
     saved.meta["level"] = evil
     yield saved
+    agent = trained.agent()
+    agent.facts |= {evil: evil}
+    yield agent
     yield trained
 
 
@@ -105,8 +108,7 @@ def test_everything_has_a_card_that_cannot_act(trained: Run) -> None:
         assert html and not acts(html) and "cannot be shown" not in html, (type(x), html)
         assert "<script" not in html and "<img" not in html and "\x1b" not in html and "\u202e" not in html, type(x)
         shown |= {f"{c.__module__}.{c.__qualname__}" for c in type(x).__mro__}
-    missing = CARDS.keys() - shown
-    assert missing <= {"rlstudio.train.agent.Agent"}, missing
+    assert CARDS.keys() == CARDS.keys() & shown, CARDS.keys() - shown
 
 
 def test_a_text_says_something(trained: Run) -> None:
@@ -153,9 +155,18 @@ def test_registering_is_local_and_repeats() -> None:
 def test_a_figure_keeps_the_form_that_somebody_chose() -> None:
     from matplotlib.figure import Figure
     shell = Shell()
-    shell.display_formatter.formatters["image/png"].for_type(Figure, lambda f: b"theirs")
+    shell.display_formatter.formatters["image/svg+xml"].for_type(Figure, lambda f: "<svg>theirs</svg>")
     register_cards(shell)
-    assert shell.display_formatter.format(Figure())[0]["image/png"] == b"theirs"
+    shown = shell.display_formatter.format(Figure())[0]
+    assert shown["image/svg+xml"] == "<svg>theirs</svg>" and "image/png" not in shown
+
+
+def test_pyplot_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Whoever sets a format after the import gets it, and no picture twice"
+    monkeypatch.setattr("os.environ", child_env(coverage=False))
+    _, shown, closed = executed(tmp_path, "import rlstudio\nfrom matplotlib_inline.backend_inline import set_matplotlib_formats\nimport matplotlib.pyplot as plt\nset_matplotlib_formats('svg')",
+        "from rlstudio.runs.pictures import learning_curve\nlearning_curve([])", "plt.plot([1, 2]);")
+    assert "image/svg+xml" in data(shown) and "image/png" not in data(shown) and [o.output_type for o in closed] == ["display_data"]
 
 
 # A real kernel
@@ -252,13 +263,13 @@ def test_configs_from_whatever_is_at_hand(trained: Run, tmp_path: Path) -> None:
 def test_runs_are_found_again(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, settings = trained.folder, Settings(runs_dir=str(trained.folder.parent))
     for given in (folder, str(folder), trained, folder / "config.yaml", folder / "manifest.json", folder / "checkpoints", next((folder / "checkpoints").glob("step_*")), "mine"):
-        assert Run.open(given, settings).folder == folder, given
+        assert Run.open(given, settings=settings).folder == folder, given
     (tmp_path / "config.yaml").write_text("env: {id: x}")
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     for bad in ("runs", "runs/gone", "gone"):
-        with pytest.raises(RunError, match=f"{bad}: not a run"): Run.open(bad, settings)
-    with pytest.raises(RunError, match="did you mean 'mine'"): Run.open("mime", settings)
+        with pytest.raises(RunError, match=f"{bad}: not a run"): Run.open(bad, settings=settings)
+    with pytest.raises(RunError, match="did you mean 'mine'"): Run.open("mime", settings=settings)
     with pytest.raises(RunError, match="given None, expected a folder"): Run.open(None)
 
 

@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 from support import ROOT, child_env, run, said
 
+from rlstudio.core.options import ConfigError
+from rlstudio.runs.config import resolve
+from rlstudio.runs.yaml import Source
+
 LABELS = ["train", "return", "eval", "health", "speed"]
 
 
@@ -111,6 +115,33 @@ def training(folder: Path, name: str, *more: str, steps: int = 200_000) -> list[
 def status(folder: Path) -> str: return str(json.loads((folder / "manifest.json").read_text())["status"])
 
 
+# Names of other libraries
+
+@pytest.mark.parametrize("algo, written, answer", [
+    ("ppo", "algo.batch_size=64", "batch_size=64 is num_minibatches=16 here (8 × 128 / 64); write algo.num_minibatches=16"),
+    ("ppo", "algo.batch_size=60", "17.07 here (8 × 128 / 60), which is not whole; write algo.num_minibatches=16"),
+    ("ppo", "algo.n_steps=2048 algo.batch_size=64", "num_minibatches=256 here (8 × 2048 / 64)"), ("ppo", "algo.n_steps=2048", "write algo.num_steps=2048"),
+    ("ppo", "algo.n_epochs=4", "write algo.num_epochs=4"), ("ppo", "algo.learning_rate=lin_3e-4", "write learning_rate=3e-4 and learning_rate_schedule=linear"),
+    ("ppo", "algo.clip_range=lin_0.1", "write clip_range=0.1 and clip_range_schedule=linear"), ("ppo", "net.net_arch=[32,32]", "write net.hidden=[32, 32]"),
+    ("ppo", "algo.policy_kwargs={net_arch: [32]}", "net_arch is net.hidden"), ("ppo", "algo.learning_starts=100", "a key of dqn, sac and td3, not of ppo"),
+    ("ppo", "algo.gradient_steps=4", "gradient_steps is for dqn, sac and td3"), ("a2c", "algo.batch_size=64", "the whole rollout of 8 × 8 = 64 rows"),
+    ("dqn", "algo.gradient_steps=1", "gradient_steps=1 is update_ratio=0.25 here (1 / (train_every 4 × 1 env))"), ("dqn", "algo.gradient_steps=-1", "write algo.update_ratio=1"),
+    ("dqn", "algo.train_freq=16 algo.gradient_steps=8 env.num_envs=2", "update_ratio=0.25 here (8 / (train_every 16 × 2 envs))"),
+    ("dqn", "algo.exploration_final_eps=0.02", "write algo.epsilon_end=0.02"), ("dqn", "algo.n_steps=3", "write algo.n_step=3"),
+    ("dqn", "algo.target_update_interval=10000", "target_every=5000 here (10000 env steps × update_ratio 0.5); write algo.target_every=5000, and algo.tau=1"),
+    ("sac", "algo.ent_coef=auto_0.1", "write ent_coef=auto and ent_coef_init=0.1"), ("sac", "algo.gae_lambda=0.9", "a key of ppo and a2c, not of sac"), ("sac", "algo.policy-lr=1e-4", "write algo.actor_learning_rate=0.0001"),
+    ("ppo", "env.n_envs=16", "write env.num_envs=16"), ("ppo", "num-envs=4", "write env.num_envs=4"), ("ppo", "total-timesteps=5000", "write train.total_steps=5000"),
+    ("ppo", "algo.anneal-lr=false", "write algo.learning_rate_schedule=constant"), ("ppo", "algo.num-minibatches=4", "did you mean 'algo.num_minibatches'"),
+    ("ppo", "algo.clip-vloss=true", "write algo.clip_range_vf=0.2"), ("PPO", "", "did you mean 'ppo'"), ("QR-DQN", "", "dqn with algo.quantiles=51"), ("MaskablePPO", "", "here it is ppo"), ("DDPG", "", "td3 with algo.twin=false"),
+])
+def test_names_of_other_libraries(algo: str, written: str, answer: str) -> None:
+    "They are answered with what it is here, in the numbers of this config"
+    source = Source({"env": {"id": "CartPole-v1"}, "algo": {"name": algo}}, {}, [])
+    parts = re.split(r" (?=\w+\.)", written) if written else []
+    with pytest.raises(ConfigError) as e: resolve(source, parts)
+    assert answer in str(e.value), str(e.value)
+
+
 # A terminal of any width
 
 def test_the_screen_of_these_tests() -> None:
@@ -199,3 +230,101 @@ def test_the_library_outlives_its_reader(tmp_path: Path) -> None:
               "r.train([Progress(seconds=1e-6)])")
     done = run("bash", "-c", f'python -c "{script}" | head -1', coverage=False)
     assert "env steps" in done.stdout and status(tmp_path / "script") == "completed", said(done)
+
+
+# What others say
+
+LOUD = """
+import gymnasium as gym
+import numpy as np
+from gymnasium import logger
+
+class Loud(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+    def __init__(self): logger.warn('Loud-v0 is out of date'); self.age = 0
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed); self.age = 0
+        logger.warn('reset is \x1b[2J[bold]loud[/bold]')
+        return np.zeros(2, np.float32), {}
+    def step(self, action): self.age += 1; return np.zeros(2, np.float32), 1., self.age == 9, False, {}
+
+gym.register('Loud-v0', Loud)
+"""
+
+
+def test_warnings_of_others_come_once_and_clean(tmp_path: Path) -> None:
+    "Neither colours nor escape codes, nor once for every copy; also in a library call"
+    (tmp_path / "loud.py").write_text(LOUD)
+    (tmp_path / "loud.yaml").write_text("env: {id: Loud-v0, num_envs: 4}\nalgo: {name: ppo, num_steps: 32}\ntrain: {total_steps: 256}\neval: {episodes: 3}\n")
+    done = run("rlstudio", "run", "loud.yaml", "--import", "loud", cwd=tmp_path, coverage=False)
+    assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr, said(done)
+    assert done.stderr.count("Loud-v0 is out of date") == 1 and done.stderr.count("[bold]loud[/bold]") == 1 and "WARN" not in done.stderr, said(done)
+    script = "import loud; from rlstudio.core.options import EnvConfig; from rlstudio.envs.make import make_env; [make_env(EnvConfig(id='Loud-v0')) for _ in range(3)]"
+    done = run("python", "-c", script, cwd=tmp_path, coverage=False)
+    assert done.returncode == 0 and done.stderr.count("Loud-v0 is out of date") == 1 and "\x1b" not in done.stderr and "WARN" not in done.stderr, said(done)
+
+
+# Small things
+
+def test_a_silent_rounding_is_said(tmp_path: Path) -> None:
+    "In one line, and the bar goes to the real goal"
+    done = run("rlstudio", "run", "ppo/cartpole", "train.total_steps=3000", "eval.episodes=0", cwd=tmp_path, coverage=False)
+    assert "3,000 steps is 2.9 rollouts of 1,024 (8 envs × 128): 3,072 will be taken" in done.stdout and "3,072/3,072 env steps" in done.stdout, said(done)
+
+
+def test_device(tmp_path: Path) -> None:
+    "Over settings.ini, for run, resume and evaluate; one that is not there leaves no run behind"
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\ndevice = mps\n")
+    tiny = ("run", "ppo/cartpole", "train.total_steps=1024", "eval.episodes=2", "--name", "r", "--quiet")
+    done = run("rlstudio", *tiny, "--device", "gpu", cwd=tmp_path, coverage=False)
+    assert done.returncode == 2 and "--device: given 'gpu', expected cpu, mps, cuda" in done.stderr and not (tmp_path / "runs").exists(), said(done)
+    for args in ((*tiny, "--device", "cpu"), ("evaluate", "r", "--device", "cpu"), ("resume", "r", "--device", "cpu", "--quiet")):
+        done = run("rlstudio", *args, cwd=tmp_path, coverage=False)
+        assert done.returncode == 0, said(done)
+    done = run("rlstudio", "evaluate", "r", cwd=tmp_path, coverage=False)
+    assert done.returncode == 2 and "device mps" in done.stderr and "Traceback" not in done.stderr, said(done)
+
+
+def test_the_last_evaluation_shows_progress(tmp_path: Path) -> None:
+    "In a terminal, episode by episode; the line goes away when it is done"
+    (tmp_path / "slow.py").write_text(LOUD.replace("logger.warn", "str").replace("Loud-v0", "Slow-v0").replace("self.age += 1;", "self.age += 1; __import__('time').sleep(.004);"))
+    (tmp_path / "slow.yaml").write_text("env: {id: Slow-v0, num_envs: 1}\nalgo: {name: ppo, num_steps: 32}\ntrain: {total_steps: 32}\neval: {episodes: 80, num_envs: 1, every: 0}\n")
+    t = Terminal("rlstudio", "run", "slow.yaml", "--import", "slow", cwd=tmp_path)
+    try:
+        seen = t.read(lambda s: re.search(r"eval    episode \d+ of 80", s.text) is not None).text
+        end = t.read(lambda s: "rlstudio show" in s.text and s.rows[-1] == "").text
+    finally: t.stop()
+    assert "of 80" in seen and "episode 7" not in end and "over 80 episodes" in end, end
+
+
+# Completion
+
+def completed(shelf: Path, *words: str, **env: str) -> list[str]:
+    "What the shell is told, by the protocol that its script speaks"
+    done = run("rlstudio", cwd=shelf, coverage=False, _RLSTUDIO_COMPLETE="complete_bash", COMP_WORDS="\n".join(["rlstudio", *words]), COMP_CWORD=str(len(words)), **env)
+    assert done.returncode == 0, said(done)
+    if env: assert not set(re.findall(r"^import time:.*\\| +(\\S+)$", done.stderr, re.M)) & {"torch", "gymnasium", "matplotlib"}
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("words, answers", [
+    (["resu"], ["resume"]), (["run", "ppo/cartp"], ["ppo/cartpole"]), (["run", "mine"], ["mine.yaml"]), (["show", "first"], ["first-run"]), (["delete", "first-run", "sec"], ["second-run"]),
+    (["run", "ppo/cartpole", "train.to"], ["train.total_steps="]), (["run", "dqn/cartpole", "algo.epsilon_e"], ["algo.epsilon_end="]), (["resume", "second-run", "algo.ent_coef_i"], ["algo.ent_coef_init="]),
+    (["run", "ppo/cartpole", "net.activation=r"], ["net.activation=relu"]), (["list", "run"], ["runs"]), (["list", "runs", "--status", "kil"], ["killed"]), (["list", "runs", "--algo", "dq"], ["dqn"]),
+], ids=lambda x: " ".join(x))
+def test_completion(tmp_path: Path, words: list[str], answers: list[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("env: {id: CartPole-v1}\n")
+    for name, algo in (("first-run", "ppo"), ("second-run", "sac")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text(f"env:\n  id: x\nalgo:\n  name: {algo}\ntrain:\n  seed: 1\n")
+    found = completed(tmp_path, *words, PYTHONPROFILEIMPORTTIME="1")
+    assert set(answers) <= set(found) and all(f.startswith(words[-1]) for f in found), found
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    "In bash itself, with the script that the command prints; a key gets no space behind it"
+    script = ('eval "$(rlstudio completion bash)"; COMP_WORDS=(rlstudio run ppo/cartpole train.to); COMP_CWORD=3; '
+              'compopt() { printf "compopt %s %s\\n" "$@"; }; _rlstudio_completion rlstudio; echo "${COMPREPLY[@]}"')
+    done = run("bash", "-c", script, cwd=tmp_path, coverage=False)
+    assert done.stdout.splitlines() == ["compopt -o nospace", "train.total_steps="], said(done)
+    for shell in ("zsh", "fish"): assert "_RLSTUDIO_COMPLETE" in run("rlstudio", "completion", shell, coverage=False).stdout

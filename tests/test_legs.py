@@ -11,7 +11,7 @@ import pytest
 from support import run, said
 from test_cli import one_object
 
-from rlstudio.runs.checkpoint import MAX_JSON, checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
+from rlstudio.runs.checkpoint import MAX_JSON, CheckpointError, checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from rlstudio.runs.folder import RunError, RunFolder
 from rlstudio.runs.run import Run
 from rlstudio.train.trainer import Callback, Trainer
@@ -36,9 +36,9 @@ def made(algo: str, folder: Path, name: str, total_steps: int, **more: Any) -> R
 
 class StopAt(Callback):
     "Asks to stop at so many env steps"
-    def __init__(self, step: int): self.step = step
+    def __init__(self, step: int, for_now: bool = True): self.step, self.for_now = step, for_now
     def on_iteration_end(self, trainer: Trainer) -> None:
-        if trainer.env_steps >= self.step: trainer.stop("so far")
+        if trainer.env_steps >= self.step: trainer.stop("so far", interrupt=self.for_now)
 
 
 def records(run_: Run) -> list[dict[str, Any]]: return [{k: x for k, x in r.items() if not k.startswith("speed/") and k != "train/progress"} for r in run_.history]
@@ -131,6 +131,18 @@ def test_a_config_edited_by_hand(at: int, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="algo.gamma: given 0.9, but this run goes on with 0.99"): Run.open(a.folder).train()
 
 
+@pytest.mark.parametrize("change", [{"train.total_steps": 1024}, {"checkpoint.keep": 5}])
+def test_after_an_early_stop(change: dict[str, Any], tmp_path: Path) -> None:
+    "What a callback has ended goes on to its budget if somebody asks, even with the value that it has; a kill right behind that does not end it again"
+    whole = made("ppo", tmp_path, "whole", 1024).train()
+    a = made("ppo", tmp_path, "a", 1024)
+    early = a.train([StopAt(512, for_now=False)])
+    assert early["stopped_early"] == "so far" and Run.open(a.folder).train() == early
+    Run.open(a.folder, change).train([StopAt(512)])       # at the next iteration
+    end = Run.open(a.folder).train()
+    assert end["weights_sha256"] == whole["weights_sha256"] and not end["stopped_early"] and [leg["step"] for leg in a.manifest["legs"]] == [0, 512]
+
+
 def test_only_the_evaluation_changes(tmp_path: Path) -> None:
     "No step is taken, and the result is that of the new question"
     a = made("ppo", tmp_path, "a", 512)
@@ -219,7 +231,7 @@ def test_which_checkpoint(tmp_path: Path) -> None:
     assert by_name.manifest["start_from"]["weights_sha256"] == at["@512"].manifest["start_from"]["weights_sha256"]
     by_path = made("ppo", tmp_path, "path", 256, start_from=a.folder / "checkpoints" / "step_000000000512")
     assert by_path.manifest["start_from"]["step"] == 512
-    with pytest.raises(CheckpointError, match="expected one of these steps: 0, 512, 1024"): made("ppo", tmp_path, "x", 256, start_from=f"{a.folder}@700")
+    with pytest.raises(CheckpointError, match="expected best or one of these steps: 0, 512, 1024"): made("ppo", tmp_path, "x", 256, start_from=f"{a.folder}@700")
     with pytest.raises(RunError, match="is no run with checkpoints"): made("ppo", tmp_path, "x", 256, start_from="nowhere")
     assert not (tmp_path / "x").exists()
 

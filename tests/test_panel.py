@@ -119,7 +119,7 @@ def test_stop_works_while_the_cell_runs(page: Notebook, tmp_path: Path) -> None:
 
 def test_pause_goes_on_and_ends_like_a_silent_training(page: Notebook, tmp_path: Path) -> None:
     "Pause holds and saves, Go on goes on; the weights are those of a training that nobody watched"
-    cell = page.run(BEGIN.replace("2_000_000", "80_000") + "summary = run.train(); summary['weights_sha256']")
+    cell = page.run(BEGIN.replace("2_000_000", "40_000") + "summary = run.train(); summary['weights_sha256']")
     page.until(lambda: page.shows('data-points="') and not page.shows('data-points="0"'))
     page.press("Pause")
     page.until(lambda: page.button("Go on"))
@@ -131,7 +131,7 @@ def test_pause_goes_on_and_ends_like_a_silent_training(page: Notebook, tmp_path:
     page.press("Go on")
     page.finish(cell, 90)
     assert not page.errors, page.errors
-    silent = Run.from_config("ppo/cartpole", total_steps=80_000, eval={"episodes": 2}, runs_dir=tmp_path, name="silent").train()
+    silent = Run.from_config("ppo/cartpole", total_steps=40_000, eval={"episodes": 2}, runs_dir=tmp_path, name="silent").train()
     assert silent["weights_sha256"] in page.text
 
 
@@ -188,6 +188,43 @@ def test_pause_and_stop_from_another_thread(tmp_path: Path) -> None:
     job.pause()
     summary = job.stop().wait()
     assert summary["status"] == job.status == run.status == "interrupted" and run.manifest["stopped_by"] == "stopped"
+
+
+def test_a_run_that_goes_on_shows_what_was_before(tmp_path: Path) -> None:
+    "As after a restart of the kernel: the curve begins with the records of the folder"
+    whole, run = short(tmp_path).train()["weights_sha256"], short(tmp_path)
+    run.train([StopsAt(2)])
+    again = Run.open(run.folder)
+    panel = Panel(again, seconds=0, show=False)
+    assert again.train(display=panel)["weights_sha256"] == whole
+    assert panel.curve.steps.values == [r["step"] for r in again.history] == [1024, 2048, 3072, 4096]
+
+
+class StopsAt(Callback):
+    "Presses Ctrl-C"
+    def __init__(self, iteration: int): self.at = iteration
+    def on_iteration_end(self, trainer: Trainer) -> None:
+        if trainer.iteration == self.at: trainer.stop("SIGINT", interrupt=True)
+
+
+def test_a_new_film_is_shown(tmp_path: Path) -> None:
+    import numpy as np
+
+    from rlstudio.runs.pictures import save_webp
+    run = short(tmp_path)
+    panel = Panel(run, show=False)
+    assert not panel.film.value
+    for k in (1, 2):
+        save_webp([np.full((8, 8, 3), 100 * k, np.uint8)], run.folder / "videos" / f"film{k}.webp")
+        os.utime(run.folder / "videos" / f"film{k}.webp", (k, k))
+        panel.draw()
+        assert f"film{k}.webp" in panel.film.value
+    run.train(display="silent")
+
+
+def test_the_console_form_in_a_kernel(page: Notebook) -> None:
+    page.finish(page.run(BEGIN.replace("2_000_000", "4096") + "print(run.train(display='console')['status'])"))
+    assert "completed" in page.text and not page.errors and not page.button("Stop")
 
 
 def test_a_finished_run_is_not_shown_again(tmp_path: Path) -> None:
@@ -308,15 +345,19 @@ def test_two_threads_share_one_arithmetic(tmp_path: Path) -> None:
     from rlstudio.core.arithmetic import arithmetic_threads
 
     def pools() -> dict[str, int]: return {p["filepath"]: p["num_threads"] for p in threadpool_info()} | {"torch": torch.get_num_threads()}
-    before, seen = pools(), set()
+    before, slow = pools(), Slow()
     whole, run = short(tmp_path).train()["weights_sha256"], short(tmp_path)
-    job = run.start([Slow()], display="silent")
+    job = run.start([slow], display="silent")
     while job.alive:
         with arithmetic_threads(2): time.sleep(.01)
-        if run.history and job.alive: seen |= {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"} if not job.done.is_set() else set()
-    assert job.wait()["weights_sha256"] == whole and pools() == before and 1 in seen
+    assert job.wait()["weights_sha256"] == whole and pools() == before and slow.seen == {1}
 
 
 class Slow(Callback):
-    "Takes its time"
-    def on_iteration_end(self, trainer: Trainer) -> None: time.sleep(.2)
+    "Takes its time, and looks at the pools"
+    def __init__(self) -> None: self.seen: set[int] = set()
+    def on_iteration_end(self, trainer: Trainer) -> None:
+        from threadpoolctl import threadpool_info
+        for _ in range(20):
+            time.sleep(.01)
+            self.seen |= {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}

@@ -14,10 +14,12 @@ No file is read here: chapter `runs.config` reads YAML, and knows lines and colu
 
 # %% auto #0
 __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Positive', 'NonNegative', 'Count', 'Whole', 'Width',
-           'Steps', 'SYNONYMS', 'S', 'Problem', 'ConfigError', 'fault', 'plain', 'as_text', 'scalar', 'fit', 'expected',
-           'FieldSpec', 'field_specs', 'check_value', 'repair', 'as_lines', 'Section', 'EnvConfig', 'AlgoConfig',
-           'NetConfig', 'TrainConfig', 'EvalConfig', 'CheckpointConfig', 'LogConfig', 'Config', 'goal_steps',
-           'unknown_key', 'key_homes', 'build_section', 'named_algo', 'with_defaults', 'build_config',
+           'Steps', 'SYNONYMS', 'NOT_HERE', 'Numbers', 'CONVERSIONS', 'S', 'Problem', 'ConfigError', 'fault', 'plain',
+           'as_text', 'scalar', 'fit', 'expected', 'FieldSpec', 'field_specs', 'check_value', 'repair', 'as_lines',
+           'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig', 'TrainConfig', 'EvalConfig', 'CheckpointConfig',
+           'LogConfig', 'Config', 'goal_steps', 'all_numbers', 'number_of', 'tidy', 'as_here', 'as_minibatches',
+           'as_update_ratio', 'as_target_every', 'as_hidden', 'as_schedule', 'as_value_clip', 'translated',
+           'other_name', 'unknown_key', 'key_homes', 'build_section', 'named_algo', 'with_defaults', 'build_config',
            'config_from_dict', 'to_dict', 'config_hash', 'diff']
 
 # %% ../../nbs/06_core.options.ipynb #293fff5e
@@ -25,7 +27,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import (TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, Union,
@@ -191,7 +193,7 @@ def check_value(
         if get_origin(hint) is tuple and error['loc']:
             at, hint = (*path, str(error['loc'][0])), get_args(hint)[0]
             given = error['input']
-        why = f'given {as_text(given)}, expected {expected(hint)}{repair(hint, given)}'
+        why = f'given {as_text(given)}, expected {expected(hint)}{repair(hint, given, at[-1] if at else "")}'
         faults[at] = str(error['ctx']['error']) if error['type'] == 'value_error' else why
     return value, list(faults.items())
 
@@ -199,6 +201,7 @@ def check_value(
 def repair(
     hint: Any,   # a field's type
     value: Any,  # a value that it refuses
+    key: str = '',  # of the field
 ) -> str:        # such as '; write 8', or nothing
     "The end of a message about a wrong value"
     if get_origin(hint) is Literal:
@@ -207,7 +210,8 @@ def repair(
     words = {'on': True, 'yes': True, 'off': False, 'no': False}
     text = isinstance(value, str)
     if text and re.fullmatch('lin_' + _FLOAT.pattern, value):   # the zoo's word for a schedule
-        return f'; write {value[4:]}, and linear as its schedule (…_schedule: linear)'
+        return f'; write {key or "…"}={value[4:]} and {key or "…"}_schedule=linear'
+    if text and re.fullmatch('auto_' + _FLOAT.pattern, value): return f'; write {key}=auto and {key}_init={value[5:]}'   # SB3's temperature
     for other in [scalar(value), words.get(value.lower()), [value]] if text else [[value]]:
         try: TypeAdapter(hint, config=STRICT).validate_python(fit(hint, other))
         except ValidationError: continue
@@ -386,31 +390,195 @@ def goal_steps(
     each = config.algo.round_steps(config.env.num_envs)
     return -(-config.train.total_steps // each) * each
 
+# %% ../../nbs/06_core.options.ipynb #901f7cd9
+# names of Stable-Baselines3, its zoo and CleanRL (with _ for -) → the key here that takes the same value
+SYNONYMS = {
+    'n_envs': 'env.num_envs', 'num_envs': 'env.num_envs', 'env_id': 'env.id', 'env_wrapper': 'env.wrappers', 'env_kwargs': 'env.kwargs', 'total_timesteps': 'train.total_steps', 'n_timesteps': 'train.total_steps',
+    'learning_rate': 'algo.learning_rate', 'n_steps': 'algo.num_steps', 'n_epochs': 'algo.num_epochs', 'update_epochs': 'algo.num_epochs', 'clip_coef': 'algo.clip_range', 'norm_adv': 'algo.normalize_advantage',
+    'train_freq': 'algo.train_every', 'train_frequency': 'algo.train_every', 'exploration_initial_eps': 'algo.epsilon_start', 'start_e': 'algo.epsilon_start',
+    'exploration_final_eps': 'algo.epsilon_end', 'end_e': 'algo.epsilon_end', 'exploration_fraction': 'algo.epsilon_fraction', 'polyak': 'algo.tau', 'lr': 'algo.learning_rate',
+    'q_lr': 'algo.learning_rate', 'policy_lr': 'algo.actor_learning_rate', 'alpha': 'algo.ent_coef', 'policy_frequency': 'algo.policy_delay', 'policy_noise': 'algo.target_noise',
+    'target_policy_noise': 'algo.target_noise', 'noise_clip': 'algo.target_noise_clip', 'net_arch': 'net.hidden', 'n_eval_episodes': 'eval.episodes', 'eval_freq': 'eval.every'}
+
+# … and those that have no such key
+NOT_HERE = {
+    'policy_kwargs': 'its parts are keys of the section net: net_arch is net.hidden, activation_fn is net.activation', 'policy': 'networks are described by the section net',
+    'frame_stack': 'here it is a wrapper: env.wrappers=[{name: FrameStackObservation, stack_size: 4}]', 'normalize': 'here it is net.normalize_obs and net.normalize_reward',
+    'use_sde': 'leave it out: there is no gSDE; net.log_std: state is near to it', 'optimize_memory_usage': 'leave it out: each frame is stored once anyway', 'verbose': 'leave it out; --quiet says less',
+    'device': 'it is no part of an experiment: --device, or `device = …` in settings.ini', 'cuda': 'it is no part of an experiment: --device cuda, or `device = cuda` in settings.ini',
+    'capture_video': 'leave it out: each run makes a film', 'exp_name': 'write --name', 'torch_deterministic': 'leave it out: the manifest tells how exactly a run repeats', 'track': 'write `sinks = …` in settings.ini',
+    'tensorboard_log': 'write `sinks = jsonl tensorboard` in settings.ini', 'render_mode': 'leave it out: each run makes a film', 'replay_buffer_class': 'here it is algo.hindsight, the share of rows with another goal'}
+
+# %% ../../nbs/06_core.options.ipynb #12604198
+Numbers = Mapping[str, Any]  # 'section.key' → value
+
+def all_numbers(
+    values: Mapping[str, Any],   # section → what was written, and defaults of the algorithm
+    classes: Mapping[str, Any],  # section → class; None where it is not known
+) -> dict[str, Any]:             # 'section.key' → value, also of keys that do not exist here
+    "Every value of a config that is not whole yet"
+    numbers = {f'{name}.{f.name}': f.default for name, cls in classes.items() if cls for f in fields(cls) if f.default is not MISSING}
+    for name, section in values.items():
+        if isinstance(section, Mapping): numbers |= {f'{name}.{str(k).replace("-", "_")}': v for k, v in section.items()}
+        elif section is not None: numbers[str(name).replace('-', '_')] = section
+    return numbers
+
+def number_of(
+    numbers: Numbers,  # of `all_numbers`
+    *names: str,       # bare keys, those of other libraries first, then our own as 'section.key'
+) -> float:            # nan where there is none
+    "The first of several names that has a number"
+    for name in names:
+        for key in ([name] if '.' in name else [name, *(f'{s}.{name}' for s in ('algo', 'env', 'train'))]):
+            if isinstance(v := numbers.get(key), (int, float)) and not isinstance(v, bool): return v
+    return math.nan
+
+def tidy(
+    x: float,  # a number for a message
+) -> str:      # without a point where it is whole
+    "A number in few digits"
+    return f'{x:.6g}' if x != round(x) else str(round(x))
+
+def as_here(
+    theirs: str,  # 'batch_size=64'
+    key: str,     # 'algo.num_minibatches'
+    value: str,   # what it should have here
+    how: str = '',  # the calculation
+) -> str:         # ends with what to write
+    "One line of a conversion"
+    return f'{theirs} is {key.partition(".")[2]}={value} here{f" ({how})" if how else ""}; write {key}={value}'
+
+# %% ../../nbs/06_core.options.ipynb #aa53351e
+def _rows(n: Numbers) -> tuple[float, float]:
+    return number_of(n, 'n_envs', 'num_envs', 'env.num_envs'), number_of(n, 'n_steps', 'algo.num_steps')
+
+def as_minibatches(
+    name: str,         # batch_size, or a like name
+    size: float,       # rows of one minibatch there
+    numbers: Numbers,  # of this config
+) -> str:              # the conversion
+    "A minibatch's size as a number of parts"
+    (envs, steps), how = _rows(numbers), f'{name}={tidy(size)}'
+    if 'algo.num_minibatches' not in numbers: return f'{how}: here each update takes the whole rollout of {tidy(envs)} × {tidy(steps)} = {tidy(envs * steps)} rows; change algo.num_steps'
+    parts, told = envs * steps / size, f'{tidy(envs)} × {tidy(steps)} / {tidy(size)}'
+    if parts == round(parts): return as_here(how, 'algo.num_minibatches', tidy(parts), told)
+    near = min((k for k in range(1, int(envs * steps) + 1) if envs * steps % k == 0), key=lambda k: abs(k - parts))
+    return f'{how} would be num_minibatches={parts:.2f} here ({told}), which is not whole; write algo.num_minibatches={near}, for minibatches of {tidy(envs * steps / near)}'
+
+def as_update_ratio(
+    name: str,         # gradient_steps
+    updates: float,    # at a time there; -1: as many as env steps
+    numbers: Numbers,  # of this config
+) -> str:              # the conversion
+    "Updates at a time as updates for each env step"
+    every, envs = number_of(numbers, 'train_freq', 'train_frequency', 'algo.train_every'), number_of(numbers, 'n_envs', 'num_envs', 'env.num_envs')
+    if updates < 0: return as_here(f'{name}={tidy(updates)}', 'algo.update_ratio', '1', 'as many updates as env steps')
+    return as_here(f'{name}={tidy(updates)}', 'algo.update_ratio', tidy(updates / (every * envs)), f'{tidy(updates)} / (train_every {tidy(every)} × {tidy(envs)} env{"s" if envs > 1 else ""})')
+
+def as_target_every(
+    name: str,         # target_update_interval, or a like name
+    steps: float,      # env steps there
+    numbers: Numbers,  # of this config
+) -> str:              # the conversion
+    "Env steps between two copies as gradient updates between them"
+    every, envs = number_of(numbers, 'train_freq', 'train_frequency', 'algo.train_every'), number_of(numbers, 'n_envs', 'num_envs', 'env.num_envs')
+    at_a_time = number_of(numbers, 'gradient_steps')
+    ratio = number_of(numbers, 'algo.update_ratio') if at_a_time != at_a_time else at_a_time / (every * envs) if at_a_time > 0 else 1.
+    said = as_here(f'{name}={tidy(steps)}', 'algo.target_every', tidy(max(1, round(steps * ratio))), f'{tidy(steps)} env steps × update_ratio {tidy(ratio)}')
+    return said + (', and algo.tau=1 for whole copies' if number_of(numbers, 'algo.tau') < 1 else '')
+
+# %% ../../nbs/06_core.options.ipynb #b762bd3b
+def as_hidden(
+    name: str,         # net_arch
+    value: Any,        # a list, or a mapping of lists
+    numbers: Numbers,  # not needed
+) -> str:              # the conversion
+    "A network's layers"
+    nets = list(value.values()) if isinstance(value, Mapping) else [value]
+    same = all(net == nets[0] for net in nets)
+    told = as_here(f'{name}={as_text(value)}', 'net.hidden', as_text(nets[0] if nets else []))
+    return told if same else f'{told}; policy and value have equal layers here'
+
+def as_schedule(
+    name: str,         # anneal_lr
+    value: Any,        # true or false
+    numbers: Numbers,  # not needed
+) -> str:              # the conversion
+    "Is the learning rate annealed?"
+    return as_here(f'{name}={as_text(value)}', 'algo.learning_rate_schedule', 'constant' if value in (False, 0) else 'linear')
+
+def as_value_clip(
+    name: str,         # clip_vloss
+    value: Any,        # true or false
+    numbers: Numbers,  # with the policy's range
+) -> str:              # the conversion
+    "Is the critic clipped, too?"
+    clip = number_of(numbers, 'clip_coef', 'algo.clip_range')
+    return as_here(f'{name}={as_text(value)}', 'algo.clip_range_vf', 'null' if value in (False, 0) else tidy(clip))
+
+CONVERSIONS: dict[str, Callable[[str, Any, Numbers], str]] = {
+    'batch_size': as_minibatches, 'minibatch_size': as_minibatches, 'gradient_steps': as_update_ratio, 'target_update_interval': as_target_every,
+    'target_network_frequency': as_target_every, 'net_arch': as_hidden, 'anneal_lr': as_schedule, 'clip_vloss': as_value_clip}
+_FORMULAS: dict[Callable[[str, Any, Numbers], str], str] = {as_minibatches: 'algo.num_minibatches = env.num_envs × algo.num_steps / {}', as_update_ratio: 'algo.update_ratio = {} / (algo.train_every × env.num_envs)',
+             as_target_every: 'algo.target_every = {} × algo.update_ratio', as_hidden: 'net.hidden', as_schedule: 'algo.learning_rate_schedule: linear', as_value_clip: 'algo.clip_range_vf'}
+_OFF, _ON = 'dqn, sac and td3', 'ppo and a2c'
+_FAMILY = dict.fromkeys(('learning_starts', 'buffer_size', 'tau', 'train_every', 'update_ratio', 'prioritized', 'n_step'), _OFF) | dict.fromkeys(
+    ('gae_lambda', 'vf_coef', 'normalize_advantage', 'sequence_length'), _ON) | dict.fromkeys(('clip_range', 'num_minibatches', 'num_epochs', 'target_kl'), 'ppo') | dict.fromkeys(
+    ('epsilon_start', 'epsilon_end', 'epsilon_fraction', 'target_every', 'quantiles'), 'dqn')
+
+def translated(
+    name: str,         # a key of another library, words joined by _
+    value: Any,        # what was written; None: not known
+    numbers: Numbers,  # of this config
+) -> str:              # what it is here
+    "A key of another library in ours"
+    if name in NOT_HERE: return NOT_HERE[name]
+    if name == 'n_steps' and 'algo.n_step' in numbers: return as_here(f'{name}={as_text(value)}', 'algo.n_step', as_text(value))
+    convert, home = CONVERSIONS.get(name), SYNONYMS.get(name, '')
+    section, _, key = home.partition('.')
+    if numbers and home and home not in numbers:
+        return f'here it is {home}, {f"a key of {_FAMILY[key]}, and" if key in _FAMILY else "which is"} not of {numbers.get("algo.name", "this algorithm")}'
+    if convert is None: return as_here(f'{name}={as_text(value)}', home, as_text(value)) if value is not None and numbers else f'here it is {home}'
+    takes_number = convert in (as_minibatches, as_update_ratio, as_target_every)
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0 if takes_number else value is not None
+    if usable and numbers:
+        if convert in (as_update_ratio, as_target_every) and 'algo.update_ratio' not in numbers: return f'{name} is for {_OFF}; {numbers.get("algo.name", "this algorithm")} learns from each rollout once, in algo.num_epochs passes'
+        return convert(name, value, numbers)
+    return f'here it is {_FORMULAS[convert].format(name)}'
+
+# %% ../../nbs/06_core.options.ipynb #a16f2f65
+_ALGO_NAMES = {
+    'ddqn': 'dqn, which is double unless algo.double=false', 'doubledqn': 'dqn, which is double unless algo.double=false', 'duelingdqn': 'dqn with algo.dueling=true', 'qrdqn': 'dqn with algo.quantiles=51',
+    'c51': 'dqn with algo.quantiles=51 (quantiles instead of 51 fixed atoms)', 'rainbow': 'dqn with algo.prioritized=true algo.dueling=true algo.quantiles=51', 'ddpg': 'td3 with algo.twin=false algo.policy_delay=1 algo.target_noise=0',
+    'recurrentppo': 'ppo with net.core=lstm', 'ppolstm': 'ppo with net.core=lstm', 'maskableppo': 'ppo, which finds action masks by itself', 'ppocontinuousaction': 'ppo, for any actions', 'ppoatari': 'ppo, with the wrapper atari',
+    'saccontinuousaction': 'sac', 'td3continuousaction': 'td3', 'ddpgcontinuousaction': 'td3 with algo.twin=false algo.policy_delay=1 algo.target_noise=0', 'dqnatari': 'dqn, with the wrapper atari',
+    'reinforce': 'a2c with algo.vf_coef and algo.gae_lambda=1 near to it', 'vpg': 'a2c', 'a3c': 'a2c, which steps its environments together', 'her': 'dqn, sac or td3 with algo.hindsight=0.8'}
+
+def other_name(
+    name: str,  # of an algorithm that is not registered
+) -> str:       # '' where it is nobody's
+    "What another library's algorithm is here"
+    known = _ALGO_NAMES.get(re.sub('[^a-z0-9]', '', name.lower()))
+    return f'unknown algorithm {name!r}; here it is {known}' if known else ''
+
 # %% ../../nbs/06_core.options.ipynb #e3d0e3de
 _MOVED = {'algo.engine': 'no key of a config any more, since it is no part of an experiment: '
                          'remove it, and write `engine = …` in settings.ini'}
 
-# names of Stable-Baselines3, its zoo and CleanRL → what it is here
-SYNONYMS = {
-    'n_envs': 'env.num_envs', 'env_wrapper': 'env.wrappers', 'frame_stack': 'env.wrappers: [{name: FrameStackObservation, stack_size: 4}]',
-    'total_timesteps': 'train.total_steps', 'n_timesteps': 'train.total_steps', 'n_steps': 'algo.num_steps', 'n_epochs': 'algo.num_epochs', 'update_epochs': 'algo.num_epochs',
-    'batch_size': 'algo.num_minibatches = env.num_envs × algo.num_steps / batch_size', 'minibatch_size': 'algo.num_minibatches = env.num_envs × algo.num_steps / minibatch_size',
-    'gradient_steps': 'algo.update_ratio = gradient_steps / (train_freq × n_envs)', 'train_freq': 'algo.train_every', 'train_frequency': 'algo.train_every',
-    'exploration_initial_eps': 'algo.epsilon_start', 'start_e': 'algo.epsilon_start', 'exploration_final_eps': 'algo.epsilon_end', 'end_e': 'algo.epsilon_end',
-    'exploration_fraction': 'algo.epsilon_fraction', 'target_update_interval': 'algo.target_every = target_update_interval × algo.update_ratio',
-    'target_network_frequency': 'algo.target_every = target_network_frequency × algo.update_ratio', 'anneal_lr': 'algo.learning_rate_schedule: linear', 'clip_coef': 'algo.clip_range',
-    'net_arch': 'net.hidden', 'activation_fn': 'net.activation', 'policy_kwargs': 'the section net', 'normalize': 'net.normalize_obs and net.normalize_reward',
-    'norm_adv': 'algo.normalize_advantage', 'use_sde': 'nothing: there is no gSDE; net.log_std: state is near to it', 'n_eval_episodes': 'eval.episodes', 'eval_freq': 'eval.every'}
-
 def unknown_key(
-    path: tuple[str, ...],     # of what was written
-    here: Iterable[str],       # the keys of its section
-    homes: Mapping[str, str],  # key → 'section.key', of all sections
-) -> str:                      # such as "unknown key; did you mean 'gamma'?"
+    path: tuple[str, ...],         # of what was written
+    here: Iterable[str],           # the keys of its section
+    homes: Mapping[str, str],      # key → 'section.key', of all sections
+    value: Any = None,             # what was written there; None: not known
+    numbers: Mapping[str, Any] = {},  # 'section.key' → value, of this config, defaults too
+) -> str:                          # such as "unknown key; did you mean 'gamma'?"
     "The message about an unknown key"
     if (moved := _MOVED.get('.'.join(path))): return moved
-    key = path[-1]
-    if key in SYNONYMS and key not in homes: return f'unknown key; here it is {SYNONYMS[key]}'
+    key, name = path[-1], path[-1].replace('-', '_').lower()
+    if name in homes and name != key: return f'unknown key; did you mean {homes[name]!r}?'
+    known = name in SYNONYMS or name in NOT_HERE or name in CONVERSIONS
+    if known and name not in homes: return f'unknown key; {translated(name, value, numbers)}'
+    if key not in homes and name in _FAMILY: return f'unknown key; {name} is a key of {_FAMILY[name]}, not of {numbers.get("algo.name", "this algorithm")}'
     return 'unknown key' + (f'; did you mean {homes[key]!r}?' if key in homes else suggest(key, here))
 
 
@@ -431,6 +599,7 @@ def build_section(
     values: Any,                    # what was written; None: nothing
     path: tuple[str, ...] = (),     # where that stands
     homes: Mapping[str, str] = {},  # key → 'section.key', of all sections
+    numbers: Mapping[str, Any] = {},  # 'section.key' → value, of the whole config, for messages
 ) -> tuple[S | None, list[Fault]]:  # the section, or None and its faults
     "A section from plain values"
     specs, clean, faults = field_specs(cls), dict[str, Any](), list[Fault]()
@@ -441,7 +610,7 @@ def build_section(
     for key, value in values.items():
         at = *path, str(key)
         if key in specs: clean[key], more = check_value(specs[key], value, at)
-        else: more = [(at, unknown_key(at, specs, homes))]
+        else: more = [(at, unknown_key(at, specs, homes, value, numbers))]
         faults += more
     faults += [((*path, key), f'missing, without default; expected {expected(spec.hint)}')
                for key, spec in specs.items() if spec.required and key not in values]
@@ -460,7 +629,7 @@ def named_algo(
     if named is None: return None, faults
     why = f'algorithm {named.name!r} has no Config that derives from AlgoConfig'
     try: algo = algos.get(named.name)
-    except (UnknownName, PluginError) as e: algo, why = None, str(e)
+    except (UnknownName, PluginError) as e: algo, why = None, other_name(named.name) or str(e)
     cls = getattr(algo, 'Config', None)
     if isinstance(cls, type) and issubclass(cls, AlgoConfig): return algo, []
     return None, [(('algo', 'name'), why)]
@@ -488,13 +657,14 @@ def build_config(
     algo, faults = named_algo(values.get('algo'))
     classes['algo'] = algo and algo.Config
     homes = key_homes({name: cls for name, cls in classes.items() if cls})
-    faults += [((str(key),), unknown_key((str(key),), classes, homes).replace('key', 'section', 1))
-               for key in values if key not in classes]
+    strange = {str(key): value for key, value in values.items() if key not in classes}
     values = with_defaults(values, getattr(algo, 'defaults', {}))
+    numbers = all_numbers(values, classes)
+    faults += [((key,), unknown_key((key,), classes, homes, value, numbers).replace('key', 'section', 1)) for key, value in strange.items()]
     parts: dict[str, Any] = {}
     for name, cls in classes.items():
         if not cls: continue
-        parts[name], more = build_section(cls, values.get(name), (name,), homes)
+        parts[name], more = build_section(cls, values.get(name), (name,), homes, numbers)
         faults += more
     return (None, faults) if faults else (Config(**parts), [])
 

@@ -10,8 +10,9 @@ package that is not installed, an argument that the environment does not take. E
 # %% auto #0
 __all__ = ['EXTRAS', 'PLUGINS', 'GYM_WRAPPERS', 'REFUSED', 'EnvError', 'EnvKeyError', 'missing_extra', 'register_plugin',
            'is_plain', 'register_own', 'env_ids', 'distribution_of', 'env_origin', 'modern_atari', 'env_spec',
-           'env_class', 'check_kwargs', 'check_render_mode', 'quiet_mujoco', 'find_wrapper', 'check_arguments',
-           'wrapped', 'check_statistics', 'ResetOptions', 'make_env', 'evaluation_env', 'reward_threshold']
+           'env_class', 'check_kwargs', 'check_render_mode', 'quiet_mujoco', 'calm_gymnasium', 'find_wrapper',
+           'check_arguments', 'wrapped', 'check_statistics', 'ResetOptions', 'make_env', 'evaluation_env',
+           'reward_threshold']
 
 # %% ../../nbs/11_envs.make.ipynb #ba795dd2
 import inspect
@@ -230,6 +231,24 @@ def quiet_mujoco() -> Iterator[None]:
     for text in said:
         if 'deprecated' not in text: warnings.warn(f'MuJoCo: {text}', stacklevel=4)
 
+# %% ../../nbs/11_envs.make.ipynb #415597c2
+_TOLD: set[str] = set()   # in this process
+
+@contextmanager
+def calm_gymnasium() -> Iterator[None]:
+    "Inside, Gymnasium's own warnings wait; then each is told once, without colours"
+    heard: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter('always')
+            yield
+    finally:
+        for w in heard:
+            text = re.sub(r'\x1b\[[0-9;]*m', '', str(w.message))
+            if not text.startswith('WARN: '): warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+            elif text not in _TOLD: warnings.warn(text.removeprefix('WARN: '), stacklevel=5)
+            if text.startswith('WARN: '): _TOLD.add(text)
+
 # %% ../../nbs/11_envs.make.ipynb #18d4d139
 GYM_WRAPPERS = (
     'AtariPreprocessing', 'ClipAction', 'ClipReward', 'DelayObservation', 'DiscretizeAction', 'DiscretizeObservation', 'DtypeObservation',
@@ -337,7 +356,7 @@ def make_env(
         check_render_mode(spec, render_mode)
         kwargs['render_mode'] = render_mode
     try:
-        with quiet_mujoco():
+        with quiet_mujoco(), calm_gymnasium():
             env: gym.Env = gym.make(config.id, max_episode_steps=config.max_episode_steps,
                                     disable_env_checker=True, **kwargs)
     except (Exception, SystemExit) as e:

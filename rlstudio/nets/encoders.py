@@ -120,7 +120,7 @@ def picture_shape(
 # %% ../../nbs/25_nets.encoders.ipynb #7c6eb50c
 def as_picture(
     frames: torch.Tensor,   # pixels (B, *shape)
-    network: nn.Module,     # has parameters, `last` (are colours last?) and `bounds` (of `pixel_range`)
+    network: Any,           # has parameters, `last` (are colours last?) and `bounds` (of `pixel_range`)
 ) -> torch.Tensor:          # numbers in [0, 1], (B, C, H, W)
     "Pixels as a convolution wants them"
     x = frames.movedim(-1, -3) if network.last else frames

@@ -636,7 +636,12 @@ class SaveBest(Callback):
         remove_checkpoints(p for p in bests if p not in keep)
         for path in (self.folder/BEST).glob('.tmp-*'): shutil.rmtree(path)   # of a kill
 
-    def on_train_start(self, trainer: Trainer) -> None: self.tidy()      # perhaps after a kill
+    def on_train_start(self, trainer: Trainer) -> None:  # perhaps after a kill, or after the end of a shorter budget
+        here = checkpoint_path(self.folder/BEST, trainer.env_steps)   # judged after the last ordinary checkpoint was written
+        best = read_meta(here)[0].get('best', {}) if _looks_whole(here) else {}
+        if best.get('metric') == self.metric and best['value'] > self.score: self.score, self.step = best['value'], best['step']
+        self.tidy()
+
     def on_iteration_end(self, trainer: Trainer) -> None:                # perhaps evaluated
         if self.metric in trainer.metrics: self.offer(trainer, trainer.metrics[self.metric])
 

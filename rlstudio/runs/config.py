@@ -12,7 +12,7 @@ environment has no such actions) points into the file as well.
 
 # %% auto #0
 __all__ = ['Places', 'Overrides', 'place_of', 'locate', 'as_overrides', 'split_text', 'from_mapping', 'with_section', 'home_of',
-           'resolve', 'load_config', 'with_overrides', 'packaged_configs', 'short_name', 'known_config', 'find_config',
+           'resolve', 'load_config', 'with_overrides', 'packaged_configs', 'short_name', 'config_file', 'find_config',
            'any_config', 'to_yaml', 'Settings', 'setting', 'read_settings', 'load_settings', 'open_workspace']
 
 # %% ../../nbs/61_runs.config.ipynb #3f58ab8b
@@ -136,7 +136,7 @@ def load_config(
     overrides: Overrides = (),      # 'section.key=value', later ones win
 ) -> tuple[Config, Places]:         # complete and checked, and where its keys stand
     "A config from a file, read once; `ConfigError` if anything is wrong"
-    return resolve(read_file(known_config(path) or path), overrides)
+    return resolve(read_file(config_file(path) or path), overrides)
 
 
 def with_overrides(
@@ -162,7 +162,7 @@ def short_name(
     "What a packaged config is called"
     return re.sub(r'\.ya?ml$', '', Path(name).as_posix().removeprefix('configs/'))
 
-def known_config(
+def config_file(
     name: str | Path,  # a file, a folder with a config.yaml, or the name of a packaged config
 ) -> Path | None:      # of a file that exists
     "A file by its path, else a packaged config by its name"
@@ -174,8 +174,8 @@ def known_config(
 def find_config(
     name: str | Path,  # a file, a run's folder, or the name of a packaged config
 ) -> Path:             # of a file that exists
-    "`known_config`, or a `ConfigError` that says what there is"
-    if found := known_config(name): return found
+    "`config_file`, or a `ConfigError` that says what there is"
+    if found := config_file(name): return found
     packaged, short = packaged_configs(), short_name(name)
     same = [full for full in packaged if full.endswith(f'/{short}')]
     hint = f'; there are {", ".join(same)}' if same else suggest(short, packaged)

@@ -143,7 +143,7 @@ class Leg:
     @property
     def exact(self) -> bool: return not self.notes   # would one long run have been the same?
     def __str__(self) -> str:
-        what = ', '.join(f'{k}: {as_text(a)} → {as_text(b)}' for k, (a, b) in self.changed.items())
+        what = ', '.join(f'{k}: {as_text(a)} → {as_text(b)}' for k, (a, b) in self.changed.items()) or 'as before'
         same = '; the end is that of one long run, bit for bit' if self.exact and 'train.total_steps' in self.changed else ''
         return f'leg {self.number} from step {self.step:,}: {what}{same}'
 
@@ -161,8 +161,9 @@ def known_config(
 ) -> tuple[Config | None, int]:  # None: it has not begun; env steps of the newest checkpoint
     "The config of the newest leg, and where the run is"
     meta, step = (saved.meta, saved.step) if saved else newest_meta(files)
-    values = files.manifest.get('config') if meta else None
-    try: return config_from_dict(values if isinstance(values, dict) else meta['config']) if meta else None, step
+    noted = files.manifest.get('config')
+    values = noted if isinstance(noted, dict) else meta.get('config')
+    try: return config_from_dict(values) if values else None, step
     except (ConfigError, KeyError, TypeError, ValueError) as e:
         raise RunError(f'{files.path}: the config that it was made with cannot be read ({e}); start a new run: rlstudio run {files.path}/config.yaml') from None
 
@@ -179,11 +180,12 @@ def next_leg(
     files: RunFolder,  # of any run
     config: Config,    # with which it shall go on
     saved: Checkpoint | None = None,  # where it goes on, if that is loaded already
+    again: bool = False,  # go on even with the same config, if it was stopped early?
 ) -> Leg | None:       # None: nothing changes, or it has not begun
     "The leg that a config begins; `RunError` if it cannot"
     old, step = known_config(files, saved)
     changes = leg_changes(old, config) if old else {}
-    if old is None or not changes: return None
+    if old is None or not (changes or again and files.manifest.get('stopped_early')): return None
     check_leg(files.path, changes, step)
     return Leg(max(1, len(files.manifest.get('legs', []))) + 1, step, changes, tuple(leg_notes(old, config, step)))
 
@@ -204,9 +206,10 @@ def begin_leg(
     files: RunFolder,          # of a run that is about to train, locked
     config: Config,            # with which it goes on
     saved: Checkpoint | None,  # where; None: at the start
+    again: bool = False,       # as `next_leg`
 ) -> tuple[list[dict[str, Any]], Leg | None]:  # all legs, for the manifest; the one that begins now
     "Put what was aside, and write down with which config the run goes on"
-    leg, (old, _) = next_leg(files, config, saved), known_config(files, saved)
+    leg, (old, _) = next_leg(files, config, saved, again), known_config(files, saved)
     legs, yaml = legs_so_far(files, saved, old or config), files.path / 'config.yaml'
     if leg and old:
         replace_file(yaml.with_name(f'config.leg{leg.number - 1}.yaml'), to_yaml(old).encode())
@@ -215,6 +218,7 @@ def begin_leg(
         why = f'goes on at step {saved.step:,}, though leg {len(legs)} began at {legs[-1]["step"]:,}: no newer checkpoint is whole'
         leg = Leg(len(legs) + 1, saved.step, {}, (why,))
         legs = [*legs, leg_record(leg, config)]
+    if saved and len(legs) > 1 and saved.step <= legs[-1]['step']: saved.state.pop('stopped', None)   # what stopped an earlier leg does not stop this one
     if diff(load_config(yaml)[0], config): replace_file(yaml, to_yaml(config).encode())
     return legs, leg
 

@@ -41,13 +41,13 @@ from ..core.spec import SpecError
 from ..envs.backends import escaped
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
-from .background import Background, Controls, Display, follow
+from .background import Background, Controls, Display, Shielded, follow
 from .checkpoint import (
     BEST, Checkpoint, CheckpointError, SaveBest, SaveCheckpoints, checkpoints, chosen_checkpoint, latest_checkpoint, prune)
 from .config import (
     Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
-    RUN_VERSION, RunError, RunFolder, check_version, find_run, level_of, locked, new_folder, now, user, versions)
+    RUN_VERSION, RunError, RunFolder, check_version, level_of, locate_run, locked, new_folder, now, user, versions)
 from .legs import (
     Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
@@ -108,8 +108,8 @@ def check_device(
     "Refuse a device that is not here"
     try: torch.zeros(1, device=settings.device)
     except (RuntimeError, AssertionError) as e:
-        raise RunError(f'settings.ini: device = {settings.device}: {str(e).splitlines()[0]}; '
-                       f'expected one that is here, such as cpu') from None
+        raise RunError(f'device {settings.device}: {str(e).splitlines()[0]}; '
+                       f'expected one that is here, such as cpu: --device cpu, or `device = cpu` in settings.ini') from None
 
 # %% ../../nbs/67_runs.run.ipynb #ec61e268
 @contextmanager
@@ -276,7 +276,8 @@ def set_out(
     saved, damaged = restore_point(files, c)
     trainer = run.take_trainer()   # before anything is written: a change may not fit
     for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
-    legs, leg = begin_leg(files, c, saved)
+    legs, leg = begin_leg(files, c, saved, run.again)
+    run.again = False
     if leg and leg.notes: warnings.warn('; '.join(leg.notes), stacklevel=2)
     positions = saved.state['callbacks']['metrics'] if saved else {}
     opened = [sinks.get(name)() for name in s.sinks]
@@ -293,10 +294,11 @@ def set_out(
         SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1)]
     if saved: check_listeners(trainer, saved)
     if saved: trainer.load_state_dict(saved.state)
+    if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
     elif start := kept_start(files.path): warm_start(trainer, start)
     put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
-    if not saved: files.note(untrained=first_score(run, trainer))
+    if not saved: files.note(untrained=None if kept_start(files.path) else first_score(run, trainer))
     return trainer
 
 # %% ../../nbs/67_runs.run.ipynb #1c67cee5
@@ -376,7 +378,8 @@ def last_score(
 ) -> Evaluation | None:  # None: not evaluated
     "Evaluate the last weights, unless that was just done; whatever goes wrong is a warning"
     if not run.config.eval.episodes: return None
-    just = [c.last for c in trainer.callbacks if isinstance(c, Evaluate) and c.last and c.last.env_steps == trainer.env_steps and not c.last.cut]
+    done = [c.last for c in trainer.callbacks if isinstance(c, Evaluate) and c.last]
+    just = [e for e in done if e.env_steps == trainer.env_steps and len(e.returns) == run.config.eval.episodes and not e.cut]
     try: result = just[0] if just else judge(run, trainer)
     except (Exception, SystemExit) as e:  # what was learned is not lost over it
         warnings.warn(f'not evaluated: {e}', stacklevel=2)
@@ -553,6 +556,7 @@ class Run:
     ):
         self.files, self.config, self.settings = RunFolder(folder), config, settings
         self.places, self.trainer = places, trainer
+        self.again = False   # shall it go on, though a callback has ended it early?
         self.controls = Controls()   # of the training that goes on, or of the next one
 
     @classmethod
@@ -584,7 +588,7 @@ class Run:
     ) -> 'Run':
         "Find a run again, perhaps to go on with it in another way; nothing is written before `train`"
         s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
-        folder = find_run(folder, s.runs_dir)
+        folder = locate_run(folder, s.runs_dir)
         open_workspace(s)
         check_imports(folder)
         try: config, places = load_config(folder / 'config.yaml', changed)
@@ -592,7 +596,9 @@ class Run:
             check_version(RunFolder(folder))  # an older config is no mistake of anybody
             raise
         if changed: next_leg(RunFolder(folder), config)   # refuses what cannot change
-        return cls(folder, config, s, places)
+        run = cls(folder, config, s, places)
+        run.again = bool(changed)
+        return run
 
     @property
     def folder(self) -> Path: return self.files.path  # of all that it writes
@@ -617,7 +623,7 @@ class Run:
 
     def leg(self) -> Leg | None:
         "With what it will go on: None if nothing has changed, or if it has not begun"
-        return next_leg(self.files, self.config)
+        return next_leg(self.files, self.config, again=self.again)
 
     def train(self,
         callbacks: Sequence[Callback] = (),   # more listeners
@@ -625,30 +631,31 @@ class Run:
     ) -> dict[str, Any]:                      # the summary
         "Bring the run to its end from wherever it is"
         if done := self.done(): return done
-        screen = display if isinstance(display, Display) else self.screen(display, Controls())
+        screen = display if isinstance(display, Shielded) else self.screen(display, Controls())
         with shown(self, screen), locked(self.folder), arithmetic_threads(self.settings.threads):
             trainer = set_out(self, [*callbacks, screen])
             trainer.callbacks.append(self.controls)   # last: when it pauses, everything is saved
             with closing(self.files, trainer): return self.live(trainer)
 
     def screen(self,
-        display: str | None,  # as in `train`
-        controls: Controls,   # new ones
-    ) -> Display:             # made in the thread that wants to see it
+        display: str | Display | None,  # as in `train`
+        controls: Controls,             # new ones
+    ) -> Shielded:                      # made in the thread that wants to see it
         "A display for what comes, with controls of its own"
+        if isinstance(display, Display): return Shielded(display)
         self.controls = controls
-        return choose_display(self, display)
+        return Shielded(choose_display(self, display))
 
     def start(self,
         callbacks: Sequence[Callback] = (),  # as in `train`
-        display: str | None = None,          # as in `train`
+        display: str | Display | None = None,  # as in `train`
     ) -> Background:                         # stop, pause, wait, status
         "Train in a thread, and come back at once"
         screen = None if self.done() else self.screen(display, Controls())
         return Background(lambda: self.train(callbacks, screen), self.controls, lambda: self.status, self.folder.name)
 
     def watch(self,
-        display: str | None = None,  # as in `train`
+        display: str | Display | None = None,  # as in `train`
         seconds: float = 1.,         # between two looks at its files
     ) -> Background:                 # `stop` ends the watching; `wait` waits for the run
         "Show a run that another process trains, and come back at once"

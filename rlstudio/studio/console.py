@@ -11,7 +11,7 @@ came from a file is printed as markup or as an escape code; a terminal that is n
 
 # %% auto #0
 __all__ = ['VITALS', 'NO_SYMPTOM', 'Form', 'OUTCOME_STYLES', 'duration', 'mean_std', 'bar', 'labelled', 'command', 'own_imports',
-           'printable', 'tell', 'clean', 'folded', 'terminal_width', 'legible', 'Lasting', 'silence', 'backend_of',
+           'printable', 'tell', 'clean', 'fold_text', 'terminal_width', 'legible', 'Lasting', 'silence', 'backend_of',
            'whole_rounds', 'run_header', 'Snapshot', 'first_fit', 'beside', 'train_line', 'return_line', 'eval_line',
            'vitals', 'health', 'health_line', 'speed_line', 'live_block', 'plain_line', 'Thinned', 'Watcher',
            'form_for', 'Listener', 'rows_now', 'Redrawn', 'Progress', 'outcome', 'verdict', 'size', 'files_written',
@@ -25,7 +25,8 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,7 +122,7 @@ def clean(
     return printable(re.sub(r'\x1b\[[0-9;?]*[ -/]*[@-~]', '', text)).removeprefix('WARN: ')
 
 # %% ../../nbs/70_studio.console.ipynb #73a3b1fe
-def folded(
+def fold_text(
     text: str,   # one or more lines, perhaps with labels in the margin
     width: int,  # columns of the terminal
 ) -> str:        # no line is longer, unless one word is
@@ -147,7 +148,7 @@ def legible(
 ) -> str:         # can be written there
     "Text as this stream can show it"
     text, width = printable(text, getattr(stream, 'encoding', None) or 'ascii'), terminal_width(stream)
-    return folded(text, width) if width else text
+    return fold_text(text, width) if width else text
 
 # %% ../../nbs/70_studio.console.ipynb #9a719a16
 class Lasting:
@@ -236,6 +237,7 @@ class Snapshot:
     evaluation: tuple[int, float, float] | None = None  # the last: env steps, mean, std
     goal: float | None = None          # mean return that counts as solved
     seconds_left: float | None = None  # None: not known yet
+    evaluating: tuple[int, int] | None = None  # episodes that have ended, of how many; None: it trains
 
     def metric(self, name: str) -> float:  # nan where there is none
         "A metric of the record"
@@ -294,6 +296,7 @@ def eval_line(
 ) -> Text:            # such as '440.8 ± 60.0 at 50,000 env steps, goal 475 …'
     "The last evaluation against the goal"
     goal = 'no goal known' if s.goal is None else f'goal {s.goal:,g}'
+    if s.evaluating: return first_fit(width, f'episode {s.evaluating[0]:,} of {s.evaluating[1]:,}, {goal}', f'episode {s.evaluating[0]:,} of {s.evaluating[1]:,}')
     if s.evaluation is None: return first_fit(width, Text(f'none yet, {goal}', 'dim'))
     steps, mean, std = s.evaluation
     end = Text(f', {goal}')
@@ -493,6 +496,8 @@ class Progress(Listener):
         self.form = form_for(self.console) if form == 'auto' else form
         self.seconds, self.clock = seconds or (.25 if self.form == 'live' else 3.), clock
         self.live: Live | None = None
+        self.brief: Live | None = None  # the line of an evaluation before or after the training
+        self.asked = -math.inf          # when an evaluation last spoke: s
 
     def on_train_start(self, trainer: 'Trainer') -> None:  # the block appears
         self.watcher = Watcher(trainer, self.clock)
@@ -515,6 +520,41 @@ class Progress(Listener):
     def on_error(self, trainer: 'Trainer') -> None:  # leaves the screen as it is
         live, self.live = self.live, None
         if live: live.stop()  # gives the cursor back
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        "Inside, evaluations say how far they are"
+        from rlstudio.train.evaluate import watch_episodes
+        try:
+            with watch_episodes(self.on_episode): yield
+        finally: self.end_brief()
+
+    def on_episode(self,
+        done: int,      # episodes of an evaluation that have ended
+        episodes: int,  # of how many
+    ) -> None:
+        "Speak if the evaluation takes its time"
+        if done == episodes: self.end_brief()
+        if done == 0: self.asked = self.clock()
+        if self.form == 'silent' or done == episodes or self.clock() - self.asked < self.seconds: return
+        self.asked = self.clock()
+        if self.live: self.live.update(live_block(replace(self.watcher.snapshot(), evaluating=(done, episodes)), self.console.width), refresh=True)
+        elif self.form == 'plain': tell(self.console, f'evaluating: episode {done:,} of {episodes:,}')
+        else: self.show_brief(f'{"eval":<8}episode {done:,} of {episodes:,}')
+
+    def show_brief(self,
+        line: str,  # for now
+    ) -> None:
+        "A line that goes away again"
+        if self.brief is None:
+            self.brief = Live(console=self.console, auto_refresh=False, transient=True)
+            self.brief.start()
+        self.brief.update(Text(line, 'dim'), refresh=True)
+
+    def end_brief(self) -> None:
+        "Take that line away"
+        brief, self.brief = self.brief, None
+        if brief: brief.stop()
 
     def show(self) -> None:
         "Speak now"

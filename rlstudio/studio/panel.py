@@ -4,7 +4,7 @@
 
 - `Panel`: the display for notebooks. It draws twice a second at most.
 - `Lines`: the display for terminals, made of the console's own lines.
-- `Curve`, `curve_svg`: what is drawn, as text. No figure is made, so none is left behind, and the colours follow the theme of the page.
+- `Curve`, `live_curve`: what is drawn, as text. No figure is made, so none is left behind, and the colours follow the theme of the page.
 - `Mailbox`: lets a button work although the cell that shows it is still running.
 
 What the lines say, and what counts as healthy, is decided in `70_studio.console` and nowhere else."""
@@ -13,8 +13,8 @@ What the lines say, and what counts as healthy, is decided in `70_studio.console
 
 # %% auto #0
 __all__ = ['WIDTH', 'HEIGHT', 'LEFT', 'BOTTOM', 'TOP', 'RIGHT', 'ticks', 'short_number', 'number_or_nan', 'Curve', 'scale',
-           'curve_svg', 'lights_html', 'share_html', 'head_html', 'facts_html', 'film_html', 'Mailbox', 'Panel',
-           'Lines']
+           'live_curve', 'lights_html', 'share_html', 'head_html', 'facts_html', 'newest_film', 'film_html', 'Mailbox',
+           'Panel', 'Lines']
 
 # %% ../../nbs/72_studio.panel.ipynb #50f2ec7f
 import html
@@ -31,8 +31,9 @@ from ..core.options import goal_steps
 from ..runs.background import Display
 from ..runs.pictures import BLUE, GREY, RED
 from .console import (
-    Progress, Snapshot, Thinned, Watcher, duration, eval_line, health, printable, speed_line, verdict)
+    Progress, Snapshot, Thinned, Watcher, duration, eval_line, health, printable, speed_line, verdict, vitals)
 from ..train.evaluate import goal_return
+from ..train.metrics import GLOSSARY, Metric
 
 if TYPE_CHECKING:
     from rlstudio.runs.run import Run
@@ -103,7 +104,7 @@ def scale(
     span = high - low or 1.
     return lambda v: first + (v - low) / span * (last - first)
 
-def curve_svg(
+def live_curve(
     curve: Curve,                # what to draw
     goal: float | None = None,   # mean return that counts as solved
     total: float = 0,            # env steps of the budget; 0: not known
@@ -139,8 +140,13 @@ def lights_html(
     s: Snapshot,  # of a training
 ) -> str:         # one light for each vital metric
     "Health at a glance"
-    lights = [f'<span style="margin-right:1.4em;white-space:nowrap"><span style="color:{"#d08700" if word else "#3a9a4a"}">●</span> {html.escape(text)}'
-              + (f' <b>{html.escape(word)}</b>' if word else '') + '</span>' for text, word in health(s)]
+    def light(name: str, text: str, word: str) -> str:
+        row = GLOSSARY.get(name, Metric(name, ''))
+        low, high = row.healthy
+        about = f'{row.formula}; healthy {low:g} … {high:g}'
+        return (f'<span title="{html.escape(about)}" style="margin-right:1.4em;white-space:nowrap"><span style="color:{"#d08700" if word else "#3a9a4a"}">●</span> '
+                f'{html.escape(text)}{f" <b>{html.escape(word)}</b>" if word else ""}</span>')
+    lights = [light(name, *said) for name, said in zip(vitals(s.metrics), health(s))]
     return ''.join(lights) or 'nothing learned yet'
 
 def share_html(
@@ -161,7 +167,7 @@ def head_html(
     "What runs, and how far it is"
     done = min(1., s.env_steps / s.total_steps)
     left = f', {duration(s.seconds_left)} left' if s.seconds_left else ''
-    return (f'<div style="display:flex;gap:1em;align-items:baseline"><b>{html.escape(title)}</b><span class="rlstudio-state" style="opacity:.75">{html.escape(state)}</span></div>'
+    return (f'<div style="display:flex;gap:1em;align-items:baseline"><b style="white-space:nowrap">{html.escape(title)}</b><span class="rlstudio-state" style="opacity:.75">{html.escape(state)}</span></div>'
             f'<div style="height:5px;margin:5px 0;border-radius:3px;background:rgba(128,128,128,.25)"><div style="width:{done:.1%};height:100%;border-radius:3px;background:{BLUE}"></div></div>'
             f'<div class="rlstudio-progress">{done:.0%}, {s.env_steps:,} of {s.total_steps:,} env steps{left}</div>')
 
@@ -173,16 +179,22 @@ def facts_html(
     return '<table style="border:0;line-height:1.7">' + ''.join(
         f'<tr><td style="padding-right:1.2em;opacity:.65">{k}</td><td>{v}</td></tr>' for k, v in rows.items()) + '</table>'
 
-# %% ../../nbs/72_studio.panel.ipynb #252abd83
+# %% ../../nbs/72_studio.panel.ipynb #eaa5db97
+def newest_film(
+    folder: Path,  # of a run
+) -> tuple[Path, float] | None:  # and when it was made
+    "The newest film of a run, if there is one"
+    films = [(p, p.stat().st_mtime) for p in (folder / 'videos').glob('*.webp') if p.is_file() and not p.is_symlink()]
+    return max(films, key=lambda f: f[1], default=None)
+
 def film_html(
-    folder: Path,          # of a run
+    path: Path,             # a WebP
     most: int = 2_000_000,  # bytes at most
-) -> str:                  # '' where there is no film
-    "The newest film of a run"
-    films = sorted((p for p in (folder / 'videos').glob('*.webp') if p.is_file() and not p.is_symlink()), key=lambda p: p.stat().st_mtime)
-    if not films or films[-1].stat().st_size > most: return ''
-    data = b64encode(films[-1].read_bytes()).decode()
-    return f'<img class="rlstudio-film" alt="an episode" style="max-width:300px;border-radius:4px" src="data:image/webp;base64,{data}"/>'
+) -> str:                   # '' if it is larger
+    "A film as a part of the page"
+    if path.stat().st_size > most: return ''
+    return (f'<img class="rlstudio-film" alt="an episode" title="{html.escape(path.name)}" style="max-width:300px;border-radius:4px;margin-top:8px" '
+            f'src="data:image/webp;base64,{b64encode(path.read_bytes()).decode()}"/>')
 
 # %% ../../nbs/72_studio.panel.ipynb #11761feb
 class Mailbox:
@@ -245,6 +257,7 @@ class Panel(Display):
         self.controls, self.seconds, self.drawn = run.controls, seconds, -math.inf
         self.curve, self.goal = Curve(), goal_return(run.config.env, run.config.eval)
         self.snapshot, self.state = Snapshot(0, goal_steps(run.config), {}, goal=self.goal), 'getting ready'
+        self.filmed: tuple[Path, float] | None = None   # which film is shown
         self.head, self.picture, self.facts, self.film = w.HTML(), w.HTML(), w.HTML(), w.HTML()
         self.stop_button = w.Button(description='Stop', icon='stop', button_style='danger', tooltip='end behind this iteration, with a checkpoint')
         self.pause_button = w.Button(description='Pause', icon='pause', tooltip='hold behind this iteration, with a checkpoint')
@@ -286,8 +299,10 @@ class Panel(Display):
     def draw(self) -> None:
         "Show what is known"
         self.say(self.state)
-        self.picture.value = curve_svg(self.curve, self.goal, self.snapshot.total_steps)
+        self.picture.value = live_curve(self.curve, self.goal, self.snapshot.total_steps)
         self.facts.value = facts_html(self.snapshot)
+        newest = newest_film(self.run.folder)
+        if newest and newest != self.filmed: self.film.value, self.filmed = film_html(newest[0]), newest
         self.drawn = time.monotonic()
 
     def on_train_start(self, trainer: 'Trainer') -> None:  # also after a resume: the files know what was before
@@ -298,7 +313,6 @@ class Panel(Display):
         if self.curve.evaluations: a, mean, std = self.curve.evaluations[-1]; self.watcher.evaluation = int(a), mean, std
         self.snapshot = self.watcher.snapshot()
         self.state = 'training' if self.controls.reaches else 'watching'
-        self.film.value = film_html(self.run.folder)
         self.draw()
 
     def on_iteration_end(self, trainer: 'Trainer') -> None:  # draws if it is time
@@ -328,7 +342,6 @@ class Panel(Display):
         if result: self.close(verdict(result))
         else: self.close(f'{run.status} at {facts.get("env_steps", 0):,} env steps ({facts.get("stopped_by", "")}); go on with Run.open({str(run.folder)!r}).train()')
         self.buttons.layout.display = 'none'
-        self.film.value = film_html(run.folder)
 
     def on_run_error(self, error: BaseException) -> None:  # says it
         self.close(f'failed: {type(error).__name__}: {error}')

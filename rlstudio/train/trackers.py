@@ -240,7 +240,7 @@ class WandbSink(Tracker):
     def on_end(self) -> None:
         with quietly(): self.run.finish(exit_code=0 if self.done else 1)
 
-# %% ../../nbs/45_train.trackers.ipynb #ad3101b1
+# %% ../../nbs/45_train.trackers.ipynb #573d0fdf
 class TrackioSink(WandbSink):
     "trackio, which has W&B's interface (extra `trackio`)"
     package = 'trackio'
@@ -260,7 +260,7 @@ class TrackioSink(WandbSink):
         self.run.log(row, step=step)
 
     def on_end(self) -> None:
-        with quietly(): self.run.finish()
+        with quietly(): self.tool.finish()   # the run that `init` made the current one
 
 # %% ../../nbs/45_train.trackers.ipynb #53faa5f8
 def mlflow_place(
