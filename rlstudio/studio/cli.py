@@ -116,8 +116,8 @@ def where_run(
 ) -> Path:       # a folder; one that does not exist stays as it was typed
     "A run by its folder, or by its name in the folder of all runs"
     from rlstudio.runs.config import load_settings
-    from rlstudio.runs.folder import find_run
-    try: return find_run(given, load_settings().runs_dir)
+    from rlstudio.runs.folder import locate_run
+    try: return locate_run(given, load_settings().runs_dir)
     except ValueError: return Path(given)   # the command itself says what is wrong with it, or with the settings
 
 def exact_run(
