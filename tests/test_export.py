@@ -90,7 +90,7 @@ def an_agent(algo: str, obs: str, action: str, masked: bool = False, more: dict[
     config = config_from_dict(values)
     module = untrained(config, Unplugged("Elsewhere-v0", 2, observation, spec, masked))
     with torch.no_grad():
-        for p in module.parameters(): p.add_(torch.as_tensor(rng.normal(0, .3, p.shape), dtype=p.dtype))
+        for p in module.parameters(): p.add_(torch.as_tensor(rng.normal(0, .5 / max(1, p[0].numel() if p.ndim else 1) ** .5, p.shape), dtype=p.dtype))
     if module.reward_scale is not None: module.reward_scale.add(rng.normal(3, 2, (50, 2)).ravel())
     agent = Agent(module, observation, spec, masked=masked, facts=dict(algo=algo, config=values))
     graph = AgentGraph(agent)

@@ -177,7 +177,8 @@ class Agent:
         facts: dict[str, Any] | None = None,   # where it comes from: algo, env, step, config …
     ) -> None:
         self.module, self.greedy, self.facts = module, greedy, facts or {}
-        self.rng, self.memory = Streams(seed)['agent'], None
+        self.rng = Streams(seed)['agent']
+        self.memory: Any = None   # a batch (N, …), as the module says
         first = module.initial_state(1)
         self.spec = AgentSpec(observation_spec, action_spec, masked, () if first is None else tuple(first.keys()))
 
@@ -219,7 +220,7 @@ class Agent:
     ) -> None:
         "Begin an episode: forget what was seen before"
         if ended is None or self.memory is None: self.memory = None
-        else: self.memory = begun_anew(self.memory, np.asarray(ended, bool), self.module.initial_state(len(self.memory)))
+        else: self.memory = begun_anew(self.memory, np.asarray(ended, bool), self.module.initial_state(len(self.memory)) or Batch())
 
     def look(self, obs: Any, mask: Any = None) -> tuple[Batch, int | None]:   # as `act` → what the networks see, N or None
         "Lay out what the networks see"
