@@ -49,6 +49,7 @@ Modules:
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
 - `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
 - `rlstudio.runs.background`: A training runs in a thread while you look at it: stop it, pause it, wait for it, or follow one that another process trains.
+- `rlstudio.runs.catalog`: A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
 - `rlstudio.runs.export`: An agent leaves its run: as a folder that runs no code, as an ONNX file that needs no Python of ours, or as a `torch.export` program.

@@ -128,6 +128,20 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str, str]] = {  # name → parts,
 }
 
 
+def guessed(self: Any, action: Any) -> Any:
+    "Was the action the number that the env drew?"
+    self.age += 1
+    return np.zeros(2, np.float32), float(action == self.np_random.integers(3)), self.age == 10, False, {}
+
+
+def start(self: Any, *, seed: int | None = None, options: Any = None) -> Any: seeded(self, seed); return np.zeros(2, np.float32), {}
+
+
+def test_random_actions_have_dice_of_their_own() -> None:
+    "An env that draws from as many numbers as there are actions is guessed a third of the time, not always"
+    assert .2 < check_env(world(reset=start, step=guessed), 300).numbers["reward"]["mean"] < .5
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_problems(name: str) -> None:
     "One finding names what was given and the fix, and the report is no longer ok"
