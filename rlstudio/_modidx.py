@@ -1943,6 +1943,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'rlstudio/runs/export.py'),
                                       'rlstudio.runs.export.AgentGraph.example': ( 'runs.export.html#agentgraph.example',
                                                                                    'rlstudio/runs/export.py'),
+                                      'rlstudio.runs.export.AgentGraph.first_state': ( 'runs.export.html#agentgraph.first_state',
+                                                                                       'rlstudio/runs/export.py'),
                                       'rlstudio.runs.export.AgentGraph.forward': ( 'runs.export.html#agentgraph.forward',
                                                                                    'rlstudio/runs/export.py'),
                                       'rlstudio.runs.export.agent_facts': ('runs.export.html#agent_facts', 'rlstudio/runs/export.py'),

@@ -54,7 +54,14 @@ class CheckpointError(Exception):
 def spell(
     doc: Any,  # JSON value
 ) -> bytes:    # its only spelling
-    "JSON in the one spelling that checkpoints use, else ValueError"
+    """JSON in the one spelling that checkpoints use, else ValueError
+
+    Args:
+        doc: JSON value
+
+    Returns:
+        its only spelling
+    """
     data = json.dumps(doc, sort_keys=True, indent=1, allow_nan=False).encode() + b'\n'
     if len(data) <= MAX_JSON: return data
     raise ValueError(f'{len(data)} bytes of JSON, expected at most {MAX_JSON}: store '
@@ -64,7 +71,14 @@ def spell(
 def parse_json(
     data: bytes,  # what a file holds
 ) -> Any:         # the value
-    "JSON that is spelled as `spell` would, else ValueError"
+    """JSON that is spelled as `spell` would, else ValueError
+
+    Args:
+        data: what a file holds
+
+    Returns:
+        the value
+    """
     try:
         doc = json.loads(data)
         if spell(doc) == data: return doc
@@ -80,7 +94,15 @@ def plain_value(
     x: Any,                 # a leaf of the tree that is no array
     path: tuple[str, ...],  # where it is
 ) -> Any:                   # JSON value
-    "A number, text or None as JSON can hold it exactly"
+    """A number, text or None as JSON can hold it exactly
+
+    Args:
+        x: a leaf of the tree that is no array
+        path: where it is
+
+    Returns:
+        JSON value
+    """
     if isinstance(x, np.generic): x = x.item()
     if x is None or isinstance(x, bool | str): return x
     if isinstance(x, float): return x if math.isfinite(x) else {'$float': repr(float(x))}
@@ -95,7 +117,14 @@ LONG = 1000   # numbers from which on a list is stored as an array
 def as_column(
     values: list[Any] | tuple[Any, ...],  # any list of a state
 ) -> np.ndarray | None:                   # one number each; None: it stays a list
-    "A long list of floats, or of integers of 64 bits, as an array"
+    """A long list of floats, or of integers of 64 bits, as an array
+
+    Args:
+        values: any list of a state
+
+    Returns:
+        one number each; None: it stays a list
+    """
     if len(values) < LONG: return None
     kinds = {type(x) for x in values}
     if kinds == {float}: return np.array(values, np.float64)
@@ -108,7 +137,16 @@ def split_tree(
     arrays: dict[str, Any],      # receives path -> array
     path: tuple[str, ...] = (),  # where we are
 ) -> Any:                        # JSON value with placeholders
-    "Take the arrays out of a tree"
+    """Take the arrays out of a tree
+
+    Args:
+        tree: the state
+        arrays: receives path -> array
+        path: where we are
+
+    Returns:
+        JSON value with placeholders
+    """
     if len(path) > MAX_NESTING: _refuse(path, f'… is nested deeper than {MAX_NESTING} levels')
     if isinstance(tree, dict):
         return {_key(k, path): split_tree(v, arrays, (*path, k)) for k, v in tree.items()}
@@ -143,7 +181,14 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]   # path -> (code, shape)
 def layout_of(
     arrays: dict[str, Any],  # path -> NumPy array or torch tensor
 ) -> Layout:                 # path -> (code, shape), in the order of the file
-    "Which arrays, of which types and shapes?"
+    """Which arrays, of which types and shapes?
+
+    Args:
+        arrays: path -> NumPy array or torch tensor
+
+    Returns:
+        path -> (code, shape), in the order of the file
+    """
     layout = {path: (_code(x, path), tuple(x.shape)) for path, x in arrays.items()}
     return dict(sorted(layout.items(), key=lambda item: (-WIDTHS[item[1][0]], item[0])))
 
@@ -159,14 +204,28 @@ def _code(x: np.ndarray | torch.Tensor, path: str) -> str:
 def sizes(
     layout: Layout,  # path -> (code, shape)
 ) -> list[int]:      # bytes of each array
-    "How many bytes does each array take?"
+    """How many bytes does each array take?
+
+    Args:
+        layout: path -> (code, shape)
+
+    Returns:
+        bytes of each array
+    """
     return [math.prod(shape) * WIDTHS[code] for code, shape in layout.values()]
 
 
 def layout_header(
     layout: Layout,  # path -> (code, shape), in the order of the file
 ) -> bytes:          # length and JSON, padded to a multiple of 8 bytes
-    "The head of a safetensors file"
+    """The head of a safetensors file
+
+    Args:
+        layout: path -> (code, shape), in the order of the file
+
+    Returns:
+        length and JSON, padded to a multiple of 8 bytes
+    """
     ends = [0, *accumulate(sizes(layout))]
     fields = {path: {'dtype': code, 'shape': list(shape), 'data_offsets': ends[i:i + 2]}
               for i, (path, (code, shape)) in enumerate(layout.items())}
@@ -178,7 +237,14 @@ def layout_header(
 def pack(
     arrays: dict[str, Any],  # path -> NumPy array or torch tensor
 ) -> Iterator[bytes | memoryview]:  # the pieces of a safetensors file, one array at a time
-    "Arrays as a safetensors file"
+    """Arrays as a safetensors file
+
+    Args:
+        arrays: path -> NumPy array or torch tensor
+
+    Returns:
+        the pieces of a safetensors file, one array at a time
+    """
     layout = layout_of(arrays)
     if len(head := layout_header(layout)) > MAX_JSON:
         raise CheckpointError(f'{len(layout)} arrays in the state are too many; stack them')
@@ -195,7 +261,15 @@ def read_layout(
     f: BufferedReader,  # a file, at its beginning
     size: int,          # its size in bytes
 ) -> Layout:            # path -> (code, shape), in the order of the file
-    "The verified header of a safetensors file, else ValueError"
+    """The verified header of a safetensors file, else ValueError
+
+    Args:
+        f: a file, at its beginning
+        size: its size in bytes
+
+    Returns:
+        path -> (code, shape), in the order of the file
+    """
     head = f.read(8)
     length = int.from_bytes(head, 'little')
     if length > min(MAX_JSON, size - 8): raise ValueError(f'a header of {length} bytes')
@@ -228,7 +302,16 @@ def fetch(
     nbytes: int,        # of it
     size: int,          # of the whole file
 ) -> np.ndarray:        # (nbytes,) uint8; shorter if the file is
-    "The bytes of one array: read, or mapped if there are many"
+    """The bytes of one array: read, or mapped if there are many
+
+    Args:
+        f: at the beginning of an array
+        nbytes: of it
+        size: of the whole file
+
+    Returns:
+        (nbytes,) uint8; shorter if the file is
+    """
     if nbytes < LARGE:
         data = np.empty(nbytes, np.uint8)
         return data[:f.readinto(data.data)]
@@ -244,7 +327,15 @@ def unpack(
     f: BufferedReader,  # a safetensors file, at its beginning
     size: int,          # its size in bytes
 ) -> Raw:               # path -> (code, shape, bytes)
-    "The arrays of a safetensors file as bytes, else ValueError"
+    """The arrays of a safetensors file as bytes, else ValueError
+
+    Args:
+        f: a safetensors file, at its beginning
+        size: its size in bytes
+
+    Returns:
+        path -> (code, shape, bytes)
+    """
     raw: Raw = {}
     layout = read_layout(f, size)
     for (path, (code, shape)), nbytes in zip(layout.items(), sizes(layout)):
@@ -260,7 +351,16 @@ def join_tree(
     raw: Raw,        # from `unpack`; what is used is taken out
     depth: int = 0,  # where we are
 ) -> Any:            # the state
-    "Put the arrays back into a tree, else ValueError"
+    """Put the arrays back into a tree, else ValueError
+
+    Args:
+        tree: from `state.json`
+        raw: from `unpack`; what is used is taken out
+        depth: where we are
+
+    Returns:
+        the state
+    """
     if depth > MAX_NESTING: raise ValueError('nested too deeply')
     if isinstance(tree, list): return [join_tree(v, raw, depth + 1) for v in tree]
     if not isinstance(tree, dict): return tree
@@ -295,7 +395,11 @@ CRASH_POINTS = (
 def crash_point(
     name: str,  # this moment, one of `CRASH_POINTS`
 ) -> None:
-    "For tests: kill this very process if the variable `RLSTUDIO_CRASH_AT` is this name"
+    """For tests: kill this very process if the variable `RLSTUDIO_CRASH_AT` is this name
+
+    Args:
+        name: this moment, one of `CRASH_POINTS`
+    """
     if os.environ.get('RLSTUDIO_CRASH_AT') == name: os.kill(os.getpid(), signal.SIGKILL)
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #ef1dadc3
@@ -303,7 +407,15 @@ def write_file(
     path: Path,  # a file that must not exist
     pieces: Iterable[bytes | memoryview],  # its content
 ) -> dict[str, Any]:  # {'bytes': size, 'sha256': hex digest}
-    "Write a new file and wait until it is on the disk"
+    """Write a new file and wait until it is on the disk
+
+    Args:
+        path: a file that must not exist
+        pieces: its content
+
+    Returns:
+        {'bytes': size, 'sha256': hex digest}
+    """
     digest, size = hashlib.sha256(), 0
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
@@ -321,7 +433,14 @@ def write_file(
 def sha256(
     data: bytes,  # anything
 ) -> str:         # 64 hex digits
-    "The SHA-256 of some bytes"
+    """The SHA-256 of some bytes
+
+    Args:
+        data: anything
+
+    Returns:
+        64 hex digits
+    """
     return hashlib.sha256(data).hexdigest()
 
 
@@ -330,7 +449,16 @@ def make_manifest(
     meta: dict[str, Any],   # plain values: config hash, versions, level, …
     files: dict[str, Any],  # name -> what `write_file` returned
 ) -> bytes:                 # the file
-    "The manifest of a checkpoint"
+    """The manifest of a checkpoint
+
+    Args:
+        step: env steps
+        meta: plain values: config hash, versions, level, …
+        files: name -> what `write_file` returned
+
+    Returns:
+        the file
+    """
     arrays: dict[str, Any] = {}
     doc = {'schema_version': SCHEMA_VERSION, 'step': step, 'files': files,
            'meta': split_tree(meta, arrays, ('meta',))}
@@ -341,7 +469,14 @@ def make_manifest(
 def read_manifest(
     data: bytes,      # the file
 ) -> dict[str, Any]:  # its content, verified
-    "A manifest, else ValueError"
+    """A manifest, else ValueError
+
+    Args:
+        data: the file
+
+    Returns:
+        its content, verified
+    """
     doc = _mapping(parse_json(data))
     version, digest = doc.get('schema_version'), doc.pop('sha256', None)
     if type(version) is not int or version < 1:
@@ -367,7 +502,15 @@ def checkpoint_path(
     folder: str | Path,  # where checkpoints live
     step: int,           # env steps, 0 … 10¹² - 1
 ) -> Path:               # such as folder/step_000000012345
-    "The name of a checkpoint; names sort by step"
+    """The name of a checkpoint; names sort by step
+
+    Args:
+        folder: where checkpoints live
+        step: env steps, 0 … 10¹² - 1
+
+    Returns:
+        such as folder/step_000000012345
+    """
     if type(step) is int and 0 <= step < 10**12: return Path(folder)/f'step_{step:012d}'
     raise CheckpointError(f'step {step!r}: expected an int from 0 to 10**12 - 1')
 
@@ -393,7 +536,17 @@ def save_checkpoint(
     state: dict[str, Any],  # tree of arrays and plain values: the whole state of a run
     meta: dict[str, Any] | None = None,  # plain values: config hash, versions, level, …
 ) -> Path:                  # the checkpoint
-    "Write a checkpoint: when this returns, it is complete and on the disk"
+    """Write a checkpoint: when this returns, it is complete and on the disk
+
+    Args:
+        folder: where checkpoints live, made if missing
+        step: env steps so far
+        state: tree of arrays and plain values: the whole state of a run
+        meta: plain values: config hash, versions, level, …
+
+    Returns:
+        the checkpoint
+    """
     target = checkpoint_path(folder, step)
     tmp = _aside(target, 'tmp')
     try:
@@ -472,7 +625,15 @@ def _verify(f: BufferedReader, stamp: dict[str, Any]) -> int:
 # %% ../../nbs/62_runs.checkpoint.ipynb #aae14fb9
 @dataclass(frozen=True)
 class Checkpoint:
-    "A loaded checkpoint"
+    """A loaded checkpoint
+
+    Args:
+        path: its folder
+        step: env steps
+        state: the tree that was saved, tensors on the CPU
+        meta: what was saved with it
+        digest: SHA-256 over the state: equal states, equal digests
+    """
     path: Path    # its folder
     step: int     # env steps
     state: dict[str, Any] = field(repr=False)  # the tree that was saved, tensors on the CPU
@@ -483,7 +644,14 @@ class Checkpoint:
 def load_checkpoint(
     path: str | Path,  # folder of one checkpoint
 ) -> Checkpoint:       # all of it, verified
-    "Load a checkpoint, or raise a `CheckpointError` that names the file"
+    """Load a checkpoint, or raise a `CheckpointError` that names the file
+
+    Args:
+        path: folder of one checkpoint
+
+    Returns:
+        all of it, verified
+    """
     path = Path(path)
     manifest = _inspect(path)
     files = manifest['files']
@@ -498,7 +666,14 @@ def load_checkpoint(
 def read_meta(
     path: str | Path,  # folder of one checkpoint
 ) -> tuple[dict[str, Any], int]:  # what was saved with it; env steps
-    "The meta data of a checkpoint, without its state; `CheckpointError` if they are damaged"
+    """The meta data of a checkpoint, without its state; `CheckpointError` if they are damaged
+
+    Args:
+        path: folder of one checkpoint
+
+    Returns:
+        what was saved with it; env steps
+    """
     manifest = _inspect(Path(path))
     return manifest['meta'], manifest['step']
 
@@ -506,7 +681,14 @@ def read_meta(
 def checkpoints(
     folder: str | Path,  # where checkpoints live
 ) -> list[Path]:         # newest first; temporary and other names are left out
-    "The checkpoints in a folder, by name alone"
+    """The checkpoints in a folder, by name alone
+
+    Args:
+        folder: where checkpoints live
+
+    Returns:
+        newest first; temporary and other names are left out
+    """
     paths = sorted(Path(folder).glob('step_*'), reverse=True)
     return [path for path in paths if re.fullmatch(r'step_[0-9]{12}', path.name)]
 
@@ -514,7 +696,14 @@ def checkpoints(
 def latest_checkpoint(
     folder: str | Path,  # where checkpoints live
 ) -> tuple[Checkpoint, list[tuple[Path, str]]]:  # newest whole one; newer ones and why not
-    "Load the newest checkpoint that is whole"
+    """Load the newest checkpoint that is whole
+
+    Args:
+        folder: where checkpoints live
+
+    Returns:
+        newest whole one; newer ones and why not
+    """
     rejected: list[tuple[Path, str]] = []
     for path in checkpoints(folder):
         try: return load_checkpoint(path), rejected
@@ -527,7 +716,15 @@ def prune(
     folder: str | Path,  # where checkpoints live
     keep: int,           # how many to keep, at least 1
 ) -> list[Path]:         # those that were deleted
-    "Delete all but the newest checkpoints, and the leftovers of crashes"
+    """Delete all but the newest checkpoints, and the leftovers of crashes
+
+    Args:
+        folder: where checkpoints live
+        keep: how many to keep, at least 1
+
+    Returns:
+        those that were deleted
+    """
     if keep < 1: raise CheckpointError(f'keep={keep}: expected at least 1')
     old = [path for path in checkpoints(folder) if _looks_whole(path)][keep:]
     try:
@@ -554,25 +751,38 @@ class SaveCheckpoints(Callback):
         meta: dict[str, Any] | None = None,   # for the manifest: config, versions, level
         last: int = -1,                       # env steps of the checkpoint we go on from
     ):
+        """
+        Args:
+            folder: where checkpoints go
+            every: env steps between two; 0: only start and end
+            keep: newest ones to keep, ≥ 1
+            meta: for the manifest: config, versions, level
+            last: env steps of the checkpoint we go on from
+        """
         self.folder, self.every, self.keep = Path(folder), every, keep
         self.meta, self.last = meta or {}, last
 
     def save(self,
         trainer: Trainer,  # between two iterations
     ) -> None:
-        "Save now, unless this very step is saved already"
+        """Save now, unless this very step is saved already
+
+        Args:
+            trainer: between two iterations
+        """
         if trainer.env_steps == self.last: return
         save_checkpoint(self.folder, trainer.env_steps, trainer.state_dict(), self.meta)
         self.last = trainer.env_steps
         prune(self.folder, self.keep)
 
-    def on_train_start(self, trainer: Trainer) -> None: self.save(trainer)  # the first one
+    def on_train_start(self, trainer: Trainer) -> None: "the first one"; self.save(trainer)  # the first one
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # saves if it is time
+        "saves if it is time"
         if self.every and trainer.env_steps // self.every > max(self.last, 0) // self.every:
             self.save(trainer)
 
-    def on_train_end(self, trainer: Trainer) -> None: self.save(trainer)  # the last one
+    def on_train_end(self, trainer: Trainer) -> None: "the last one"; self.save(trainer)  # the last one
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #f7e4f9a7
 BEST = 'best'   # the folder of the best checkpoint, among the others
@@ -581,7 +791,15 @@ def needed_bests(
     bests: list[Path],     # newest first
     ordinary: list[Path],  # checkpoints to go on from, newest first
 ) -> list[Path]:           # those to keep, newest first
-    "The best as each ordinary checkpoint would know it, and the best of all"
+    """The best as each ordinary checkpoint would know it, and the best of all
+
+    Args:
+        bests: newest first
+        ordinary: checkpoints to go on from, newest first
+
+    Returns:
+        those to keep, newest first
+    """
     oldest = ordinary[-1].name if ordinary else ''
     before = [p for p in bests if p.name <= oldest][:1]
     return [p for p in bests if p.name > oldest] + before if before else bests
@@ -589,7 +807,11 @@ def needed_bests(
 def remove_checkpoints(
     paths: Iterable[Path],  # of checkpoints
 ) -> None:
-    "Delete checkpoints: each is renamed first, so that none is ever seen by half"
+    """Delete checkpoints: each is renamed first, so that none is ever seen by half
+
+    Args:
+        paths: of checkpoints
+    """
     for path in paths:
         tmp = _aside(path, 'tmp')
         os.rename(path, tmp)
@@ -599,7 +821,14 @@ def remove_checkpoints(
 def best_checkpoint(
     folder: str | Path,      # where checkpoints live: `checkpoints` in a run's folder
 ) -> Checkpoint | None:      # None: nothing was evaluated yet
-    "Load the checkpoint of the best evaluation; `meta['best']` says which metric, value and step"
+    """Load the checkpoint of the best evaluation; `meta['best']` says which metric, value and step
+
+    Args:
+        folder: where checkpoints live: `checkpoints` in a run's folder
+
+    Returns:
+        None: nothing was evaluated yet
+    """
     home = Path(folder)/BEST
     return latest_checkpoint(home)[0] if checkpoints(home) else None
 
@@ -612,6 +841,12 @@ class SaveBest(Callback):
         metric: str = 'eval/return_mean',    # in the record; more is better
         meta: dict[str, Any] | None = None,  # for the manifest, as in `SaveCheckpoints`
     ):
+        """
+        Args:
+            folder: where the ordinary checkpoints go
+            metric: in the record; more is better
+            meta: for the manifest, as in `SaveCheckpoints`
+        """
         self.folder, self.metric, self.meta = Path(folder), metric, {} if meta is None else meta
         self.score, self.step = -math.inf, -1
 
@@ -619,7 +854,15 @@ class SaveBest(Callback):
         trainer: Trainer,  # between two iterations
         score: float,      # of its weights
     ) -> bool:             # is it the best so far?
-        "Save if it is better than all before"
+        """Save if it is better than all before
+
+        Args:
+            trainer: between two iterations
+            score: of its weights
+
+        Returns:
+            is it the best so far?
+        """
         if not score > self.score: return False
         self.score, self.step = float(score), trainer.env_steps
         facts = dict(metric=self.metric, value=self.score, step=self.step)
@@ -629,7 +872,11 @@ class SaveBest(Callback):
         return True
 
     def tidy(self) -> None:  # afterwards only needed ones are there
-        "Delete what no checkpoint would miss, and what belongs to a future that did not happen"
+        """Delete what no checkpoint would miss, and what belongs to a future that did not happen
+
+        Returns:
+            afterwards only needed ones are there
+        """
         bests = checkpoints(self.folder/BEST)
         known = [p for p in bests if p.name <= f'step_{max(0, self.step):012d}' and self.step >= 0]
         keep = needed_bests(known, checkpoints(self.folder))
@@ -637,23 +884,33 @@ class SaveBest(Callback):
         for path in (self.folder/BEST).glob('.tmp-*'): shutil.rmtree(path)   # of a kill
 
     def on_train_start(self, trainer: Trainer) -> None:  # perhaps after a kill, or after the end of a shorter budget
+        "perhaps after a kill, or after the end of a shorter budget"
         here = checkpoint_path(self.folder/BEST, trainer.env_steps)   # judged after the last ordinary checkpoint was written
         best = read_meta(here)[0].get('best', {}) if _looks_whole(here) else {}
         if best.get('metric') == self.metric and best['value'] > self.score: self.score, self.step = best['value'], best['step']
         self.tidy()
 
     def on_iteration_end(self, trainer: Trainer) -> None:                # perhaps evaluated
+        "perhaps evaluated"
         if self.metric in trainer.metrics: self.offer(trainer, trainer.metrics[self.metric])
 
-    def state_dict(self) -> dict[str, Any]: return dict(score=self.score, step=self.step)  # of the best
-    def load_state_dict(self, state: dict[str, Any]) -> None: self.score, self.step = state['score'], state['step']  # go on from there
+    def state_dict(self) -> dict[str, Any]: "of the best"; return dict(score=self.score, step=self.step)  # of the best
+    def load_state_dict(self, state: dict[str, Any]) -> None: "go on from there"; self.score, self.step = state['score'], state['step']  # go on from there
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #6cccfb9f
 def chosen_checkpoint(
     folder: str | Path,              # where checkpoints live: `checkpoints` in a run's folder
     which: str | int | None = None,  # None: the newest whole one; 'best'; or env steps
 ) -> Checkpoint:  # whole and verified
-    "One of a run's checkpoints; an error names those that there are"
+    """One of a run's checkpoints; an error names those that there are
+
+    Args:
+        folder: where checkpoints live: `checkpoints` in a run's folder
+        which: None: the newest whole one; 'best'; or env steps
+
+    Returns:
+        whole and verified
+    """
     folder = Path(folder)
     if which is None: return latest_checkpoint(folder)[0]
     best = checkpoints(folder/BEST)

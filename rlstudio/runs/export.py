@@ -503,7 +503,8 @@ class AgentGraph(torch.nn.Module):
             agent: not changed
         """
         super().__init__()
-        s, self.agent = agent.spec, copy.deepcopy(agent.module).cpu().eval()
+        s = agent.spec
+        self.agent: Any = copy.deepcopy(agent.module).cpu().eval()
         self.spec, self.memory = s, s.memory if isinstance(agent.module, RecurrentActorCritic) else ()
         self.parts, self.seen = leaves(s.observation), [torch_type(leaf.dtype) for leaf in leaves(agent.module.observation_spec)]
         self.inputs = unlike([p.name for p in self.parts] + ['mask'] * s.masked + [f'state.{n}' for n in self.memory])
@@ -517,6 +518,10 @@ class AgentGraph(torch.nn.Module):
         obs = nested(self.agent.observation_spec, [seen_tensor(*x) for x in zip(self.parts, self.seen, given[:n])])
         parts, value, after = greedy_action(self.agent, obs, given[n] if self.spec.masked else None, *given[at:])
         return *parts, *([] if value is None else [value * self.unit]), *after
+
+    def first_state(self, num: int) -> list[np.ndarray]:   # N → memory at the start of an episode, (N, H) each
+        "N → memory at the start of an episode, (N, H) each"
+        return [np.zeros((num, self.agent.core.size), np.float32) for _ in self.memory]
 
     def example(self,
         num: int,                    # N
@@ -535,8 +540,8 @@ class AgentGraph(torch.nn.Module):
         """
         seen = [drawn_part(p, num, rng, edge) for p in self.parts]
         if not self.spec.masked: return seen
-        nvec = self.spec.action.nvec   # type: ignore[union-attr]
-        keep = np.concatenate([one_hot(rng.integers(0, n, num), n, bool) for n in nvec], 1)
+        choices: Any = self.spec.action
+        keep = np.concatenate([one_hot(rng.integers(0, n, num), n, bool) for n in choices.nvec], 1)
         return [*seen, keep | (rng.random(keep.shape) < .5)]
 
 def drawn_part(
@@ -625,7 +630,7 @@ def check_graph(
     sizes = [half_range(p) for p in leaves(agent.spec.action)] + [1.] * len(graph.outputs)
     for num, edge in ((rows, False), (1, False), (6, True)):
         agent.reset()
-        state = [np.zeros((num, agent.module.core.size), np.float32) for _ in graph.memory]
+        state = graph.first_state(num)
         for _ in range(3 if graph.memory else 1):
             given = graph.example(num, rng, edge)
             mine, state = told_by(agent, graph, given), [*ask(dict(zip(graph.inputs, [*given, *state])))]
@@ -653,7 +658,7 @@ def told_by(
     mask = given[n] if s.masked else None
     value = [agent.value(obs, mask)] if graph.has_value else []
     action = agent.act(obs, mask, greedy=True)
-    memory = [agent.memory.fields[k] for k in graph.memory]   # type: ignore[union-attr]
+    memory = [agent.memory.fields[k] for k in graph.memory]
     return [np.asarray(x) for _, x in given_parts(s.action, action)] + [np.asarray(v, np.float32) for v in value] + memory
 
 def unleaved(
@@ -683,7 +688,7 @@ def traced(
     Returns:
         a `torch.export.ExportedProgram`
     """
-    given = graph.example(2, Streams(1)['export']) + [np.zeros((2, graph.agent.core.size), np.float32) for _ in graph.memory]   # type: ignore[union-attr]
+    given = graph.example(2, Streams(1)['export']) + graph.first_state(2)
     N = torch.export.Dim('N')
     try:
         with torch.no_grad(): return torch.export.export(graph, tuple(map(torch.as_tensor, given)), dynamic_shapes={'given': tuple({0: N} for _ in given)}, strict=False)

@@ -155,7 +155,8 @@ def locate_run(
             raise RunError(f'{folder}: not a run yet (an empty folder; its process ended before it began); begin one in it: '
                            f'rlstudio run CONFIG --runs-dir {folder.parent} --name {folder.name}')
     names = [p.parent.name for p in Path(runs_dir).glob('*/config.yaml')]
-    raise RunError(f'{given}: not a run (it has no config.yaml){suggest(path.name, names)}; see: rlstudio list runs')
+    near = suggest(path.name, names)   # of thousands, only one that is near
+    raise RunError(f'{given}: not a run (it has no config.yaml){near if "did you mean" in near or len(names) < 10 else ""}; see: rlstudio list runs')
 
 # %% ../../nbs/64_runs.folder.ipynb #dbe5f960
 @contextmanager

@@ -18,11 +18,11 @@ on standard output and everything else on standard error; `--help` imports neith
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', 'Import', 'exit_code', 'Broken', 'explained',
            'importing', 'where_run', 'exact_run', 'files_beginning', 'complete_config', 'complete_run', 'complete_algo',
-           'complete_status', 'keys_of', 'complete_key', 'top', 'let_in', 'at_work', 'settings_on', 'run', 'speaker',
-           'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines', 'evaluate_run', 'evaluated',
-           'export_run', 'check_env_', 'show_run', 'config_lines', 'leg_lines', 'card', 'push_run', 'about',
-           'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'delete_', 'Shell',
-           'completion', 'main']
+           'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work',
+           'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
+           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'show_run', 'config_lines', 'leg_lines', 'card',
+           'push_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table',
+           'narrowed', 'run_table', 'delete_', 'Shell', 'completion', 'main']
 
 # %% ../../nbs/71_studio.cli.ipynb #9d12beff
 import json
@@ -31,7 +31,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from enum import StrEnum
@@ -41,6 +41,7 @@ from time import monotonic
 from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from .. import __version__
 
@@ -286,8 +287,38 @@ def complete_key(
     if name.endswith('_schedule'): words = ['constant', 'linear']
     return [text for text in (f'{key}={word}' for word in words) if text.startswith(incomplete)] or [f'{key}=']
 
+# %% ../../nbs/71_studio.cli.ipynb #1b07eb65
+def option_as_key(
+    option: str,  # one that no command has: '--total-timesteps'
+) -> str:         # what to write; '' where it is nothing here either
+    """An option of another program as a key of a config
+
+    Args:
+        option: one that no command has: '--total-timesteps'
+
+    Returns:
+        what to write; '' where it is nothing here either
+    """
+    from rlstudio.core.options import CONVERSIONS, NOT_HERE, SYNONYMS, translated
+    name = option.lstrip('-').replace('-', '_')
+    own = [key for key in keys_of(None) if key.endswith(f'.{name}')]
+    home = own[0] if own else SYNONYMS.get(name, '')
+    if home: return f'it is a key of the config: {home}=…'
+    return translated(name, None, {}) if name in CONVERSIONS or name in NOT_HERE else ''
+
+class Commands(TyperGroup):
+    "The commands; an option that is a key of a config is answered with the key"
+    def invoke(self, ctx: Any) -> Any:
+        "Run a command"
+        try: return super().invoke(ctx)
+        except typer.BadParameter: raise
+        except Exception as e:
+            if hasattr(e, 'option_name') and hasattr(e, 'possibilities') and (answer := option_as_key(e.option_name)):
+                e.message, e.possibilities = f'No such option: {e.option_name}; {answer}', None  # type: ignore[attr-defined]
+            raise
+
 # %% ../../nbs/71_studio.cli.ipynb #c8128fe3
-app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
+app = typer.Typer(cls=Commands, add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
                   help='RLStudio: reinforcement learning to read, run and replay.')
 
 Json = Annotated[bool, typer.Option('--json', help='One JSON object on standard output.')]
@@ -867,8 +898,11 @@ def list_(
         some = rows[:limit]
         emit({kind.value: some})
         if as_json: return
+        from rlstudio.studio.console import terminal_width
         say = speaker(False, False)
-        say(table(some) if some else f'no {kind.value} here' + (', or none that fits' if given else ''))
+        width = terminal_width(sys.stdout)
+        said = '' if not some else run_table(some, runs_dir is None, width) if kind is Listing.runs else table(some)
+        say(said or f'no {kind.value} here' + (', or none that fits' if given else ''))
         if len(some) < len(rows): say(f'… and {len(rows) - len(some):,} more ({"newest first" if sort == "newest" else f"sorted by {sort}"})')
 
 # %% ../../nbs/71_studio.cli.ipynb #99f03a0d
@@ -890,6 +924,45 @@ def table(
     widths = [max(map(len, column)) for column in zip(*lines)]
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip()
                      for line in lines)
+
+# %% ../../nbs/71_studio.cli.ipynb #ecc919cf
+def narrowed(
+    rows: list[dict[str, Any]],  # equal keys, at least one row
+    width: int,                  # columns of the terminal; 0: any number
+    spare: Sequence[str],        # keys that can go, the first one first
+) -> str:                        # lines
+    """A table that fits, if it can
+
+    Args:
+        rows: equal keys, at least one row
+        width: columns of the terminal; 0: any number
+        spare: keys that can go, the first one first
+
+    Returns:
+        lines
+    """
+    while width and spare and max(map(len, table(rows).splitlines())) > width:
+        rows, spare = [{k: v for k, v in row.items() if k != spare[0]} for row in rows], spare[1:]
+    return table(rows)
+
+def run_table(
+    rows: list[dict[str, Any]],  # of runs, at least one
+    named: bool,                 # do they lie where names are looked up?
+    width: int = 0,              # columns of the terminal; 0: any number
+) -> str:                        # lines
+    """Runs for people
+
+    Args:
+        rows: of runs, at least one
+        named: do they lie where names are looked up?
+        width: columns of the terminal; 0: any number
+
+    Returns:
+        lines
+    """
+    short = [dict(run=Path(r['run']).name if named else r['run'], algo=r['algo'], env=r['env'], seed=r['seed'], status=r['status'], steps=r['total_steps'], eval=r['eval_return_mean'])
+             for r in rows]
+    return narrowed(short, width, ('seed', 'algo', 'steps', 'env'))
 
 # %% ../../nbs/71_studio.cli.ipynb #68f7e4ff
 @app.command('delete')
@@ -928,7 +1001,7 @@ def completion(
 ) -> None:
     "Print what a shell needs to complete commands, configs, runs and keys: eval \"$(rlstudio completion bash)\""
     from typer.completion import get_completion_script
-    script = get_completion_script(prog_name='rlstudio', complete_var='_RLSTUDIO_COMPLETE', shell=shell.value)
+    script = get_completion_script(**{'prog_name': 'rlstudio', 'complete_var': '_RLSTUDIO_COMPLETE', 'shell': shell.value})
     print(script.replace('    return 0', '    if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]]; then compopt -o nospace; fi\n    return 0'))
 
 # %% ../../nbs/71_studio.cli.ipynb #1010c095

@@ -51,7 +51,15 @@ def as_given(
     spec: ArraySpec,   # of one observation, or of a part of it
     x: Any,            # an array, a tensor, a number, or lists of numbers
 ) -> np.ndarray:       # of what type it is
-    "Anything that looks like an array"
+    """Anything that looks like an array
+
+    Args:
+        spec: of one observation, or of a part of it
+        x: an array, a tensor, a number, or lists of numbers
+
+    Returns:
+        of what type it is
+    """
     try: a = as_numpy(x)
     except (ValueError, TypeError) as e: raise SpecError(f'{spec.name}: given a {type(x).__name__} that is no array ({e}), expected {one_line(spec)}; fix: rows of one length') from None
     whole = a.dtype.kind in 'iub' and spec.dtype.kind in 'iub' and not hasattr(x, 'dtype')
@@ -62,7 +70,15 @@ def one_or_many(
     spec: ArraySpec,   # of one observation, or of a part of it, as the world gives it
     x: Any,            # as `as_given`; choices also as one-hot rows of floats, as a vector env gives them
 ) -> tuple[np.ndarray, tuple[int, ...]]:   # as a learner sees it, (*lead, …); lead is () for one, (N,) for many
-    "One part of an observation, and how many there are"
+    """One part of an observation, and how many there are
+
+    Args:
+        spec: of one observation, or of a part of it, as the world gives it
+        x: as `as_given`; choices also as one-hot rows of floats, as a vector env gives them
+
+    Returns:
+        as a learner sees it, (*lead, …); lead is () for one, (N,) for many
+    """
     a = as_given(spec, x)
     flat = spec.kind != 'box' and a.dtype.kind == 'f' and a.shape[-1:] == (spec.flat_dim,)
     own: Any = seen_spec(spec) if flat else spec
@@ -77,7 +93,15 @@ def given_parts(
     spec: Spec,   # of one observation
     x: Any,       # one, or N: a tree of arrays, a list of dicts, or a batch
 ) -> list[tuple[ArraySpec, Any]]:   # each array of the spec, and what was given for it
-    "An observation, array by array"
+    """An observation, array by array
+
+    Args:
+        spec: of one observation
+        x: one, or N: a tree of arrays, a list of dicts, or a batch
+
+    Returns:
+        each array of the spec, and what was given for it
+    """
     if isinstance(spec, ArraySpec): return [(spec, x)]
     if isinstance(x, Batch) and len(x.fields) == len(spec.children): x = dict(zip(spec.children, x.fields.values()))
     if not spec.is_tuple and isinstance(x, list | tuple) and x and all(isinstance(row, Mapping) for row in x):
@@ -90,7 +114,16 @@ def as_seen(
     spec: Any,          # of one observation, as the world gives it
     obs: Any,           # one observation, or N
 ) -> tuple[Any, int | None]:   # an array (N, …) or a batch of them, as in training; N, or None for a single one
-    "An observation as the networks saw it in training"
+    """An observation as the networks saw it in training
+
+    Args:
+        module: whose networks shall see it
+        spec: of one observation, as the world gives it
+        obs: one observation, or N
+
+    Returns:
+        an array (N, …) or a batch of them, as in training; N, or None for a single one
+    """
     found = [one_or_many(leaf, x) for leaf, x in given_parts(spec, obs)]
     counts = {lead for _, lead in found}
     if len(counts) > 1: raise SpecError(f'{spec.name}: given parts of {" and ".join(str(n[0]) if n else "one" for n in sorted(counts))} observations, expected the same number of each; fix: look at where they are made')
@@ -106,7 +139,16 @@ def legal(
     mask: Any,        # for one observation: bools, one for each option; for N: N rows of them
     num: int | None,  # N; None: one
 ) -> np.ndarray:      # (N, options) bool
-    "Masks as the networks see them"
+    """Masks as the networks see them
+
+    Args:
+        spec: of one action
+        mask: for one observation: bools, one for each option; for N: N rows of them
+        num: N; None: one
+
+    Returns:
+        (N, options) bool
+    """
     if not getattr(spec, 'nvec', ()): raise MaskError(f'action_mask: given one, expected none: the actions are no choices ({one_line(spec)}); fix: leave it out')
     rows = [mask] if num is None else [*mask] if hasattr(mask, '__len__') else []
     if num is not None and len(rows) != num: raise MaskError(f'action_mask: given {len(rows)} rows, expected {num}; fix: one for each observation')
@@ -116,7 +158,15 @@ def without_its_mask(
     spec: Spec,   # of one observation, without a mask
     obs: Any,     # as the world gives it
 ) -> tuple[Any, Any]:   # the observation, and its mask or None
-    "Take the mask out of an observation that holds one"
+    """Take the mask out of an observation that holds one
+
+    Args:
+        spec: of one observation, without a mask
+        obs: as the world gives it
+
+    Returns:
+        the observation, and its mask or None
+    """
     if not isinstance(obs, Mapping) or MASK_KEY not in obs or (isinstance(spec, TreeSpec) and MASK_KEY in spec.children): return obs, None
     return obs_without_mask(dict(obs))
 
@@ -126,7 +176,16 @@ def in_world(
     spec: Any,            # of one action, as the world takes it
     action: np.ndarray,   # as `act` gives it, (N, …)
 ) -> Any:                 # in the world's own space: an array (N, *shape), or a dict or tuple of them
-    "Actions as the world takes them"
+    """Actions as the world takes them
+
+    Args:
+        module: its `to_env` translates, if it has one
+        spec: of one action, as the world takes it
+        action: as `act` gives it, (N, …)
+
+    Returns:
+        in the world's own space: an array (N, *shape), or a dict or tuple of them
+    """
     check_finite('action', action)
     row = action_row(spec)
     rows = np.asarray(getattr(module, 'to_env', partial(to_env, spec))(action), row.dtype)
@@ -137,7 +196,15 @@ def first_of(
     spec: Spec,   # of one value
     x: Any,       # of N values
 ) -> Any:         # the first one
-    "One value out of many"
+    """One value out of many
+
+    Args:
+        spec: of one value
+        x: of N values
+
+    Returns:
+        the first one
+    """
     if isinstance(spec, ArraySpec): return x[0]
     return put_together(spec, [first_of(child, part) for child, part in take_apart(spec, x)])
 
@@ -147,14 +214,30 @@ def drawn(
     rng: Any,          # a `numpy.random.Generator`, or a list of N of them
     num: int,          # N
 ) -> np.ndarray:       # (N, k)
-    "The randomness of N actions"
+    """The randomness of N actions
+
+    Args:
+        module: whose action distribution it is for
+        rng: a `numpy.random.Generator`, or a list of N of them
+        num: N
+
+    Returns:
+        (N, k)
+    """
     if isinstance(rng, np.random.Generator): return module.noise(rng, (num,))
     if isinstance(rng, list | tuple) and len(rng) == num and all(isinstance(r, np.random.Generator) for r in rng): return episode_noise(module, list(rng), num)
     raise AgentError(f'rng: given {type(rng).__name__}, expected a numpy.random.Generator, or a list of {num} of them, one for each observation; fix: rng = np.random.default_rng(1)')
 
 @dataclass(frozen=True)
 class AgentSpec:
-    "What an agent takes and gives"
+    """What an agent takes and gives
+
+    Args:
+        observation: of one observation, as the world gives it
+        action: of one action, as the world takes it
+        masked: does the world say which actions are legal?
+        memory: names of what it remembers; (): nothing
+    """
     observation: Spec            # of one observation, as the world gives it
     action: Spec                 # of one action, as the world takes it
     masked: bool                 # does the world say which actions are legal?
@@ -176,6 +259,16 @@ class Agent:
         seed: int = 1,            # of its own stream, for sampled actions
         facts: dict[str, Any] | None = None,   # where it comes from: algo, env, step, config …
     ) -> None:
+        """
+        Args:
+            module: with its weights; not copied
+            observation_spec: of one observation, as the world gives it (or as a learner sees it)
+            action_spec: of one action, as the world takes it
+            greedy: the likeliest action, unless `act` is told otherwise
+            masked: does the world tell masks? Then each call needs one
+            seed: of its own stream, for sampled actions
+            facts: where it comes from: algo, env, step, config …
+        """
         self.module, self.greedy, self.facts = module, greedy, facts or {}
         self.rng = Streams(seed)['agent']
         self.memory: Any = None   # a batch (N, …), as the module says
@@ -186,7 +279,15 @@ class Agent:
         obs: Any,           # one observation, or N
         mask: Any = None,   # which actions are legal, if the world says so
     ) -> Any:               # one action, or N, in the world's own space
-        "What to do here"
+        """What to do here
+
+        Args:
+            obs: one observation, or N
+            mask: which actions are legal, if the world says so
+
+        Returns:
+            one action, or N, in the world's own space
+        """
         return self.act(obs, mask)
 
     def act(self,
@@ -195,7 +296,17 @@ class Agent:
         greedy: bool | None = None,   # the likeliest action? None: as the agent was made
         rng: Any = None,              # if not greedy: a generator, or one for each observation; None: its own stream
     ) -> Any:                         # one action, or N, in the world's own space
-        "What to do here; the memory moves on, if there is one"
+        """What to do here; the memory moves on, if there is one
+
+        Args:
+            obs: one observation, or N
+            mask: which actions are legal: one row for each observation
+            greedy: the likeliest action? None: as the agent was made
+            rng: if not greedy: a generator, or one for each observation; None: its own stream
+
+        Returns:
+            one action, or N, in the world's own space
+        """
         seen, num = self.look(obs, mask)
         sure, n = self.greedy if greedy is None else greedy, 1 if num is None else num
         out = self.module.act(seen, None if sure else drawn(self.module, self.rng if rng is None else rng, n), greedy=sure)
@@ -207,7 +318,15 @@ class Agent:
         obs: Any,           # one observation, or N
         mask: Any = None,   # as in `act`
     ) -> Any:               # a number, or N of them: the return to expect, in units of the reward
-        "What the state is worth; the memory stays where it is"
+        """What the state is worth; the memory stays where it is
+
+        Args:
+            obs: one observation, or N
+            mask: as in `act`
+
+        Returns:
+            a number, or N of them: the return to expect, in units of the reward
+        """
         ask = getattr(self.module, 'value', None)
         if ask is None: raise AgentError(f'value: given {type(self.module).__name__}, which has no value of a state, expected an agent of ppo, a2c or dqn; fix: ask it for actions only')
         seen, num = self.look(obs, mask)
@@ -218,12 +337,20 @@ class Agent:
     def reset(self,
         ended: Any = None,   # (N,) bool: only where an episode has ended; None: everywhere
     ) -> None:
-        "Begin an episode: forget what was seen before"
+        """Begin an episode: forget what was seen before
+
+        Args:
+            ended: (N,) bool: only where an episode has ended; None: everywhere
+        """
         if ended is None or self.memory is None: self.memory = None
         else: self.memory = begun_anew(self.memory, np.asarray(ended, bool), self.module.initial_state(len(self.memory)) or Batch())
 
     def look(self, obs: Any, mask: Any = None) -> tuple[Batch, int | None]:   # as `act` → what the networks see, N or None
-        "Lay out what the networks see"
+        """Lay out what the networks see
+
+        Args:
+            obs, mask → tuple[Batch, int | None]: as `act` → what the networks see, N or None
+        """
         return seen_by(self, obs, mask)
 
     def __repr__(self) -> str: return f'Agent({named(self.facts)}{self.spec}, {"greedy" if self.greedy else "sampled"})'
@@ -234,7 +361,16 @@ def seen_by(
     obs: Any,      # one observation, or N
     mask: Any,     # which actions are legal; None: not given
 ) -> tuple[Batch, int | None]:   # obs, and mask and state if any, (N, …); N, or None for one observation
-    "All that an agent sees"
+    """All that an agent sees
+
+    Args:
+        agent: whose networks shall see it
+        obs: one observation, or N
+        mask: which actions are legal; None: not given
+
+    Returns:
+        obs, and mask and state if any, (N, …); N, or None for one observation
+    """
     s = agent.spec
     obs, found = without_its_mask(s.observation, obs)
     x, num = as_seen(agent.module, s.observation, obs)
@@ -249,7 +385,14 @@ def seen_by(
 def named(
     facts: dict[str, Any],  # of an agent
 ) -> str:                   # such as 'ppo on CartPole-v1 at 50,000 steps: '; '' if nothing is known
-    "Where an agent comes from, in words"
+    """Where an agent comes from, in words
+
+    Args:
+        facts: of an agent
+
+    Returns:
+        such as 'ppo on CartPole-v1 at 50,000 steps: '; '' if nothing is known
+    """
     words = [str(facts.get('algo', '')), f'on {facts["env"]}' if 'env' in facts else '', f'at {facts["step"]:,} steps' if 'step' in facts else '']
     return f'{" ".join(w for w in words if w)}: ' if any(words) else ''
 
@@ -257,14 +400,28 @@ def named(
 def world_facts(
     env: VectorEnv,       # any
 ) -> dict[str, Any]:      # id, observation, action, masked: plain JSON
-    "What an agent must know about its world, for files"
+    """What an agent must know about its world, for files
+
+    Args:
+        env: any
+
+    Returns:
+        id, observation, action, masked: plain JSON
+    """
     space = env._space or env.observation_spec
     return dict(id=env.env_id, observation=space.to_dict(), action=env.action_spec.to_dict(), masked='mask' in env.fields)
 
 def agent_of(
     trainer: Trainer,   # at any time between two iterations
 ) -> Agent:             # with a copy of the network
-    "The agent that a training has come to"
+    """The agent that a training has come to
+
+    Args:
+        trainer: at any time between two iterations
+
+    Returns:
+        with a copy of the network
+    """
     env, c = trainer.env, trainer.config
     facts = dict(algo=c.algo.name, env=c.env.id, step=trainer.env_steps, config=to_dict(c))
     return Agent(copy.deepcopy(trainer.algo.module).cpu(), env._space or env.observation_spec, env.action_spec, c.eval.greedy, 'mask' in env.fields, c.train.seed, facts)
@@ -279,11 +436,23 @@ class Unplugged(VectorEnv):
         action_spec: Spec,        # of one action
         masked: bool = False,     # does the world tell masks?
     ) -> None:
+        """
+        Args:
+            env_id: for messages
+            num_envs: N of the training
+            observation_spec: of one observation, as the world gives it
+            action_spec: of one action
+            masked: does the world tell masks?
+        """
         self._space = observation_spec
         super().__init__(env_id, num_envs, seen_spec(observation_spec), action_spec, **(mask_fields(action_spec) if masked else {}))
 
     def declare(self, fields: dict[str, Any]) -> None:   # name → what one row of it is
-        "Nothing is allocated, since nobody steps it"
+        """Nothing is allocated, since nobody steps it
+
+        Args:
+            fields: name → what one row of it is
+        """
         self.fields, self.out, self.valid = fields, Batch(), None
 
 # %% ../../nbs/43_train.agent.ipynb #aa139188
@@ -291,7 +460,15 @@ def untrained(
     config: Config,    # names algorithm and network
     world: Unplugged,  # declares what is seen and done
 ) -> RLModule:         # with its first weights
-    "The network of a config, without anything that learns"
+    """The network of a config, without anything that learns
+
+    Args:
+        config: names algorithm and network
+        world: declares what is seen and done
+
+    Returns:
+        with its first weights
+    """
     try: make = getattr(algos.get(config.algo.name), 'alone', None)
     except UnknownName as e: raise AgentError(or_yours(str(e))) from None
     if make is None: raise AgentError(f'algo {config.algo.name!r}: given a class without alone(config, env, streams), expected one that can make its network by itself; fix: derive it from algos.common.Learner')
@@ -308,7 +485,17 @@ def rebuilt(
     world: Mapping[str, Any],     # as `world_facts` gives it; an older run's lacks `masked`
     facts: dict[str, Any] | None = None,   # where it comes from
 ) -> Agent:                       # as greedy as the config's evaluations
-    "An agent from what was saved"
+    """An agent from what was saved
+
+    Args:
+        config: of the training
+        weights: of the module's `state_dict`, arrays or tensors
+        world: as `world_facts` gives it; an older run's lacks `masked`
+        facts: where it comes from
+
+    Returns:
+        as greedy as the config's evaluations
+    """
     observation, action = (spec_from_dict(world[k]) for k in ('observation', 'action'))
     masked = world.get('masked') is True
     module = untrained(config, Unplugged(config.env.id, config.env.num_envs, observation, action, masked))

@@ -39,7 +39,14 @@ from .metrics import MetricError, as_gif, check_name, flat_config, metric_value,
 def tracker_package(
     name: str,  # of the package, and of the sink
 ) -> Any:       # the package
-    "Import a tracker's package, or say how to get it"
+    """Import a tracker's package, or say how to get it
+
+    Args:
+        name: of the package, and of the sink
+
+    Returns:
+        the package
+    """
     os.environ.setdefault('MLFLOW_DISABLE_TELEMETRY', 'true')   # a user's runs are the user's business
     try:
         with warnings.catch_warnings():
@@ -53,7 +60,14 @@ def tracker_package(
 def recall(
     file: Path,  # of `remember`
 ) -> dict[str, Any]:  # {} if there is none, or none that can be read
-    "What was remembered of a tracker"
+    """What was remembered of a tracker
+
+    Args:
+        file: of `remember`
+
+    Returns:
+        {} if there is none, or none that can be read
+    """
     try: facts = json.loads(file.read_text('utf8'))
     except (OSError, ValueError): return {}
     return facts if isinstance(facts, dict) else {}
@@ -63,7 +77,12 @@ def remember(
     file: Path,             # in the run's folder
     facts: dict[str, Any],  # JSON-able
 ) -> None:
-    "Keep what must be known after a resume"
+    """Keep what must be known after a resume
+
+    Args:
+        file: in the run's folder
+        facts: JSON-able
+    """
     file.parent.mkdir(exist_ok=True)
     new = file.with_suffix('.new')
     new.write_text(json.dumps(facts), 'utf8')
@@ -73,7 +92,14 @@ def remember(
 def numbers_in(
     record: dict[str, Any],  # names and values
 ) -> dict[str, float]:       # finite numbers; neither texts nor lists, and not the step
-    "The part of a record that makes curves"
+    """The part of a record that makes curves
+
+    Args:
+        record: names and values
+
+    Returns:
+        finite numbers; neither texts nor lists, and not the step
+    """
     row = {check_name(k): metric_value(v) for k, v in record.items() if k != 'step'}
     return {k: v for k, v in row.items() if isinstance(v, bool | int | float)}
 
@@ -92,20 +118,34 @@ class Tracker:
     def on_begin(self) -> None:
         "Set `run`; go on with `facts['id']` if that is there"
     def on_config(self, row: dict[str, Any]) -> None:   # 'section.key' → value
-        "Take the hyper-parameters; also told after a resume"
+        """Take the hyper-parameters; also told after a resume
+
+        Args:
+            row: 'section.key' → value
+        """
     def on_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:   # (step, numbers), in order
-        "Take metrics"
+        """Take metrics
+
+        Args:
+            rows: (step, numbers), in order
+        """
     def on_verdict(self,
         row: dict[str, Any],   # 'result/…' → value
         step: int,             # the last one
         pictures: list[Path],  # PNG and WebP
     ) -> None:
-        "Take what became of the run"
+        """Take what became of the run
+
+        Args:
+            row: 'result/…' → value
+            step: the last one
+            pictures: PNG and WebP
+        """
     def on_end(self) -> None:
         "Let go of `run`; `done` says whether it is complete"
 
     @property
-    def seen(self) -> int: return int(self.facts.get('step', -1))   # the last step that the tracker was given
+    def seen(self) -> int: "the last step that the tracker was given"; return int(self.facts.get('step', -1))   # the last step that the tracker was given
     @property
     def file(self) -> Path:
         "What is remembered for the next resume"
@@ -116,7 +156,13 @@ class Tracker:
         do: Callable[..., None],  # the doing
         *given: Any,           # to it
     ) -> None:
-        "Do it; if that fails, warn once and never try again"
+        """Do it; if that fails, warn once and never try again
+
+        Args:
+            what: of the tracker's doings, for the message
+            do: the doing
+            *given: to it
+        """
         if self.off: return
         try: do(*given)
         except MetricError: raise   # the user's to mend, before anything begins
@@ -129,7 +175,12 @@ class Tracker:
         folder: str | Path,  # the run's folder
         offset: dict[str, int] | None = None,  # not needed: the tracker has what it has
     ) -> None:
-        "Begin, or go on; then send what the tracker missed"
+        """Begin, or go on; then send what the tracker missed
+
+        Args:
+            folder: the run's folder
+            offset: not needed: the tracker has what it has
+        """
         self.close()
         self.folder, self.tool = Path(folder), tracker_package(self.package)
         self.facts, self.rows, self.off, self.done = recall(self.file), [], False, False
@@ -140,13 +191,22 @@ class Tracker:
         name: str,               # of the run; the folder's name is taken
         config: dict[str, Any],  # its sections
     ) -> None:
-        "Hand over the hyper-parameters"
+        """Hand over the hyper-parameters
+
+        Args:
+            name: of the run; the folder's name is taken
+            config: its sections
+        """
         self.attempt('take the config', self.on_config, flat_config(config))
 
     def write(self,
         record: dict[str, Any],  # names and values, with 'step'
     ) -> None:
-        "Keep the record's numbers, unless the tracker has that step"
+        """Keep the record's numbers, unless the tracker has that step
+
+        Args:
+            record: names and values, with 'step'
+        """
         step, row = record.get('step', -1), numbers_in(record)
         if self.off or step <= max(self.seen, *(s for s, _ in self.rows[-1:]), -1): return
         self.rows.append((step, row))
@@ -155,14 +215,22 @@ class Tracker:
     def flush(self,
         sync: bool = False,  # sent is sent
     ) -> None:
-        "Send what waits"
+        """Send what waits
+
+        Args:
+            sync: sent is sent
+        """
         rows, self.rows, self.sent = self.rows, [], monotonic()
         if rows: self.attempt('take metrics', self.send, rows)
 
     def send(self,
         rows: list[tuple[int, dict[str, float]]],  # (step, numbers), in order
     ) -> None:
-        "Note the step, then send; if that fails, the step is open again"
+        """Note the step, then send; if that fails, the step is open again
+
+        Args:
+            rows: (step, numbers), in order
+        """
         before = dict(self.facts)
         self.note(step=rows[-1][0])
         try: self.on_rows(rows)
@@ -174,7 +242,11 @@ class Tracker:
     def note(self,
         **facts: Any,  # new ones
     ) -> None:
-        "Remember, also on the disk"
+        """Remember, also on the disk
+
+        Args:
+            **facts: new ones
+        """
         self.facts |= facts
         remember(self.file, self.facts)
 
@@ -182,7 +254,12 @@ class Tracker:
         summary: dict[str, Any],   # the run in a dozen numbers
         pictures: Iterable[Path],  # PNG and WebP
     ) -> None:
-        "Hand over verdict and pictures"
+        """Hand over verdict and pictures
+
+        Args:
+            summary: the run in a dozen numbers
+            pictures: PNG and WebP
+        """
         self.flush()
         self.attempt('take the verdict', self.on_verdict, results(summary), max(self.seen, 0), list(pictures))
         self.done = True
@@ -271,7 +348,14 @@ class TrackioSink(WandbSink):
 def mlflow_place(
     folder: Path,  # the run's folder
 ) -> str:          # a tracking URI
-    "Where MLflow keeps runs, if nobody said it"
+    """Where MLflow keeps runs, if nobody said it
+
+    Args:
+        folder: the run's folder
+
+    Returns:
+        a tracking URI
+    """
     if find_spec('sqlalchemy'): return f'sqlite:///{folder.absolute().parent / "mlflow.db"}'
     os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')
     return (folder.absolute().parent / 'mlruns').as_uri()
