@@ -49,7 +49,6 @@ Modules:
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
 - `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
 - `rlstudio.runs.background`: A training runs in a thread while you look at it: stop it, pause it, wait for it, or follow one that another process trains.
-- `rlstudio.runs.catalog`: A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
 - `rlstudio.runs.export`: An agent leaves its run: as a folder that runs no code, as an ONNX file that needs no Python of ours, or as a `torch.export` program.
@@ -60,6 +59,7 @@ Modules:
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
 - `rlstudio.studio.cards`: Everything shows itself: a cell that ends with a run, a spec or a batch answers with a small card, and nothing in it can act.
+- `rlstudio.studio.catalog`: A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.
 - `rlstudio.studio.cli`: A few commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list, delete.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
 - `rlstudio.studio.panel`: A training in a notebook shows its curve, its health and its film while it runs, and has buttons that work.

@@ -174,6 +174,12 @@ def test_every_module_has_its_notebook() -> None:
         assert c.path.stem.split("_", 1)[1] == c.module.removeprefix("rlstudio."), f"{c.path.name} does not say what it exports"
 
 
+def test_a_number_is_one_chapter() -> None:
+    "The order of the book is the order of the numbers"
+    numbers = [p.name[:2] for p in (ROOT / "nbs").glob("[0-9]*.ipynb")]
+    assert len(numbers) > 50 and sorted(set(numbers)) == sorted(numbers)
+
+
 def test_package_markers_hold_no_code() -> None:
     "What no notebook has, nobody explains: the `__init__.py` of a part is empty (the package's own may hold the version and lazy names)"
     for p in PACKAGE.glob("*/**/__init__.py"): assert not p.read_text().strip(), f"{p.relative_to(ROOT)} holds code"

@@ -106,7 +106,7 @@ def test_thousands_are_listed_without_torch(tmp_path: Path) -> None:
     done = run("rlstudio", "list", "runs", "--where", "algo.gamma=0.99", "--limit", "3", cwd=tmp_path, coverage=False, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and "and 1,998 more" in done.stdout, said(done)
     modules = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.M))
-    assert "rlstudio.runs.catalog" in modules and not modules & {"torch", "matplotlib", "gymnasium", "rlstudio.algos.ppo"}
+    assert "rlstudio.studio.catalog" in modules and not modules & {"torch", "matplotlib", "gymnasium", "rlstudio.algos.ppo"}
 
 
 # Show
