@@ -64,10 +64,11 @@ def score(t: Trainer) -> float: return evaluate(t.algo.module, t.config.env, Eva
 # Bounded boxes
 
 @pytest.mark.parametrize("kwargs, net", [
-    (dict(), dict()), (dict(), dict(squash="tanh")), (dict(), dict(squash="clip", log_std="state")),
+    (dict(), dict()), (dict(), dict(squash="tanh")), (dict(), dict(squash="beta")), (dict(), dict(squash="clip", log_std="state")),
     (dict(low=0., high=255., best=200., kind="uint8"), dict()), (dict(low=-100., high=100., best=-60., kind="int8"), dict()),
     (dict(low=-2.**62, high=2.**62, best=2.**61, kind="int64"), dict()), (dict(low=1e-3, high=3e-3, best=1.5e-3), dict()),
-    (dict(low=500., high=600., best=540., shape=(2, 2)), dict()), (dict(low=-1e6, high=1e6, best=5e5, kind="float64"), dict(squash="tanh"))])
+    (dict(low=500., high=600., best=540., shape=(2, 2)), dict()), (dict(low=-1e6, high=1e6, best=5e5, kind="float64"), dict(squash="tanh")),
+    (dict(low=-100., high=100., best=-60., kind="int8", steps=12_000), dict(squash="beta"))])
 def test_ppo_finds_the_best_action_in_any_units(kwargs: dict, net: dict) -> None:
     before, after = Trainer(config(net=net, **kwargs)), Trainer(config(net=net, **kwargs)).train()
     assert score(after) > -.5 > score(before), (score(before), score(after))
@@ -92,8 +93,9 @@ def test_boxes_about_one_keep_their_own_units(low: float, high: float, own: bool
 def test_an_open_end_leaves_own_units_and_clips_the_other(low: float | None, high: float | None) -> None:
     t = Trainer(config(steps=256, low=low, high=high, best=2.)).train()   # the env checks every action
     assert not t.algo.module.actions.scaled.any()
-    with pytest.raises(SpecError, match="given net.squash: tanh for a box of .*expected finite bounds; fix: net.squash: auto"):
-        Trainer(config(net=dict(squash="tanh"), low=low, high=high))
+    for squash in ("tanh", "beta"):
+        with pytest.raises(SpecError, match=f"given net.squash: {squash} for a box of .*expected finite bounds; fix: net.squash: auto"):
+            Trainer(config(net=dict(squash=squash), low=low, high=high))
 
 
 def test_components_are_scaled_one_by_one() -> None:
@@ -113,7 +115,20 @@ def test_tanh_is_a_density_with_its_correction() -> None:
     assert np.abs(m.to_env(out.action)).max() <= 2000
 
 
-@pytest.mark.parametrize("net", [dict(squash="tanh"), dict(squash="clip", log_std="state")])
+def test_a_beta_policy_never_touches_its_bounds() -> None:
+    "Both engines learn the same first step; its probabilities are those of torch's own Beta"
+    first = [Trainer(config(net=dict(squash="beta"), steps=512), engine=engine).train() for engine in ("tape", "autograd")]
+    a, b = (torch.cat([p.detach().flatten() for p in t.algo.module.actor.parameters()]) for t in first)
+    assert torch.allclose(a, b, atol=1e-3) and first[0].algo.engine == "tape"
+    m, seen = first[0].algo.module, first[0].stepper.seen
+    out = m.act(seen, m.noise(np.random.default_rng(0), (8,)))
+    params, _ = m.ask(m.heads, seen.obs)
+    alpha, beta = (1 + torch.nn.functional.softplus(torch.tensor(params[:, i])) for i in (0, 1))
+    want = torch.distributions.Beta(alpha, beta).log_prob(torch.tensor((out.action[:, 0] + 1) / 2)) - np.log(2)
+    assert np.allclose(want, out.log_prob, atol=1e-4) and np.abs(out.action).max() < 1
+
+
+@pytest.mark.parametrize("net", [dict(squash="tanh"), dict(squash="beta"), dict(squash="clip", log_std="state")])
 def test_scaled_actions_resume_to_the_same_bits(net: dict) -> None:
     c = config(net=net, steps=1024)
     whole, half, rest = Trainer(c).train(), Trainer(c).train(512), Trainer(c)
@@ -129,7 +144,7 @@ def test_off_policy_refuses_keys_of_a_policy_gradient(algo: str, net: dict) -> N
 
 # Dict and Tuple
 
-@pytest.mark.parametrize("as_tuple, net", [(False, dict()), (True, dict(log_std="state")), (True, dict(squash="tanh"))])
+@pytest.mark.parametrize("as_tuple, net", [(False, dict()), (True, dict(log_std="state")), (True, dict(squash="tanh")), (False, dict(squash="beta"))])
 def test_ppo_drives(as_tuple: bool, net: dict) -> None:
     c = config("actions/Car-v0", steps=8192, net=net, as_tuple=as_tuple)
     t = Trainer(c)

@@ -65,7 +65,7 @@ BOUNDED = ("unit", "own", "double", "bytes", "integers")
 KINDS = {"ppo": tuple(ACTIONS), "a2c": tuple(ACTIONS), "dqn": ("choice", "from"), "sac": BOUNDED, "td3": BOUNDED}
 VARIANTS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {   # name → algo, observation, actions, more of a config
     "gru": ("ppo", "dict", tuple(ACTIONS), dict(net=dict(core="gru", core_size=5))), "lstm": ("a2c", "numbers", tuple(ACTIONS), dict(net=dict(core="lstm", core_size=5))),
-    "tanh": ("ppo", "numbers", BOUNDED, dict(net=dict(squash="tanh"))), "state": ("ppo", "numbers", ("unit", "own", "dict"), dict(net=dict(log_std="state", layer_norm=True))),
+    "tanh": ("ppo", "numbers", BOUNDED, dict(net=dict(squash="tanh"))), "beta": ("ppo", "numbers", BOUNDED, dict(net=dict(squash="beta"))), "state": ("ppo", "numbers", ("unit", "own", "dict"), dict(net=dict(log_std="state", layer_norm=True))),
     "clip": ("ppo", "numbers", BOUNDED, dict(net=dict(squash="clip", activation="elu"))), "raw": ("ppo", "wide", ("unit", "choice"), dict(net=dict(squash="none", normalize_obs=False))),
     "rainbow": ("dqn", "open", ("choice", "from"), dict(algo=dict(dueling=True, quantiles=5), net=dict(activation="silu", normalize_reward=True))), "ou": ("td3", "numbers", BOUNDED, dict(algo=dict(exploration="ou"))),
     "impala": ("dqn", "small", ("from",), dict(net=dict(encoder="impala"))), "flat": ("ppo", "small", ("choice",), dict(net=dict(encoder="flat"))),

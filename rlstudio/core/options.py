@@ -458,7 +458,7 @@ class NetConfig(Section):
     encoder: Annotated[str, Field(min_length=1)] = 'auto'  # registered name; auto: nature or small for pictures, else flat
     log_std_init: Annotated[float, Field(ge=-20, le=2)] = 0.  # ln σ of continuous actions
     log_std: Literal['free', 'state'] = 'free'  # ppo, a2c: ln σ for itself, or seen from the state
-    squash: Literal['auto', 'none', 'clip', 'tanh'] = 'auto'  # ppo, a2c: how a box is kept to its bounds; auto: clip, in own units near ±1
+    squash: Literal['auto', 'none', 'clip', 'tanh', 'beta'] = 'auto'  # ppo, a2c: how a box is kept to its bounds; auto: clip, in own units near ±1
     normalize_obs: bool = True     # to mean 0 and deviation 1, as seen so far
     normalize_reward: bool = True  # by the deviation of the return, as seen so far
     core: Literal['none', 'gru', 'lstm'] = 'none'  # a memory between encoder and heads (ppo, a2c)

@@ -105,8 +105,8 @@ def scaled_components(
     """
     c, h = middle_and_half(spec)
     bounded = np.maximum(abs(np.ravel(spec.low).astype(float)), abs(np.ravel(spec.high).astype(float))) < NO_BOUND
-    if squash == 'tanh' and not bounded.all(): raise SpecError(
-        f'{spec.name}: given net.squash: tanh for a box of {np.min(spec.low):g} … {np.max(spec.high):g}, expected finite bounds; fix: net.squash: auto')
+    if squash in ('tanh', 'beta') and not bounded.all(): raise SpecError(
+        f'{spec.name}: given net.squash: {squash} for a box of {np.min(spec.low):g} … {np.max(spec.high):g}, expected finite bounds; fix: net.squash: auto')
     near = (h >= .25) & (h <= 4) & (np.abs(c) <= h / 4)
     return bounded & dict(none=np.False_, auto=~near).get(squash, np.True_)
 

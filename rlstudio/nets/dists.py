@@ -579,7 +579,7 @@ class Joint(ActionDist):
         """
         cuts = zip(self.parts, accumulate(self.widths), self.widths)
         pieces = [(p, row[..., end - w:end]) for p, end, w in cuts]
-        whole = [(p, x if isinstance(p, DiagGaussian) else as_choice(x)) for p, x in pieces]
+        whole = [(p, as_choice(x) if isinstance(p, Categorical | MultiCategorical | Bernoulli) else x) for p, x in pieces]
         return [x if p.event_shape else x[..., 0] for p, x in whole]
 
     def join(self, actions: Sequence[Array], like: Array   # of each part; of whose type and kind

@@ -40,7 +40,7 @@ from .dists import ActionDist, Array, DiagGaussian, Joint, dist_for, masked
 from .encoders import as_float, is_frames, make_encoder
 from .layers import MLP, GaussianMLP
 from .normalize import RewardScale, RunningNorm, TreeNorm
-from .squashed import SquashedGaussian, through_tanh
+from .squashed import SquashedGaussian, within_bounds
 
 # %% ../../nbs/27_nets.modules.ipynb #f5b4a316
 def can_read(
@@ -321,7 +321,7 @@ class PolicyValue(RLModule):
         """
         super().__init__(observation_spec, action_spec, net, num_envs)
         squash = 'auto' if net is None else net.squash
-        self.dist = through_tanh(dist_for(action_spec)) if squash == 'tanh' else dist_for(action_spec)
+        self.dist = within_bounds(dist_for(action_spec), squash)
         self.actions = PolicyActions(action_spec, squash)
         self.action_shape = policy_spec(action_spec).shape
 
