@@ -394,10 +394,11 @@ def set_out(
         Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WriteMetrics(opened, c.log.every),
         *([SaveBest(files.path / 'checkpoints', meta=kept)] if c.checkpoint.best else []),
         SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1)]
-    if saved: check_listeners(trainer, saved)
-    if saved: trainer.load_state_dict(saved.state)
+    if saved:
+        check_listeners(trainer, saved)
+        trainer.load_state_dict(saved.state)
+    elif start := kept_start(files.path): warm_start(trainer, start)   # only at its start: later it would undo what was learned
     if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
-    elif start := kept_start(files.path): warm_start(trainer, start)
     put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
     if not saved: files.note(untrained=None if kept_start(files.path) else first_score(run, trainer))
