@@ -154,7 +154,7 @@ def read_regular(
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, 'rb') as f: data = f.read(limit + 1)
+        with os.fdopen(fd, 'rb') as f: data = f.read(min(limit, os.fstat(fd).st_size) + 1)   # as much memory as it needs, not as it may
     except OSError as e: raise AgentError(f'{path}: cannot be read ({e.strerror}), expected a regular file; fix: an agent folder holds {AGENT_FILE} and {WEIGHTS_FILE}, no links') from None
     if len(data) > limit: raise AgentError(f'{path}: larger than {limit:,} bytes; damaged or not ours')
     return data
