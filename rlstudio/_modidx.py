@@ -2093,6 +2093,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'rlstudio.runs.run.Run': ('runs.run.html#run', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.Run.__init__': ('runs.run.html#run.__init__', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.Run.__repr__': ('runs.run.html#run.__repr__', 'rlstudio/runs/run.py'),
+                                   'rlstudio.runs.run.Run._train': ('runs.run.html#run._train', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.Run.agent': ('runs.run.html#run.agent', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.Run.done': ('runs.run.html#run.done', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.Run.evaluate': ('runs.run.html#run.evaluate', 'rlstudio/runs/run.py'),

@@ -897,10 +897,13 @@ class Run:
             the summary
         """
         if done := self.done(): return done
-        screen = display if isinstance(display, Shielded) else self.screen(display, Controls())
+        screen = self.screen(display, Controls())
+        return self._train(callbacks, screen, self.controls)
+
+    def _train(self, callbacks: Sequence[Callback], screen: Shielded, controls: Controls) -> dict[str, Any]:
         with shown(self, screen), locked(self.folder), arithmetic_threads(self.settings.threads):
             trainer = set_out(self, [*callbacks, screen])
-            trainer.callbacks.append(self.controls)   # last: when it pauses, everything is saved
+            trainer.callbacks.append(controls)   # last: when it pauses, everything is saved
             with closing(self.files, trainer): return self.live(trainer)
 
     def screen(self,
@@ -933,8 +936,9 @@ class Run:
         Returns:
             stop, pause, wait, status
         """
-        screen = None if self.done() else self.screen(display, Controls())
-        return Background(lambda: self.train(callbacks, screen), self.controls, lambda: self.status, self.folder.name)
+        if done := self.done(): return Background(lambda: done, Controls(), lambda: self.status, self.folder.name)
+        screen, controls = self.screen(display, Controls()), self.controls   # its own, also if `watch` or another `start` comes meanwhile
+        return Background(lambda: self._train(callbacks, screen, controls), controls, lambda: self.status, self.folder.name)
 
     def watch(self,
         display: str | Display | None = None,  # as in `train`
