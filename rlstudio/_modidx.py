@@ -2395,6 +2395,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rlstudio.studio.panel.Mailbox': ('studio.panel.html#mailbox', 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.Mailbox.__init__': ( 'studio.panel.html#mailbox.__init__',
                                                                                    'rlstudio/studio/panel.py'),
+                                       'rlstudio.studio.panel.Mailbox.deliver': ( 'studio.panel.html#mailbox.deliver',
+                                                                                  'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.Mailbox.find': ('studio.panel.html#mailbox.find', 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.Mailbox.look': ('studio.panel.html#mailbox.look', 'rlstudio/studio/panel.py'),
                                        'rlstudio.studio.panel.Mailbox.take': ('studio.panel.html#mailbox.take', 'rlstudio/studio/panel.py'),
