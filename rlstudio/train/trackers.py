@@ -70,7 +70,7 @@ def recall(
     """
     try: facts = json.loads(file.read_text('utf8'))
     except (OSError, ValueError): return {}
-    return facts if isinstance(facts, dict) else {}
+    return facts if isinstance(facts, dict) and isinstance(facts.get('step', -1), int) else {}
 
 
 def remember(
