@@ -260,7 +260,7 @@ def check_sizes(
     net, seen = config.net, sum(width_seen(s, config.net.encoder) for s in observation)
     options = sum(s.flat_dim for s in action) * getattr(config.algo, 'quantiles', 1)
     inner = [seen, *([net.core_size] * 2 if net.core != 'none' else []), *net.hidden, options]
-    need = 4 * max(a * b for a, b in zip(inner, inner[1:]))
+    need = 4 * sum(a * b for a, b in zip(inner, inner[1:]))   # of wide layers, and of very many
     if need > nbytes: raise AgentError(f'{AGENT_FILE}: given a network of {need:,} bytes or more, expected one that goes with {nbytes:,} bytes of weights')
 
 # %% ../../nbs/68_runs.export.ipynb #bb18633c
