@@ -295,7 +295,7 @@ def test_no_link_and_no_pipe(name: str, folder: Path, tmp_path: Path) -> None:
 HUGE = dict(name="obs", shape=[4], dtype="float32", kind="box", low="-inf", high="inf", nvec=[], start=[])
 @pytest.mark.parametrize("changes", [
     dict(format="zip"), dict(version=2), dict(version="1"), dict(config=[]), dict(imports=[3]), dict(greedy=1), dict(weights=dict(bytes=2**60)), dict(weights=dict(bytes=-1)), dict(weights=dict(sha256="0" * 64)),
-    dict(weights=dict(more=1)), dict(config=dict(algo=dict(name="nothing"))), dict(config=dict(algo=dict(name="sac"))), dict(config=dict(net=dict(hidden=[65_536, 65_536]))), dict(config=dict(net=dict(encoder="nobody"))),
+    dict(weights=dict(more=1)), dict(config=dict(algo=dict(name="nothing"))), dict(config=dict(algo=dict(name="sac"))), dict(config=dict(net=dict(hidden=[65_536, 65_536]))), dict(config=dict(net=dict(hidden=[1] * 200_000))), dict(config=dict(net=dict(encoder="nobody"))),
     dict(config=dict(net=dict(hidden=[17]))), dict(config=dict(env=3)), dict(config=dict(env=dict(id="CartPole-v1", num_envs=10**9))),
     dict(world=dict(observation=3)), dict(world=dict(observation=HUGE | dict(shape=[10**6, 10**6]))), dict(world=dict(observation=HUGE | dict(shape=[4000, 4000]))), dict(world=dict(observation=HUGE | dict(shape=[5]))),
     dict(world=dict(observation=HUGE | dict(dtype="object"))), dict(world=dict(observation=HUGE | dict(kind=[]))), dict(world=dict(observation=HUGE | dict(low=["x"]))), dict(world=dict(observation=HUGE | dict(shape=[4000, 4000], dtype="uint8", low=0, high=255))),

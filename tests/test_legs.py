@@ -222,6 +222,15 @@ def test_a_warm_start_survives(tmp_path: Path) -> None:
     assert Run.open(c.folder).train()["weights_sha256"] == expected != made("ppo", tmp_path, "cold", 512).train()["weights_sha256"]
 
 
+def test_a_warm_start_is_one_start(tmp_path: Path) -> None:
+    "Going on after a stop keeps what was learned since: the weights that it began with come once"
+    a = made("ppo", tmp_path, "a", 512)
+    a.train()
+    whole, parts = (made("ppo", tmp_path, name, 1024, start_from=a.folder) for name in ("whole", "parts"))
+    parts.train([StopAt(512)])
+    assert Run.open(parts.folder).train()["weights_sha256"] == whole.train()["weights_sha256"]
+
+
 def test_which_checkpoint(tmp_path: Path) -> None:
     a = made("ppo", tmp_path, "a", 1024, overrides={"eval.every": 512})
     a.train()

@@ -337,6 +337,14 @@ def test_a_mailbox_without_a_kernel_does_nothing() -> None:
     assert job.wait() == 3 and job.status == "completed"
 
 
+def test_a_mailbox_that_breaks_is_a_warning() -> None:
+    "Another ipykernel may be made differently inside: the training goes on"
+    class Kernel: shell_stream = object()
+    box = Mailbox(Kernel())
+    with pytest.warns(UserWarning, match="_recv_callback.*the training goes on"): box.look()
+    box.look()
+
+
 def test_two_threads_share_one_arithmetic(tmp_path: Path) -> None:
     "While one thread trains exactly, another enters and leaves blocks of two threads: the shared pools stay at one, and are put back by the last"
     import torch

@@ -27,6 +27,7 @@ from typing import Any
 
 from ..core.options import Config
 from .checkpoint import SaveCheckpoints
+from ..train.callbacks import TimeLimit
 from ..train.metrics import metric_files, read_metrics
 from ..train.trainer import Callback, Trainer
 
@@ -79,7 +80,10 @@ class Controls(Callback):
         while self.paused and not self.asked and not trainer.stop_asked:
             time.sleep(.02)
             for look in self.between: look()
-        self.paused_seconds += time.monotonic() - began
+        paused = time.monotonic() - began
+        self.paused_seconds += paused
+        for c in trainer.callbacks:
+            if isinstance(c, TimeLimit): c.before -= paused   # a pause uses up no time
 
 # %% ../../nbs/66_runs.background.ipynb #e698c697
 class Background:

@@ -154,7 +154,7 @@ def read_regular(
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, 'rb') as f: data = f.read(limit + 1)
+        with os.fdopen(fd, 'rb') as f: data = f.read(min(limit, os.fstat(fd).st_size) + 1)   # as much memory as it needs, not as it may
     except OSError as e: raise AgentError(f'{path}: cannot be read ({e.strerror}), expected a regular file; fix: an agent folder holds {AGENT_FILE} and {WEIGHTS_FILE}, no links') from None
     if len(data) > limit: raise AgentError(f'{path}: larger than {limit:,} bytes; damaged or not ours')
     return data
@@ -260,7 +260,7 @@ def check_sizes(
     net, seen = config.net, sum(width_seen(s, config.net.encoder) for s in observation)
     options = sum(s.flat_dim for s in action) * getattr(config.algo, 'quantiles', 1)
     inner = [seen, *([net.core_size] * 2 if net.core != 'none' else []), *net.hidden, options]
-    need = 4 * max(a * b for a, b in zip(inner, inner[1:]))
+    need = 4 * sum(a * b for a, b in zip(inner, inner[1:]))   # of wide layers, and of very many
     if need > nbytes: raise AgentError(f'{AGENT_FILE}: given a network of {need:,} bytes or more, expected one that goes with {nbytes:,} bytes of weights')
 
 # %% ../../nbs/68_runs.export.ipynb #bb18633c

@@ -187,7 +187,8 @@ def write_json(
         value: JSON-able
     """
     tmp = path.with_name(f'.{path.name}.tmp')
-    with open(tmp, 'w') as f:
+    tmp.unlink(missing_ok=True)   # left by a kill; or a link in a stranger's folder, which may lead anywhere
+    with open(tmp, 'x') as f:
         json.dump(value, f, indent=2, allow_nan=False)
         f.flush(); os.fsync(f.fileno())
     tmp.replace(path)

@@ -141,8 +141,9 @@ def replace_file(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.tmp')
+    tmp.unlink(missing_ok=True)   # left by a kill; or a link in a stranger's folder, which may lead anywhere
     try:
-        tmp.write_bytes(data)
+        with open(tmp, 'xb') as f: f.write(data)
         tmp.replace(path)
     finally: tmp.unlink(missing_ok=True)
 

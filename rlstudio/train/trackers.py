@@ -70,7 +70,7 @@ def recall(
     """
     try: facts = json.loads(file.read_text('utf8'))
     except (OSError, ValueError): return {}
-    return facts if isinstance(facts, dict) else {}
+    return facts if isinstance(facts, dict) and isinstance(facts.get('step', -1), int) else {}
 
 
 def remember(
@@ -85,7 +85,8 @@ def remember(
     """
     file.parent.mkdir(exist_ok=True)
     new = file.with_suffix('.new')
-    new.write_text(json.dumps(facts), 'utf8')
+    new.unlink(missing_ok=True)   # left by a kill; or a link in a stranger's folder, which may lead anywhere
+    with open(new, 'x', encoding='utf8') as f: f.write(json.dumps(facts))
     os.replace(new, file)
 
 # %% ../../nbs/45_train.trackers.ipynb #38e25931
