@@ -394,9 +394,10 @@ def set_out(
         Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WriteMetrics(opened, c.log.every),
         *([SaveBest(files.path / 'checkpoints', meta=kept)] if c.checkpoint.best else []),
         SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1)]
-    if saved: check_listeners(trainer, saved)
-    if saved: trainer.load_state_dict(saved.state)
-    elif start := kept_start(files.path): warm_start(trainer, start)
+    if saved:
+        check_listeners(trainer, saved)
+        trainer.load_state_dict(saved.state)
+    elif start := kept_start(files.path): warm_start(trainer, start)   # only at its start: later it would undo what was learned
     if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
     put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
@@ -896,10 +897,13 @@ class Run:
             the summary
         """
         if done := self.done(): return done
-        screen = display if isinstance(display, Shielded) else self.screen(display, Controls())
+        screen = self.screen(display, Controls())
+        return self._train(callbacks, screen, self.controls)
+
+    def _train(self, callbacks: Sequence[Callback], screen: Shielded, controls: Controls) -> dict[str, Any]:
         with shown(self, screen), locked(self.folder), arithmetic_threads(self.settings.threads):
             trainer = set_out(self, [*callbacks, screen])
-            trainer.callbacks.append(self.controls)   # last: when it pauses, everything is saved
+            trainer.callbacks.append(controls)   # last: when it pauses, everything is saved
             with closing(self.files, trainer): return self.live(trainer)
 
     def screen(self,
@@ -932,8 +936,9 @@ class Run:
         Returns:
             stop, pause, wait, status
         """
-        screen = None if self.done() else self.screen(display, Controls())
-        return Background(lambda: self.train(callbacks, screen), self.controls, lambda: self.status, self.folder.name)
+        if done := self.done(): return Background(lambda: done, Controls(), lambda: self.status, self.folder.name)
+        screen, controls = self.screen(display, Controls()), self.controls   # its own, also if `watch` or another `start` comes meanwhile
+        return Background(lambda: self._train(callbacks, screen, controls), controls, lambda: self.status, self.folder.name)
 
     def watch(self,
         display: str | Display | None = None,  # as in `train`

@@ -439,7 +439,7 @@ def check_deletable(
     check_run(folder)
     lock, names = folder / 'run.lock', {p.name for p in folder.iterdir()}
     manifest = facts_or_damage(folder).manifest
-    if not (lock.is_file() or 'schema_version' in manifest or names == {'config.yaml'}):
+    if not (lock.is_file() or {'schema_version', 'start_from'} & manifest.keys() or names == {'config.yaml'}):   # the second: begun with the weights of another run, and never trained
         raise refuse('it has a config.yaml, but no run.lock or manifest.json of a run; remove it by hand if it is one')
     if any(p.name != 'config.yaml' and (p / 'config.yaml').is_file() for p in folder.iterdir()): raise refuse('there are runs inside it; delete these')
     if Path.cwd().is_relative_to(folder.resolve()): raise refuse('you stand in it; go to another folder first')

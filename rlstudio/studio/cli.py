@@ -1,6 +1,6 @@
-"""A few commands over the same objects that the notebooks use: run, resume, evaluate, check-env, show, list, delete.
+"""A few commands over the same objects that the notebooks use: run, resume, evaluate, export, push, check-env, show, list, delete.
 
-`rlstudio run CONFIG` trains, `resume` goes on after a stop, `evaluate` asks again how good it is, `check-env` looks at a world, `show` tells
+`rlstudio run CONFIG` trains, `resume` goes on after a stop, `evaluate` asks again how good it is, `export` and `push` hand the agent on, `check-env` looks at a world, `show` tells
 what a run is, `list` what there is, and `delete` takes runs away. Each command is a few lines over `runs.run`: what the command line can do, three lines of Python can do too.
 
 What holds: a mistake of the user ends with one clear message and exit code 2, never a traceback; `--json` prints exactly one JSON object
@@ -403,7 +403,7 @@ def run(
         metavar='[section.key=value]...', autocompletion=complete_key, help='Over the file: train.total_steps=5e4')] = None,
     seed: Annotated[int | None, typer.Option(help='Short for train.seed=N.')] = None,  # 0 … 2**63-1
     runs_dir: RunsDir = None,  # made if it is not there
-    name: Annotated[str | None, typer.Option(help='Name of the run.')] = None,  # see `check_name`
+    name: Annotated[str | None, typer.Option(help='Name of the run.')] = None,  # see `check_run_name`
     modules: Import = None,  # of the user's own
     start_from: Annotated[str | None, typer.Option('--from', metavar='RUN[@STEP|@best]', help='Begin with the weights of another run.')] = None,
     device: Device = None,  # as the settings say
@@ -621,7 +621,7 @@ def export_run(
             from rlstudio.runs.run import Run, check_imports
         let_in(modules)
         check_imports(run, 'export')
-        agent = Run.open(run).agent(int(checkpoint) if checkpoint and checkpoint.isdigit() else checkpoint)
+        agent = Run.open(run).agent(checkpoint)
         written = export_agent(agent, path, form)
         use = f"rlstudio.load_agent('{written}')" if (written / AGENT_FILE).is_file() else 'compared with the agent: they say the same'
         speaker(False, as_json)(f'{written}: {agent}\n{use}')
@@ -765,10 +765,11 @@ def push_run(
     with explained(as_json) as emit:
         with importing(emit):
             from rlstudio.runs.hub import hub_address, push
-            from rlstudio.runs.run import Run
+            from rlstudio.runs.run import Run, check_imports
         let_in(modules)
         where = hub_address(repo).repo
-        url = push(Run.open(run), repo, private, int(checkpoint) if checkpoint and checkpoint.isdecimal() else checkpoint)
+        check_imports(run, 'push')
+        url = push(Run.open(run), repo, private, checkpoint)
         emit(dict(repo=where, url=url, private=private))
         if not as_json: speaker(False, False)(f"pushed: {url}\nload it: rlstudio.load_agent('hf://{where}')")
 

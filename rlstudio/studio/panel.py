@@ -21,6 +21,7 @@ import html
 import math
 import sys
 import time
+import warnings
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -319,19 +320,26 @@ class Mailbox:
         return getattr(getattr(getattr(sorter, 'manager', None), '_shell_channel_to_main', None), 'to_stream', None)
 
     def look(self) -> None:
-        "Deliver what has come; cheap, and safe to call at any time in the main thread"
+        "Deliver what has come; cheap, and safe to call at any time in the main thread; what goes wrong with it is a warning"
         if self.stream is None or time.monotonic() - self.looked < self.seconds: return
         import threading
         if threading.current_thread() is not threading.main_thread(): return
+        try: self.deliver()
+        except Exception as e:
+            self.stream = None
+            warnings.warn(f'buttons wait until the cell has ended: {type(e).__name__}: {e}; the training goes on', stacklevel=2)
+
+    def deliver(self) -> None:
+        "Take what has come, and hand what is kept to the kernel"
         import zmq
         usual, copy = self.stream._recv_callback, self.stream._recv_copy
         if usual is None: return
         self.stream.on_recv(self.take, copy=False)
         try: self.stream.flush(zmq.POLLIN)
-        finally: self.stream.on_recv(usual, copy=copy)
-        self.looked = time.monotonic()
-        for message in self.kept: self.stream.io_loop.add_callback(usual, message)
-        self.kept = []
+        finally:
+            self.stream.on_recv(usual, copy=copy)
+            self.looked, kept, self.kept = time.monotonic(), self.kept, []
+            for message in kept: self.stream.io_loop.add_callback(usual, message)
 
     def take(self,
         frames: list[Any],  # one message as it came
