@@ -2002,6 +2002,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rlstudio.runs.folder.is_busy': ('runs.folder.html#is_busy', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.level_of': ('runs.folder.html#level_of', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.locate_run': ('runs.folder.html#locate_run', 'rlstudio/runs/folder.py'),
+                                      'rlstudio.runs.folder.lock_file': ('runs.folder.html#lock_file', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.locked': ('runs.folder.html#locked', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.module_hash': ('runs.folder.html#module_hash', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.new_folder': ('runs.folder.html#new_folder', 'rlstudio/runs/folder.py'),

@@ -320,7 +320,7 @@ def move_aside(
     """
     records, aside = 0, LineFile(path.with_name(ASIDE))
     try:
-        with open(path, 'r+b') as f:
+        with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), 'r+b') as f:
             f.seek(keep)
             while chunk := f.read(MAX_LINE):
                 aside.append(chunk)
