@@ -16,7 +16,8 @@ Errors: `UnknownName` with a suggestion, `DuplicateName`, `PluginError`, `Module
 # %% auto #0
 __all__ = ['T', 'Claims', 'algos', 'envs', 'nets', 'sinks', 'wrappers', 'displays', 'UnknownName', 'DuplicateName', 'PluginError',
            'ModuleError', 'suggest', 'or_yours', 'installed_claims', 'same_name', 'load', 'choose_claim', 'Registry',
-           'owner', 'check_free', 'check_plugin', 'allow', 'broken_at', 'import_one', 'import_own', 'imported']
+           'owner', 'check_free', 'check_plugin', 'allow', 'broken_at', 'import_one', 'import_own', 'import_flags',
+           'imported']
 
 # %% ../../nbs/05_core.registry.ipynb #8541f591
 import re
@@ -405,6 +406,19 @@ def import_own(
     for name in modules:
         import_one(name, places)
         if name not in _imported: _imported.append(name)
+
+def import_flags(
+    modules: Iterable[str],  # names of modules
+) -> list[str]:              # '--import', name, '--import', name …
+    """What the command line needs to import them
+
+    Args:
+        modules: names of modules
+
+    Returns:
+        '--import', name, '--import', name …
+    """
+    return [word for name in modules for word in ('--import', name)]
 
 def imported() -> list[str]:  # their names, in order
     """The modules that `import_own` has imported in this process

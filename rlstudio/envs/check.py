@@ -16,6 +16,7 @@ Whatever an env raises becomes a finding with the step and the action. It is nev
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,7 @@ from fastcore.xtras import modified_env
 
 from ..core.masks import checked_mask
 from ..core.options import Config, ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
-from ..core.registry import PluginError, algos
+from ..core.registry import PluginError, algos, import_flags, imported
 from ..core.seeding import Streams, global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
 from .backends import InProcess, described, escaped, is_flag, is_number, make_vector
@@ -1065,7 +1066,7 @@ def check_start(
     found = [*trial.found.values(), *generator_findings(moved_generators(before))]
     suppress_close(trial.env)
     if problems := [f for f in found if f.status == 'problem']:
-        more = f' (one of {len(problems)} problems; see them: rlstudio check-env {config.id})' if problems[1:] else ''
+        more = f' (one of {len(problems)} problems; see them: {shlex.join(["rlstudio", "check-env", config.id, *import_flags(imported())])})' if problems[1:] else ''
         raise EnvError(f'{config.id}: {problems[0]}{more}') from (SystemExit() if 'sys.exit' in problems[0].given else None)
     for f in found:
         loud = f.check == 'generators' or (f.check.startswith('observation') and '…' in f.expected)

@@ -29,6 +29,7 @@ import torch
 from ..algos.common import anneal
 from ..algos.dqn import linear_epsilon
 from ..core.options import Config, ConfigError, as_text, config_from_dict, config_hash, diff, to_dict
+from ..core.registry import import_flags, imported
 from ..nets.flat import state_sha256
 from ..nets.normalize import RewardScale
 from .checkpoint import (
@@ -116,9 +117,9 @@ def check_leg(
     if refused:
         lines = [f'{folder}: {k}: given {as_text(b)}, but this run goes on with {as_text(a)}: '
                  f'{next(why for p, why in MUST_STAY.items() if fnmatchcase(k, p))}' for k, (a, b) in refused.items()]
-        again = shlex.join(f'{k}={as_text(b)}' for k, (_, b) in refused.items())
-        raise RunError('\n'.join([*lines, f'put it back, or begin another run with these weights: '
-                                          f'rlstudio run {folder}/config.yaml {again} --from {folder}']))
+        again = shlex.join(['rlstudio', 'run', f'{folder}/config.yaml', *(f'{k}={b if isinstance(b, str) else as_text(b)}' for k, (_, b) in changes.items()),
+                            '--from', str(folder), *import_flags(imported())])
+        raise RunError('\n'.join([*lines, f'put it back, or begin another run with these weights: {again}']))
     budget = changes.get('train.total_steps', [0, step])[1]
     if budget < step:
         raise RunError(f'{folder}: train.total_steps: given {budget:,}, but the run has taken {step:,} env steps; expected at least as many')
@@ -273,6 +274,9 @@ def next_leg(
     changes = leg_changes(old, config) if old else {}
     if old is None or not (changes or again and files.manifest.get('stopped_early')): return None
     check_leg(files.path, changes, step)
+    noted = [k for k in changes if fits_any(k, NOTED)]
+    if noted and step >= config.train.total_steps:
+        raise RunError(f'{files.path}: {noted[0]}: the run has taken all of its {step:,} env steps, so no step would use it; expected a larger budget too: train.total_steps={2 * step}')
     return Leg(max(1, len(files.manifest.get('legs', []))) + 1, step, changes, tuple(leg_notes(old, config, step)))
 
 # %% ../../nbs/65_runs.legs.ipynb #3e369ca4

@@ -102,8 +102,11 @@ def facts_in(
     config = quick_values(folder / 'config.yaml')
     manifest, result = (read_json(folder / f'{n}.json') or {} for n in ('manifest', 'result'))
     if not isinstance(manifest, dict) or not isinstance(result, dict): raise RunError(f'{folder}: manifest.json or result.json is damaged; expected an object')
-    row = dict(run=str(folder), algo=config['algo']['name'], env=config['env']['id'], seed=config['train']['seed'], status=RunFolder(folder).status,
-               total_steps=manifest.get('env_steps'), eval_return_mean=result.get('eval_return_mean'))
+    try: row = dict(run=str(folder), algo=config['algo']['name'], env=config['env']['id'], seed=config['train']['seed'], status=RunFolder(folder).status,
+                    total_steps=manifest.get('env_steps'), eval_return_mean=result.get('eval_return_mean'))
+    except (KeyError, TypeError) as e:
+        read_file(folder / 'config.yaml')   # may know the place
+        raise RunError(f'{folder}/config.yaml: damaged, it lacks {e}; expected what `rlstudio run` wrote') from None
     return RunFacts(row, config, manifest, result)
 
 def run_row(

@@ -602,7 +602,8 @@ def evaluated(
     known = r.read('result.json') or {}
     speed = {k: known.get(k) for k in ('env_steps_per_second', 'train_seconds')}
     return summarize(r, trainer, r.status, result, known.get('stopped_early')) | speed | dict(
-        greedy=result.greedy, eval_seed=result.seed, said=str(result))
+        greedy=result.greedy, eval_seed=result.seed,
+        said=str(result) + (f'; film: {run}/videos/step_{trainer.env_steps:012d}.webp' if video else ''))
 
 # %% ../../nbs/72_studio.cli.ipynb #5d0c7102
 @app.command('export')

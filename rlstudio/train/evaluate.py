@@ -232,7 +232,7 @@ SHORT = 1000  # env steps after which the short evaluations of a training cut an
 def untrained_score(
     module: RLModule,  # before the first update
     config: Config,    # of the run
-) -> Evaluation:       # up to five episodes, each cut at 1000 steps
+) -> Evaluation:       # up to five sampled episodes, each cut at 1000 steps
     """What the agent can do before it has learned anything
 
     Args:
@@ -240,9 +240,9 @@ def untrained_score(
         config: of the run
 
     Returns:
-        up to five episodes, each cut at 1000 steps
+        up to five sampled episodes, each cut at 1000 steps
     """
-    few = replace(config.eval, episodes=min(5, config.eval.episodes), max_steps=min(SHORT, config.eval.max_steps))
+    few = replace(config.eval, greedy=False, episodes=min(5, config.eval.episodes), max_steps=min(SHORT, config.eval.max_steps))
     with warnings.catch_warnings(action='ignore', category=UserWarning):  # that none ends says nothing yet
         return evaluate(module, config.env, few, config.train.seed)
 
