@@ -73,7 +73,7 @@ def test_the_untrained_score(trained: Run) -> None:
     config = trained.config
     again = untrained_score(Trainer(config).algo.module, config)
     assert (noted["mean"], noted["episodes"]) == (again.mean, 4) and result["untrained"] == noted["mean"]
-    assert noted["mean"] == trained.evaluate(checkpoint=0).mean, "that of the first checkpoint"
+    assert noted["mean"] == trained.evaluate(checkpoint=0, greedy=False).mean < 100, "that of the first checkpoint, sampled: greedy it would be 500, a whim of seed 1"
     said_ = run("rlstudio", "show", trained.folder).stdout
     assert f"untrained {noted['mean']:,.1f}" in said_
 
