@@ -162,7 +162,7 @@ def test_a_device_that_is_not_here(trained: Run) -> None:
     r = Run.open(trained.folder, settings=Settings(device="cuda"))
     import torch
     if torch.cuda.is_available(): pytest.skip("there is one")
-    with pytest.raises(RunError, match="settings.ini: device = cuda: .*; expected one that is here, such as cpu"): r.evaluate()
+    with pytest.raises(RunError, match="device cuda: .*; expected one that is here, such as cpu"): r.evaluate()
 
 
 def test_an_endless_evaluation_in_python() -> None:
