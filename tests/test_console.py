@@ -275,7 +275,7 @@ def test_warnings_of_others_come_once_and_clean(tmp_path: Path) -> None:
 def test_a_silent_rounding_is_said(tmp_path: Path) -> None:
     "In one line, and the bar goes to the real goal"
     done = run("rlstudio", "run", "ppo/cartpole", "train.total_steps=3000", "eval.episodes=0", cwd=tmp_path, coverage=False)
-    assert "3,000 steps is 2.9 rollouts of 1,024 (8 envs × 128): 3,072 will be taken" in done.stdout and "3,072/3,072 env steps" in done.stdout, said(done)
+    assert "3,000 steps is 2.93 rollouts of 1,024 (8 envs × 128): 3,072 will be taken" in done.stdout and "3,072/3,072 env steps" in done.stdout, said(done)
 
 
 def test_device(tmp_path: Path) -> None:

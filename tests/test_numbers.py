@@ -167,7 +167,7 @@ def test_whole_rollouts_are_announced(algo: str, each: int) -> None:
     from rlstudio.studio.console import Watcher, whole_rounds
     c = config("numbers/Count-v0", algo, each * 2 + 1, 3)
     t = Trainer(c)
-    assert goal_steps(c) == each * 3 and whole_rounds(c).startswith(f"train.total_steps: {each * 2 + 1} becomes {each * 3}: whole rollouts of {each} ")
+    assert goal_steps(c) == each * 3 and whole_rounds(c).startswith(f"{each * 2 + 1} steps is 2.") and f" rollouts of {each} " in whole_rounds(c) and f": {each * 3} will be taken" in whole_rounds(c)
     assert Watcher(t, lambda: 0.).snapshot().total_steps == t.train().env_steps == each * 3
     assert whole_rounds(config("numbers/Count-v0", algo, each * 2, 3)) == ""
 

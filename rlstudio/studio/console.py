@@ -329,7 +329,7 @@ def whole_rounds(
     from rlstudio.core.options import goal_steps
     budget, goal, each = config.train.total_steps, goal_steps(config), config.algo.round_steps(config.env.num_envs)
     if budget == goal: return ''
-    return f'{budget:,} steps is {budget / each:,.1f} rollouts of {each:,} ({config.env.num_envs:,} envs × {each // config.env.num_envs:,}): {goal:,} will be taken'
+    return f'{budget:,} steps is {budget / each:.4g} rollouts of {each:,} ({config.env.num_envs:,} envs × {each // config.env.num_envs:,}): {goal:,} will be taken'
 
 def run_header(
     run: 'Run',                    # its folder, config and settings
