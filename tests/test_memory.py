@@ -15,10 +15,10 @@ from support import ROOT, run, said
 from rlstudio.algos.a2c import A2C
 from rlstudio.algos.ppo import PPO
 from rlstudio.core.batch import Batch
-from rlstudio.core.options import Config, ConfigError, config_from_dict
+from rlstudio.core.options import Config, ConfigError, EnvConfig, config_from_dict
 from rlstudio.core.seeding import Streams
 from rlstudio.data.rollout import Stepper
-from rlstudio.envs.backends import GymVector
+from rlstudio.envs.backends import GymVector, make_vector
 from rlstudio.envs.memory import TMaze, tmaze_returns
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.runs.checkpoint import latest_checkpoint
@@ -291,3 +291,8 @@ def test_an_unknown_core_is_refused() -> None:
 
 def test_the_tape_is_refused_with_its_reason() -> None:
     with pytest.raises(ValueError, match="only autograd goes back through time"): Trainer(config(), engine="tape")
+
+
+@pytest.mark.parametrize("name", ["rlstudio/TMaze-v0", "rlstudio/MaskedCartPole-v0"])
+def test_an_episode_in_flight_can_be_saved(name: str) -> None:
+    assert make_vector(EnvConfig(id=name, num_envs=2)).level == "exact"
