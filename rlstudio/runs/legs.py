@@ -37,7 +37,6 @@ from .checkpoint import (
     read_meta, save_checkpoint)
 from .config import load_config, to_yaml
 from .folder import RunError, RunFolder, now, versions
-from .pictures import replace_file
 from ..train.trainer import Trainer
 
 # %% ../../nbs/65_runs.legs.ipynb #9cb67d87
@@ -321,14 +320,14 @@ def begin_leg(
     leg, (old, _) = next_leg(files, config, saved, again), known_config(files, saved)
     legs, yaml = legs_so_far(files, saved, old or config), files.path / 'config.yaml'
     if leg and old:
-        replace_file(yaml.with_name(f'config.leg{leg.number - 1}.yaml'), to_yaml(old).encode())
+        files.hashes.put(f'config.leg{leg.number - 1}.yaml', to_yaml(old).encode())
         legs = [*legs, leg_record(leg, config)]
     elif saved and saved.step < legs[-1]['step']:   # newer checkpoints are damaged or gone
         why = f'goes on at step {saved.step:,}, though leg {len(legs)} began at {legs[-1]["step"]:,}: no newer checkpoint is whole'
         leg = Leg(len(legs) + 1, saved.step, {}, (why,))
         legs = [*legs, leg_record(leg, config)]
     if saved and len(legs) > 1 and saved.step <= legs[-1]['step']: saved.state.pop('stopped', None)   # what stopped an earlier leg does not stop this one
-    if diff(load_config(yaml)[0], config): replace_file(yaml, to_yaml(config).encode())
+    if diff(load_config(yaml)[0], config): files.hashes.put('config.yaml', to_yaml(config).encode())
     return legs, leg
 
 def put_result_aside(
@@ -342,7 +341,9 @@ def put_result_aside(
         number: of the leg that had this result
     """
     result = files.path / 'result.json'
-    if result.exists(): result.replace(result.with_name(f'result.leg{number}.json'))
+    if not result.exists(): return
+    aside = result.with_name(f'result.leg{number}.json')
+    with files.hashes.changing([result.name, aside.name]): result.replace(aside)
 
 # %% ../../nbs/65_runs.legs.ipynb #aa66ca34
 @dataclass(frozen=True)

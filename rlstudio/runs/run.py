@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.arithmetic import arithmetic_threads, identity
+from ..core.files import FileError, put_file
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, to_dict)
 from ..core.registry import PluginError, displays, import_flags, import_own, imported, sinks
@@ -46,11 +47,11 @@ from .checkpoint import (
 from .config import (
     Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
-    RUN_VERSION, RunError, RunFolder, check_version, level_of, locate_run, locked, new_folder, now, user, versions)
+    RUN_VERSION, Hashes, RunError, RunFolder, check_hash, check_version, level_of, locate_run, locked, new_folder, now, user, versions)
 from .legs import (
     Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
-    Video, learning_curve, replace_file, rollout_frames, save_figure, save_webp)
+    Video, learning_curve, rollout_frames, save_figure, save_webp)
 from ..train.agent import Agent, rebuilt, world_facts
 from ..train.callbacks import stops
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return, untrained_score
@@ -364,8 +365,11 @@ def set_out(
     files, c, s = run.files, run.config, run.settings
     check_version(files)
     saved, damaged = restore_point(files, c)
+    for name in ('manifest.json', 'evaluations.json'): check_hash(files.path, name)   # nothing damaged is written anew, with a right hash
     trainer = run.take_trainer()   # before anything is written: a change may not fit
-    for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
+    files.hashes.begin(saved.step if saved else -1)
+    with files.hashes.changing(['checkpoints/']):
+        for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
     legs, leg = begin_leg(files, c, saved, run.again)
     run.again = False
     if leg and leg.notes: warnings.warn('; '.join(leg.notes), stacklevel=2)
@@ -376,12 +380,13 @@ def set_out(
         sink.open(files.path, positions.get(type(sink).__name__))
     describe_run(opened, files.path.name, to_dict(c))
     then = past(files, saved)
-    facts = facts_of(trainer, s, then) | dict(config=to_dict(c), legs=legs)
+    facts = facts_of(trainer, s, then) | dict(config=to_dict(c), legs=legs, hashes=1)   # its files are covered by a record
     kept = dict(facts)   # in each checkpoint
+    saves, noted = files.path / 'checkpoints', files.hashes.saving
     trainer.callbacks = [
         Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WriteMetrics(opened, c.log.every),
-        *([SaveBest(files.path / 'checkpoints', meta=kept)] if c.checkpoint.best else []),
-        SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1)]
+        *([SaveBest(saves, meta=kept, noted=noted)] if c.checkpoint.best else []),
+        SaveCheckpoints(saves, c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1, noted)]
     if saved:
         check_listeners(trainer, saved)
         trainer.load_state_dict(saved.state)
@@ -471,7 +476,7 @@ def film(
     """
     try:
         frames = rollout_frames(trainer.algo.module, run.config.env, run.config.train.seed if seed is None else seed)
-        save_webp(frames, run.folder / 'videos' / f'{name}.webp')
+        with run.files.hashes.changing([f'videos/{name}.webp']): save_webp(frames, run.folder / 'videos' / f'{name}.webp')
     except (Exception, SystemExit) as e:
         why = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
         warnings.warn(f'no video: {why}', stacklevel=2)
@@ -548,8 +553,10 @@ def finish(
     result = last_score(run, trainer)
     for c in trainer.callbacks:
         if isinstance(c, Evaluate) and c.history: run.files.keep(c.history)   # so that the curve shows them
-    if best := checkpoints(run.folder / 'checkpoints' / BEST): prune(best[0].parent, 1)   # no way leads back any more
-    save_figure(run.plot(), run.folder / 'plots' / 'learning_curve.png')
+    if best := checkpoints(run.folder / 'checkpoints' / BEST):
+        with run.files.hashes.changing(['checkpoints/']): prune(best[0].parent, 1)   # no way leads back any more
+    curve = 'plots/learning_curve.png'
+    with run.files.hashes.changing([curve]): save_figure(run.plot(), run.folder / curve)
     film(run, trainer)
     summary = summarize(run, trainer, 'completed', result, stopped_early)
     run.files.write('result.json', summary)
@@ -580,7 +587,8 @@ class FilmEvery(Callback):
         if self.seen // self.every <= before // self.every: return
         try:
             frames = rollout_frames(trainer.algo.module, trainer.config.env, trainer.config.train.seed)
-            save_webp(frames, self.folder / 'videos' / f'step_{self.seen:012d}.webp')
+            name = f'videos/step_{self.seen:012d}.webp'
+            with Hashes(self.folder).changing([name]): save_webp(frames, self.folder / name)
         except (Exception, SystemExit) as e: warnings.warn(f'no video at {self.seen:,} steps: {type(e).__name__}: {e}', stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]: "env steps"; return dict(seen=self.seen)  # env steps
@@ -609,6 +617,8 @@ def closing(
             if isinstance(c, WriteMetrics):
                 for sink in c.sinks: sink.close()
             if isinstance(c, Evaluate) and c.history: files.keep(c.history)
+        try: files.hashes.seal()
+        except (FileError, OSError) as e: warnings.warn(f'the record of hashes was not closed: {e}', stacklevel=2)
 
 # %% ../../nbs/67_runs.run.ipynb #76e8ed93
 def one_line_of_run(
@@ -763,7 +773,8 @@ def begin_folder(
         fit: what of them was taken over
     """
     if start and fit: keep_start(folder, start, fit)
-    replace_file(folder / 'config.yaml', to_yaml(config).encode())
+    put_file(folder / 'config.yaml', to_yaml(config).encode())
+    Hashes(folder).begin()
 
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:
