@@ -14,9 +14,9 @@ What is written is written whole or not at all. The manifest claims the level of
 # %% auto #0
 __all__ = ['HASHES', 'Stamp', 'OWN', 'RUN_VERSION', 'RunError', 'check_run_name', 'put_folder', 'new_folder', 'taken',
            'locate_run', 'lock_file', 'locked', 'write_json', 'stamp_of', 'hash_file', 'Record', 'spell_record',
-           'read_record', 'is_passing', 'walk_files', 'growing_files', 'own_files', 'settle', 'Hashes', 'looks_of',
-           'check_hash', 'versions', 'module_hash', 'code_hash', 'level_of', 'now', 'user', 'is_busy', 'RunFolder',
-           'check_version']
+           'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files', 'settle', 'Hashes',
+           'looks_of', 'check_hash', 'versions', 'module_hash', 'code_hash', 'level_of', 'now', 'user', 'is_busy',
+           'RunFolder', 'check_version']
 
 # %% ../../nbs/64_runs.folder.ipynb #122b9a16
 import errno
@@ -322,6 +322,19 @@ def read_record(
 # %% ../../nbs/64_runs.folder.ipynb #d1ccf3c9
 _SAVED = re.compile(r'((?:checkpoints/(?:best/)?|start/)step_\d{12})/(.+)')
 OWN = re.compile(r'(config|manifest|evaluations|result)[^/]*|(checkpoints|start|plots|videos)/.*')   # names of files that nobody else changes
+
+def checkpoint_of(
+    name: str,  # of a file in a run's folder
+) -> str:       # the folder of the checkpoint that it is in; '' if it is in none
+    """Which checkpoint covers this file?
+
+    Args:
+        name: of a file in a run's folder
+
+    Returns:
+        the folder of the checkpoint that it is in; '' if it is in none
+    """
+    return saved[1] if (saved := _SAVED.fullmatch(name)) else ''
 
 def is_passing(
     name: str,  # of a file in a run's folder
