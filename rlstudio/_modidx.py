@@ -2212,6 +2212,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'rlstudio.runs.run.check_judged': ('runs.run.html#check_judged', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.check_listeners': ('runs.run.html#check_listeners', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.choose_display': ('runs.run.html#choose_display', 'rlstudio/runs/run.py'),
+                                   'rlstudio.runs.run.closed': ('runs.run.html#closed', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.closing': ('runs.run.html#closing', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.facts_of': ('runs.run.html#facts_of', 'rlstudio/runs/run.py'),
                                    'rlstudio.runs.run.film': ('runs.run.html#film', 'rlstudio/runs/run.py'),

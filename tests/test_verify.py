@@ -136,7 +136,7 @@ def test_swapped_files(finished: Path) -> None:
         x, y = (finished / a).read_bytes(), (finished / b).read_bytes()
         if x == y: continue
         with changed(finished / a, y), changed(finished / b, x): found = set(names(finished))
-        assert {a, b} <= found or checkpoint_of(a) == checkpoint_of(b) and a in found   # without its manifest nothing is known of a checkpoint's files
+        assert {a, b} <= found or HASHES in (a, b) and HASHES in found or checkpoint_of(a) == checkpoint_of(b) and a in found   # without its manifest nothing is known of a checkpoint's files
     new, old = checkpoints(finished / "checkpoints")[:2]   # whole checkpoints under each other's name
     for a, b in ((new, finished / "x"), (old, new), (finished / "x", old)): shutil.move(a, b)
     assert {f"checkpoints/{p.name}/manifest.json" for p in (new, old)} <= set(names(finished))
@@ -312,9 +312,9 @@ def test_killed_processes(tmp_path: Path) -> None:
 # ---- while it trains ---------------------------------------------------------------------------------------------------
 
 def test_a_run_that_trains_is_whole(tmp_path: Path) -> None:
-    run = make(tmp_path, **{"train.total_steps": 8192, "checkpoint.every": 32, "eval.every": 512})
+    run = make(tmp_path, **{"train.total_steps": 2048, "checkpoint.every": 32, "eval.every": 256})
     training, looks = run.start(), 0
-    while training.running if hasattr(training, "running") else run.status in ("new", "running"):
+    while run.status in ("new", "running"):
         found = verify(run)
         assert found.whole, str(found)
         looks += 1

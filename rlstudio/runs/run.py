@@ -12,7 +12,8 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'check_imports',
            'past', 'facts_of', 'register', 'WatchGenerators', 'check_listeners', 'first_score', 'set_out', 'summarize',
            'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing', 'one_line_of_run', 'find_video',
-           'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at', 'begin_folder', 'Run']
+           'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at', 'begin_folder', 'closed',
+           'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -23,7 +24,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,7 +48,7 @@ from .checkpoint import (
 from .config import (
     Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
-    RUN_VERSION, Hashes, RunError, RunFolder, check_hash, check_version, level_of, locate_run, locked, new_folder, now, user, versions)
+    RUN_VERSION, Hashes, RunError, RunFolder, check_hash, check_version, level_of, locate_run, locked, new_folder, now, read_record, user, versions)
 from .legs import (
     Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
@@ -776,6 +777,25 @@ def begin_folder(
     put_file(folder / 'config.yaml', to_yaml(config).encode())
     Hashes(folder).begin()
 
+# %% ../../nbs/67_runs.run.ipynb #05b6bd25
+def closed(
+    run: 'Run',               # completed
+    summary: dict[str, Any],  # its result
+) -> dict[str, Any]:          # the same
+    """Close the record of hashes of a run whose process did not come to it
+
+    Args:
+        run: completed
+        summary: its result
+
+    Returns:
+        the same
+    """
+    record = read_record(run.folder)
+    if record and not record.sealed:
+        with suppress(RunError, FileError, OSError), locked(run.folder): run.files.hashes.seal()   # not where another process is at it, or the disk is full
+    return summary
+
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:
     "A config, its folder, and everything that came of it."
@@ -895,7 +915,7 @@ class Run:
         Returns:
             the summary
         """
-        if done := self.done(): return done
+        if done := self.done(): return closed(self, done)
         screen = self.screen(display, Controls())
         return self._train(callbacks, screen, self.controls)
 
