@@ -161,8 +161,8 @@ def test_links_pipes_and_folders_are_no_files(finished: Path, tmp_path: Path) ->
     for name in ("result.json", "metrics.jsonl", HASHES, "plots/learning_curve.png"):
         path, kept = finished / name, tmp_path / "kept"
         shutil.move(path, kept)
-        for put in (lambda p: p.symlink_to(kept), os.mkfifo, Path.mkdir, lambda p: p.symlink_to("/dev/zero")):
-            put(path)
+        for put in (os.mkfifo, Path.mkdir, kept, "/dev/zero"):
+            put(path) if callable(put) else path.symlink_to(put)
             assert name in names(finished), name
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         shutil.move(kept, path)
