@@ -380,7 +380,9 @@ def find_start(
     folder, at = (text, '') if Path(text).exists() else (text.rpartition('@')[::2] if '@' in text else (text, ''))
     path = Path(folder)
     if not path.exists() and path.name == folder: path = Path(runs_dir) / folder
-    if (path / 'state.json').is_file(): return start_of(load_checkpoint(path), str(path.parent.parent))
+    if (path / 'state.json').is_file():   # a checkpoint of a run: …/checkpoints/step_…, or …/checkpoints/best/step_…
+        run = next((p for p in path.parents if (p / 'config.yaml').is_file()), path.parent.parent)
+        return start_of(load_checkpoint(path), str(run))
     if not (path / 'checkpoints').is_dir():
         raise RunError(f'--from {text}: {path} is no run with checkpoints; expected RUN, RUN@STEP or RUN@best; see: rlstudio list runs')
     return start_of(chosen_checkpoint(path / 'checkpoints', at or None), str(path))

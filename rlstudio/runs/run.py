@@ -322,7 +322,7 @@ def check_listeners(
         trainer: with its callbacks
         saved: that it goes on from
     """
-    here = {c.name for c in trainer.callbacks} | {'time_limit', 'best'}   # keys of the config
+    here = {name for name, _ in trainer.named()} | {'time_limit', 'best'}   # keys of the config
     lost = sorted(saved.state['callbacks'].keys() - here)
     if lost: warnings.warn(f'the run had callbacks that are not here ({", ".join(lost)}), and goes on without them; '
                            'give them again: Run.open(folder).train([…])', stacklevel=2)

@@ -235,8 +235,8 @@ def condition(
     Returns:
         key, sign, value
     """
-    m = re.fullmatch(r'\s*([\w./-]+?)\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*', text)
-    if m: return m[1], m[2], m[3]
+    m = re.fullmatch(r'\s*([\w./-]+?)\s*(>=|<=|!=|==?|>|<)\s*((?![=<>]).*?)\s*', text)
+    if m: return m[1], m[2].replace('==', '='), m[3]
     raise RunError(f'--where: given {text!r}, expected a key, a sign (= != > >= < <=) and a value, such as algo.gamma=0.98, solved=true or "eval>400"')
 
 # %% ../../nbs/80_studio.catalog.ipynb #c14b840b
