@@ -712,12 +712,12 @@ def traced(
     except Exception as e: raise AgentError(f'export: torch cannot trace {type(graph.agent).__name__}: {" ".join(str(e).split())[:300]}; fix: tensors alone in its forward, or use save_agent') from e
 
 def fresh_file(
-    path: str | Path,   # where a file shall be
+    path: str | Path,   # where the file goes
 ) -> Path:              # the same; its folder is there
     """Refuse to write over anything
 
     Args:
-        path: where a file shall be
+        path: where the file goes
 
     Returns:
         the same; its folder is there

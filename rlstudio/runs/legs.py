@@ -1,6 +1,6 @@
 """A run goes on with a larger budget, and a new run begins with what another one has learned; what changes is said, and what cannot is refused.
 
-An experiment is rarely over when its budget is. It was promising, so it shall train on: that is a new *leg* of the same run. Or its agent shall learn another world: that is a new run with a *warm start*.
+An experiment is rarely over when its budget is. It looks promising, so you give it more steps: that is a new *leg* of the same run. Or you want its agent to learn another world: that is a new run with a *warm start*.
 
 - `leg_changes`, `check_leg`, `leg_notes`: what may change between two legs, what may not, and what schedules make of it.
 - `begin_leg`: writes a leg down. The manifest lists all of them.
@@ -87,13 +87,13 @@ def value_at(
 
 def leg_changes(
     old: Config,  # of the run so far
-    new: Config,  # with which it shall go on
+    new: Config,  # with which it goes on
 ) -> Changes:     # {}: nothing changed
     """What differs between two configs
 
     Args:
         old: of the run so far
-        new: with which it shall go on
+        new: with which it goes on
 
     Returns:
         {}: nothing changed
@@ -255,7 +255,7 @@ def newest_meta(
 
 def next_leg(
     files: RunFolder,  # of any run
-    config: Config,    # with which it shall go on
+    config: Config,    # with which it goes on
     saved: Checkpoint | None = None,  # where it goes on, if that is loaded already
     again: bool = False,  # go on even with the same config, if it was stopped early?
 ) -> Leg | None:       # None: nothing changes, or it has not begun
@@ -263,7 +263,7 @@ def next_leg(
 
     Args:
         files: of any run
-        config: with which it shall go on
+        config: with which it goes on
         saved: where it goes on, if that is loaded already
         again: go on even with the same config, if it was stopped early?
 

@@ -1,8 +1,8 @@
 """One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 
-A `Run` is a config and a folder. `Run.from_config` makes one, `Run.open` finds one again, and `train` brings it to its end from
-wherever it is: from the start, from a checkpoint after a crash or a Ctrl-C, or not at all if it is there already. `evaluate` and `plot` look back. The
-command line does nothing that these do not do.
+A `Run` is a config and a folder. `Run.from_config` makes one, `Run.open` finds one again. `train` brings it to its end from
+wherever it is: from the start, from a checkpoint after a crash or a Ctrl-C. If it has ended already, `train` does nothing. `evaluate` and `plot` look back. The
+command line calls these, and nothing else.
 
 A run is a function of config, seed and code version. Whatever interrupts it, its end is the same, bit for bit, where the manifest says so."""
 

@@ -430,12 +430,12 @@ def decisions(
 
 # %% ../../nbs/80_studio.catalog.ipynb #503ce468
 def check_deletable(
-    folder: Path,  # of a run that shall go
+    folder: Path,  # of a run to delete
 ) -> None:
     """Refuse to delete what is not surely a finished or abandoned run
 
     Args:
-        folder: of a run that shall go
+        folder: of a run to delete
     """
     def refuse(why: str) -> RunError: return RunError(f'{folder}: not deleted: {why}')
     if folder.is_symlink(): raise refuse(f'it is a link; give the folder itself ({folder.resolve()}), or remove the link by hand')
