@@ -10,9 +10,10 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'check_imports',
-           'past', 'facts_of', 'register', 'WatchGenerators', 'check_listeners', 'first_score', 'set_out', 'summarize',
-           'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing', 'one_line_of_run', 'find_video',
-           'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at', 'begin_folder', 'Run']
+           'past', 'facts_of', 'register', 'lower_level', 'WatchGenerators', 'check_listeners', 'first_score',
+           'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing',
+           'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at',
+           'agent_at', 'begin_folder', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -282,6 +283,29 @@ def register(
                user=user(), device=settings.device, threads=settings.threads, imports=noted_imports(then),
                env=world_facts(e) | dict(backend=e.backend), **facts)
 
+# %% ../../nbs/67_runs.run.ipynb #5a7c3001
+def lower_level(
+    files: RunFolder,        # its manifest gets the new level
+    facts: dict[str, Any],   # those that go into each checkpoint, changed in place
+    level: str,              # at most this one from now on
+    why: str,                # for people
+) -> bool:                   # False: it was as low already, and its reason stands
+    """Lower the level of a run; nothing raises it again
+
+    Args:
+        files: its manifest gets the new level
+        facts: those that go into each checkpoint, changed in place
+        level: at most this one from now on
+        why: for people
+
+    Returns:
+        False: it was as low already, and its reason stands
+    """
+    if facts['level'] <= level: return False
+    facts.update(level=level, why=why)
+    files.note(level=level, why=why)
+    return True
+
 # %% ../../nbs/67_runs.run.ipynb #12b31279
 class WatchGenerators(Callback):
     "Lowers the level of a run while which somebody draws from a global generator"
@@ -307,8 +331,7 @@ class WatchGenerators(Callback):
         why = (f'the global generator of {" and ".join(used)} was used while training '
                f'(by {trainer.env.env_id}, or other code in this process)')
         warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); draw from self.np_random', stacklevel=2)
-        self.facts.update(level='L1', why=why)
-        self.files.note(level='L1', why=why)
+        lower_level(self.files, self.facts, 'L1', why)
         self.before = {}
 
 # %% ../../nbs/67_runs.run.ipynb #2dc0eb6a
@@ -389,6 +412,7 @@ def set_out(
     if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
     put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
+    if trainer.env.lost: lower_level(files, kept, 'L1', trainer.env.lost)
     if not saved: files.note(untrained=None if kept_start(files.path) else first_score(run, trainer))
     return trainer
 
