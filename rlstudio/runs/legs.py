@@ -28,8 +28,9 @@ import torch
 
 from ..algos.common import anneal
 from ..algos.dqn import linear_epsilon
-from ..core.options import Config, ConfigError, as_text, config_from_dict, config_hash, diff, to_dict
+from ..core.options import Config, ConfigError, EnvConfig, as_text, config_from_dict, config_hash, diff, to_dict
 from ..core.registry import import_flags, imported
+from ..envs.workers import steps_single_envs
 from ..nets.flat import state_sha256
 from ..nets.normalize import RewardScale
 from .checkpoint import (
@@ -42,7 +43,8 @@ from ..train.trainer import Trainer
 
 # %% ../../nbs/65_runs.legs.ipynb #9cb67d87
 MAY_CHANGE = (   # patterns of keys
-    'train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.*', 'env.eval_kwargs*', 'checkpoint.*', 'log.*')
+    'train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.*', 'env.eval_kwargs*', 'checkpoint.*', 'log.*',
+    'env.workers', 'env.start_method', 'env.patience')
 NOTED = (        # these may change as well, but they change what is learned from there on
     'algo.*learning_rate', 'algo.*_schedule', 'algo.clip_range*', 'algo.target_kl', 'algo.epsilon_*', 'algo.priority_beta')
 MUST_STAY = {    # the first pattern that fits → why it stays
@@ -105,6 +107,7 @@ def check_leg(
     folder: Path,      # of the run
     changes: Changes,  # of `leg_changes`
     step: int,         # env steps so far
+    env: EnvConfig | None = None,  # of the next leg; its backend may change where the old and the new one step single envs
 ) -> None:
     """Refuse changes that a run cannot survive, and say what to do instead
 
@@ -112,8 +115,10 @@ def check_leg(
         folder: of the run
         changes: of `leg_changes`
         step: env steps so far
+        env: of the next leg; its backend may change where the old and the new one step single envs
     """
     refused = {k: v for k, v in changes.items() if not fits_any(k, MAY_CHANGE + NOTED)}
+    if env and 'env.backend' in refused and all(steps_single_envs(replace(env, backend=b)) for b in changes['env.backend']): del refused['env.backend']
     if refused:
         lines = [f'{folder}: {k}: given {as_text(b)}, but this run goes on with {as_text(a)}: '
                  f'{next(why for p, why in MUST_STAY.items() if fnmatchcase(k, p))}' for k, (a, b) in refused.items()]
@@ -273,7 +278,7 @@ def next_leg(
     old, step = known_config(files, saved)
     changes = leg_changes(old, config) if old else {}
     if old is None or not (changes or again and files.manifest.get('stopped_early')): return None
-    check_leg(files.path, changes, step)
+    check_leg(files.path, changes, step, config.env)
     noted = [k for k in changes if fits_any(k, NOTED)]
     if noted and step >= config.train.total_steps:
         raise RunError(f'{files.path}: {noted[0]}: the run has taken all of its {step:,} env steps, so no step would use it; expected a larger budget too: train.total_steps={2 * step}')

@@ -175,7 +175,7 @@ def restore_point(
     for path, reason in rejected:
         warnings.warn(f'{path.name} is damaged: {reason}; using the one of step {saved.step:,}',
                       stacklevel=2)
-    check_leg(files.path, leg_changes(config_from_dict(saved.meta['config']), config), saved.step)
+    check_leg(files.path, leg_changes(config_from_dict(saved.meta['config']), config), saved.step, config.env)
     return saved, [path for path, _ in rejected]
 
 # %% ../../nbs/67_runs.run.ipynb #872bde1b
