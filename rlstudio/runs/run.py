@@ -10,9 +10,10 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'check_imports',
-           'past', 'facts_of', 'register', 'WatchGenerators', 'check_listeners', 'first_score', 'set_out', 'summarize',
-           'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing', 'one_line_of_run', 'find_video',
-           'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at', 'begin_folder', 'Run']
+           'past', 'facts_of', 'register', 'WatchGenerators', 'ledgers', 'check_listeners', 'first_score', 'set_out',
+           'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing', 'one_line_of_run',
+           'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at',
+           'begin_folder', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -54,6 +55,7 @@ from .pictures import (
 from ..train.agent import Agent, rebuilt, world_facts
 from ..train.callbacks import stops
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return, untrained_score
+from ..train.ledger import LEDGER, Ledger
 from ..train.metrics import conclude_run, describe_run
 from ..train.trainer import Callback, Trainer, WriteMetrics
 
@@ -311,6 +313,25 @@ class WatchGenerators(Callback):
         self.files.note(level='L1', why=why)
         self.before = {}
 
+# %% ../../nbs/67_runs.run.ipynb #1edc0ab2
+def ledgers(
+    files: RunFolder,       # of a run about to train
+    settings: Settings,     # of this workspace
+    facts: dict[str, Any],  # of `facts_of`
+) -> list[Ledger]:          # one, or none
+    """Who writes down the hashes of each update
+
+    Args:
+        files: of a run about to train
+        settings: of this workspace
+        facts: of `facts_of`
+
+    Returns:
+        one, or none
+    """
+    known = facts | dict(threads=settings.threads, device=settings.device)
+    return [] if settings.ledger == 'off' else [Ledger(files.path / LEDGER, known, settings.ledger)]
+
 # %% ../../nbs/67_runs.run.ipynb #2dc0eb6a
 def check_listeners(
     trainer: Trainer,    # with its callbacks
@@ -322,7 +343,7 @@ def check_listeners(
         trainer: with its callbacks
         saved: that it goes on from
     """
-    here = {c.name for c in trainer.callbacks} | {'time_limit', 'best'}   # keys of the config
+    here = {c.name for c in trainer.callbacks} | {'time_limit', 'best', 'ledger'}   # keys of the config and of the settings
     lost = sorted(saved.state['callbacks'].keys() - here)
     if lost: warnings.warn(f'the run had callbacks that are not here ({", ".join(lost)}), and goes on without them; '
                            'give them again: Run.open(folder).train([…])', stacklevel=2)
@@ -379,7 +400,7 @@ def set_out(
     facts = facts_of(trainer, s, then) | dict(config=to_dict(c), legs=legs)
     kept = dict(facts)   # in each checkpoint
     trainer.callbacks = [
-        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WriteMetrics(opened, c.log.every),
+        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), *ledgers(files, s, facts), WriteMetrics(opened, c.log.every),
         *([SaveBest(files.path / 'checkpoints', meta=kept)] if c.checkpoint.best else []),
         SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1)]
     if saved:
