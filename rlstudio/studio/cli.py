@@ -666,7 +666,7 @@ def count_line(
     def tell(i: int, n: int, what: str) -> None:
         from rlstudio.studio.console import terminal_width
         width = terminal_width(stream)
-        if width: print(f'\r\x1b[2K' + ('' if i == n else f'{i + 1}/{n} {what}'[:width - 1]), end='', file=stream, flush=True)
+        if width: print('\r\x1b[2K' + ('' if i == n else f'{i + 1}/{n} {what}'[:width - 1]), end='', file=stream, flush=True)
     return tell
 
 @app.command('drift')
