@@ -1,9 +1,12 @@
 "This machine against known ones: the command, its file, and that nothing around a training reaches its bits but the arithmetic."
+import fcntl
 import json
 import locale
 import os
 import shutil
+import struct
 import sys
+import termios
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +28,7 @@ from rlstudio.evidence.drift import (
     train_case,
 )
 from rlstudio.runs.run import Run
-from rlstudio.studio.cli import app
+from rlstudio.studio.cli import app, count_line
 
 CASE = "a2c/pendulum"
 
@@ -104,6 +107,20 @@ def test_an_unknown_machine_is_measured(mine: Path, tmp_path: Path) -> None:
 def test_mistakes_are_exit_code_2(args: tuple, says: str) -> None:
     done = drift(*args)
     assert done.exit_code == 2 and says in done.output and "Traceback" not in done.output
+
+
+def test_one_line_counts_on_a_terminal() -> None:
+    "It is wiped at the end; in a pipe nothing is written"
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as screen, open(os.devnull, "w") as nowhere:
+        fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
+        for stream in (screen, nowhere):
+            tell = count_line(stream)
+            tell(2, 35, "sac/a name that is far too long for it")
+            tell(35, 35, "")
+        written = os.read(master, 1000).decode()
+    os.close(master)
+    assert written == "\r\x1b[2K3/35 sac/a name tha\r\x1b[2K"
 
 
 def test_record_keeps_others_and_drops_what_is_outdated(mine: Path, tmp_path: Path) -> None:
