@@ -1,8 +1,8 @@
 """One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 
-A `Run` is a config and a folder. `Run.from_config` makes one, `Run.open` finds one again, and `train` brings it to its end from
-wherever it is: from the start, from a checkpoint after a crash or a Ctrl-C, or not at all if it is there already. `evaluate` and `plot` look back. The
-command line does nothing that these do not do.
+A `Run` is a config and a folder. `Run.from_config` makes one, `Run.open` finds one again. `train` brings it to its end from
+wherever it is: from the start, from a checkpoint after a crash or a Ctrl-C. If it has ended already, `train` does nothing. `evaluate` and `plot` look back. The
+command line calls these, and nothing else.
 
 A run is a function of config, seed and code version. Whatever interrupts it, its end is the same, bit for bit, where the manifest says so."""
 
@@ -10,10 +10,10 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'check_imports',
-           'past', 'facts_of', 'register', 'WatchGenerators', 'check_listeners', 'first_score', 'set_out', 'summarize',
-           'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing', 'one_line_of_run', 'find_video',
-           'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at', 'begin_folder', 'closed',
-           'Run']
+           'past', 'facts_of', 'register', 'lower_level', 'WatchGenerators', 'ledgers', 'check_listeners',
+           'first_score', 'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery',
+           'closing', 'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown',
+           'saved_at', 'agent_at', 'begin_folder', 'closed', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -56,6 +56,7 @@ from .pictures import (
 from ..train.agent import Agent, rebuilt, world_facts
 from ..train.callbacks import stops
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return, untrained_score
+from ..train.ledger import LEDGER, Ledger
 from ..train.metrics import conclude_run, describe_run
 from ..train.trainer import Callback, Trainer, WriteMetrics
 
@@ -177,7 +178,7 @@ def restore_point(
     for path, reason in rejected:
         warnings.warn(f'{path.name} is damaged: {reason}; using the one of step {saved.step:,}',
                       stacklevel=2)
-    check_leg(files.path, leg_changes(config_from_dict(saved.meta['config']), config), saved.step)
+    check_leg(files.path, leg_changes(config_from_dict(saved.meta['config']), config), saved.step, config.env)
     return saved, [path for path, _ in rejected]
 
 # %% ../../nbs/67_runs.run.ipynb #872bde1b
@@ -284,6 +285,29 @@ def register(
                user=user(), device=settings.device, threads=settings.threads, imports=noted_imports(then),
                env=world_facts(e) | dict(backend=e.backend), **facts)
 
+# %% ../../nbs/67_runs.run.ipynb #5a7c3001
+def lower_level(
+    files: RunFolder,        # its manifest gets the new level
+    facts: dict[str, Any],   # those that go into each checkpoint, changed in place
+    level: str,              # at most this one from now on
+    why: str,                # for people
+) -> bool:                   # False: it was as low already, and its reason stands
+    """Lower the level of a run; nothing raises it again
+
+    Args:
+        files: its manifest gets the new level
+        facts: those that go into each checkpoint, changed in place
+        level: at most this one from now on
+        why: for people
+
+    Returns:
+        False: it was as low already, and its reason stands
+    """
+    if facts['level'] <= level: return False
+    facts.update(level=level, why=why)
+    files.note(level=level, why=why)
+    return True
+
 # %% ../../nbs/67_runs.run.ipynb #12b31279
 class WatchGenerators(Callback):
     "Lowers the level of a run while which somebody draws from a global generator"
@@ -309,9 +333,27 @@ class WatchGenerators(Callback):
         why = (f'the global generator of {" and ".join(used)} was used while training '
                f'(by {trainer.env.env_id}, or other code in this process)')
         warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); draw from self.np_random', stacklevel=2)
-        self.facts.update(level='L1', why=why)
-        self.files.note(level='L1', why=why)
+        lower_level(self.files, self.facts, 'L1', why)
         self.before = {}
+
+# %% ../../nbs/67_runs.run.ipynb #1edc0ab2
+def ledgers(
+    files: RunFolder,       # of a run about to train
+    settings: Settings,     # of this workspace
+    facts: dict[str, Any],  # of `facts_of`
+) -> list[Ledger]:          # one, or none
+    """Who writes down the hashes of each update
+
+    Args:
+        files: of a run about to train
+        settings: of this workspace
+        facts: of `facts_of`
+
+    Returns:
+        one, or none
+    """
+    known = facts | dict(threads=settings.threads, device=settings.device)
+    return [] if settings.ledger == 'off' else [Ledger(files.path / LEDGER, known, settings.ledger)]
 
 # %% ../../nbs/67_runs.run.ipynb #2dc0eb6a
 def check_listeners(
@@ -324,7 +366,7 @@ def check_listeners(
         trainer: with its callbacks
         saved: that it goes on from
     """
-    here = {c.name for c in trainer.callbacks} | {'time_limit', 'best'}   # keys of the config
+    here = {name for name, _ in trainer.named()} | {'time_limit', 'best', 'ledger'}   # keys of the config and of the settings
     lost = sorted(saved.state['callbacks'].keys() - here)
     if lost: warnings.warn(f'the run had callbacks that are not here ({", ".join(lost)}), and goes on without them; '
                            'give them again: Run.open(folder).train([…])', stacklevel=2)
@@ -385,7 +427,7 @@ def set_out(
     kept = dict(facts)   # in each checkpoint
     saves, noted = files.path / 'checkpoints', files.hashes.saving
     trainer.callbacks = [
-        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WriteMetrics(opened, c.log.every),
+        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), *ledgers(files, s, facts), WriteMetrics(opened, c.log.every),
         *([SaveBest(saves, meta=kept, noted=noted)] if c.checkpoint.best else []),
         SaveCheckpoints(saves, c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1, noted)]
     if saved:
@@ -395,6 +437,7 @@ def set_out(
     if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
     put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
+    if trainer.env.lost: lower_level(files, kept, 'L1', trainer.env.lost)
     if not saved: files.note(untrained=None if kept_start(files.path) else first_score(run, trainer))
     return trainer
 
