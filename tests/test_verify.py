@@ -366,6 +366,22 @@ def test_damage_is_not_blessed_by_training_on(copy: Path) -> None:
     assert names(copy) == ["metrics.000001.jsonl"]
 
 
+def test_a_config_that_its_user_edits(copy: Path) -> None:
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("total_steps: 512", "total_steps: 600  # more"))
+    assert names(copy) == ["config.yaml"] and "takes that over" in str(verify(copy))
+    Run.open(copy, settings=Settings()).train()
+    assert verify(copy).whole and "# more" in config.read_text()
+
+
+def test_damage_is_said_where_a_file_is_written_anew(copy: Path) -> None:
+    evaluations = copy / "evaluations.json"
+    evaluations.write_text(evaluations.read_text().replace("64", "65", 1))
+    run = Run.open(copy, settings=Settings())
+    with pytest.raises(RunError, match=r"evaluations\.json: damaged"): run.evaluate(episodes=2)
+    with pytest.warns(UserWarning, match="written anew"): run.files.keep([])
+
+
 def test_exit_codes(copy: Path, tmp_path: Path) -> None:
     done = sh("rlstudio", "verify", copy, "--json", cwd=tmp_path, coverage=False)
     assert done.returncode == 0 and json.loads(done.stdout)["whole"], said(done)

@@ -108,7 +108,8 @@ def check_written(
         known, free = looks_of(record, name)
         if name not in there:
             if name in record.files and not free: yield Damage(name, 'missing')
-        elif there[name] and not free and (problem := compare(folder / name, known)): yield Damage(name, problem)
+        elif there[name] and not free and (problem := compare(folder / name, known)):
+            yield Damage(name, problem + ('; if you changed it, `rlstudio resume` takes that over' if name == 'config.yaml' else ''))
 
 # %% ../../nbs/70_evidence.verify.ipynb #fa47159a
 def check_lines(

@@ -14,9 +14,9 @@ What is written is written whole or not at all. The manifest claims the level of
 # %% auto #0
 __all__ = ['HASHES', 'Stamp', 'OWN', 'RUN_VERSION', 'RunError', 'check_run_name', 'put_folder', 'new_folder', 'taken',
            'locate_run', 'lock_file', 'locked', 'write_json', 'stamp_of', 'hash_file', 'Record', 'spell_record',
-           'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files', 'settle', 'Hashes',
-           'looks_of', 'check_hash', 'versions', 'module_hash', 'code_hash', 'level_of', 'now', 'user', 'is_busy',
-           'RunFolder', 'check_version']
+           'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files', 'settle',
+           'looks_of', 'check_hash', 'Hashes', 'versions', 'module_hash', 'code_hash', 'level_of', 'now', 'user',
+           'is_busy', 'RunFolder', 'check_version']
 
 # %% ../../nbs/64_runs.folder.ipynb #122b9a16
 import errno
@@ -43,7 +43,7 @@ from typing import Any
 
 import rlstudio
 from ..core.arithmetic import changed_facts
-from ..core.files import LEFTOVER, FileError, Needed, NoFileError, check_shape, open_plain, put_file, read_file
+from ..core.files import FileError, Needed, NoFileError, check_shape, open_plain, put_file, read_file
 from ..core.options import Config
 from ..core.registry import imported, suggest
 from .config import Settings
@@ -348,7 +348,8 @@ def is_passing(
     Returns:
         the lock, the record itself, or what a kill left half written
     """
-    return name in ('run.lock', HASHES) or any(p.startswith(('.tmp-', '.new-')) or LEFTOVER.fullmatch(p) for p in name.split('/'))
+    half_written = (p.startswith(('.tmp-', '.new-')) or p.startswith('.') and p.endswith('.tmp') for p in name.split('/'))
+    return name in ('run.lock', HASHES) or any(half_written)
 
 def walk_files(
     folder: Path,  # of any run
@@ -432,6 +433,47 @@ def _settle_saved(folder: Path, record: Record, home: str) -> None:
     for name in there - record.files.keys(): record.files[name] = hash_file(folder / name)
     record.marks = {step: lines for step, lines in record.marks.items() if f'checkpoints/{step}/manifest.json' in record.files}
 
+# %% ../../nbs/64_runs.folder.ipynb #3edbe5ec
+def looks_of(
+    record: Record,  # of a run
+    name: str,       # of a file that does not grow
+) -> tuple[list[Stamp], bool]:  # how it may look; may it look in any way, or be missing?
+    """What a record says about a file
+
+    Args:
+        record: of a run
+        name: of a file that does not grow
+
+    Returns:
+        how it may look; may it look in any way, or be missing?
+    """
+    announced = [stamp for key, stamp in record.changing.items() if name == key or key.endswith('/') and name.startswith(key)]
+    return [s for s in (record.files.get(name), *announced) if s], None in announced
+
+def check_hash(
+    folder: Path,  # of any run
+    name: str,     # of a file that does not grow, such as 'result.json'
+) -> None:
+    """Refuse a file that is not the one that was written; one that no record mentions is let pass
+
+    Args:
+        folder: of any run
+        name: of a file that does not grow, such as 'result.json'
+    """
+    def look() -> tuple[Record | None, Stamp]:
+        try: record = read_record(folder)
+        except FileError: return None, {}   # `rlstudio verify` names it
+        try: return record, hash_file(folder / name)
+        except FileError: return None, {}   # its reader says what is wrong with it
+    before, now, known = None, look(), list[Stamp]()
+    while before != now:
+        before = now
+        known, free = looks_of(now[0] or Record(), name)
+        if free or not known or now[1] in known: return
+        now = look()
+    raise RunError(f'{folder}/{name}: damaged: given SHA-256 {now[1]["sha256"][:12]}…, expected {known[0]["sha256"][:12]}… (see: rlstudio verify {folder}); put it back from a copy, '
+                   f'or remove it: rlstudio resume {folder} makes it again')
+
 # %% ../../nbs/64_runs.folder.ipynb #a58d12af
 class Hashes:
     "Keeps the record of a run's hashes, for the one process that writes into its folder"
@@ -501,12 +543,14 @@ class Hashes:
         name: str,    # of a file in the folder
         data: bytes,  # its content
     ) -> None:
-        """Write a file, and its hash
+        """Write a file, and its hash; a warning, if it was damaged before
 
         Args:
             name: of a file in the folder
             data: its content
         """
+        try: check_hash(self.folder, name)
+        except RunError as e: warnings.warn(f'{e}; now it is written anew', stacklevel=2)   # what is in there may live on
         with self.changing({name: stamp_of(data)}): put_file(self.folder / name, data)
 
     def grow(self,
@@ -572,47 +616,6 @@ class Hashes:
                 with suppress(FileError): record.files[name] = hash_file(self.folder / name)
         record.sealed = True
         self.save(record)
-
-# %% ../../nbs/64_runs.folder.ipynb #3edbe5ec
-def looks_of(
-    record: Record,  # of a run
-    name: str,       # of a file that does not grow
-) -> tuple[list[Stamp], bool]:  # how it may look; may it look in any way, or be missing?
-    """What a record says about a file
-
-    Args:
-        record: of a run
-        name: of a file that does not grow
-
-    Returns:
-        how it may look; may it look in any way, or be missing?
-    """
-    announced = [stamp for key, stamp in record.changing.items() if name == key or key.endswith('/') and name.startswith(key)]
-    return [s for s in (record.files.get(name), *announced) if s], None in announced
-
-def check_hash(
-    folder: Path,  # of any run
-    name: str,     # of a file that does not grow, such as 'result.json'
-) -> None:
-    """Refuse a file that is not the one that was written; one that no record mentions is let pass
-
-    Args:
-        folder: of any run
-        name: of a file that does not grow, such as 'result.json'
-    """
-    def look() -> tuple[Record | None, Stamp]:
-        try: record = read_record(folder)
-        except FileError: return None, {}   # `rlstudio verify` names it
-        try: return record, hash_file(folder / name)
-        except FileError: return None, {}   # its reader says what is wrong with it
-    before, now, known = None, look(), list[Stamp]()
-    while before != now:
-        before = now
-        known, free = looks_of(now[0] or Record(), name)
-        if free or not known or now[1] in known: return
-        now = look()
-    raise RunError(f'{folder}/{name}: damaged: given SHA-256 {now[1]["sha256"][:12]}…, expected {known[0]["sha256"][:12]}… (see: rlstudio verify {folder}); put it back from a copy, '
-                   f'or remove it: rlstudio resume {folder} makes it again')
 
 # %% ../../nbs/64_runs.folder.ipynb #ad9b6cae
 def versions() -> dict[str, str]:  # distribution → version

@@ -408,10 +408,10 @@ def set_out(
     files, c, s = run.files, run.config, run.settings
     check_version(files)
     saved, damaged = restore_point(files, c)
-    for name in ('manifest.json', 'evaluations.json'): check_hash(files.path, name)   # nothing damaged is written anew, with a right hash
+    for name in ('manifest.json', 'evaluations.json'): check_hash(files.path, name)   # what is damaged must not be written anew, with a right hash
     trainer = run.take_trainer()   # before anything is written: a change may not fit
     files.hashes.begin(saved.step if saved else -1)
-    with files.hashes.changing(['checkpoints/']):
+    with files.hashes.changing(['checkpoints/', 'config.yaml']):   # its user may have edited the config: it was read, and fits
         for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
     legs, leg = begin_leg(files, c, saved, run.again)
     run.again = False
@@ -549,6 +549,7 @@ def judged(
     Returns:
         with these weights
     """
+    check_hash(run.folder, 'evaluations.json')   # the result joins it
     trainer = run.restored(checkpoint)
     result = judge(run, trainer, episodes, greedy, seed, max_steps)
     if video: film(run, trainer, f'step_{trainer.env_steps:012d}', seed)
