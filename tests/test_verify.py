@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import memory_folder
+from faults import FaultyOS, fails, memory_folder
 from support import child_env, said
 from support import run as sh
 
 from rlstudio import Run
+from rlstudio.core import files as files_module
 from rlstudio.core.files import FileError
 from rlstudio.evidence.verify import Verified, verify
-from rlstudio.runs.checkpoint import checkpoints
+from rlstudio.runs.checkpoint import CheckpointError, checkpoints
 from rlstudio.runs.config import Settings
 from rlstudio.runs.folder import HASHES, Hashes, RunError, checkpoint_of, hash_file, read_record, spell_record, stamp_of
 from rlstudio.train import metrics
@@ -269,7 +270,7 @@ def test_no_kill_at_any_moment_is_damage_and_each_run_goes_on(monkeypatch: pytes
         assert wrong == [] and moments > 300
         kept = sorted(keep.iterdir(), key=lambda p: int(p.name))
         assert len(kept) > 10
-        for path in kept[:: max(1, len(kept) // 12)]:
+        for path in kept[:: max(1, len(kept) // 8)]:
             run = Run.open(path, settings=Settings())
             run.train()
             assert verify(path).whole and verify(path).sealed, path.name
@@ -285,6 +286,23 @@ def test_the_walk_over_all_kills_can_fail(monkeypatch: pytest.MonkeyPatch) -> No
             self.save(record)
     monkeypatch.setattr(Hashes, "put", put)
     with memory_folder() as folder: assert any("manifest.json" in w for w in kills(folder)[1])
+
+
+def test_a_disk_that_fails_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    with memory_folder() as folder:
+        whole = make(folder, "whole").train()["weights_sha256"]
+        tried = 0
+        for k in range(1, 150, 13):
+            run = make(folder, f"k{k}")
+            disk = FaultyOS(k, fails(28))
+            with monkeypatch.context() as patch:
+                patch.setattr(files_module, "os", disk)
+                try: run.train()
+                except (ValueError, OSError, CheckpointError): tried += 1
+            assert verify(run).whole, f"{k}: {verify(run)}"
+            assert Run.open(run.folder, settings=Settings()).train()["weights_sha256"] == whole, k
+            assert verify(run).whole and verify(run).sealed, f"{k}: {verify(run)}"
+        assert tried > 5
 
 
 def test_killed_processes(tmp_path: Path) -> None:
