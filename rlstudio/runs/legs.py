@@ -28,6 +28,7 @@ import torch
 
 from ..algos.common import anneal
 from ..algos.dqn import linear_epsilon
+from ..core.files import put_file
 from ..core.options import Config, ConfigError, as_text, config_from_dict, config_hash, diff, to_dict
 from ..core.registry import import_flags, imported
 from ..nets.flat import state_sha256
@@ -37,7 +38,6 @@ from .checkpoint import (
     read_meta, save_checkpoint)
 from .config import load_config, to_yaml
 from .folder import RunError, RunFolder, now, versions
-from .pictures import replace_file
 from ..train.trainer import Trainer
 
 # %% ../../nbs/65_runs.legs.ipynb #9cb67d87
@@ -321,14 +321,14 @@ def begin_leg(
     leg, (old, _) = next_leg(files, config, saved, again), known_config(files, saved)
     legs, yaml = legs_so_far(files, saved, old or config), files.path / 'config.yaml'
     if leg and old:
-        replace_file(yaml.with_name(f'config.leg{leg.number - 1}.yaml'), to_yaml(old).encode())
+        put_file(yaml.with_name(f'config.leg{leg.number - 1}.yaml'), to_yaml(old).encode())
         legs = [*legs, leg_record(leg, config)]
     elif saved and saved.step < legs[-1]['step']:   # newer checkpoints are damaged or gone
         why = f'goes on at step {saved.step:,}, though leg {len(legs)} began at {legs[-1]["step"]:,}: no newer checkpoint is whole'
         leg = Leg(len(legs) + 1, saved.step, {}, (why,))
         legs = [*legs, leg_record(leg, config)]
     if saved and len(legs) > 1 and saved.step <= legs[-1]['step']: saved.state.pop('stopped', None)   # what stopped an earlier leg does not stop this one
-    if diff(load_config(yaml)[0], config): replace_file(yaml, to_yaml(config).encode())
+    if diff(load_config(yaml)[0], config): put_file(yaml, to_yaml(config).encode())
     return legs, leg
 
 def put_result_aside(

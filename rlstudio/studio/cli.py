@@ -681,9 +681,10 @@ def config_lines(
     """
     from rlstudio.core.options import as_text
     from rlstudio.studio.catalog import MISSING, decisions, default_values
-    from rlstudio.runs.yaml import read_file
-    if whole: return (run / 'config.yaml').read_text('utf8').splitlines()
-    config = read_file(run / 'config.yaml').values
+    from rlstudio.core.files import read_file
+    from rlstudio.runs.yaml import MAX_BYTES, read_yaml_file
+    if whole: return read_file(run / 'config.yaml', MAX_BYTES).decode().splitlines()
+    config = read_yaml_file(run / 'config.yaml').values
     if not isinstance(config, dict): return []
     told = {k: v for k, v in decisions(config, default_values(config['algo']['name'], config['env']['id'])).items() if k not in ('algo.name', 'env.id')}
     pairs = [(f'{key}={as_text(value)}', '' if default is MISSING else f'(default {as_text(default)})') for key, (value, default) in told.items()]
@@ -734,7 +735,7 @@ def card(
     from rlstudio.runs.pictures import sparkline
     facts = [f'{row["algo"]} on {row["env"]}, seed {row["seed"]}: {row["status"]}',
              f'level {manifest.get("level", "?")} ({manifest.get("why", "not begun")})']
-    means = [float(m) for m in series(list(read_metrics(run)), 'episode/return_mean')[1]]
+    means = [float(m) for m in series(read_metrics(run), 'episode/return_mean')[1]]
     seen = [m for m in means if m == m]
     if seen: facts.append(f'return {seen[0]:.1f} {sparkline(means, 40)} {seen[-1]:.1f}')
     if manifest.get('error'): facts.append(f'failed: {manifest["error"]}')
