@@ -112,7 +112,7 @@ COMMANDS: dict[str, Callable[[Place], tuple[object, ...]]] = {
     "evaluate": lambda p: ("evaluate", p.run, "--episodes", 1, "--max-steps", 9), "resume": lambda p: ("resume", p.run, "--quiet"),
     "resume on": lambda p: ("resume", p.run, "train.total_steps=192", "--quiet"), "export": lambda p: ("export", p.run, p.root / "agent"),
     "run --from": lambda p: ("run", "ppo/cartpole", *SMALL, "--from", p.run, "--runs-dir", p.root / "new", "--quiet"),
-    "delete": lambda p: ("delete", p.run, "--yes")}
+    "verify": lambda p: ("verify", p.run), "delete": lambda p: ("delete", p.run, "--yes")}
 
 
 # ---- the malicious corpus ----------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Bomb:
 def entry(name: str, plant: Plant, which: str = "half") -> None: CORPUS[name] = which, plant
 
 
-for name in ("manifest.json", "result.json", "evaluations.json", "config.yaml", "run.lock", "metrics.jsonl"):
+for name in ("manifest.json", "result.json", "evaluations.json", "config.yaml", "run.lock", "metrics.jsonl", "ledger.jsonl", "hashes.json"):
     whose = "done" if name == "result.json" else "half"
     entry(f"{name}: link to a file of the user", lambda p, name=name: link(p.run / name, p.file), whose)
     entry(f"{name}: link to /dev/zero", lambda p, name=name: link(p.run / name, "/dev/zero"), whose)
@@ -191,7 +191,7 @@ for name in ("manifest.json", "result.json", "evaluations.json", "config.yaml", 
     entry(f"{name}: folder", lambda p, name=name: folder(p.run / name), whose)
     entry(f"{name}: socket", lambda p, name=name: plug(p.run / name), whose)
     entry(f"{name}: 400 MB", lambda p, name=name: sparse(p.run / name), whose)
-for name in ("manifest.json", "result.json", "evaluations.json"):
+for name in ("manifest.json", "result.json", "evaluations.json", "hashes.json"):
     for case, text in {"brackets": "[" * 10**5, "many lists": "[" + "[]," * 2**21 + "[]]", "NaN": '{"a": NaN}', "1e400": '{"env_steps": 1e400}', "10^400": '{"env_steps": 1' + "0" * 400 + "}",
                        "two keys": '{"a": 1, "a": 2}', "a list": "[1]", "an object": '{"a": 1}'}.items():
         entry(f"{name}: {case}", lambda p, name=name, text=text: put(p.run / name, text), "done")
@@ -231,6 +231,19 @@ for case, old, new in (
         ("a large text", "id: CartPole-v1", f"id: {'x' * 50 * 2**20}"), ("an entry that is no text", "id: CartPole-v1", "id: [1, {a: b}]"), ("huge sizes", "hidden: [4]", "hidden: [1000000000000]"),
         ("not UTF-8", "name: ppo", "name: p\udcffo")):
     entry(f"config.yaml: {case}", lambda p, old=old, new=new: put(p.run / "config.yaml", (p.run / "config.yaml").read_text().replace(old, new).encode(errors="surrogateescape")))
+
+
+def record(p: Place, **more: Any) -> None:
+    "A record of hashes that says something else, with its own hash right"
+    doc = json.loads((p.run / "hashes.json").read_text()) | more
+    del doc["sha256"]
+    def spelled(doc: Any) -> str: return json.dumps(doc, sort_keys=True, indent=1) + "\n"
+    put(p.run / "hashes.json", spelled(doc | dict(sha256=hashlib.sha256(spelled(doc).encode()).hexdigest())))
+
+
+for case, names in {"names that climb": ["../../mine/file.txt", "checkpoints/../../../mine/"], "whole paths": ["/dev/zero", "/etc/passwd"], "escape codes": ["\x1b[2J", "a\nb"]}.items():
+    for key in ("files", "changing", "lines"):
+        entry(f"hashes.json: {case} in {key}", lambda p, key=key, names=names: record(p, **{key: {n: dict(bytes=1, sha256="0" * 64) for n in names}}))
 entry("settings.ini of the run's folder", lambda p: (put(p.run / "settings.ini", "[DEFAULT]\nimports = canary\n"), os.chdir(p.run))[0])
 entry("settings.ini: 400 MB", lambda p: sparse(p.root / "settings.ini"))
 entry("settings.ini: link to /dev/zero", lambda p: link(p.root / "settings.ini", "/dev/zero"))
@@ -269,7 +282,7 @@ def test_malicious_folder(origin: Path, name: str) -> None:
         plant(p)
         listed = call(*COMMANDS["list"](p))
         if "settings.ini" not in name: assert listed.exit_code == 0 and "neighbour" in listed.output and "stranger" in listed.output
-        for command in ("show", "evaluate", "resume on" if which == "done" else "resume", "delete"):
+        for command in ("show", "verify", "evaluate", "resume on" if which == "done" else "resume", "delete"):
             call(*COMMANDS[command](p))
             p.untouched()
 
@@ -388,7 +401,7 @@ def test_mutated_folders(origin: Path, part: int) -> None:
         with place(origin, ("done", "half")[seed % 2]) as p:
             what = [damage(p, dice) for _ in range(dice.choice([1, 1, 2]))]
             try:
-                for command in ("list", "show", "show --json", "list --sort", heavy[seed // 2 % len(heavy)]): call(*COMMANDS[command](p))
+                for command in ("list", "show", "show --json", "list --sort", "verify", heavy[seed // 2 % len(heavy)]): call(*COMMANDS[command](p))
                 p.untouched()
             except (AssertionError, OSError) as e: raise AssertionError(f"mutation {seed}: {what}") from e
 

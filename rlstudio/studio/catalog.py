@@ -237,8 +237,8 @@ def condition(
     Returns:
         key, sign, value
     """
-    m = re.fullmatch(r'\s*([\w./-]+?)\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*', text)
-    if m: return m[1], m[2], m[3]
+    m = re.fullmatch(r'\s*([\w./-]+?)\s*(>=|<=|!=|==?|>|<)\s*((?![=<>]).*?)\s*', text)
+    if m: return m[1], m[2].replace('==', '='), m[3]
     raise RunError(f'--where: given {text!r}, expected a key, a sign (= != > >= < <=) and a value, such as algo.gamma=0.98, solved=true or "eval>400"')
 
 # %% ../../nbs/80_studio.catalog.ipynb #c14b840b
@@ -432,12 +432,12 @@ def decisions(
 
 # %% ../../nbs/80_studio.catalog.ipynb #503ce468
 def check_deletable(
-    folder: Path,  # of a run that shall go
+    folder: Path,  # of a run to delete
 ) -> None:
     """Refuse to delete what is not surely a finished or abandoned run
 
     Args:
-        folder: of a run that shall go
+        folder: of a run to delete
     """
     def refuse(why: str) -> RunError: return RunError(f'{folder}: not deleted: {why}')
     if folder.is_symlink(): raise refuse(f'it is a link; give the folder itself ({folder.resolve()}), or remove the link by hand')
