@@ -1201,6 +1201,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'rlstudio/evidence/migrate.py'),
                                            'rlstudio.evidence.migrate.Migrated': ( 'evidence.migrate.html#migrated',
                                                                                    'rlstudio/evidence/migrate.py'),
+                                           'rlstudio.evidence.migrate.check_readable': ( 'evidence.migrate.html#check_readable',
+                                                                                         'rlstudio/evidence/migrate.py'),
                                            'rlstudio.evidence.migrate.copy_file': ( 'evidence.migrate.html#copy_file',
                                                                                     'rlstudio/evidence/migrate.py'),
                                            'rlstudio.evidence.migrate.exchange': ( 'evidence.migrate.html#exchange',
