@@ -239,8 +239,7 @@ def fill_migrated(
         new: an empty folder
         plan: what to do
     """
-    version, config = run_version(folder), None
-    folders = {new}
+    version, folders = run_version(folder), {new}
     for change in plan:
         source, target = folder / change.path, new / change.path
         if change.what == 'leave': continue
