@@ -10,13 +10,14 @@ each of its bytes is covered by a SHA-256; loading only ever makes arrays, numbe
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'MANIFEST', 'TREE', 'ARRAYS', 'MAX_JSON', 'MAX_NESTING', 'LONG', 'CODES', 'WIDTHS', 'Layout',
-           'LARGE', 'Raw', 'CRASH_POINTS', 'Tree', 'MIGRATIONS', 'BEST', 'CheckpointError', 'spell', 'parse_json',
-           'plain_value', 'as_column', 'split_tree', 'layout_of', 'sizes', 'layout_header', 'pack', 'read_layout',
-           'fetch', 'unpack', 'join_tree', 'crash_point', 'write_file', 'Migration', 'add_migration', 'migrate_state',
-           'migrate_meta', 'migrate_config', 'parts_of_v1', 'name_of_v1', 'state_of_v1', 'words_of_v1', 'config_of_v1',
-           'meta_of_v1', 'sha256', 'make_manifest', 'read_manifest', 'checkpoint_path', 'save_checkpoint', 'Checkpoint',
-           'load_checkpoint', 'read_meta', 'checkpoint_version', 'checkpoints', 'latest_checkpoint', 'prune',
-           'SaveCheckpoints', 'needed_bests', 'remove_checkpoints', 'best_checkpoint', 'SaveBest', 'chosen_checkpoint']
+           'LARGE', 'Raw', 'CRASH_POINTS', 'Tree', 'MIGRATIONS', 'Noted', 'BEST', 'CheckpointError', 'spell',
+           'parse_json', 'plain_value', 'as_column', 'split_tree', 'layout_of', 'sizes', 'layout_header', 'pack',
+           'read_layout', 'fetch', 'unpack', 'join_tree', 'crash_point', 'write_file', 'Migration', 'add_migration',
+           'migrate_state', 'migrate_meta', 'migrate_config', 'parts_of_v1', 'name_of_v1', 'state_of_v1', 'words_of_v1',
+           'config_of_v1', 'meta_of_v1', 'sha256', 'make_manifest', 'read_manifest', 'checkpoint_path',
+           'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'read_meta', 'checkpoint_version', 'checkpoints',
+           'latest_checkpoint', 'prune', 'SaveCheckpoints', 'needed_bests', 'remove_checkpoints', 'best_checkpoint',
+           'SaveBest', 'chosen_checkpoint']
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #cbd1d70d
 import hashlib
@@ -30,7 +31,7 @@ import shutil
 import signal
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import accumulate
@@ -944,6 +945,8 @@ def _looks_whole(path: Path) -> bool:
     except CheckpointError: return False
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #25a2bdfc
+Noted = Callable[[Path], AbstractContextManager[Any]]
+
 class SaveCheckpoints(Callback):
     "Saves the trainer's whole state into a folder, keeping the newest few."
     def __init__(self,
@@ -952,6 +955,7 @@ class SaveCheckpoints(Callback):
         keep: int = 3,                        # newest ones to keep, ≥ 1
         meta: dict[str, Any] | None = None,   # for the manifest: config, versions, level
         last: int = -1,                       # env steps of the checkpoint we go on from
+        noted: Noted = nullcontext,           # around each save: what keeps the record of a run's files
     ):
         """
         Args:
@@ -960,9 +964,10 @@ class SaveCheckpoints(Callback):
             keep: newest ones to keep, ≥ 1
             meta: for the manifest: config, versions, level
             last: env steps of the checkpoint we go on from
+            noted: around each save: what keeps the record of a run's files
         """
         self.folder, self.every, self.keep = Path(folder), every, keep
-        self.meta, self.last = meta or {}, last
+        self.meta, self.last, self.noted = meta or {}, last, noted
 
     def save(self,
         trainer: Trainer,  # between two iterations
@@ -973,9 +978,11 @@ class SaveCheckpoints(Callback):
             trainer: between two iterations
         """
         if trainer.env_steps == self.last: return
-        save_checkpoint(self.folder, trainer.env_steps, trainer.state_dict(), self.meta)
-        self.last = trainer.env_steps
-        prune(self.folder, self.keep)
+        state = trainer.state_dict()
+        with self.noted(checkpoint_path(self.folder, trainer.env_steps)):
+            save_checkpoint(self.folder, trainer.env_steps, state, self.meta)
+            self.last = trainer.env_steps
+            prune(self.folder, self.keep)
 
     def on_train_start(self, trainer: Trainer) -> None: "the first one"; self.save(trainer)  # the first one
 
@@ -1042,15 +1049,17 @@ class SaveBest(Callback):
         folder: str | Path,                  # where the ordinary checkpoints go
         metric: str = 'eval/return_mean',    # in the record; more is better
         meta: dict[str, Any] | None = None,  # for the manifest, as in `SaveCheckpoints`
+        noted: Noted = nullcontext,          # around each save, as in `SaveCheckpoints`
     ):
         """
         Args:
             folder: where the ordinary checkpoints go
             metric: in the record; more is better
             meta: for the manifest, as in `SaveCheckpoints`
+            noted: around each save, as in `SaveCheckpoints`
         """
         self.folder, self.metric, self.meta = Path(folder), metric, {} if meta is None else meta
-        self.score, self.step = -math.inf, -1
+        self.score, self.step, self.noted = -math.inf, -1, noted
 
     def offer(self,
         trainer: Trainer,  # between two iterations
@@ -1068,9 +1077,10 @@ class SaveBest(Callback):
         if not score > self.score: return False
         self.score, self.step = float(score), trainer.env_steps
         facts = dict(metric=self.metric, value=self.score, step=self.step)
-        if not _looks_whole(checkpoint_path(self.folder/BEST, self.step)):
-            save_checkpoint(self.folder/BEST, self.step, trainer.state_dict(), self.meta | dict(best=facts))
-        self.tidy()
+        state = trainer.state_dict()
+        with self.noted(checkpoint_path(self.folder/BEST, self.step)):
+            if not _looks_whole(checkpoint_path(self.folder/BEST, self.step)): save_checkpoint(self.folder/BEST, self.step, state, self.meta | dict(best=facts))
+            self.tidy()
         return True
 
     def tidy(self) -> None:  # afterwards only needed ones are there
@@ -1090,7 +1100,7 @@ class SaveBest(Callback):
         here = checkpoint_path(self.folder/BEST, trainer.env_steps)   # judged after the last ordinary checkpoint was written
         best = read_meta(here)[0].get('best', {}) if _looks_whole(here) else {}
         if best.get('metric') == self.metric and best['value'] > self.score: self.score, self.step = best['value'], best['step']
-        self.tidy()
+        with self.noted(here): self.tidy()
 
     def on_iteration_end(self, trainer: Trainer) -> None:                # perhaps evaluated
         "perhaps evaluated"
