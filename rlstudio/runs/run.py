@@ -10,10 +10,10 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'check_imports',
-           'past', 'facts_of', 'register', 'lower_level', 'WatchGenerators', 'ledgers', 'check_listeners',
-           'first_score', 'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery',
-           'closing', 'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown',
-           'saved_at', 'agent_at', 'begin_folder', 'Run']
+           'claim_of', 'claims', 'past', 'level_now', 'facts_of', 'register', 'lower_level', 'WatchGenerators',
+           'WatchArithmetic', 'ledgers', 'check_listeners', 'first_score', 'set_out', 'summarize', 'judge', 'film',
+           'judged', 'last_score', 'finish', 'FilmEvery', 'closing', 'one_line_of_run', 'find_video', 'in_kernel',
+           'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at', 'begin_folder', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.arithmetic import arithmetic_threads, identity
+from ..core.arithmetic import arithmetic_threads, identity, odd_settings
 from ..core.files import FileError, put_file
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, to_dict)
@@ -44,7 +44,7 @@ from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
 from .background import Background, Controls, Display, Shielded, follow
 from .checkpoint import (
-    BEST, Checkpoint, CheckpointError, SaveBest, SaveCheckpoints, checkpoints, chosen_checkpoint, latest_checkpoint, prune)
+    BEST, Checkpoint, CheckpointError, SaveBest, SaveCheckpoints, checkpoints, chosen_checkpoint, latest_checkpoint, prune, read_meta)
 from .config import (
     Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
@@ -56,7 +56,7 @@ from .pictures import (
 from ..train.agent import Agent, rebuilt, world_facts
 from ..train.callbacks import stops
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return, untrained_score
-from ..train.ledger import LEDGER, Ledger
+from ..train.ledger import LEDGER, Ledger, LedgerError, ledger_lines, parsed
 from ..train.metrics import conclude_run, describe_run
 from ..train.trainer import Callback, Trainer, WriteMetrics
 
@@ -220,34 +220,100 @@ def check_imports(
                    f'import {", ".join(lacking)} first in Python, or type: {again}')
 
 # %% ../../nbs/67_runs.run.ipynb #74e87ade
-def past(
+def claim_of(
+    facts: Any,  # of a file, perhaps from anybody
+) -> dict[str, Any]:  # level, why, versions, machine: those that make sense
+    """What a file says of how far a run can be repeated
+
+    Args:
+        facts: of a file, perhaps from anybody
+
+    Returns:
+        level, why, versions, machine: those that make sense
+    """
+    if not isinstance(facts, dict): return {}
+    def texts(x: Any) -> bool: return isinstance(x, dict) and all(isinstance(t, str) for pair in x.items() for t in pair)
+    fits = dict(level=lambda x: x in ('L1', 'L2', 'L3'), why=lambda x: isinstance(x, str), versions=texts, machine=texts)
+    return {k: facts[k] for k, right in fits.items() if k in facts and right(facts[k])}
+
+def claims(
     files: RunFolder,          # of any run
     saved: Checkpoint | None,  # where it goes on
-) -> dict[str, Any]:           # level, versions, machine; empty if the run is new
-    """What holds for a run so far
+) -> list[dict[str, Any]]:     # as `claim_of`; []: the run is new
+    """What each file of a run's folder says of how far it can be repeated
 
     Args:
         files: of any run
         saved: where it goes on
 
     Returns:
-        level, versions, machine; empty if the run is new
+        as `claim_of`; []: the run is new
     """
-    sources = [files.manifest, saved.meta if saved else {}]
-    return min(sources, key=lambda facts: facts.get('level', 'none'))
+    home = files.path / 'checkpoints'
+    found = [files.manifest, saved.meta if saved else {}]
+    def ask(look: Callable[[], Any]) -> None:
+        try: found.append(look())
+        except (CheckpointError, ConfigError, FileError, OSError): return   # it says nothing
+    for path in [*checkpoints(home), *checkpoints(home / BEST)]: ask(lambda: read_meta(path)[0])
+    for name in sorted(p.name for p in files.path.glob('result*.json')): ask(lambda: files.read(name))
+    try: found += [row for line in ledger_lines(files.path / LEDGER) if b'"begin"' in line and (row := parsed(line))]   # its last line may be torn
+    except (LedgerError, OSError): pass
+    return [claim for facts in found if (claim := claim_of(facts))]
+
+def past(
+    files: RunFolder,          # of any run
+    saved: Checkpoint | None,  # where it goes on
+) -> dict[str, Any]:           # level, why, versions, machine; empty if the run is new
+    """What holds for a run so far: the lowest of all claims
+
+    Args:
+        files: of any run
+        saved: where it goes on
+
+    Returns:
+        level, why, versions, machine; empty if the run is new
+    """
+    return min(claims(files, saved), key=lambda facts: facts.get('level', 'none'), default={})
 
 # %% ../../nbs/67_runs.run.ipynb #c865cbc2
+def level_now(
+    trainer: Trainer,          # of a run
+    settings: Settings,        # of this workspace
+    machine: dict[str, str],   # the identity of the arithmetic
+    known: list[dict[str, Any]],  # of `claims`
+    saved: Checkpoint | None,  # where it goes on
+) -> dict[str, str]:           # level, why, resume
+    """The lowest level that any claim leads to
+
+    Args:
+        trainer: of a run
+        settings: of this workspace
+        machine: the identity of the arithmetic
+        known: of `claims`
+        saved: where it goes on
+
+    Returns:
+        level, why, resume
+    """
+    level = min((level_of(settings, trainer.env.level, machine, claim) for claim in known or [{}]), key=lambda x: x['level'])
+    lacks = [k for k in ('level', 'versions', 'machine') if k not in claim_of(saved.meta)] if saved else []
+    if lacks and level['level'] > 'L1': level |= dict(level='L1', why=f'its checkpoint does not say how it was made (no {", no ".join(lacks)})')
+    return level
+
+
 def facts_of(
     trainer: Trainer,      # of a run
     settings: Settings,    # of this workspace
-    then: dict[str, Any],  # what held for the run so far
+    known: list[dict[str, Any]],  # of `claims`: what held for the run so far
+    saved: Checkpoint | None = None,  # where it goes on
 ) -> dict[str, Any]:       # JSON-able; for the manifest and for every checkpoint
     """With what a run is made, and how far it can be trusted to repeat
 
     Args:
         trainer: of a run
         settings: of this workspace
-        then: what held for the run so far
+        known: of `claims`: what held for the run so far
+        saved: where it goes on
 
     Returns:
         JSON-able; for the manifest and for every checkpoint
@@ -256,7 +322,7 @@ def facts_of(
     machine = identity(engine)
     return dict(config_hash=config_hash(trainer.config), versions=versions(), machine=machine,
                 engine=engine, engine_why=getattr(trainer.algo, 'engine_why', ''),
-                **level_of(settings, trainer.env.level, machine, then))
+                **level_now(trainer, settings, machine, known, saved))
 
 
 def register(
@@ -335,6 +401,33 @@ class WatchGenerators(Callback):
         warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); draw from self.np_random', stacklevel=2)
         lower_level(self.files, self.facts, 'L1', why)
         self.before = {}
+
+# %% ../../nbs/67_runs.run.ipynb #fd1d5e78
+class WatchArithmetic(Callback):
+    "Lowers the level of a run while which somebody changes how this process rounds"
+    def __init__(self,
+        files: RunFolder,        # its manifest gets the new level
+        facts: dict[str, Any],   # those that go into each checkpoint, changed in place
+    ):
+        """
+        Args:
+            files: its manifest gets the new level
+            facts: those that go into each checkpoint, changed in place
+        """
+        self.files, self.facts = files, facts
+        self.before: list[str] = []  # settings at the start
+
+    def look(self) -> list[str]: "settings now"; return [*odd_settings(), f'threads={torch.get_num_threads()}']  # settings now
+
+    def on_train_start(self, trainer: Trainer) -> None: "of this process"; self.before = self.look()  # of this process
+
+    def on_iteration_end(self, trainer: Trainer) -> None:  # looks
+        "looks"
+        if (now := self.look()) == self.before: return
+        turned = ', '.join(sorted({*now} ^ {*self.before}))
+        why = f'the arithmetic was changed while training ({turned}), by a callback, {trainer.env.env_id} or other code in this process'
+        self.before = now
+        if lower_level(self.files, self.facts, 'L2', why): warnings.warn(f'{why}: the run goes on, but is no longer exact (level L2)', stacklevel=2)
 
 # %% ../../nbs/67_runs.run.ipynb #1edc0ab2
 def ledgers(
@@ -423,11 +516,11 @@ def set_out(
         sink.open(files.path, positions.get(type(sink).__name__))
     describe_run(opened, files.path.name, to_dict(c))
     then = past(files, saved)
-    facts = facts_of(trainer, s, then) | dict(config=to_dict(c), legs=legs, hashes=1)   # its files are covered by a record
+    facts = facts_of(trainer, s, claims(files, saved), saved) | dict(config=to_dict(c), legs=legs, hashes=1)   # its files are covered by a record
     kept = dict(facts)   # in each checkpoint
     saves, noted = files.path / 'checkpoints', files.hashes.saving
     trainer.callbacks = [
-        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), *ledgers(files, s, facts), WriteMetrics(opened, c.log.every),
+        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WatchArithmetic(files, kept), *ledgers(files, s, facts), WriteMetrics(opened, c.log.every),
         *([SaveBest(saves, meta=kept, noted=noted)] if c.checkpoint.best else []),
         SaveCheckpoints(saves, c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1, noted)]
     if saved:
