@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-LATE = 700  # steps in the life of one env: beyond the trial at the start of a run, before the kill
-LATER = 1500  # the same, beyond the kill
+LATE = 330  # steps in the life of one env: beyond the trial at the start of a run, before the kill
+LATER = 560  # the same, beyond the kill
 FROM_ENTROPY = np.random.default_rng()  # made at import, by nobody's seed
 FROM_SEED = np.random.default_rng(7)  # made at import, the same in every process
 RESETS = [0]  # of all envs in the process

@@ -17,11 +17,11 @@ from rlstudio.train.trainer import Callback
 
 class Kill(Callback):
     def on_iteration_end(self, trainer):
-        if trainer.iteration == 9: os.kill(os.getpid(), 9)
+        if trainer.iteration == 4: os.kill(os.getpid(), 9)
 
 def live(what, world, folder):
     if what == "resume": return Run.open(folder / world).train()
-    made = Run.from_config(dict(env=dict(id=f"Cheat/{world}-v0", num_envs=2), algo=dict(name="ppo", num_steps=128), train=dict(total_steps=16*256),
+    made = Run.from_config(dict(env=dict(id=f"Cheat/{world}-v0", num_envs=2), algo=dict(name="ppo", num_steps=128, num_epochs=1), train=dict(total_steps=6*256),
                                 eval=dict(episodes=0), checkpoint=dict(every=256)), runs_dir=folder, name=world)
     return made.train([Kill()] if what == "kill" else [])
 

@@ -252,9 +252,12 @@ def facts_of(
     """
     engine = getattr(trainer.algo, 'engine', '')
     machine = identity(engine)
-    return dict(config_hash=config_hash(trainer.config), versions=versions(), machine=machine,
-                engine=engine, engine_why=getattr(trainer.algo, 'engine_why', ''),
-                **level_of(settings, trainer.env.level, machine, then))
+    facts = dict(config_hash=config_hash(trainer.config), versions=versions(), machine=machine,
+                 engine=engine, engine_why=getattr(trainer.algo, 'engine_why', ''),
+                 **level_of(settings, trainer.env.level, machine, then))
+    vague = facts['why'] == 'this environment could not be replayed exactly'
+    if trainer.env.why and (facts['level'] > 'L1' or vague): facts.update(level='L1', why=trainer.env.why)
+    return facts
 
 
 def register(
@@ -412,7 +415,7 @@ def set_out(
     if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
     put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
-    if trainer.env.lost: lower_level(files, kept, 'L1', trainer.env.lost)
+    if trainer.env.inexact: lower_level(files, kept, 'L1', trainer.env.inexact)
     if not saved: files.note(untrained=None if kept_start(files.path) else first_score(run, trainer))
     return trainer
 
