@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-from support import child_env, run, said
+from support import run, said
 
 EXACT = ["Honest", "SameArray", "Timed"]  # they look as if they cheated, and do not
 CHILD = r'''

@@ -382,7 +382,7 @@ def held_by(
         _find(type(at).__name__, vars(at), True, found, seen)
         for cls in type(at).__mro__:
             if cls.__module__.partition('.')[0] in _OPAQUE: continue
-            _find(f'class {cls.__name__}', {k: x for k, x in vars(cls).items() if not isinstance(x, FunctionType | property | classmethod | staticmethod)}, False, found, seen)
+            _find(f'class {cls.__name__}', dict(vars(cls)), False, found, seen)
             _find(f'module {cls.__module__}', used_globals(cls), False, found, seen)
         if not isinstance(at, gym.Wrapper): return dict(sorted(found.items()))
         at = at.env
@@ -395,7 +395,7 @@ def _sample(x: Any) -> Any:
 def checksums(
     env: gym.Env,        # any
 ) -> dict[str, int]:     # path → 32 bits
-    """What an env holds, in brief
+    """What an env holds, in brief; None counts as nothing, since a screen or a file may stand there at other times
 
     Args:
         env: any
@@ -403,7 +403,7 @@ def checksums(
     Returns:
         path → 32 bits
     """
-    return {path: crc32(_spell(packed(_sample(place.value)))) for path, place in held_by(env).items()}
+    return {path: crc32(_spell(packed(_sample(place.value)))) for path, place in held_by(env).items() if place.value is not None}
 
 def take(
     env: gym.Env,             # any
@@ -442,7 +442,7 @@ def give(
         elif isinstance(now, np.random.RandomState): now.set_state(unpacked(x))
         elif isinstance(now, random.Random): now.setstate(tuple(tuple(o) if isinstance(o, list) else o for o in unpacked(x, ())))
         elif is_generator(now): now.set_state(sys.modules['torch'].from_numpy(np.array(x)))
-        elif isinstance(x, type(now)) or (isinstance(x, int | float) and isinstance(now, int | float | None)): owner[name] = x
+        elif now is None or x is None or isinstance(x, type(now)) or isinstance(x, int | float) and isinstance(now, int | float): owner[name] = x
 
 # %% ../../nbs/12_envs.snapshot.ipynb #e745d2d3
 class SnapshotError(RuntimeError):

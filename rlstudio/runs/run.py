@@ -252,7 +252,7 @@ def facts_of(
     """
     engine = getattr(trainer.algo, 'engine', '')
     machine = identity(engine)
-    facts = dict(config_hash=config_hash(trainer.config), versions=versions(), machine=machine,
+    facts: dict[str, Any] = dict(config_hash=config_hash(trainer.config), versions=versions(), machine=machine,
                  engine=engine, engine_why=getattr(trainer.algo, 'engine_why', ''),
                  **level_of(settings, trainer.env.level, machine, then))
     vague = facts['why'] == 'this environment could not be replayed exactly'
