@@ -15,15 +15,17 @@ __all__ = ['EnvState', 'MOST', 'fingerprint', 'traced', 'emulator_state', 'relea
            'env_generator_state', 'set_env_generator_state', 'action_spec_of', 'action_row', 'from_row', 'doubled',
            'is_generator', 'is_plain_value', 'packed', 'unpacked', 'Place', 'used_globals', 'held_by', 'checksums',
            'take', 'give', 'SnapshotError', 'check_return', 'Recorder', 'play', 'random_rows', 'live_on', 'Trial',
-           'own_to_each', 'futures_differ', 'lived', 'try_snapshots', 'snapshot_level']
+           'own_to_each', 'futures_differ', 'lived', 'try_snapshots', 'snapshot_level', 'watched_entropy']
 
 # %% ../../nbs/12_envs.snapshot.ipynb #65c2566b
 import hashlib
+import os
 import random
 import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -86,7 +88,7 @@ def traced(
     if isinstance(obs, tuple):
         for part in obs: trace = traced(trace, part)
         return trace
-    try: return crc32(_spell(obs) if getattr(obs, 'dtype', None) == object else obs, trace)
+    try: return crc32(_spell(obs) if getattr(getattr(obs, 'dtype', None), 'hasobject', False) else obs, trace)
     except (TypeError, ValueError, BufferError): return crc32(_spell(obs), trace)
 
 # %% ../../nbs/12_envs.snapshot.ipynb #7999a367
@@ -787,3 +789,44 @@ def snapshot_level(
         'exact', or 'boundary': only borders of episodes are kept
     """
     return try_snapshots(make, seed).level
+
+# %% ../../nbs/12_envs.snapshot.ipynb #5a7c6002
+_watching: list[set[str]] = []   # who wants to know
+_real: dict[str, Any] = {}       # the functions that are watched
+
+def _note_entropy(what: str) -> None:
+    frame, stepping = sys._getframe(2), (Recorder.step.__code__, Recorder._reset.__code__)
+    while frame:
+        if frame.f_globals.get('__name__') in ('tempfile', 'uuid'): return
+        if frame.f_code in stepping:
+            for seen in _watching: seen.add(what)
+            return
+        frame = frame.f_back   # type: ignore[assignment]
+
+def _urandom(size: int, /) -> bytes:
+    _note_entropy('os.urandom')
+    return bytes(_real['urandom'](size))
+
+def _seed(self: random.Random, a: Any = None, version: int = 2) -> None:
+    if a is None: _note_entropy('random.Random()')
+    _real['seed'](self, a, version)
+
+@contextmanager
+def watched_entropy() -> Iterator[set[str]]:  # names, as they come: 'os.urandom' (also under NumPy's generators without a seed), 'random.Random()'
+    """Note what an env draws from the system's entropy
+
+    Returns:
+        names, as they come: 'os.urandom' (also under NumPy's generators without a seed), 'random.Random()'
+    """
+    seen, module = set[str](), vars(random)
+    if not _watching:
+        _real.update(urandom=os.urandom, seed=random.Random.seed)
+        os.urandom = module['_urandom'] = _urandom
+        random.Random.seed = _seed   # type: ignore[method-assign]
+    _watching.append(seen)
+    try: yield seen
+    finally:
+        _watching[:] = [x for x in _watching if x is not seen]
+        if not _watching:
+            os.urandom = module['_urandom'] = _real['urandom']
+            random.Random.seed = _real['seed']   # type: ignore[method-assign]

@@ -24,7 +24,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +39,7 @@ from ..core.registry import PluginError, displays, import_flags, import_own, imp
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
 from ..envs.backends import escaped
+from ..envs.snapshot import watched_entropy
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
 from .background import Background, Controls, Display, Shielded, follow
@@ -311,7 +312,7 @@ def lower_level(
 
 # %% ../../nbs/67_runs.run.ipynb #12b31279
 class WatchGenerators(Callback):
-    "Lowers the level of a run while which somebody draws from a global generator"
+    "Lowers the level of a run while which somebody draws from a global generator, or an env from the system's entropy"
     def __init__(self,
         files: RunFolder,        # its manifest gets the new level
         facts: dict[str, Any],   # those that go into each checkpoint, changed in place
@@ -323,19 +324,28 @@ class WatchGenerators(Callback):
         """
         self.files, self.facts = files, facts
         self.before: dict[str, Any] = {}  # of `global_states`; empty: not watched
+        self.watch, self.drawn = ExitStack(), set[str]()
 
     def on_train_start(self, trainer: Trainer) -> None:  # watches unless the level is the lowest
         "watches unless the level is the lowest"
-        self.before = global_states() if self.facts['level'] > 'L1' else {}
+        if self.facts['level'] <= 'L1': return
+        self.before, self.drawn = global_states(), self.watch.enter_context(watched_entropy())
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # looks
         "looks"
-        if not (used := moved_generators(self.before) if self.before else []): return
-        why = (f'the global generator of {" and ".join(used)} was used while training '
-               f'(by {trainer.env.env_id}, or other code in this process)')
+        if not self.before: return
+        env = trainer.env.env_id
+        if self.drawn: why = f'{env} drew from the system\'s entropy while training ({" and ".join(sorted(self.drawn))}: a generator without a seed)'
+        elif used := moved_generators(self.before):
+            why = f'the global generator of {" and ".join(used)} was used while training (by {env}, or other code in this process)'
+        else: return
         warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); draw from self.np_random', stacklevel=2)
         lower_level(self.files, self.facts, 'L1', why)
         self.before = {}
+        self.watch.close()
+
+    def on_train_end(self, trainer: Trainer) -> None: "nobody is watched any more"; self.watch.close()  # nobody is watched any more
+    def on_error(self, trainer: Trainer) -> None: "nobody is watched any more"; self.watch.close()      # nobody is watched any more
 
 # %% ../../nbs/67_runs.run.ipynb #2dc0eb6a
 def check_listeners(
