@@ -381,7 +381,7 @@ def held_by(
     found, seen, at = dict[str, Place](), set[int](), env
     while True:
         seen.add(id(at))
-        _find(type(at).__name__, vars(at), True, found, seen)
+        _find(type(at).__name__, at.__dict__, True, found, seen)
         for cls in type(at).__mro__:
             if cls.__module__.partition('.')[0] in _OPAQUE: continue
             _find(f'class {cls.__name__}', dict(vars(cls)), False, found, seen)

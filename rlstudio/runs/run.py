@@ -10,10 +10,10 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'check_imports',
-           'past', 'facts_of', 'register', 'lower_level', 'WatchGenerators', 'check_listeners', 'first_score',
-           'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing',
-           'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at',
-           'agent_at', 'begin_folder', 'Run']
+           'past', 'facts_of', 'register', 'lower_level', 'outline', 'check_world', 'WatchGenerators',
+           'check_listeners', 'first_score', 'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish',
+           'FilmEvery', 'closing', 'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display',
+           'shown', 'saved_at', 'agent_at', 'begin_folder', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -281,6 +281,7 @@ def register(
     if facts['level'] < before:
         warnings.warn(f'{facts["why"]}: the run goes on, but is no longer exact '
                       f'(level {facts["level"]})', stacklevel=2)
+    elif not before and e.why: warnings.warn(f'{e.why}: the run cannot be repeated exactly (level {facts["level"]})', stacklevel=2)
     over = 'error', 'stopped_by', 'ended', 'stopped_early'    # of an earlier process
     files.write('manifest.json', {k: v for k, v in then.items() if k not in over})
     files.note(schema_version=RUN_VERSION, status='running', created=then.get('created') or now(),
@@ -309,6 +310,41 @@ def lower_level(
     facts.update(level=level, why=why)
     files.note(level=level, why=why)
     return True
+
+# %% ../../nbs/67_runs.run.ipynb #5a7c3004
+def outline(
+    spec: Any,  # of `Spec.to_dict`, perhaps from a file
+) -> str:       # shapes, kinds and numbers of options, without bounds
+    """What has to stay as it is for a network to fit
+
+    Args:
+        spec: of `Spec.to_dict`, perhaps from a file
+
+    Returns:
+        shapes, kinds and numbers of options, without bounds
+    """
+    if not isinstance(spec, dict): return '?'
+    if isinstance(parts := spec.get('children'), dict): return '{' + ', '.join(f'{k}: {outline(x)}' for k, x in parts.items()) + '}'
+    shape, options = (tuple(x) if isinstance(x, list) else () for x in (spec.get('shape'), spec.get('nvec')))
+    return f'{spec.get("kind")} of shape {shape}' + (f' with {options} options' if options else '')
+
+def check_world(
+    files: RunFolder,   # of a run that goes on
+    trainer: Trainer,   # made from its config, here and now
+) -> None:
+    """Refuse a world that is another one than that of the run
+
+    Args:
+        files: of a run that goes on
+        trainer: made from its config, here and now
+    """
+    then, now = files.manifest.get('env'), world_facts(trainer.env)
+    for name in ('observation', 'action'):
+        there, here = (outline(x.get(name)) if isinstance(x, dict) else '?' for x in (then, now))
+        if there not in ('?', here):
+            trainer.env.close()
+            raise RunError(f'{files.path}: the {name} of {trainer.env.env_id} is given as {here}, expected {there}, as when the run was trained; '
+                           'it is as it was, and goes on with the version of the world that it was made with')
 
 # %% ../../nbs/67_runs.run.ipynb #12b31279
 class WatchGenerators(Callback):
@@ -401,6 +437,7 @@ def set_out(
     check_version(files)
     saved, damaged = restore_point(files, c)
     trainer = run.take_trainer()   # before anything is written: a change may not fit
+    if saved: check_world(files, trainer)
     for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
     legs, leg = begin_leg(files, c, saved, run.again)
     run.again = False
