@@ -259,13 +259,13 @@ class RolloutBuffer:
     def __init__(self,
         num_steps: int,           # steps T of each environment
         env: VectorEnv,           # whose fields are stored: obs, reward, terminated …
-        emitted: dict[str, Any],  # what `act` gives and shall be stored, name → spec or schema
+        emitted: dict[str, Any],  # what `act` gives and is stored, name → spec or schema
     ) -> None:
         """
         Args:
             num_steps: steps T of each environment
             env: whose fields are stored: obs, reward, terminated …
-            emitted: what `act` gives and shall be stored, name → spec or schema
+            emitted: what `act` gives and is stored, name → spec or schema
         """
         self.num_steps, self.num_envs = num_steps, env.num_envs
         inputs, rest = dict[str, Any](), dict[str, Any]()

@@ -370,7 +370,7 @@ def find_wrapper(
 
 def check_arguments(
     make: Callable[..., Any],  # a wrapper
-    args: Mapping[str, Any],   # what it shall be given beside the environment
+    args: Mapping[str, Any],   # what it is given beside the environment
     name: str,                 # its name
     key: str,                  # where it stands in the config
 ) -> None:
@@ -378,7 +378,7 @@ def check_arguments(
 
     Args:
         make: a wrapper
-        args: what it shall be given beside the environment
+        args: what it is given beside the environment
         name: its name
         key: where it stands in the config
     """
