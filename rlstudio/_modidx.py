@@ -1087,6 +1087,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot.Recorder._rewind': ( 'envs.snapshot.html#recorder._rewind',
                                                                                      'rlstudio/envs/snapshot.py'),
+                                        'rlstudio.envs.snapshot.Recorder.adopt': ( 'envs.snapshot.html#recorder.adopt',
+                                                                                   'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot.Recorder.forgotten': ( 'envs.snapshot.html#recorder.forgotten',
                                                                                        'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot.Recorder.legal': ( 'envs.snapshot.html#recorder.legal',

@@ -324,7 +324,7 @@ class InProcess(VectorEnv):
         for rec in self.envs: rec.carries, rec.private = found.carries, found.private
         return found
 
-    @property
+    @cached_property
     def level(self) -> str: "'exact' or 'boundary', found by a trial"; return self.trial.level  # 'exact' or 'boundary', found by a trial
 
     @property
@@ -409,7 +409,7 @@ class InProcess(VectorEnv):
         try: self.envs[i].env.close()
         except (Exception, SystemExit): pass
         env = with_mask(make_env(self.config, self.render_mode), self._source)
-        self.envs[i] = Recorder(env, self.trial.carries, self.trial.private)
+        self.envs[i].adopt(env)
         if isinstance(env, MaskedEnv): self._masked[i] = env
 
     def close(self) -> None:

@@ -489,8 +489,16 @@ class Recorder:
             carries: what it remembers over episodes, of `held_by`; a `Trial` finds it
             private: what differs from copy to copy, and may
         """
-        self.env, self.action_spec = env, action_spec_of(env.action_space)
         self.carries, self.private = carries, private
+        self.adopt(env)
+
+    def adopt(self, env: gym.Env) -> None:  # a fresh one
+        """Begin with an env, perhaps instead of another one
+
+        Args:
+            env: a fresh one
+        """
+        self.env, self.action_spec = env, action_spec_of(env.action_space)
         self._actions, self._length = action_row(self.action_spec).zeros((64,)), 0
         self._seed: int | None = None
         self._begin: EnvState | None = None
