@@ -1,6 +1,6 @@
 """A run goes on with a larger budget, and a new run begins with what another one has learned; what changes is said, and what cannot is refused.
 
-An experiment is rarely over when its budget is. It was promising, so it shall train on: that is a new *leg* of the same run. Or its agent shall learn another world: that is a new run with a *warm start*.
+An experiment is rarely over when its budget is. It looks promising, so you give it more steps: that is a new *leg* of the same run. Or you want its agent to learn another world: that is a new run with a *warm start*.
 
 - `leg_changes`, `check_leg`, `leg_notes`: what may change between two legs, what may not, and what schedules make of it.
 - `begin_leg`: writes a leg down. The manifest lists all of them.
@@ -38,7 +38,6 @@ from .checkpoint import (
     read_meta, save_checkpoint)
 from .config import load_config, to_yaml
 from .folder import RunError, RunFolder, now, versions
-from .pictures import replace_file
 from ..train.trainer import Trainer
 
 # %% ../../nbs/65_runs.legs.ipynb #9cb67d87
@@ -89,13 +88,13 @@ def value_at(
 
 def leg_changes(
     old: Config,  # of the run so far
-    new: Config,  # with which it shall go on
+    new: Config,  # with which it goes on
 ) -> Changes:     # {}: nothing changed
     """What differs between two configs
 
     Args:
         old: of the run so far
-        new: with which it shall go on
+        new: with which it goes on
 
     Returns:
         {}: nothing changed
@@ -260,7 +259,7 @@ def newest_meta(
 
 def next_leg(
     files: RunFolder,  # of any run
-    config: Config,    # with which it shall go on
+    config: Config,    # with which it goes on
     saved: Checkpoint | None = None,  # where it goes on, if that is loaded already
     again: bool = False,  # go on even with the same config, if it was stopped early?
 ) -> Leg | None:       # None: nothing changes, or it has not begun
@@ -268,7 +267,7 @@ def next_leg(
 
     Args:
         files: of any run
-        config: with which it shall go on
+        config: with which it goes on
         saved: where it goes on, if that is loaded already
         again: go on even with the same config, if it was stopped early?
 
@@ -326,14 +325,14 @@ def begin_leg(
     leg, (old, _) = next_leg(files, config, saved, again), known_config(files, saved)
     legs, yaml = legs_so_far(files, saved, old or config), files.path / 'config.yaml'
     if leg and old:
-        replace_file(yaml.with_name(f'config.leg{leg.number - 1}.yaml'), to_yaml(old).encode())
+        files.hashes.put(f'config.leg{leg.number - 1}.yaml', to_yaml(old).encode())
         legs = [*legs, leg_record(leg, config)]
     elif saved and saved.step < legs[-1]['step']:   # newer checkpoints are damaged or gone
         why = f'goes on at step {saved.step:,}, though leg {len(legs)} began at {legs[-1]["step"]:,}: no newer checkpoint is whole'
         leg = Leg(len(legs) + 1, saved.step, {}, (why,))
         legs = [*legs, leg_record(leg, config)]
     if saved and len(legs) > 1 and saved.step <= legs[-1]['step']: saved.state.pop('stopped', None)   # what stopped an earlier leg does not stop this one
-    if diff(load_config(yaml)[0], config): replace_file(yaml, to_yaml(config).encode())
+    if diff(load_config(yaml)[0], config): files.hashes.put('config.yaml', to_yaml(config).encode())
     return legs, leg
 
 def put_result_aside(
@@ -347,7 +346,9 @@ def put_result_aside(
         number: of the leg that had this result
     """
     result = files.path / 'result.json'
-    if result.exists(): result.replace(result.with_name(f'result.leg{number}.json'))
+    if not result.exists(): return
+    aside = result.with_name(f'result.leg{number}.json')
+    with files.hashes.changing([result.name, aside.name]): result.replace(aside)
 
 # %% ../../nbs/65_runs.legs.ipynb #aa66ca34
 @dataclass(frozen=True)
@@ -385,7 +386,9 @@ def find_start(
     folder, at = (text, '') if Path(text).exists() else (text.rpartition('@')[::2] if '@' in text else (text, ''))
     path = Path(folder)
     if not path.exists() and path.name == folder: path = Path(runs_dir) / folder
-    if (path / 'state.json').is_file(): return start_of(load_checkpoint(path), str(path.parent.parent))
+    if (path / 'state.json').is_file():   # a checkpoint of a run: …/checkpoints/step_…, or …/checkpoints/best/step_…
+        run = next((p for p in path.parents if (p / 'config.yaml').is_file()), path.parent.parent)
+        return start_of(load_checkpoint(path), str(run))
     if not (path / 'checkpoints').is_dir():
         raise RunError(f'--from {text}: {path} is no run with checkpoints; expected RUN, RUN@STEP or RUN@best; see: rlstudio list runs')
     return start_of(chosen_checkpoint(path / 'checkpoints', at or None), str(path))
