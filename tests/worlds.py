@@ -20,7 +20,7 @@ class Ill(gym.Env[Any, Any]):
     "Fails in the way of its action; `close` says in a file that it was called"
     observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(11)
 
-    def __init__(self, where: str = "step", closed: str = "") -> None: self.where, self.closed = where, closed
+    def __init__(self, where: str = "step", closed: str = "") -> None: self.where, self.closed, self.moved = where, closed, False
 
     def fail(self, how: int) -> None:
         if how == RAISE: raise ZeroDivisionError("gears collided")
@@ -38,12 +38,13 @@ class Ill(gym.Env[Any, Any]):
         return np.array([os.getpid() % 7 / 10, "torch" in sys.modules], np.float32), {}
 
     def step(self, action: Any) -> Any:
+        self.moved = True
         self.fail(int(action))
         obs = np.zeros(3 if action == SHAPE else 2, np.float32)
         return obs, "1" if action == REWARD else 0.0, action == REWARD, False, {}
 
     def close(self) -> None:
-        if self.where == "close": self.fail(HANG_IN_C)
+        if self.where == "close" and self.moved: self.fail(HANG_IN_C)
         if self.closed: Path(self.closed, str(os.getpid())).touch()
 
 

@@ -565,13 +565,13 @@ def make_vector(
     Returns:
         its `backend` says what was chosen
     """
+    if config.workers and config.backend == 'auto': raise EnvKeyError(
+        'env.workers', f'given {config.workers} with backend: auto, expected backend: workers; fix: env.backend=workers')
     native = native_env(config) if config.backend in ('auto', 'native') else None
     if native is not None: return native
     if config.backend == 'native':
         raise EnvError(f'{config.id}: given backend=native and kwargs {dict(config.kwargs)}, '
                        f'expected one of {native_envs.names()} with its own kwargs, without wrappers and reset_options; '
                        'fix: backend=auto')
-    if config.workers and config.backend == 'auto': raise EnvKeyError(
-        'env.workers', f'given {config.workers} with backend: auto, expected backend: workers; fix: env.backend=workers')
     if config.backend == 'workers': return backends.get('workers')(config)  # type: ignore[no-any-return]
     return gymnasium_env(config) if config.backend == 'gymnasium' else InProcess(config)
