@@ -435,7 +435,7 @@ class Walk(gym.Env):
 class Double(gym.RewardWrapper):
     def reward(self, reward): return 2 * reward
 """
-MY_CONFIG = "env: {id: Walk-v0, num_envs: 4, max_episode_steps: 30, wrappers: [Double], backend: inprocess}\nalgo: {name: ppo, num_steps: 64}\nnet: {hidden: [16]}\ntrain: {total_steps: 8192}\neval: {episodes: 4}\ncheckpoint: {every: 512}\n"
+MY_CONFIG = "env: {id: Walk-v0, num_envs: 4, max_episode_steps: 30, wrappers: [Double], backend: inprocess}\nalgo: {name: ppo, num_steps: 64}\nnet: {hidden: [16]}\ntrain: {total_steps: 4096}\neval: {episodes: 4}\ncheckpoint: {every: 512}\n"
 
 
 def test_a_run_with_own_modules_that_is_killed_goes_on_with_another_number(tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ def test_a_run_with_own_modules_that_is_killed_goes_on_with_another_number(tmp_p
         assert done.returncode == 0, said(done)
         return json.loads(done.stdout)   # type: ignore[no-any-return]
     whole = sh("run", "walk.yaml", "--import", "my_world", "--name", "whole", "--quiet")
-    command = ["rlstudio", "run", "walk.yaml", "--import", "my_world", "--name", "part", "--quiet", "env.backend=workers", "env.workers=2"]
+    command = ["rlstudio", "run", "walk.yaml", "--import", "my_world", "--name", "part", "--json", "env.backend=workers", "env.workers=2"]
     part = subprocess.Popen(command, cwd=tmp_path, env=child_env(False), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     saved, end = tmp_path / "runs" / "part" / "checkpoints", time.monotonic() + 120
     while not list(saved.glob("step_*")) and part.poll() is None and time.monotonic() < end: time.sleep(0.01)

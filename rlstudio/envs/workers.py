@@ -320,7 +320,7 @@ def get_ready(
     import_own(*task.own, folders=())
     for name in task.modules: import_module(name)
     if task.plugins: allow(*task.plugins)
-    if task.world and task.config.id not in gym.registry: gym.register(**task.world)
+    if task.world and task.config.id not in gym.registry and task.config.id not in envs: gym.register(**task.world)
     for name, address in task.around.items():
         if name not in wrappers: wrappers.add(name, found_at(address))
 
