@@ -10,10 +10,10 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'check_imports',
-           'past', 'facts_of', 'register', 'lower_level', 'WatchGenerators', 'ledgers', 'check_listeners',
-           'first_score', 'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery',
-           'closing', 'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown',
-           'saved_at', 'agent_at', 'begin_folder', 'Run']
+           'past', 'facts_of', 'register', 'lower_level', 'outline', 'check_world', 'WatchGenerators', 'ledgers',
+           'check_listeners', 'first_score', 'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish',
+           'FilmEvery', 'closing', 'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display',
+           'shown', 'saved_at', 'agent_at', 'begin_folder', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -24,7 +24,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +40,7 @@ from ..core.registry import PluginError, displays, import_flags, import_own, imp
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
 from ..envs.backends import escaped
+from ..envs.snapshot import watched_entropy
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
 from .background import Background, Controls, Display, Shielded, follow
@@ -254,9 +255,12 @@ def facts_of(
     """
     engine = getattr(trainer.algo, 'engine', '')
     machine = identity(engine)
-    return dict(config_hash=config_hash(trainer.config), versions=versions(), machine=machine,
-                engine=engine, engine_why=getattr(trainer.algo, 'engine_why', ''),
-                **level_of(settings, trainer.env.level, machine, then))
+    facts: dict[str, Any] = dict(config_hash=config_hash(trainer.config), versions=versions(), machine=machine,
+                 engine=engine, engine_why=getattr(trainer.algo, 'engine_why', ''),
+                 **level_of(settings, trainer.env.level, machine, then))
+    vague = facts['why'] == 'this environment could not be replayed exactly'
+    if trainer.env.why and (facts['level'] > 'L1' or vague): facts.update(level='L1', why=trainer.env.why)
+    return facts
 
 
 def register(
@@ -279,6 +283,7 @@ def register(
     if facts['level'] < before:
         warnings.warn(f'{facts["why"]}: the run goes on, but is no longer exact '
                       f'(level {facts["level"]})', stacklevel=2)
+    elif not before and e.why: warnings.warn(f'{e.why}: the run cannot be repeated exactly (level {facts["level"]})', stacklevel=2)
     over = 'error', 'stopped_by', 'ended', 'stopped_early'    # of an earlier process
     files.write('manifest.json', {k: v for k, v in then.items() if k not in over})
     files.note(schema_version=RUN_VERSION, status='running', created=then.get('created') or now(),
@@ -308,9 +313,44 @@ def lower_level(
     files.note(level=level, why=why)
     return True
 
+# %% ../../nbs/67_runs.run.ipynb #5a7c3004
+def outline(
+    spec: Any,  # of `Spec.to_dict`, perhaps from a file
+) -> str:       # shapes, kinds and numbers of options, without bounds
+    """What has to stay as it is for a network to fit
+
+    Args:
+        spec: of `Spec.to_dict`, perhaps from a file
+
+    Returns:
+        shapes, kinds and numbers of options, without bounds
+    """
+    if not isinstance(spec, dict): return '?'
+    if isinstance(parts := spec.get('children'), dict): return '{' + ', '.join(f'{k}: {outline(x)}' for k, x in parts.items()) + '}'
+    shape, options = (tuple(x) if isinstance(x, list) else () for x in (spec.get('shape'), spec.get('nvec')))
+    return f'{spec.get("kind")} of shape {shape}' + (f' with {options} options' if options else '')
+
+def check_world(
+    files: RunFolder,   # of a run that goes on
+    trainer: Trainer,   # made from its config, here and now
+) -> None:
+    """Refuse a world that is another one than that of the run
+
+    Args:
+        files: of a run that goes on
+        trainer: made from its config, here and now
+    """
+    then, now = files.manifest.get('env'), world_facts(trainer.env)
+    for name in ('observation', 'action'):
+        there, here = (outline(x.get(name)) if isinstance(x, dict) else '?' for x in (then, now))
+        if there not in ('?', here):
+            trainer.env.close()
+            raise RunError(f'{files.path}: the {name} of {trainer.env.env_id} is given as {here}, expected {there}, as when the run was trained; '
+                           'it is as it was, and goes on with the version of the world that it was made with')
+
 # %% ../../nbs/67_runs.run.ipynb #12b31279
 class WatchGenerators(Callback):
-    "Lowers the level of a run while which somebody draws from a global generator"
+    "Lowers the level of a run while which somebody draws from a global generator, or an env from the system's entropy"
     def __init__(self,
         files: RunFolder,        # its manifest gets the new level
         facts: dict[str, Any],   # those that go into each checkpoint, changed in place
@@ -322,19 +362,28 @@ class WatchGenerators(Callback):
         """
         self.files, self.facts = files, facts
         self.before: dict[str, Any] = {}  # of `global_states`; empty: not watched
+        self.watch, self.drawn = ExitStack(), set[str]()
 
     def on_train_start(self, trainer: Trainer) -> None:  # watches unless the level is the lowest
         "watches unless the level is the lowest"
-        self.before = global_states() if self.facts['level'] > 'L1' else {}
+        if self.facts['level'] <= 'L1': return
+        self.before, self.drawn = global_states(), self.watch.enter_context(watched_entropy())
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # looks
         "looks"
-        if not (used := moved_generators(self.before) if self.before else []): return
-        why = (f'the global generator of {" and ".join(used)} was used while training '
-               f'(by {trainer.env.env_id}, or other code in this process)')
+        if not self.before: return
+        env = trainer.env.env_id
+        if self.drawn: why = f'{env} drew from the system\'s entropy while training ({" and ".join(sorted(self.drawn))}: a generator without a seed)'
+        elif used := moved_generators(self.before):
+            why = f'the global generator of {" and ".join(used)} was used while training (by {env}, or other code in this process)'
+        else: return
         warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); draw from self.np_random', stacklevel=2)
         lower_level(self.files, self.facts, 'L1', why)
         self.before = {}
+        self.watch.close()
+
+    def on_train_end(self, trainer: Trainer) -> None: "nobody is watched any more"; self.watch.close()  # nobody is watched any more
+    def on_error(self, trainer: Trainer) -> None: "nobody is watched any more"; self.watch.close()      # nobody is watched any more
 
 # %% ../../nbs/67_runs.run.ipynb #1edc0ab2
 def ledgers(
@@ -410,6 +459,7 @@ def set_out(
     saved, damaged = restore_point(files, c)
     for name in ('manifest.json', 'evaluations.json'): check_hash(files.path, name)   # nothing damaged is written anew, with a right hash
     trainer = run.take_trainer()   # before anything is written: a change may not fit
+    if saved: check_world(files, trainer)
     files.hashes.begin(saved.step if saved else -1)
     with files.hashes.changing(['checkpoints/']):
         for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
@@ -437,7 +487,7 @@ def set_out(
     if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
     put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
-    if trainer.env.lost: lower_level(files, kept, 'L1', trainer.env.lost)
+    if trainer.env.inexact: lower_level(files, kept, 'L1', trainer.env.inexact)
     if not saved: files.note(untrained=None if kept_start(files.path) else first_score(run, trainer))
     return trainer
 
