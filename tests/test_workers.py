@@ -281,10 +281,18 @@ def test_a_global_generator_that_is_used_in_a_worker_is_found() -> None:
     env = workers("cartpole", 2, id="worlds/Draws-v0")
     env.reset(range(FIVE))
     watched(env, 20)
-    assert env.moved() == []
+    assert env.moved() == dict(generators=[], entropy=[])
     watched(env, 300)
-    assert env.moved() == ["numpy.random"]
+    assert env.moved() == dict(generators=["numpy.random"], entropy=[])
     env.close()
+
+
+@pytest.mark.filterwarnings("ignore:no video")
+def test_a_run_whose_workers_draw_from_a_global_generator_is_lowered(tmp_path: Path) -> None:
+    r = Run.from_config(dict(env=dict(id="worlds/Draws-v0", num_envs=4, backend="workers", workers=2, start_method="fork"), algo=dict(name="ppo", num_steps=32),
+                             net=dict(hidden=[16]), train=dict(total_steps=4096), eval=dict(episodes=0)), runs_dir=tmp_path)
+    with pytest.warns(UserWarning, match="the global generator of numpy.random was used while training"): r.train(display="silent")
+    assert r.manifest["level"] == "L1" and "numpy.random" in r.manifest["why"]
 
 
 # Nothing is left

@@ -367,14 +367,17 @@ class WatchGenerators(Callback):
     def on_train_start(self, trainer: Trainer) -> None:  # watches unless the level is the lowest
         "watches unless the level is the lowest"
         if self.facts['level'] <= 'L1': return
+        getattr(trainer.env, 'moved', dict)()   # other processes look from here on
         self.before, self.drawn = global_states(), self.watch.enter_context(watched_entropy())
 
     def on_iteration_end(self, trainer: Trainer) -> None:  # looks
         "looks"
         if not self.before: return
         env = trainer.env.env_id
-        if self.drawn: why = f'{env} drew from the system\'s entropy while training ({" and ".join(sorted(self.drawn))}: a generator without a seed)'
-        elif used := moved_generators(self.before):
+        far: dict[str, list[str]] = getattr(trainer.env, 'moved', dict)()   # what other processes saw
+        if drawn := self.drawn | {*far.get('entropy', ())}:
+            why = f'{env} drew from the system\'s entropy while training ({" and ".join(sorted(drawn))}: a generator without a seed)'
+        elif used := moved_generators(self.before) + far.get('generators', []):
             why = f'the global generator of {" and ".join(used)} was used while training (by {env}, or other code in this process)'
         else: return
         warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); draw from self.np_random', stacklevel=2)
