@@ -7,7 +7,6 @@ __all__ = ['AuditError', 'Piece', 'leg_config', 'pieces_of', 'Beside', 'settings
            'side_by_side', 'Audit', 'laid_side_by_side', 'execute_alone', 'in_new_process', 'audit', 'compare_runs']
 
 # %% ../../nbs/71_evidence.audit.ipynb #b029d2c7
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from typing import Any
 
 from ..core.arithmetic import changed_facts
 from ..core.options import Config, config_hash, diff
-from ..core.registry import import_flags, import_own
 from ..runs.config import Settings, load_config, load_settings, open_workspace
 from ..runs.folder import RunFolder, locate_run
 from ..runs.legs import kept_start, warm_start

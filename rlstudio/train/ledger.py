@@ -176,32 +176,30 @@ def kept(
 # %% ../../nbs/46_train.ledger.ipynb #fbf21bee
 @dataclass
 class Pace:
-    """Is the next iteration written down? Decided before it begins
+    """Is the iteration that is over written down?
 
     Args:
-        due: the first one is
-        points: iterations so far that might have a line
+        points: iterations so far that might have had a line
         work: units since the last of them
-        line: units of the last line
+        line: units of the last line; 0: there is none yet, so the first one is due
     """
-    due: bool = True   # the first one is
-    points: int = 1    # iterations so far that might have a line
+    points: int = 0    # iterations so far that might have had a line
     work: int = 0      # units since the last of them
-    line: int = 0      # units of the last line
+    line: int = 0      # units of the last line; 0: there is none yet, so the first one is due
 
-    def move(self,
-        work: int,           # units of the iteration that is over
-        every: bool = False, # a line for each iteration, whatever it costs?
-    ) -> None:
+    def due(self,
+        work: int,            # units of the iteration that is over
+        every: bool = False,  # a line for each iteration, whatever it costs?
+    ) -> bool:
         """
         Args:
             work: units of the iteration that is over
             every: a line for each iteration, whatever it costs?
         """
         self.work += work
-        ready = every or self.work >= RATIO * self.line
-        if ready: self.points, self.work = self.points + 1, 0
-        self.due = ready and (every or kept(self.points))
+        if not every and self.work < RATIO * self.line: return False
+        self.points, self.work = self.points + 1, 0
+        return every or kept(self.points)
 
 # %% ../../nbs/46_train.ledger.ipynb #851633c9
 ODD = np.uint64(0x9E3779B97F4A7C15)   # its multiples modulo 2⁶⁴ are all different
@@ -408,11 +406,9 @@ def components(
     """
     newest, steps = getattr(trainer.algo, 'experience', None), ledger.env_steps_of(trainer)
     batch = newest(steps // trainer.env.num_envs) if newest else trainer.batch
-    trees = dict(weights=ledger.learned.weights(), optimizer=ledger.learned.optimizer(), streams=json.dumps(trainer.streams.state_dict(), sort_keys=True))
-    hashes, size = {k: hashlib.sha256() for k in COMPONENTS}, ledger.collected
-    if ledger.rounds is None: trees['batch'] = batch
-    else: hashes['batch'], ledger.rounds = ledger.rounds, None
-    for name, tree in trees.items(): size += feed(hashes[name], tree)
+    trees: dict[str, Any] = dict(batch=batch, weights=ledger.learned.weights(), optimizer=ledger.learned.optimizer(), streams=json.dumps(trainer.streams.state_dict(), sort_keys=True))
+    hashes = {k: hashlib.sha256() for k in COMPONENTS}
+    size = sum(feed(hashes[name], tree) for name, tree in trees.items())
     told = np.array(ledger.told, np.uint64) if ledger.mode == 'fine' else np.array(ledger.told, np.float64)
     hashes['losses'].update(told.tobytes())
     return {k: h.hexdigest() for k, h in hashes.items()}, size + told.nbytes
@@ -437,7 +433,6 @@ class Ledger(Callback):
         self.out, self.size, self.head, self.last = cast(LineFile | None, None), cast(int | None, None), ROOT, 0
         self.pace, self.told = Pace(), list[Any]()   # a number for each gradient step since the last line
         self.pending, self.before = 0, 0             # how many of these, and how many env steps, when the iteration began
-        self.rounds, self.collected = cast(Any, None), 0             # a hash over the rounds of a due iteration, and its bytes
         self.learned, self.newest = cast(Learned, None), dict[str, Any]()   # its newest line
 
     def on_train_start(self, trainer: Trainer) -> None:   # opens the file, and says who goes on
@@ -455,17 +450,11 @@ class Ledger(Callback):
         sums = [int(np.float64(loss).view(np.uint64)), *map(bits_sum, vectors)]
         self.told.append(int(sum((2 * i + 1) * s for i, s in enumerate(sums)) % 2**64))
 
-    def on_collect_end(self, trainer: Trainer) -> None:   # keeps the experience that nobody else keeps
-        "keeps the experience that nobody else keeps"
-        if not self.due or hasattr(trainer.algo, 'experience'): return
-        if self.rounds is None: self.rounds, self.collected = hashlib.sha256(), 0
-        self.collected += feed(self.rounds, trainer.batch)
-
     def on_iteration_end(self, trainer: Trainer) -> None:   # a line, if it is due
         "a line, if it is due"
         gradients, steps = len(self.told) - self.pending, self.env_steps_of(trainer)
-        if self.due: self.record(trainer)
-        self.pace.move(work_of(steps // trainer.env.num_envs, steps, gradients, self.learned.size), self.mode == 'fine')
+        work = work_of(steps // trainer.env.num_envs, steps, gradients, self.learned.size)
+        if self.pace.due(work, self.mode == 'fine'): self.record(trainer)
         self.before, self.pending = trainer.env_steps, len(self.told)
 
     def on_train_end(self, trainer: Trainer) -> None:   # the last weights have a line, too
@@ -476,8 +465,6 @@ class Ledger(Callback):
 
     def on_error(self, trainer: Trainer) -> None: "what there is"; self.close()   # what there is
 
-    @property
-    def due(self) -> bool: "does this iteration get a line?"; return self.pace.due or self.mode == 'fine'   # does this iteration get a line?
     def env_steps_of(self, trainer: Trainer) -> int: "of the iteration that is over"; return trainer.env_steps - self.before   # of the iteration that is over
 
     def record(self,
