@@ -35,7 +35,7 @@ from rlstudio.train.ledger import (
     open_ledger,
     read_ledger,
 )
-from rlstudio.train.ledger import ROOT as FIRST
+from rlstudio.train.ledger import UNCHAINED as FIRST
 from rlstudio.train.trainer import Callback, Trainer
 
 FINE, OFF = Settings(ledger="fine"), Settings(ledger="off")
@@ -274,6 +274,27 @@ def test_a_run_from_before_the_ledger(tmp_path: Path) -> None:
     found = audit(new, process=False)
     assert [*read_ledger(new.folder).records] == [5, 6, 7, 8] and found.identical and found.lines == 4 and "begins at update 5" in found.notes[0]
     with pytest.raises(AuditError, match="no update to compare"): audit(new, updates=4, process=False)
+
+
+def test_an_update_that_is_made_twice(tmp_path: Path) -> None:
+    "A process dies behind its checkpoint; what the next one makes again must be the same, or the level sinks"
+    class Flip(Callback):
+        def on_iteration_end(self, trainer: Trainer) -> None:
+            v = trainer.algo.parts["agent"].adam.mean
+            if trainer.iteration == 3 and self.flips: v[0] = torch.nextafter(v[0], torch.tensor(9.))
+            if trainer.iteration == 4 and self.dies: raise OSError("the power is out")
+        def __init__(self, flips: bool, dies: bool): self.flips, self.dies = flips, dies
+    for flips, level in (False, "L3"), (True, "L1"):
+        run_ = Run.from_config(config("ppo", 1024), (), tmp_path, f"{flips}", FINE)
+        with pytest.raises(OSError, match="power"): run_.train([Flip(flips, dies=True)])
+        again = Run.open(run_.folder, settings=FINE)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            again.train()
+        told = [str(w.message) for w in said if "second time" in str(w.message)]
+        assert again.manifest["level"] == again.read("result.json")["level"] == level and len(told) == flips, told
+        if flips: assert "update 3 was made a second time after a resume, and is another one in optimizer" in told[0] and told[0][:40] in again.manifest["why"]
+        assert audit(again, process=False).identical and "L1" in audit(again, process=False).promise or not flips
 
 
 # An audit

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['AuditError', 'Piece', 'leg_config', 'pieces_of', 'Beside', 'settings_of', 'execute', 'environment', 'promise',
-           'side_by_side', 'Audit', 'laid_side_by_side', 'execute_alone', 'in_new_process', 'audit', 'compare_runs']
+           'two_columns', 'Audit', 'compare_ledgers', 'execute_alone', 'in_new_process', 'lowered', 'strangers',
+           'audit', 'compare_runs']
 
 # %% ../../nbs/71_evidence.audit.ipynb #b029d2c7
 import os
@@ -18,11 +19,12 @@ from typing import Any
 
 from ..core.arithmetic import changed_facts
 from ..core.options import Config, config_hash, diff
+from ..runs.checkpoint import CheckpointError, latest_checkpoint
 from ..runs.config import Settings, load_config, load_settings, open_workspace
 from ..runs.folder import RunFolder, locate_run
 from ..runs.legs import kept_start, warm_start
 from ..runs.run import check_imports, facts_of, make_trainer, noted_imports
-from ..train.ledger import COMPONENTS, LEDGER, Difference, Ledger, LedgerFile, first_difference, read_ledger
+from ..train.ledger import COMPONENTS, LEDGER, Difference, Ledger, LedgerFile, check_ledger, first_difference, read_ledger
 from ..train.trainer import Callback, Trainer
 
 # %% ../../nbs/71_evidence.audit.ipynb #7a921f92
@@ -109,12 +111,15 @@ class Beside(Callback):
 def settings_of(
     begin: Mapping[str, Any],  # the first line of a ledger
     here: Settings,            # of this workspace
-) -> Settings:
+) -> Settings:                # those of this workspace, with the run's arithmetic
     """The settings with which a run was made, as far as its arithmetic depends on them
 
     Args:
         begin: the first line of a ledger
         here: of this workspace
+
+    Returns:
+        those of this workspace, with the run's arithmetic
     """
     engine = begin.get('engine')
     known: dict[str, Any] = {k: begin[k] for k in ('threads', 'device') if k in begin} | (dict(engine=engine) if engine in ('tape', 'autograd') else {})
@@ -170,12 +175,15 @@ def environment(
 def promise(
     then: Mapping[str, Any],   # the line of the process that made an update
     now: Mapping[str, Any],    # of the one that it is compared with
-) -> str:
+) -> str:                    # one line
     """What equal hashes, or different ones, mean for this run
 
     Args:
         then: the line of the process that made an update
         now: of the one that it is compared with
+
+    Returns:
+        one line
     """
     level, why = then.get('level', 'unknown'), then.get('why', 'its ledger does not say')
     one, two = environment(then), environment(now)
@@ -184,7 +192,7 @@ def promise(
     if other: return f'level L3, which holds for the same versions and arithmetic; here others are {other}, so equal bits are not promised'
     return 'level L3, and the same versions and arithmetic: equal bits are promised'
 
-def side_by_side(
+def two_columns(
     then: Mapping[str, str],   # of `environment`
     now: Mapping[str, str],    # of another one
 ) -> list[str]:                # lines; those that differ first, with a mark
@@ -218,6 +226,7 @@ class Audit:
         now: and the one that it was compared with
         promise: what that means for this run
         notes: what else one should know
+        damage: why the ledger itself cannot be trusted; '': its chain is whole
     """
     run: str                      # whose ledger it is
     other: str                    # with which it was compared; '': with the run, executed again
@@ -229,26 +238,28 @@ class Audit:
     now: dict[str, Any]           # and the one that it was compared with
     promise: str                  # what that means for this run
     notes: tuple[str, ...] = ()   # what else one should know
+    damage: str = ''              # why the ledger itself cannot be trusted; '': its chain is whole
 
     @property
-    def identical(self) -> bool: "is every hash the same?"; return self.difference is None   # is every hash the same?
+    def identical(self) -> bool: "is every hash the same, and the chain whole?"; return self.difference is None and not self.damage   # is every hash the same, and the chain whole?
 
     def to_dict(self) -> dict[str, Any]:   # JSON-able
         "JSON-able"
         there = dict(then=environment(self.then), now=environment(self.now))
         found = asdict(self.difference) if self.difference else None
-        return dict(run=self.run, other=self.other, identical=self.identical, updates=self.lines, until=self.until, step=self.step, difference=found,
+        return dict(run=self.run, other=self.other, identical=self.identical, updates=self.lines, until=self.until, step=self.step, difference=found, damage=self.damage,
                     level=self.then.get('level'), promise=self.promise, environments=there, notes=list(self.notes))
 
     def __str__(self) -> str:
         what = f'{self.run} and {self.other}' if self.other else f'{self.run}, executed again'
         said = (f'{what}: identical in all {self.lines:,} updates with a line, up to update {self.until:,} ({self.step:,} env steps)' if not self.difference
                 else f'{what}: different in {self.difference}')
-        table = [] if self.identical else side_by_side(environment(self.then), environment(self.now))
+        if self.damage: said = f'{self.run}: its ledger is damaged: {self.damage}; see: rlstudio verify {self.run}\n{said}'
+        table = [] if self.difference is None else two_columns(environment(self.then), environment(self.now))
         return '\n'.join([said, self.promise, *self.notes, *table])
 
-# %% ../../nbs/71_evidence.audit.ipynb #7000561b
-def laid_side_by_side(
+# %% ../../nbs/71_evidence.audit.ipynb #35ef77bc
+def compare_ledgers(
     run: str,            # whose ledger it is
     other: str,          # '': the same run, executed again
     one: LedgerFile,     # of the run
@@ -256,7 +267,7 @@ def laid_side_by_side(
     updates: int | None = None,    # only the first ones
     notes: Sequence[str] = (),     # what else one should know
     other_config: Sequence[str] = (),   # keys of the configs that differ
-) -> Audit:
+) -> Audit:                        # what was found
     """Compare two ledgers, line by line
 
     Args:
@@ -267,6 +278,9 @@ def laid_side_by_side(
         updates: only the first ones
         notes: what else one should know
         other_config: keys of the configs that differ
+
+    Returns:
+        what was found
     """
     both = [i for i in one.records if i in two.records and (updates is None or i <= updates)]
     found = first_difference(one, two, updates)
@@ -312,13 +326,48 @@ def in_new_process(
     why = error.read_text('utf8') if error.is_file() else f'its process ended with {done.returncode}{": " + last[0] if last else ""}'
     raise AuditError(f'{folder}: cannot be executed again: {why}')
 
-# %% ../../nbs/71_evidence.audit.ipynb #5f5605b3
+# %% ../../nbs/71_evidence.audit.ipynb #812cde51
+def lowered(
+    ledger: LedgerFile,           # of a run
+    manifest: Mapping[str, Any],  # of it
+) -> LedgerFile:                  # its level is not higher than the manifest's
+    """A level can sink after a process has written its first line; the manifest knows
+
+    Args:
+        ledger: of a run
+        manifest: of it
+
+    Returns:
+        its level is not higher than the manifest's
+    """
+    level = manifest.get('level')
+    if not isinstance(level, str): return ledger
+    fact = dict(level=level, why=str(manifest.get('why')))
+    return replace(ledger, begins=[b | fact if level < str(b.get('level', '')) else b for b in ledger.begins])
+
+def strangers(
+    folder: Path,   # of a run
+) -> list[str]:     # names; []: none, or no checkpoint says
+    """Callbacks that a run had, and that its config does not know
+
+    Args:
+        folder: of a run
+
+    Returns:
+        names; []: none, or no checkpoint says
+    """
+    ours = {'metrics', 'ledger', 'best', 'time_limit', 'film'}
+    try: saved = latest_checkpoint(folder / 'checkpoints')[0].state.get('callbacks')
+    except CheckpointError: return []
+    return sorted(saved.keys() - ours) if isinstance(saved, dict) else []
+
+# %% ../../nbs/71_evidence.audit.ipynb #c34349b7
 def audit(
     run: Any,                      # a `Run`, its folder, or its name
     updates: int | None = None,    # only so many; None: as far as its ledger goes
     process: bool = True,          # in a process of its own? False: in this one, which may know worlds that no file defines
     callbacks: Sequence[Callback] = (),  # the run's own, if they changed what was learned; only in this process
-) -> Audit:
+) -> Audit:                        # `identical`, or the first difference
     """Execute a run again from its config, and compare each update with its ledger
 
     Args:
@@ -326,13 +375,16 @@ def audit(
         updates: only so many; None: as far as its ledger goes
         process: in a process of its own? False: in this one, which may know worlds that no file defines
         callbacks: the run's own, if they changed what was learned; only in this process
+
+    Returns:
+        `identical`, or the first difference
     """
     if updates is not None and updates < 1: raise AuditError(f'audit: given updates={updates}, expected a number ≥ 1')
     folder = locate_run(run, load_settings().runs_dir)
     check_imports(folder, 'audit')
-    stored = read_ledger(folder)
+    stored = lowered(read_ledger(folder), RunFolder(folder).manifest)
     some = [i for i in stored.records if updates is None or i <= updates]
-    if not some: return laid_side_by_side(str(folder), '', stored, stored, updates)   # says what there is
+    if not some: return compare_ledgers(str(folder), '', stored, stored, updates)   # says what there is
     config, notes = load_config(folder / 'config.yaml')[0], list[str]()
     named = stored.begins[-1].get('config_hash')
     if named and named != config_hash(config): notes.append(f'config.yaml is not the config that the ledger names (hash {config_hash(config)[:12]}, expected {str(named)[:12]})')
@@ -342,23 +394,29 @@ def audit(
         if process and not callbacks: in_new_process(folder, target, some[-1])
         else: execute(folder, target, some[-1], callbacks)
         again = read_ledger(target)
-    missing = [] if first_difference(stored, again, updates) else [i for i in some if i not in again.records]
+    found = first_difference(stored, again, updates)
+    if found and not callbacks and (names := strangers(folder)):
+        notes.append(f'the run had callbacks of its own ({", ".join(names)}); if they change what is learned, give them: audit(run, callbacks=[…])')
+    missing = [] if found else [i for i in some if i not in again.records]
     if missing: notes.append(f'update {missing[0]} has no line when executed again: it ended at update {max(again.records, default=0)}')
-    return laid_side_by_side(str(folder), '', stored, again, updates, notes)
+    return replace(compare_ledgers(str(folder), '', stored, again, updates, notes), damage=next(iter(check_ledger(folder)), ''))
 
 def compare_runs(
     one: Any,                     # a `Run`, its folder, or its name
     other: Any,                   # another one
     updates: int | None = None,   # only the first ones
-) -> Audit:
+) -> Audit:                       # `identical`, or the first difference
     """Lay the ledgers of two runs side by side; nothing is executed
 
     Args:
         one: a `Run`, its folder, or its name
         other: another one
         updates: only the first ones
+
+    Returns:
+        `identical`, or the first difference
     """
     folders = [locate_run(r, load_settings().runs_dir) for r in (one, other)]
-    (a, b), (c, d) = [read_ledger(f) for f in folders], [load_config(f / 'config.yaml')[0] for f in folders]
+    (a, b), (c, d) = [lowered(read_ledger(f), RunFolder(f).manifest) for f in folders], [load_config(f / 'config.yaml')[0] for f in folders]
     keys = [k for k in diff(c, d) if not k.startswith(('eval.', 'log.', 'checkpoint.'))]
-    return laid_side_by_side(str(folders[0]), str(folders[1]), a, b, updates, other_config=keys)
+    return replace(compare_ledgers(str(folders[0]), str(folders[1]), a, b, updates, other_config=keys), damage=next((p for f in folders for p in check_ledger(f)), ''))

@@ -340,20 +340,22 @@ class WatchGenerators(Callback):
 def ledgers(
     files: RunFolder,       # of a run about to train
     settings: Settings,     # of this workspace
-    facts: dict[str, Any],  # of `facts_of`
+    facts: dict[str, Any],  # those that go into each checkpoint
 ) -> list[Ledger]:          # one, or none
     """Who writes down the hashes of each update
 
     Args:
         files: of a run about to train
         settings: of this workspace
-        facts: of `facts_of`
+        facts: those that go into each checkpoint
 
     Returns:
         one, or none
     """
+    def parted(why: str) -> None:
+        if lower_level(files, facts, 'L1', why): warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1)', stacklevel=2)
     known = facts | dict(threads=settings.threads, device=settings.device)
-    return [] if settings.ledger == 'off' else [Ledger(files.path / LEDGER, known, settings.ledger)]
+    return [] if settings.ledger == 'off' else [Ledger(files.path / LEDGER, known, settings.ledger, parted)]
 
 # %% ../../nbs/67_runs.run.ipynb #2dc0eb6a
 def check_listeners(
@@ -427,7 +429,7 @@ def set_out(
     kept = dict(facts)   # in each checkpoint
     saves, noted = files.path / 'checkpoints', files.hashes.saving
     trainer.callbacks = [
-        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), *ledgers(files, s, facts), WriteMetrics(opened, c.log.every),
+        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), *ledgers(files, s, kept), WriteMetrics(opened, c.log.every),
         *([SaveBest(saves, meta=kept, noted=noted)] if c.checkpoint.best else []),
         SaveCheckpoints(saves, c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1, noted)]
     if saved:
