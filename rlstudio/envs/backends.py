@@ -297,7 +297,7 @@ class InProcess(VectorEnv):
         "Close every sub-env"
         for i, env in enumerate(self.envs):
             try: env.env.close()
-            except Exception as e: raise sub_env_failed(self, i, 'close', e) from e
+            except (Exception, SystemExit) as e: raise sub_env_failed(self, i, 'close', e) from e
 
 # %% ../../nbs/15_envs.backends.ipynb #4ba879ed
 def autoreset_mode(
