@@ -87,10 +87,8 @@ def kills() -> str:
 
     def cell(family: str, algo: str) -> str:
         own = [r for r in rows if (r["family"], r["algo"], r["kind"]) == (family, algo, "random")]
-        if not own: return "–"
-        exact = [r for r in own if r["level"] == "L3"]
-        lower = [r for r in own if r["level"] != "L3"]
-        return ", ".join([f"{sum(r['ok'] for r in exact)} of {len(exact)}"] * bool(exact) + [f"{sum(r['ok'] for r in lower)} of {len(lower)} ended at {lower[0]['level'] or 'none'}"] * bool(lower))
+        levels = {level: [r["ok"] for r in own if (r["level"] or "no level") == level] for level in sorted({r["level"] or "no level" for r in own}, reverse=True)}
+        return ", ".join(f"{sum(ok)} of {len(ok)}{'' if level == 'L3' else f' ended at {level}'}" for level, ok in levels.items()) or "–"
     random, points = ([r for r in rows if r["kind"] == kind] for kind in ("random", "point"))
     head = [f"| family | {' | '.join(algos)} |", f"|---|{'---|' * len(algos)}"]
     lines = head + [f"| {f} | {' | '.join(cell(f, a) for a in algos)} |" for f in families]
