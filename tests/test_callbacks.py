@@ -328,3 +328,14 @@ def test_configs_of_before() -> None:
     bare = dict(env=dict(id="CartPole-v1"), algo=dict(name="ppo"))
     told = bare | dict(train=dict(stop_at_goal=False, max_minutes=None), eval=dict(every=None), checkpoint=dict(best=True))
     assert config_hash(config_from_dict(bare)) == config_hash(config_from_dict(told))
+
+
+def test_two_callbacks_of_one_name_keep_two_states(tmp_path: Path) -> None:
+    "Both watch one metric: the patient one goes on counting where it was, and so does the other"
+    def both() -> list[EarlyStop]: return [EarlyStop("loss/value", patience=n, lower=True, min_delta=9e9) for n in (50, 60)]
+    config = config_from_dict(dict(env=dict(id="CartPole-v1", num_envs=2), algo=dict(name="ppo"), train=dict(total_steps=4096)))
+    first, second = both(), both()
+    trainer = Trainer(config, first)
+    first[0].waited, first[1].waited = 7, 3
+    Trainer(config, second).load_state_dict(trainer.state_dict())
+    assert [c.waited for c in second] == [7, 3]

@@ -9,19 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import ROOT, run, said
-from test_off_policy import config as off_policy
+from support import run, said
 
 from rlstudio.core.arithmetic import changed_facts, identity, identity_key
 from rlstudio.core.batch import Batch
 from rlstudio.core.options import Config, config_from_dict
 from rlstudio.core.seeding import Streams, untouched_generators
+from rlstudio.evidence.drift import GOLDEN_CASES, compare_trace, read_golden, train_case
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.runs.checkpoint import latest_checkpoint
 from rlstudio.runs.run import Run
 from rlstudio.train.trainer import Callback, Trainer
 
-GOLDEN = ROOT / "tests" / "golden.json"
 WORLDS = {  # name → the config's env section
     "cartpole": dict(id="CartPole-v1"), "acrobot": dict(id="Acrobot-v1"), "mountaincar": dict(id="MountainCar-v0"),
     "mountaincarcontinuous": dict(id="MountainCarContinuous-v0"), "pendulum": dict(id="Pendulum-v1"),
@@ -103,49 +102,17 @@ def test_another_stream_or_env_shifts_no_other() -> None:
         assert all((x == b.fields[name][:4]).all() for name, x in a.fields.items())
 
 
-# Golden values: a change that breaks one needs a reason in writing (CHANGELOG.md). Hashes are kept under the identity of the arithmetic
-# that made them; where that is unknown, the first updates are compared (level L2). `python tests/test_reproducible.py` writes those of this machine.
-
-GOLDEN_CASES = {w: config(w) for w in ("cartpole", "pendulum", "chain cut short", "cartpole, a2c")} | {c: off_policy(c) for c in ("dqn", "dqn, all parts", "sac", "td3")}
-
-
-def fingerprint(case: str) -> dict[str, object]:
-    "Initial weights, weights after the first updates, and the hash at the end"
-    t = Trainer(GOLDEN_CASES[case])
-    def row() -> list[float]: return next(p for p in t.algo.module.parameters() if p.ndim > 1)[0].detach().numpy().astype(float).round(9).tolist()
-    start, first = row(), (t.train(160), row())[1]
-    return dict(start=start, first=first, end=weights_sha256(t.train().algo.module))
-
-
-def close(got: dict, known: dict) -> bool:
-    "Level L2: equal initial weights, and equal ones after the first updates, to 1e-6"
-    return all(len(got[part]) == len(known[part]) and np.allclose(got[part], known[part], rtol=0, atol=1e-6) for part in ("start", "first"))
-
-
-def judge(case: str, got: dict, golden: dict[str, dict], key: str) -> str:
-    "'exact' or 'close', or an `AssertionError` that says what to do"
-    how = "if that is meant, say why in CHANGELOG.md and run: python tests/test_reproducible.py"
-    for known, cases in golden.items(): assert close(got, cases[case]), f"{case}: the first updates differ from those on {known}; {how}"
-    if key not in golden: return "close"
-    assert got["end"] == golden[key][case]["end"], f"{case}: the bits changed; {how}"
-    return "exact"
-
+# Golden values: a change that breaks one needs a reason in writing (CHANGELOG.md). The matrix and its hashes are chapter evidence.drift; where the
+# arithmetic is unknown, the first updates are compared (level L2). `rlstudio drift --record evidence/golden.json` writes those of this machine.
 
 @pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_golden(case: str) -> None:
-    key = identity_key(identity())
-    if judge(case, fingerprint(case), json.loads(GOLDEN.read_text()), key) == "close":
-        pytest.skip(f"level L2 only: the first updates agree to 1e-6, and no hash is known for this arithmetic ({key})")
-
-
-def test_golden_can_fail() -> None:
-    known = dict(start=[.1, .2], first=[.3], end="a")
-    golden = {"here": {"x": known}}
-    assert judge("x", known, golden, "here") == "exact" and judge("x", known | dict(end="b"), golden, "elsewhere") == "close"
-    assert judge("x", known | dict(end="b", first=[.3 + 9e-7]), golden, "elsewhere") == "close"
-    with pytest.raises(AssertionError, match="the bits changed"): judge("x", known | dict(end="b"), golden, "here")
-    for part, value in ("start", [.1, .2 + 2e-6]), ("first", [.3 - 2e-6]), ("first", [.3, .3]):
-        with pytest.raises(AssertionError, match="differ from those on here"): judge("x", known | {part: value}, golden, "elsewhere")
+    here = identity()
+    row = compare_trace(case, train_case(GOLDEN_CASES[case]), here, read_golden())
+    how = "if that is meant, say why in CHANGELOG.md and run: rlstudio drift --record evidence/golden.json"
+    assert row.verdict in ("equal", "close"), f"{case}: {row.verdict}; {row.why or how}"
+    if row.verdict == "close":
+        pytest.skip(f"level L2 only: the first updates agree to 1e-6, and no hash is known for this arithmetic ({identity_key(here)})")
 
 
 # Other arithmetic: the level says so
@@ -185,12 +152,3 @@ def test_other_arithmetic_lowers_the_level(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as heard: assert back.train()["level"] == "L2"
     assert not heard and "blas: " in back.manifest["why"] and back.manifest["machine"] == identity("tape")
     assert {latest_checkpoint(r.folder / "checkpoints")[0].meta["level"] for r in (go, back)} == {"L2"}
-
-
-if __name__ == "__main__":
-    key, new = identity_key(identity()), {c: fingerprint(c) for c in GOLDEN_CASES}
-    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    same = golden.get(key, new) == new and all(c.keys() == new.keys() and all(close(new[n], c[n]) for n in new) for c in golden.values())
-    kept = golden if same else {}  # what other machines knew belongs to the code as it was
-    GOLDEN.write_text(json.dumps(kept | {key: new}, indent=1) + "\n")
-    print(f"{key}: {'known, unchanged' if key in kept else 'written'}; {len(kept | {key: 0}) - 1} others kept, {len(golden.keys() - kept.keys() - {key})} dropped")

@@ -50,7 +50,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path: return tmp_path_f
 
 def test_wheel_holds_what_it_needs(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    wanted = {"rlstudio/py.typed", "rlstudio/configs/ppo/cartpole.yaml", *(f"{c.module.replace('.', '/')}.py" for c in chapters())}
+    wanted = {"rlstudio/py.typed", "rlstudio/configs/ppo/cartpole.yaml", "rlstudio/evidence/golden.json", *(f"{c.module.replace('.', '/')}.py" for c in chapters())}
     assert not wanted - set(names)
     assert any(n.endswith("dist-info/licenses/NOTICE.md") for n in names)
     assert not [n for n in names if n.startswith(("tests", "nbs", "benchmarks"))]
@@ -59,7 +59,7 @@ def test_wheel_holds_what_it_needs(wheel: Path) -> None:
 def test_sdist_holds_the_book(dist: Path) -> None:
     import tarfile
     with tarfile.open(next(dist.glob("*.tar.gz"))) as tar: names = {n.partition("/")[2] for n in tar.getnames()}
-    assert names >= {"NOTICE.md", "constraints.txt", "settings.ini", "configs/ppo/cartpole.yaml", "nbs/30_data.returns.ipynb", "tests/test_wheel.py",
+    assert names >= {"NOTICE.md", "constraints.txt", "settings.ini", "configs/ppo/cartpole.yaml", "evidence/golden.json", "nbs/30_data.returns.ipynb", "tests/test_wheel.py",
                      ".ci/run", "pyproject.toml", "conftest.py"}
 
 
@@ -95,6 +95,13 @@ def test_every_command(bare: Path, outside: Path, config: str) -> None:
     assert "CartPole-v1" in command(bare, outside, "show", path).stdout
     listed = {what: command(bare, outside, "list", what).stdout for what in ("algos", "envs", "configs", "runs")}
     assert "ppo" in listed["algos"] and "CartPole-v1" in listed["envs"] and "ppo/cartpole" in listed["configs"] and path.name in listed["runs"]
+
+
+def test_drift_without_extras(bare: Path, outside: Path) -> None:
+    "The packaged hashes are found, and what is not installed is no failure"
+    told = json.loads(command(bare, outside, "drift", "--case", "ppo/cartpole", "--case", "*/hopper", "--json").stdout)
+    assert told["machines"] >= 1 and told["cases"]["ppo/cartpole"]["verdict"] in ("equal", "close")
+    assert told["cases"]["td3/hopper"]["verdict"] == "skipped" and "mujoco" in told["cases"]["td3/hopper"]["why"]
 
 
 @pytest.mark.parametrize("args, extra", [

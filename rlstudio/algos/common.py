@@ -131,6 +131,15 @@ class Part:
         """
         if self.target is not None: self.target.update(self.flat, tau)
 
+    def memory(self) -> dict[str, torch.Tensor]:   # by name, as few as there are
+        """What a step leaves behind besides the parameters, for the ledger
+
+        Returns:
+            by name, as few as there are
+        """
+        slow = {} if self.target is None else dict(target=self.target.vector) | {f'target {i}': x for i, x in enumerate(self.target.module.buffers())}
+        return self.adam.state_dict() | slow
+
     def state_dict(self) -> dict[str, Any]:   # tensors
         """Adam's memory and the slow copy; the parameters themselves are saved with the module
 
@@ -365,6 +374,7 @@ class Learner:
     rounds = 1      # pairs of collect and update in one iteration
     progress = 0.   # 0 → 1 over the training, for schedules
     takes_arrays = True   # can `targets` work with plain arrays? Found by the trial of the tape
+    witness: Any = None   # told of each gradient step: (part, loss); the ledger of a run sets it
 
     def __init__(self,
         config: RunConfig,        # the run's config; its `algo` section is of the class `Config`
@@ -501,10 +511,11 @@ class Learner:
         """
         metrics: dict[str, Any] = {}
         for name, loss, more in each_loss(self, prepared(self, batch, self.engine)):
-            check_finite('loss', number(loss))
+            check_finite('loss', value := number(loss))
             part = part_of(self.parts, name)
             differentiate(loss, part)
             metrics |= more | part.step()
+            if self.witness: self.witness(part, value)
         return {k: number(x) for k, x in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:   # nested dict of tensors

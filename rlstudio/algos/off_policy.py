@@ -17,7 +17,7 @@ Nothing here depends on the algorithm that is built on it."""
 # %% auto #0
 __all__ = ['Rows', 'updates_due', 'between', 'random_actions', 'OffPolicyConfig', 'pace_problems', 'frame_problems',
            'core_problems', 'net_problems', 'action_problems', 'make_replay', 'final_mask_of', 'memory_problems',
-           'forget_beyond', 'OffPolicy']
+           'forget_beyond', 'newest_rows', 'OffPolicy']
 
 # %% ../../nbs/54_algos.off_policy.ipynb #42c68e08
 import math
@@ -39,7 +39,7 @@ from ..data.hindsight import Hindsight
 from ..data.priority import Prioritized
 from ..data.replay import NextMasks, ReplayBuffer, masks_and_goals
 from ..data.rollout import RolloutBuffer, Stepper, collect, put
-from ..data.storage import ReplayError
+from ..data.storage import ReplayError, ReplayMemory
 from ..envs.backends import make_vector
 from ..envs.goals import Goal
 from ..envs.make import EnvError
@@ -379,6 +379,26 @@ def forget_beyond(
     over = np.flatnonzero(batch.discount == 0)
     if len(over): put(batch.next_obs, over, batch.obs[over])
 
+# %% ../../nbs/54_algos.off_policy.ipynb #5a1ed602
+def newest_rows(
+    memory: ReplayMemory,  # any
+    steps: int,            # of each environment, ≥ 0
+) -> dict[str, np.ndarray]:  # bytes of the rows, frames if they lie apart, and where episodes ended
+    """What a memory took in last
+
+    Args:
+        memory: any
+        steps: of each environment, ≥ 0
+
+    Returns:
+        bytes of the rows, frames if they lie apart, and where episodes ended
+    """
+    r, x, f = memory.ring, memory.arrays, memory.finals
+    first = r.time - min(steps, r.time, r.slots)
+    places, ended = np.arange(first, r.time) % (r.slots + 1), f.since(first * r.num_envs)
+    frames = {} if x.frames is None else dict(frames=x.frames[places])
+    return dict(rows=x.rows[places].view(np.uint8), led=memory.led, final_keys=f.keys[ended], final_obs=f.obs[ended]) | frames
+
 # %% ../../nbs/54_algos.off_policy.ipynb #bbd34987
 class OffPolicy(Learner):
     "Acts, remembers, and learns from the memory"
@@ -498,6 +518,14 @@ class OffPolicy(Learner):
         metrics = self.descend(batch)
         if self.config.prioritized: self.replay.report(batch.index, plain_array(self.error))
         return metrics
+
+    def experience(self, steps: int) -> dict[str, Any]:   # of each env; arrays
+        """The newest steps in the memory, for the ledger
+
+        Args:
+            steps → dict[str, Any]: of each env; arrays
+        """
+        return newest_rows(self.replay.memory, steps)
 
     def state_dict(self) -> dict[str, Any]:  # nested dict of arrays and plain values
         """What was learned, what is remembered, and how many updates were made

@@ -366,7 +366,7 @@ NonNegative = Annotated[float, Field(ge=0)]             # a number ≥ 0
 Count = Annotated[int, Field(ge=1, le=10_000_000)]      # how many, at least one
 Whole = Annotated[int, Field(ge=0)]                     # a whole number ≥ 0
 Width = Annotated[int, Field(ge=1, le=65_536)]          # that many are held in memory
-Steps = Annotated[int, Field(ge=1)]                     # env steps; as many as one likes
+Steps = Annotated[int, Field(ge=1, le=10**15)]           # env steps; a thousand years of them, at 30,000 a second
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig(Section):
@@ -377,6 +377,9 @@ class EnvConfig(Section):
         num_envs: copies that are stepped together
         kwargs: the environment's arguments, plain values
         backend: who steps them
+        workers: processes of the backend `workers`; null: one a core
+        start_method: how these processes begin
+        patience: s without a move, after which such a process counts as hung
         max_episode_steps: env steps; null: as registered
         wrappers: around it, the innermost first
         reset_options: given to every reset, plain values
@@ -386,7 +389,10 @@ class EnvConfig(Section):
     num_envs: Width = 8                          # copies that are stepped together
     kwargs: Annotated[dict[str, Any], AfterValidator(_kwargs)] = field(
         default_factory=dict)                    # the environment's arguments, plain values
-    backend: Literal['auto', 'native', 'inprocess', 'gymnasium'] = 'auto'  # who steps them
+    backend: Literal['auto', 'native', 'inprocess', 'workers', 'gymnasium'] = 'auto'  # who steps them
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None  # processes of the backend `workers`; null: one a core
+    start_method: Literal['spawn', 'fork', 'forkserver'] = 'spawn'  # how these processes begin
+    patience: Positive = 120.                 # s without a move, after which such a process counts as hung
     max_episode_steps: Steps | None = None    # env steps; null: as registered
     wrappers: tuple[str | Annotated[dict[str, Any], AfterValidator(_wrapper)], ...] = ()  # around it, the innermost first
     reset_options: Annotated[dict[str, Any], AfterValidator(_kwargs)] = field(
@@ -915,8 +921,9 @@ def build_section(
     specs, clean, faults = field_specs(cls), dict[str, Any](), list[Fault]()
     values = {} if values is None else values
     if not isinstance(values, Mapping):
-        keys = ', '.join([*specs][:3])
-        return None, [(path, f'given {as_text(values)}, expected a section, keys as {keys}')]
+        keys, named = [*specs][:3], next((key for key in ('name', 'id') if key in specs and isinstance(values, str)), None)
+        fix = f'; fix: {".".join((*path, named))}={values}' if named else ''   # algo=ppo: what was meant is clear
+        return None, [(path, f'given {as_text(values)}, expected a section, keys as {", ".join(keys)}{fix}')]
     for key, value in values.items():
         at = *path, str(key)
         if key in specs: clean[key], more = check_value(specs[key], value, at)

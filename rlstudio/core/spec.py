@@ -374,13 +374,13 @@ def take_apart(
     return [(child, parts[k]) for k, child in spec.children.items()]
 
 def put_together(
-    spec: TreeSpec,  # what the value shall be
+    spec: TreeSpec,  # what the value must be
     parts: list[Any],  # one part for each child, in order
 ) -> Any:            # a dict or tuple
     """Build a value from its parts, the inverse of `take_apart`
 
     Args:
-        spec: what the value shall be
+        spec: what the value must be
         parts: one part for each child, in order
 
     Returns:
@@ -579,13 +579,13 @@ def flatten(
 
 # %% ../../nbs/00_core.spec.ipynb #33847567
 def unflatten(
-    spec: Spec,        # what the value shall be
+    spec: Spec,        # what the value must be
     flat: np.ndarray,  # rows as `flatten` gives them, (*lead, flat_dim)
 ) -> Any:              # the value, each array (*lead, *shape) of its own dtype
     """Build a value from its vector, the inverse of `flatten`
 
     Args:
-        spec: what the value shall be
+        spec: what the value must be
         flat: rows as `flatten` gives them, (*lead, flat_dim)
 
     Returns:

@@ -780,13 +780,13 @@ def check_index(
 
 def check_replay_state(
     given: dict[str, Any],  # a state to load
-    own: dict[str, Any],    # the state of the buffer that shall load it
+    own: dict[str, Any],    # the state of the buffer that loads it
 ) -> None:
     """Refuse the state of another buffer
 
     Args:
         given: a state to load
-        own: the state of the buffer that shall load it
+        own: the state of the buffer that loads it
     """
     fix = 'fix: build it from the config of that run'
     layout = given.get('layout')

@@ -228,8 +228,9 @@ class Stepper:
         t.running_return[:] = state['running_return']
         t.running_length[:] = state['running_length']
         t.ended = [(i, r, n) for i, r, n in state['ended']]
+        t.running_return[self.env.anew] = t.running_length[self.env.anew] = 0   # episodes that could not be restored
         self.world = self.env.out
-        self.look(self.first and Batch(**{k: np.array(x) for k, x in state['state'].items()}))
+        self.look(self.first and begun_anew(Batch(**{k: np.array(x) for k, x in state['state'].items()}), self.env.anew, self.first))
 
 # %% ../../nbs/31_data.rollout.ipynb #1eb30e78
 def begun_anew(
@@ -258,13 +259,13 @@ class RolloutBuffer:
     def __init__(self,
         num_steps: int,           # steps T of each environment
         env: VectorEnv,           # whose fields are stored: obs, reward, terminated …
-        emitted: dict[str, Any],  # what `act` gives and shall be stored, name → spec or schema
+        emitted: dict[str, Any],  # what `act` gives and is stored, name → spec or schema
     ) -> None:
         """
         Args:
             num_steps: steps T of each environment
             env: whose fields are stored: obs, reward, terminated …
-            emitted: what `act` gives and shall be stored, name → spec or schema
+            emitted: what `act` gives and is stored, name → spec or schema
         """
         self.num_steps, self.num_envs = num_steps, env.num_envs
         inputs, rest = dict[str, Any](), dict[str, Any]()

@@ -353,18 +353,18 @@ def readable(
     return f'{size:,.1f} GiB'
 
 def check_room(
-    ring: Ring,        # how many places there shall be
+    ring: Ring,        # how many places it gets
     each: int,         # bytes of one place
     final: int,        # bytes of one last observation, with its key
-    storage: Storage,  # where they shall be
+    storage: Storage,  # where they lie
 ) -> None:
     """Refuse a buffer that does not fit, and say which one would
 
     Args:
-        ring: how many places there shall be
+        ring: how many places it gets
         each: bytes of one place
         final: bytes of one last observation, with its key
-        storage: where they shall be
+        storage: where they lie
     """
     spare, each_all = 32 * final, each + final / 8
     if (size := ring.size * each_all + spare) <= storage.free: return
@@ -535,7 +535,7 @@ def memory_layout(
     action_spec: ArraySpec,       # of an action as a policy emits it
     frame_stack: int,             # frames of an observation
 ) -> dict[str, Any]:              # plain values
-    """What must be the same in a memory that shall go on with a state
+    """What must be the same in a memory that goes on with a state
 
     Args:
         ring: how many places

@@ -13,8 +13,8 @@ All three return the same fields and raise the same errors, so no later chapter 
 
 # %% auto #0
 __all__ = ['escaped', 'described', 'is_number', 'is_flag', 'check_signals', 'sub_env_failed', 'no_pictures', 'mask_fields',
-           'with_mask', 'InProcess', 'autoreset_mode', 'next_seeds', 'put_masks', 'GymVector', 'native_env',
-           'gymnasium_env', 'make_vector']
+           'with_mask', 'come_back', 'lost_episodes', 'InProcess', 'autoreset_mode', 'next_seeds', 'put_masks',
+           'GymVector', 'native_env', 'gymnasium_env', 'make_vector']
 
 # %% ../../nbs/15_envs.backends.ipynb #1a2bfa0e
 import inspect
@@ -30,14 +30,14 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from ..core.batch import Batch
 from ..core.masks import MASK_KEY, MaskedEnv, mask_source, mask_spec
 from ..core.options import EnvConfig
-from ..core.registry import PluginError, envs as native_envs
+from ..core.registry import PluginError, backends, envs as native_envs
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, spec_from_space
 from .goals import find_goal
-from .make import EnvError, env_spec, is_plain, make_env
+from .make import EnvError, EnvKeyError, env_spec, is_plain, make_env
 from .snapshot import EnvState, Recorder, action_spec_of, from_row, snapshot_level
 from .vector import (
-    VectorEnv, check_action, check_seeds, check_state, flag_spec, rows_to_write, seen_obs, seen_spec, warn_boundary)
+    VectorEnv, check_action, check_seeds, check_state, flag_spec, give_up, none_lost, rows_to_write, seen_obs, seen_spec, warn_boundary)
 
 # %% ../../nbs/15_envs.backends.ipynb #40270002
 def escaped(
@@ -137,7 +137,7 @@ def sub_env_failed(
         to raise
     """
     why = escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
-    return EnvError(f'{env.env_id}: sub-env {i} failed in {what}: {why}')
+    return EnvError(f'{env.env_id}: sub-env {getattr(env, "offset", 0) + i} failed in {what}: {why}')
 
 # %% ../../nbs/15_envs.backends.ipynb #f4da7797
 def no_pictures(
@@ -183,6 +183,55 @@ def with_mask(
     """
     spec = action_spec_of(env.action_space)
     return MaskedEnv(env, source, spec) if source and isinstance(spec, ArraySpec) else env
+
+# %% ../../nbs/15_envs.backends.ipynb #5a7c2002
+def come_back(
+    env: Any,         # an `InProcess`
+    i: int,           # which sub-env
+    state: EnvState,  # of that one
+    exact: bool,      # can episodes in flight be replayed?
+) -> str:             # why a new episode has begun; '': it has not, or none could be replayed anyway
+    """Put a sub-env where it was, or at the start of the next episode; its row of `obs`, and of `mask`, is written
+
+    Args:
+        env: an `InProcess`
+        i: which sub-env
+        state: of that one
+        exact: can episodes in flight be replayed?
+
+    Returns:
+        why a new episode has begun; '': it has not, or none could be replayed anyway
+    """
+    def _show(obs: Any) -> None:
+        env._rows[i] = seen_obs(env._space, obs)
+        if env._masked: env.out.mask[i] = env._masked[i].mask
+    why = ''
+    if exact:
+        try:
+            _show(env.envs[i].restore(state))
+            return ''
+        except (Exception, SystemExit) as e: why = escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
+        env.renew(i)
+    try: _show(env.envs[i].restart(state))
+    except (Exception, SystemExit) as e: raise sub_env_failed(env, i, 'reset', e) from e
+    return why
+
+def lost_episodes(
+    env: VectorEnv,        # of which sub-envs began new episodes
+    why: dict[int, str],   # index → reason
+) -> str:                  # for people, and for the manifest
+    """Say which episodes were given up
+
+    Args:
+        env: of which sub-envs began new episodes
+        why: index → reason
+
+    Returns:
+        for people, and for the manifest
+    """
+    i = min(why)
+    return (f'{env.env_id}: {len(why)} of {env.num_envs} episodes in flight could not be replayed, and new ones begun '
+            f'(sub-env {i}: {why[i][:300]})')
 
 # %% ../../nbs/15_envs.backends.ipynb #f78a43b0
 class InProcess(VectorEnv):
@@ -279,19 +328,31 @@ class InProcess(VectorEnv):
         return dict(env_id=self.env_id, envs=states)
 
     def load_state_dict(self, state: EnvState) -> None:  # from an env of the same config
-        """Replay each episode in flight, or restart it if the level is 'boundary'
+        """Replay each episode in flight, and begin a new one where that does not lead back, or if the level is 'boundary'
 
         Args:
             state: from an env of the same config
         """
         check_state(self, state, len(state['envs']))
         self.clear()
+        none_lost(self)
+        self._last_frames.clear()
         exact = self.level == 'exact'
         if not exact: warn_boundary(self)
-        for i, env in enumerate(self.envs):
-            back = env.restore if exact else env.restart
-            self._rows[i] = seen_obs(self._space, back(state['envs'][str(i)]))
-            if self._masked: self.out.mask[i] = self._masked[i].mask
+        lost = {i: why for i in range(self.num_envs) if (why := come_back(self, i, state['envs'][str(i)], exact))}
+        if lost: give_up(self, list(lost), lost_episodes(self, lost))
+
+    def renew(self, i: int) -> None:  # which sub-env
+        """A fresh sub-env instead of one that is half-way through another episode, or broken
+
+        Args:
+            i: which sub-env
+        """
+        try: self.envs[i].env.close()
+        except (Exception, SystemExit): pass
+        env = with_mask(make_env(self.config, self.render_mode), self._source)
+        self.envs[i] = Recorder(env)
+        if isinstance(env, MaskedEnv): self._masked[i] = env
 
     def close(self) -> None:
         "Close every sub-env"
@@ -510,4 +571,7 @@ def make_vector(
         raise EnvError(f'{config.id}: given backend=native and kwargs {dict(config.kwargs)}, '
                        f'expected one of {native_envs.names()} with its own kwargs, without wrappers and reset_options; '
                        'fix: backend=auto')
+    if config.workers and config.backend == 'auto': raise EnvKeyError(
+        'env.workers', f'given {config.workers} with backend: auto, expected backend: workers; fix: env.backend=workers')
+    if config.backend == 'workers': return backends.get('workers')(config)  # type: ignore[no-any-return]
     return gymnasium_env(config) if config.backend == 'gymnasium' else InProcess(config)

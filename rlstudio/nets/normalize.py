@@ -191,7 +191,7 @@ class RunningNorm(RunningMoments):
 
 # %% ../../nbs/23_nets.normalize.ipynb #f81b6674
 class TreeNorm(nn.Module):
-    "A normaliser for each array of an observation, or none where it shall stay as it is"
+    "A normaliser for each array of an observation, or none where it stays as it is"
     def __init__(self,
         norms: Sequence[RunningNorm | None],   # one for each array, in order
     ) -> None:

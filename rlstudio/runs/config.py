@@ -332,6 +332,7 @@ class Settings(Section):
         sinks: who writes metrics, by registered name
         plugins: distributions whose code may be loaded
         imports: your own modules, imported before anything is looked up
+        ledger: hashes of each update, to audit a run; fine: of each gradient step
         display: who shows a training, by registered name; auto: what fits here
     """
     runs_dir: str = 'runs'               # folder of the runs; relative to settings.ini
@@ -341,6 +342,7 @@ class Settings(Section):
     sinks: tuple[str, ...] = ('jsonl',)  # who writes metrics, by registered name
     plugins: tuple[str, ...] = ()        # distributions whose code may be loaded
     imports: tuple[str, ...] = ()        # your own modules, imported before anything is looked up
+    ledger: Literal['on', 'off', 'fine'] = 'on'  # hashes of each update, to audit a run; fine: of each gradient step
     display: str = 'auto'                # who shows a training, by registered name; auto: what fits here
 
 # %% ../../nbs/61_runs.config.ipynb #46eb0b7c

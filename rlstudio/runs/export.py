@@ -13,7 +13,7 @@ been compared with the agent before it is handed over."""
 
 # %% auto #0
 __all__ = ['AGENT_VERSION', 'AGENT_FILE', 'WEIGHTS_FILE', 'places', 'FORMATS', 'OTHER_FILES', 'makers', 'agent_facts',
-           'save_agent', 'as_agent', 'read_regular', 'read_facts', 'read_weights', 'dtype_of', 'width_seen',
+           'save_agent', 'no_steps', 'as_agent', 'read_regular', 'read_facts', 'read_weights', 'dtype_of', 'width_seen',
            'check_sizes', 'understood', 'from_place', 'load_agent', 'seen_tensor', 'torch_type', 'world_tensor',
            'policy_tensors', 'core_step', 'greedy_action', 'unlike', 'AgentGraph', 'drawn_part', 'differing',
            'half_range', 'check_graph', 'told_by', 'unleaved', 'traced', 'fresh_file', 'put_file', 'export_torch',
@@ -122,6 +122,22 @@ def save_agent(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
 
+def no_steps(
+    agent: Agent,             # in memory, or of a folder of its own
+    step: int | str | None,   # which checkpoint was asked for
+) -> Agent:                   # itself
+    """An agent has one state; only a run has many
+
+    Args:
+        agent: in memory, or of a folder of its own
+        step: which checkpoint was asked for
+
+    Returns:
+        itself
+    """
+    if step is not None: raise AgentError(f'given step={step!r} for an agent, expected None: only a run has checkpoints; fix: give the run, or leave step out')
+    return agent
+
 def as_agent(
     source: Any,                     # a run, its folder, or an agent
     step: int | str | None = None,   # of a run: which checkpoint
@@ -135,7 +151,7 @@ def as_agent(
     Returns:
         itself, or the run's
     """
-    if isinstance(source, Agent): return source
+    if isinstance(source, Agent): return no_steps(source, step)
     return (source if isinstance(source, Run) else Run.open(source)).agent(step)
 
 # %% ../../nbs/68_runs.export.ipynb #edb8de62
@@ -329,7 +345,7 @@ def load_agent(
     with understood(path, doc):
         agent = rebuilt(config, weights, doc['world'], {k: v for k, v in doc['source'].items() if v is not None} | dict(imports=doc['imports']))
     agent.greedy = doc['greedy']
-    return agent
+    return no_steps(agent, step)
 
 # %% ../../nbs/68_runs.export.ipynb #44e7a7fc
 def seen_tensor(
@@ -696,12 +712,12 @@ def traced(
     except Exception as e: raise AgentError(f'export: torch cannot trace {type(graph.agent).__name__}: {" ".join(str(e).split())[:300]}; fix: tensors alone in its forward, or use save_agent') from e
 
 def fresh_file(
-    path: str | Path,   # where a file shall be
+    path: str | Path,   # where the file goes
 ) -> Path:              # the same; its folder is there
     """Refuse to write over anything
 
     Args:
-        path: where a file shall be
+        path: where the file goes
 
     Returns:
         the same; its folder is there

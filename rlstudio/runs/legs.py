@@ -1,6 +1,6 @@
 """A run goes on with a larger budget, and a new run begins with what another one has learned; what changes is said, and what cannot is refused.
 
-An experiment is rarely over when its budget is. It was promising, so it shall train on: that is a new *leg* of the same run. Or its agent shall learn another world: that is a new run with a *warm start*.
+An experiment is rarely over when its budget is. It looks promising, so you give it more steps: that is a new *leg* of the same run. Or you want its agent to learn another world: that is a new run with a *warm start*.
 
 - `leg_changes`, `check_leg`, `leg_notes`: what may change between two legs, what may not, and what schedules make of it.
 - `begin_leg`: writes a leg down. The manifest lists all of them.
@@ -28,8 +28,9 @@ import torch
 
 from ..algos.common import anneal
 from ..algos.dqn import linear_epsilon
-from ..core.options import Config, ConfigError, as_text, config_from_dict, config_hash, diff, to_dict
+from ..core.options import Config, ConfigError, EnvConfig, as_text, config_from_dict, config_hash, diff, to_dict
 from ..core.registry import import_flags, imported
+from ..envs.workers import steps_single_envs
 from ..nets.flat import state_sha256
 from ..nets.normalize import RewardScale
 from .checkpoint import (
@@ -37,12 +38,12 @@ from .checkpoint import (
     read_meta, save_checkpoint)
 from .config import load_config, to_yaml
 from .folder import RunError, RunFolder, now, versions
-from .pictures import replace_file
 from ..train.trainer import Trainer
 
 # %% ../../nbs/65_runs.legs.ipynb #9cb67d87
 MAY_CHANGE = (   # patterns of keys
-    'train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.*', 'env.eval_kwargs*', 'checkpoint.*', 'log.*')
+    'train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.*', 'env.eval_kwargs*', 'checkpoint.*', 'log.*',
+    'env.workers', 'env.start_method', 'env.patience')
 NOTED = (        # these may change as well, but they change what is learned from there on
     'algo.*learning_rate', 'algo.*_schedule', 'algo.clip_range*', 'algo.target_kl', 'algo.epsilon_*', 'algo.priority_beta')
 MUST_STAY = {    # the first pattern that fits → why it stays
@@ -87,13 +88,13 @@ def value_at(
 
 def leg_changes(
     old: Config,  # of the run so far
-    new: Config,  # with which it shall go on
+    new: Config,  # with which it goes on
 ) -> Changes:     # {}: nothing changed
     """What differs between two configs
 
     Args:
         old: of the run so far
-        new: with which it shall go on
+        new: with which it goes on
 
     Returns:
         {}: nothing changed
@@ -105,6 +106,7 @@ def check_leg(
     folder: Path,      # of the run
     changes: Changes,  # of `leg_changes`
     step: int,         # env steps so far
+    env: EnvConfig | None = None,  # of the next leg; its backend may change where the old and the new one step single envs
 ) -> None:
     """Refuse changes that a run cannot survive, and say what to do instead
 
@@ -112,8 +114,10 @@ def check_leg(
         folder: of the run
         changes: of `leg_changes`
         step: env steps so far
+        env: of the next leg; its backend may change where the old and the new one step single envs
     """
     refused = {k: v for k, v in changes.items() if not fits_any(k, MAY_CHANGE + NOTED)}
+    if env and 'env.backend' in refused and all(steps_single_envs(replace(env, backend=b)) for b in changes['env.backend']): del refused['env.backend']
     if refused:
         lines = [f'{folder}: {k}: given {as_text(b)}, but this run goes on with {as_text(a)}: '
                  f'{next(why for p, why in MUST_STAY.items() if fnmatchcase(k, p))}' for k, (a, b) in refused.items()]
@@ -255,7 +259,7 @@ def newest_meta(
 
 def next_leg(
     files: RunFolder,  # of any run
-    config: Config,    # with which it shall go on
+    config: Config,    # with which it goes on
     saved: Checkpoint | None = None,  # where it goes on, if that is loaded already
     again: bool = False,  # go on even with the same config, if it was stopped early?
 ) -> Leg | None:       # None: nothing changes, or it has not begun
@@ -263,7 +267,7 @@ def next_leg(
 
     Args:
         files: of any run
-        config: with which it shall go on
+        config: with which it goes on
         saved: where it goes on, if that is loaded already
         again: go on even with the same config, if it was stopped early?
 
@@ -273,7 +277,7 @@ def next_leg(
     old, step = known_config(files, saved)
     changes = leg_changes(old, config) if old else {}
     if old is None or not (changes or again and files.manifest.get('stopped_early')): return None
-    check_leg(files.path, changes, step)
+    check_leg(files.path, changes, step, config.env)
     noted = [k for k in changes if fits_any(k, NOTED)]
     if noted and step >= config.train.total_steps:
         raise RunError(f'{files.path}: {noted[0]}: the run has taken all of its {step:,} env steps, so no step would use it; expected a larger budget too: train.total_steps={2 * step}')
@@ -321,14 +325,14 @@ def begin_leg(
     leg, (old, _) = next_leg(files, config, saved, again), known_config(files, saved)
     legs, yaml = legs_so_far(files, saved, old or config), files.path / 'config.yaml'
     if leg and old:
-        replace_file(yaml.with_name(f'config.leg{leg.number - 1}.yaml'), to_yaml(old).encode())
+        files.hashes.put(f'config.leg{leg.number - 1}.yaml', to_yaml(old).encode())
         legs = [*legs, leg_record(leg, config)]
     elif saved and saved.step < legs[-1]['step']:   # newer checkpoints are damaged or gone
         why = f'goes on at step {saved.step:,}, though leg {len(legs)} began at {legs[-1]["step"]:,}: no newer checkpoint is whole'
         leg = Leg(len(legs) + 1, saved.step, {}, (why,))
         legs = [*legs, leg_record(leg, config)]
     if saved and len(legs) > 1 and saved.step <= legs[-1]['step']: saved.state.pop('stopped', None)   # what stopped an earlier leg does not stop this one
-    if diff(load_config(yaml)[0], config): replace_file(yaml, to_yaml(config).encode())
+    if diff(load_config(yaml)[0], config): files.hashes.put('config.yaml', to_yaml(config).encode())
     return legs, leg
 
 def put_result_aside(
@@ -342,7 +346,9 @@ def put_result_aside(
         number: of the leg that had this result
     """
     result = files.path / 'result.json'
-    if result.exists(): result.replace(result.with_name(f'result.leg{number}.json'))
+    if not result.exists(): return
+    aside = result.with_name(f'result.leg{number}.json')
+    with files.hashes.changing([result.name, aside.name]): result.replace(aside)
 
 # %% ../../nbs/65_runs.legs.ipynb #aa66ca34
 @dataclass(frozen=True)
@@ -380,7 +386,9 @@ def find_start(
     folder, at = (text, '') if Path(text).exists() else (text.rpartition('@')[::2] if '@' in text else (text, ''))
     path = Path(folder)
     if not path.exists() and path.name == folder: path = Path(runs_dir) / folder
-    if (path / 'state.json').is_file(): return start_of(load_checkpoint(path), str(path.parent.parent))
+    if (path / 'state.json').is_file():   # a checkpoint of a run: …/checkpoints/step_…, or …/checkpoints/best/step_…
+        run = next((p for p in path.parents if (p / 'config.yaml').is_file()), path.parent.parent)
+        return start_of(load_checkpoint(path), str(run))
     if not (path / 'checkpoints').is_dir():
         raise RunError(f'--from {text}: {path} is no run with checkpoints; expected RUN, RUN@STEP or RUN@best; see: rlstudio list runs')
     return start_of(chosen_checkpoint(path / 'checkpoints', at or None), str(path))

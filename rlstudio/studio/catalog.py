@@ -34,7 +34,7 @@ from ..core.options import (CheckpointConfig, EnvConfig, EvalConfig, LogConfig, 
 from ..core.registry import algos, suggest
 from ..runs.config import load_settings
 from ..runs.folder import RunError, RunFolder, is_busy, locked
-from ..runs.yaml import MAX_BYTES, read_file, read_json
+from ..runs.yaml import MAX_BYTES, read_file
 
 # %% ../../nbs/80_studio.catalog.ipynb #08a5f9eb
 def word_value(
@@ -100,7 +100,7 @@ def facts_in(
     """
     check_run(folder)
     config = quick_values(folder / 'config.yaml')
-    manifest, result = (read_json(folder / f'{n}.json') or {} for n in ('manifest', 'result'))
+    manifest, result = (RunFolder(folder).read(f'{n}.json') or {} for n in ('manifest', 'result'))
     if not isinstance(manifest, dict) or not isinstance(result, dict): raise RunError(f'{folder}: manifest.json or result.json is damaged; expected an object')
     try: row = dict(run=str(folder), algo=config['algo']['name'], env=config['env']['id'], seed=config['train']['seed'], status=RunFolder(folder).status,
                     total_steps=manifest.get('env_steps'), eval_return_mean=result.get('eval_return_mean'))
@@ -235,8 +235,8 @@ def condition(
     Returns:
         key, sign, value
     """
-    m = re.fullmatch(r'\s*([\w./-]+?)\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*', text)
-    if m: return m[1], m[2], m[3]
+    m = re.fullmatch(r'\s*([\w./-]+?)\s*(>=|<=|!=|==?|>|<)\s*((?![=<>]).*?)\s*', text)
+    if m: return m[1], m[2].replace('==', '='), m[3]
     raise RunError(f'--where: given {text!r}, expected a key, a sign (= != > >= < <=) and a value, such as algo.gamma=0.98, solved=true or "eval>400"')
 
 # %% ../../nbs/80_studio.catalog.ipynb #c14b840b
@@ -430,12 +430,12 @@ def decisions(
 
 # %% ../../nbs/80_studio.catalog.ipynb #503ce468
 def check_deletable(
-    folder: Path,  # of a run that shall go
+    folder: Path,  # of a run to delete
 ) -> None:
     """Refuse to delete what is not surely a finished or abandoned run
 
     Args:
-        folder: of a run that shall go
+        folder: of a run to delete
     """
     def refuse(why: str) -> RunError: return RunError(f'{folder}: not deleted: {why}')
     if folder.is_symlink(): raise refuse(f'it is a link; give the folder itself ({folder.resolve()}), or remove the link by hand')

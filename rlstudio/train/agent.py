@@ -1,6 +1,6 @@
 """What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
 
-After the training, an agent shall *do* something: on a robot, in a game, behind a web page. There is no trainer there, no memory of a million steps, and often not even the
+Training is over, and now the agent has work to do: on a robot, in a game, behind a web page. There is no trainer there, no memory of a million steps, and often not even the
 environment. An `Agent` is what is left: the network, and what its numbers mean.
 
 - `agent(obs)`: takes one observation or N of them, as the environment gives them, and answers in the environment's own action space.
@@ -110,14 +110,14 @@ def given_parts(
     return [pair for child, part in take_apart(spec, dict(x) if isinstance(x, Mapping) else x) for pair in given_parts(child, part)]
 
 def as_seen(
-    module: RLModule,   # whose networks shall see it
+    module: RLModule,   # whose networks see it
     spec: Any,          # of one observation, as the world gives it
     obs: Any,           # one observation, or N
 ) -> tuple[Any, int | None]:   # an array (N, …) or a batch of them, as in training; N, or None for a single one
     """An observation as the networks saw it in training
 
     Args:
-        module: whose networks shall see it
+        module: whose networks see it
         spec: of one observation, as the world gives it
         obs: one observation, or N
 
@@ -357,14 +357,14 @@ class Agent:
 
 # %% ../../nbs/43_train.agent.ipynb #f611ca87
 def seen_by(
-    agent: Agent,  # whose networks shall see it
+    agent: Agent,  # whose networks see it
     obs: Any,      # one observation, or N
     mask: Any,     # which actions are legal; None: not given
 ) -> tuple[Batch, int | None]:   # obs, and mask and state if any, (N, …); N, or None for one observation
     """All that an agent sees
 
     Args:
-        agent: whose networks shall see it
+        agent: whose networks see it
         obs: one observation, or N
         mask: which actions are legal; None: not given
 

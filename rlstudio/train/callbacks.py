@@ -107,6 +107,7 @@ class TimeLimit(Callback):
         return self.before + (0. if math.isnan(here) else here)
 
     def on_train_start(self, trainer: Trainer) -> None: "of this process"; self.began = self.clock()  # of this process
+    def on_train_end(self, trainer: Trainer) -> None: "what lies between two trainings does not count"; self.before, self.began = self.seconds, math.nan  # what lies between two trainings does not count
     def on_iteration_end(self, trainer: Trainer) -> None:  # asks the clock
         "asks the clock"
         if self.seconds >= 60 * self.minutes: trainer.stop(f'time limit of {self.minutes:g} min')

@@ -197,7 +197,8 @@ def evaluate(
     def _from_episode(s: int) -> Callable[[int], None]: return lambda done: told(s + done, config.episodes)
     n, streams = min(config.episodes, config.num_envs), Streams(seed)
     backend = 'auto' if env.backend == 'gymnasium' else env.backend  # it cannot seed each env
-    worlds = make_vector(replace(evaluation_env(env), num_envs=n, backend=backend))
+    judged = replace(evaluation_env(env), num_envs=n, backend='inprocess' if backend == 'workers' else backend, workers=None)
+    worlds = make_vector(judged)
     try:
         starts = range(0, config.episodes, n)
         rounds = [play_round(module, worlds, streams, range(s, min(s + n, config.episodes)),

@@ -210,7 +210,7 @@ def check_fit(
     try:
         problems = config.algo.check(config, env.observation_spec, env.action_spec)
         if problems: raise ConfigError(problems)
-        if env.backend in ('inprocess', 'gymnasium'): check_start(config.env)   # the others are ours
+        if env.backend in ('inprocess', 'gymnasium', 'workers'): check_start(config.env)   # the others are ours
     except BaseException:
         env.close()
         raise
@@ -362,6 +362,12 @@ class Trainer:
         """
         if not self.stop_asked: self.stop_asked, self.interrupted = reason, interrupt  # who comes first
 
+    def named(self) -> list[tuple[str, Callback]]:  # those that have a state, each with a name of its own
+        "those that have a state, each with a name of its own"
+        names = [c.name for c in self.callbacks]
+        count = [names[:i + 1].count(name) for i, name in enumerate(names)]
+        return [(c.name if n == 1 else f'{c.name} {n}', c) for c, n in zip(self.callbacks, count, strict=True) if c.name]
+
     def state_dict(self) -> dict[str, Any]:  # nested dict of arrays and plain values
         """All that the next step depends on
 
@@ -372,7 +378,7 @@ class Trainer:
         return dict(iteration=self.iteration, episodes=self.episodes,
                     recent=[list(e) for e in self.recent], algo=self.algo.state_dict(),
                     stepper=self.stepper.state_dict(), streams=self.streams.state_dict(),
-                    callbacks={c.name: c.state_dict() for c in self.callbacks if c.name}, **over)
+                    callbacks={name: c.state_dict() for name, c in self.named()}, **over)
 
     def load_state_dict(self,
         state: dict[str, Any],  # as state_dict gave it
@@ -386,8 +392,8 @@ class Trainer:
         self.recent = deque(((r, n) for r, n in state['recent']), maxlen=100)
         self.algo.load_state_dict(state['algo'])
         self.stepper.load_state_dict(state['stepper'])
-        for c in self.callbacks:
-            if c.name in state['callbacks']: c.load_state_dict(state['callbacks'][c.name])
+        for name, c in self.named():
+            if name in state['callbacks']: c.load_state_dict(state['callbacks'][name])
         self.streams.load_state_dict(state['streams'])
         self.stop_asked, self.interrupted = state.get('stopped', ''), False  # for good is for good
 
