@@ -65,7 +65,8 @@ NURSERY = """
 import json, os, sys
 sys.path[:0] = sys.argv[1:3]
 import rlstudio.runs.run, rlstudio.studio.console, rlstudio.studio.cli as cli
-import matplotlib.backends.backend_agg, PIL.Image
+import matplotlib.backends.backend_agg, matplotlib.figure, PIL.WebPImagePlugin, PIL.PngImagePlugin, pygame, rlstudio.algos.ppo, torch
+torch.nn.utils.skip_init(torch.nn.Linear, 1, 1)   # torch imports a hundred modules at its first use
 exec(sys.argv[3])
 print('ready', flush=True)
 for line in sys.stdin:

@@ -1067,7 +1067,7 @@ class Run:
             **more: further facts
         """
         try: self.files.note(status='interrupted', stopped_by=reason, **more)
-        except OSError as e: warnings.warn(f'{self.folder}: the interruption could not be noted in manifest.json ({e}); the run counts as killed', stacklevel=2)
+        except (FileError, OSError) as e: warnings.warn(f'{self.folder}: the interruption could not be noted in manifest.json ({e}); the run counts as killed', stacklevel=2)
 
     def restored(self,
         checkpoint: str | int | None = None,  # None: the newest; 'best'; or its env steps
