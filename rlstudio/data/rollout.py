@@ -228,8 +228,9 @@ class Stepper:
         t.running_return[:] = state['running_return']
         t.running_length[:] = state['running_length']
         t.ended = [(i, r, n) for i, r, n in state['ended']]
+        t.running_return[self.env.anew] = t.running_length[self.env.anew] = 0   # episodes that could not be restored
         self.world = self.env.out
-        self.look(self.first and Batch(**{k: np.array(x) for k, x in state['state'].items()}))
+        self.look(self.first and begun_anew(Batch(**{k: np.array(x) for k, x in state['state'].items()}), self.env.anew, self.first))
 
 # %% ../../nbs/31_data.rollout.ipynb #1eb30e78
 def begun_anew(

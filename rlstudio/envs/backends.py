@@ -30,11 +30,11 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from ..core.batch import Batch
 from ..core.masks import MASK_KEY, MaskedEnv, mask_source, mask_spec
 from ..core.options import EnvConfig
-from ..core.registry import PluginError, envs as native_envs
+from ..core.registry import PluginError, backends, envs as native_envs
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, spec_from_space
 from .goals import find_goal
-from .make import EnvError, env_spec, is_plain, make_env
+from .make import EnvError, EnvKeyError, env_spec, is_plain, make_env
 from .snapshot import EnvState, Recorder, action_spec_of, from_row, snapshot_level
 from .vector import (
     VectorEnv, check_action, check_seeds, check_state, flag_spec, give_up, none_lost, rows_to_write, seen_obs, seen_spec, warn_boundary)
@@ -137,7 +137,7 @@ def sub_env_failed(
         to raise
     """
     why = escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
-    return EnvError(f'{env.env_id}: sub-env {i} failed in {what}: {why}')
+    return EnvError(f'{env.env_id}: sub-env {getattr(env, "offset", 0) + i} failed in {what}: {why}')
 
 # %% ../../nbs/15_envs.backends.ipynb #f4da7797
 def no_pictures(
@@ -571,4 +571,7 @@ def make_vector(
         raise EnvError(f'{config.id}: given backend=native and kwargs {dict(config.kwargs)}, '
                        f'expected one of {native_envs.names()} with its own kwargs, without wrappers and reset_options; '
                        'fix: backend=auto')
+    if config.workers and config.backend == 'auto': raise EnvKeyError(
+        'env.workers', f'given {config.workers} with backend: auto, expected backend: workers; fix: env.backend=workers')
+    if config.backend == 'workers': return backends.get('workers')(config)  # type: ignore[no-any-return]
     return gymnasium_env(config) if config.backend == 'gymnasium' else InProcess(config)

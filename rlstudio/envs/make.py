@@ -11,8 +11,8 @@ package that is not installed, an argument that the environment does not take. E
 __all__ = ['EXTRAS', 'PLUGINS', 'GYM_WRAPPERS', 'REFUSED', 'EnvError', 'EnvKeyError', 'missing_extra', 'register_plugin',
            'is_plain', 'register_own', 'env_ids', 'distribution_of', 'env_origin', 'modern_atari', 'env_spec',
            'env_class', 'check_kwargs', 'check_render_mode', 'quiet_mujoco', 'calm_gymnasium', 'find_wrapper',
-           'check_arguments', 'wrapped', 'check_statistics', 'ResetOptions', 'make_env', 'evaluation_env',
-           'reward_threshold']
+           'check_arguments', 'wrapped', 'check_statistics', 'ResetOptions', 'keeps_simulator', 'NewSimulator',
+           'make_env', 'evaluation_env', 'reward_threshold']
 
 # %% ../../nbs/11_envs.make.ipynb #ba795dd2
 import inspect
@@ -463,6 +463,42 @@ class ResetOptions(gym.Wrapper):
         """
         return self.env.reset(seed=seed, options=deepcopy(self.options) | (options or {}))
 
+# %% ../../nbs/11_envs.make.ipynb #5a7c1002
+def keeps_simulator(
+    env: gym.Env,  # any
+) -> bool:         # of Gymnasium's own: BipedalWalker, CarRacing, and what derives from them
+    """Does a later episode depend on the earlier ones, because a used Box2D world is used again?
+
+    Args:
+        env: any
+
+    Returns:
+        of Gymnasium's own: BipedalWalker, CarRacing, and what derives from them
+    """
+    names = {f'{cls.__module__}.{cls.__name__}' for cls in type(env.unwrapped).__mro__}
+    box2d = 'gymnasium.envs.box2d.'
+    return not names.isdisjoint({box2d + 'bipedal_walker.BipedalWalker', box2d + 'car_racing.CarRacing'})
+
+class NewSimulator(gym.Wrapper):
+    "Begins every episode in a new Box2D world"
+    def reset(self, *,
+        seed: int | None = None,                # for the env's generator
+        options: dict[str, Any] | None = None,  # as Gymnasium's
+    ) -> tuple[Any, dict[str, Any]]:            # first observation and info
+        """Destroy what is in the old world, and begin an episode in a new one
+
+        Args:
+            seed: for the env's generator
+            options: as Gymnasium's
+
+        Returns:
+            first observation and info
+        """
+        raw: Any = self.env.unwrapped
+        raw._destroy()
+        raw.world = type(raw.world)(gravity=raw.world.gravity)
+        return self.env.reset(seed=seed, options=options)
+
 # %% ../../nbs/11_envs.make.ipynb #0c2a7d5f
 def make_env(
     config: EnvConfig,                # id, kwargs, max_episode_steps, wrappers, reset_options
@@ -488,6 +524,7 @@ def make_env(
                                     disable_env_checker=True, **kwargs)
     except (Exception, SystemExit) as e:
         raise EnvError(f'{config.id} cannot be made with {kwargs}: {str(e) or type(e).__name__}') from e
+    if keeps_simulator(env): env = NewSimulator(env)
     if config.reset_options: env = ResetOptions(env, config.reset_options)
     env = wrapped(env, config)
     check_statistics(env)

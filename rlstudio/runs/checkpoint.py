@@ -10,9 +10,11 @@ each of its bytes is covered by a SHA-256; loading only ever makes arrays, numbe
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'MANIFEST', 'TREE', 'ARRAYS', 'MAX_JSON', 'MAX_NESTING', 'LONG', 'CODES', 'WIDTHS', 'Layout',
-           'LARGE', 'Raw', 'CRASH_POINTS', 'Noted', 'BEST', 'CheckpointError', 'spell', 'parse_json', 'plain_value',
-           'as_column', 'split_tree', 'layout_of', 'sizes', 'layout_header', 'pack', 'read_layout', 'fetch', 'unpack',
-           'join_tree', 'crash_point', 'write_file', 'sha256', 'make_manifest', 'read_manifest', 'checkpoint_path',
+           'LARGE', 'Raw', 'CRASH_POINTS', 'Tree', 'MIGRATIONS', 'Noted', 'BEST', 'CheckpointError', 'spell',
+           'parse_json', 'plain_value', 'as_column', 'split_tree', 'layout_of', 'sizes', 'layout_header', 'pack',
+           'read_layout', 'fetch', 'unpack', 'join_tree', 'crash_point', 'write_file', 'Migration', 'add_migration',
+           'migrate_state', 'migrate_meta', 'migrate_config', 'parts_of_v1', 'name_of_v1', 'state_of_v1', 'words_of_v1',
+           'config_of_v1', 'meta_of_v1', 'sha256', 'make_manifest', 'read_manifest', 'checkpoint_path',
            'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'read_meta', 'checkpoints', 'latest_checkpoint', 'prune',
            'SaveCheckpoints', 'needed_bests', 'remove_checkpoints', 'best_checkpoint', 'SaveBest', 'chosen_checkpoint']
 
@@ -429,6 +431,191 @@ def write_file(
     crash_point(f'{path.name} synced')
     return {'bytes': size, 'sha256': digest.hexdigest()}
 
+# %% ../../nbs/62_runs.checkpoint.ipynb #dfac5875
+Tree = dict[str, Any]   # nested: arrays, plain values
+
+@dataclass(frozen=True)
+class Migration:
+    """From one version to the next
+
+    Args:
+        state: the state of a run; a new tree, which may share its leaves
+        meta: what its manifest says
+        config: the nested values of a config
+    """
+    state: Callable[[Tree], Tree]   # the state of a run; a new tree, which may share its leaves
+    meta: Callable[[Tree], Tree]    # what its manifest says
+    config: Callable[[Tree], Tree]  # the nested values of a config
+
+
+MIGRATIONS: dict[int, Migration] = {}   # version → to the next one
+
+def add_migration(
+    start: int,            # the version that it reads, which must not be registered
+    migration: Migration,  # to the version after it
+) -> None:
+    """Register a migration, once and for good
+
+    Args:
+        start: the version that it reads, which must not be registered
+        migration: to the version after it
+    """
+    if start in MIGRATIONS: raise CheckpointError(f'a migration from version {start} is registered already; never change one, add the next')
+    MIGRATIONS[start] = migration
+
+def migrate_state(
+    version: int,  # of the tree
+    state: Tree,   # as it is on the disk
+) -> Tree:         # of the present version
+    """Bring the state of a run to the present version, else ValueError
+
+    Args:
+        version: of the tree
+        state: as it is on the disk
+
+    Returns:
+        of the present version
+    """
+    return _migrated(version, 'state', state)
+
+def migrate_meta(
+    version: int,  # of the checkpoint
+    meta: Tree,    # as it is on the disk
+) -> Tree:         # of the present version
+    """Bring what a manifest says to the present version, else ValueError
+
+    Args:
+        version: of the checkpoint
+        meta: as it is on the disk
+
+    Returns:
+        of the present version
+    """
+    return _migrated(version, 'meta', meta)
+
+def migrate_config(
+    version: int,  # of the run
+    config: Tree,  # nested values
+) -> Tree:         # of the present version
+    """Bring the values of a config to the present version, else ValueError
+
+    Args:
+        version: of the run
+        config: nested values
+
+    Returns:
+        of the present version
+    """
+    return _migrated(version, 'config', config)
+
+def _migrated(version: int, what: str, tree: Tree) -> Tree:
+    for v in range(version, SCHEMA_VERSION):
+        try: tree = getattr(MIGRATIONS[v], what)(tree)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as e:
+            raise ValueError(f'its {what} is not one of version {v}: {type(e).__name__} {ascii(str(e))[:80]}') from e
+    return tree
+
+# %% ../../nbs/62_runs.checkpoint.ipynb #7790e8fe
+def parts_of_v1(
+    learned: Tree,  # networks, optimisers, slow copies
+) -> Tree:          # part → adam, target
+    """What each part of the networks remembers
+
+    Args:
+        learned: networks, optimisers, slow copies
+
+    Returns:
+        part → adam, target
+    """
+    def part(adam: Tree, **target: Tree) -> Tree:
+        return dict(adam=adam) | {k: {name_of_v1(n): x for n, x in t.items()} for k, t in target.items()}
+    match learned:
+        case {'adams': {'actor': actor, 'critics': critics, 'alpha': alpha}, 'target': target}:   # SAC
+            wide = {k: x if k == 'step' else torch.cat([x.reshape(1), x.new_zeros(15)]) for k, x in alpha.items()}   # a flat vector, in sixteens
+            return dict(actor=part(actor), critics=part(critics, target=target), temperature=part(wide))
+        case {'optimizer': adam, 'target': target}: return dict(q=part(adam, target=target))      # DQN
+        case {'optimizer': adam}: return dict(agent=part(adam))                                   # PPO
+    return {k: part(v['optimizer'], target=v['target']) for k, v in learned.items() if k != 'module'}   # TD3
+
+def name_of_v1(
+    name: str,  # of a parameter
+) -> str:       # its name today
+    """Twin critics are a list now, and the temperature is a module
+
+    Args:
+        name: of a parameter
+
+    Returns:
+        its name today
+    """
+    name = re.sub(r'(^|critics[.])q([12])[.]', lambda m: f'{m[1]}nets.{int(m[2]) - 1}.', name)
+    return 'temperature.log_alpha' if name == 'log_alpha' else name
+
+# %% ../../nbs/62_runs.checkpoint.ipynb #2124f00e
+def state_of_v1(
+    state: Tree,  # of version 1
+) -> Tree:        # of version 2
+    """The whole state of a run
+
+    Args:
+        state: of version 1
+
+    Returns:
+        of version 2
+    """
+    algo, env = state['algo'], state['collector']['env']
+    learned = algo.get('learned', algo)
+    new: Tree = dict(module={name_of_v1(n): x for n, x in learned['module'].items()}, parts=parts_of_v1({k: v for k, v in learned.items() if k != 'module'}))
+    if 'replay' in algo:
+        replay = algo['replay'] | dict(layout={k: v for k, v in algo['replay']['layout'].items() if k != 'kind'})
+        new |= dict(replay=replay, updates=algo['updates'], env_steps=algo['env_steps'])
+    if 'rngs' in env: env = env | dict(rngs=words_of_v1([env['rngs'][str(i)] for i in range(len(env['rngs']))]))
+    rest = {k: v for k, v in state.items() if k != 'collector'}
+    return rest | dict(algo=new, stepper=state['collector'] | dict(env=env))
+
+def words_of_v1(
+    rngs: list[Tree],  # what each PCG64 says of itself
+) -> Tree:             # words (N, 4) uint64: state and increment, halves; spare (N, 2) int64
+    """Generators as arrays
+
+    Args:
+        rngs: what each PCG64 says of itself
+
+    Returns:
+        words (N, 4) uint64: state and increment, halves; spare (N, 2) int64
+    """
+    pairs = [(g['state']['state'], g['state']['inc']) for g in rngs]
+    words = [[n >> shift & 2**64 - 1 for n in pair for shift in (64, 0)] for pair in pairs]
+    return dict(words=np.array(words, np.uint64), spare=np.array([[g['has_uint32'], g['uinteger']] for g in rngs], np.int64))
+
+def config_of_v1(
+    config: Tree,  # nested values
+) -> Tree:         # without the key that became a setting
+    """A config of version 2
+
+    Args:
+        config: nested values
+
+    Returns:
+        without the key that became a setting
+    """
+    return config | dict(algo={k: v for k, v in config['algo'].items() if k != 'engine'})
+
+def meta_of_v1(
+    meta: Tree,  # of a checkpoint, or a run's manifest
+) -> Tree:       # the same for version 2
+    """What was known of a run; its arithmetic was not
+
+    Args:
+        meta: of a checkpoint, or a run's manifest
+
+    Returns:
+        the same for version 2
+    """
+    return meta | (dict(config=config_of_v1(meta['config'])) if 'config' in meta else {})
+
+add_migration(1, Migration(state_of_v1, meta_of_v1, config_of_v1))
+
 # %% ../../nbs/62_runs.checkpoint.ipynb #e4b042cd
 def sha256(
     data: bytes,  # anything
@@ -484,12 +671,11 @@ def read_manifest(
     if version > SCHEMA_VERSION:
         raise ValueError(f'schema_version {version}, but this RLStudio reads up to '
                          f'{SCHEMA_VERSION}: upgrade it')
-    if version < SCHEMA_VERSION:
-        raise ValueError(f'schema_version {version}, written by an older RLStudio; this one reads '
-                         f'{SCHEMA_VERSION}: finish the run with the version that began it')
+    if version < SCHEMA_VERSION and version not in MIGRATIONS:
+        raise ValueError(f'schema_version {version}, written by an older RLStudio, and no migration from it is registered')
     if digest != sha256(spell(doc)): raise ValueError('its own SHA-256 differs')
     if not _is_manifest(doc): raise ValueError('its fields are not those of a manifest')
-    return doc | {'meta': join_tree(_mapping(doc['meta']), {})}
+    return doc | {'meta': migrate_meta(version, join_tree(_mapping(doc['meta']), {}))}
 
 
 def _is_manifest(doc: dict[str, Any]) -> bool:
@@ -632,13 +818,15 @@ class Checkpoint:
         step: env steps
         state: the tree that was saved, tensors on the CPU
         meta: what was saved with it
-        digest: SHA-256 over the state: equal states, equal digests
+        digest: SHA-256 over the state as it is on the disk: equal states, equal digests
+        version: of the files; the state is always of the present version
     """
     path: Path    # its folder
     step: int     # env steps
     state: dict[str, Any] = field(repr=False)  # the tree that was saved, tensors on the CPU
     meta: dict[str, Any]  # what was saved with it
-    digest: str   # SHA-256 over the state: equal states, equal digests
+    digest: str   # SHA-256 over the state as it is on the disk: equal states, equal digests
+    version: int = SCHEMA_VERSION  # of the files; the state is always of the present version
 
 
 def load_checkpoint(
@@ -654,13 +842,14 @@ def load_checkpoint(
     """
     path = Path(path)
     manifest = _inspect(path)
-    files = manifest['files']
+    files, version = manifest['files'], manifest['schema_version']
     with _open(path/ARRAYS) as f: raw = unpack(f, _verify(f, files[ARRAYS]))
     with _open(path/TREE) as f:
         _verify(f, files[TREE])
         state = join_tree(_mapping(parse_json(_text(f))), raw)
         if raw: raise ValueError(f'no place for the arrays {ascii(sorted(raw))[:200]}')
-    return Checkpoint(path, manifest['step'], state, manifest['meta'], sha256(spell(files)))
+        state = migrate_state(version, state)
+    return Checkpoint(path, manifest['step'], state, manifest['meta'], sha256(spell(files)), version)
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #61369e95
 def read_meta(

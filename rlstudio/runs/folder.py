@@ -28,6 +28,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import sys
@@ -809,8 +810,8 @@ def check_version(
         files: of a run
     """
     version = files.manifest.get('schema_version', RUN_VERSION)
-    if version == RUN_VERSION: return
-    age, fix = ('a newer', 'upgrade this one') if isinstance(version, int) and version > RUN_VERSION else (
-        'an older', 'finish it with the RLStudio that began it, or start a new run')
-    raise RunError(f'{files.path}: made by {age} RLStudio (schema_version {ascii(version)[:40]}, expected '
-                   f'{RUN_VERSION}); {fix}')
+    if version == RUN_VERSION and type(version) is int: return
+    age, fix = 'a newer', 'upgrade this one'
+    if type(version) is not int or version < 1: age, fix = 'no', 'its manifest.json is damaged: put it right, or remove it'
+    elif version < RUN_VERSION: age, fix = 'an older', f'bring it to this version: rlstudio migrate {shlex.quote(str(files.path))}'
+    raise RunError(f'{files.path}: made by {age} RLStudio (schema_version {ascii(version)[:40]}, expected {RUN_VERSION}); {fix}')

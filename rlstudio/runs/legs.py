@@ -28,8 +28,9 @@ import torch
 
 from ..algos.common import anneal
 from ..algos.dqn import linear_epsilon
-from ..core.options import Config, ConfigError, as_text, config_from_dict, config_hash, diff, to_dict
+from ..core.options import Config, ConfigError, EnvConfig, as_text, config_from_dict, config_hash, diff, to_dict
 from ..core.registry import import_flags, imported
+from ..envs.workers import steps_single_envs
 from ..nets.flat import state_sha256
 from ..nets.normalize import RewardScale
 from .checkpoint import (
@@ -37,12 +38,12 @@ from .checkpoint import (
     read_meta, save_checkpoint)
 from .config import load_config, to_yaml
 from .folder import RunError, RunFolder, now, versions
-from .pictures import replace_file
 from ..train.trainer import Trainer
 
 # %% ../../nbs/65_runs.legs.ipynb #9cb67d87
 MAY_CHANGE = (   # patterns of keys
-    'train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.*', 'env.eval_kwargs*', 'checkpoint.*', 'log.*')
+    'train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.*', 'env.eval_kwargs*', 'checkpoint.*', 'log.*',
+    'env.workers', 'env.start_method', 'env.patience')
 NOTED = (        # these may change as well, but they change what is learned from there on
     'algo.*learning_rate', 'algo.*_schedule', 'algo.clip_range*', 'algo.target_kl', 'algo.epsilon_*', 'algo.priority_beta')
 MUST_STAY = {    # the first pattern that fits → why it stays
@@ -105,6 +106,7 @@ def check_leg(
     folder: Path,      # of the run
     changes: Changes,  # of `leg_changes`
     step: int,         # env steps so far
+    env: EnvConfig | None = None,  # of the next leg; its backend may change where the old and the new one step single envs
 ) -> None:
     """Refuse changes that a run cannot survive, and say what to do instead
 
@@ -112,8 +114,10 @@ def check_leg(
         folder: of the run
         changes: of `leg_changes`
         step: env steps so far
+        env: of the next leg; its backend may change where the old and the new one step single envs
     """
     refused = {k: v for k, v in changes.items() if not fits_any(k, MAY_CHANGE + NOTED)}
+    if env and 'env.backend' in refused and all(steps_single_envs(replace(env, backend=b)) for b in changes['env.backend']): del refused['env.backend']
     if refused:
         lines = [f'{folder}: {k}: given {as_text(b)}, but this run goes on with {as_text(a)}: '
                  f'{next(why for p, why in MUST_STAY.items() if fnmatchcase(k, p))}' for k, (a, b) in refused.items()]
@@ -273,7 +277,7 @@ def next_leg(
     old, step = known_config(files, saved)
     changes = leg_changes(old, config) if old else {}
     if old is None or not (changes or again and files.manifest.get('stopped_early')): return None
-    check_leg(files.path, changes, step)
+    check_leg(files.path, changes, step, config.env)
     noted = [k for k in changes if fits_any(k, NOTED)]
     if noted and step >= config.train.total_steps:
         raise RunError(f'{files.path}: {noted[0]}: the run has taken all of its {step:,} env steps, so no step would use it; expected a larger budget too: train.total_steps={2 * step}')
@@ -321,14 +325,14 @@ def begin_leg(
     leg, (old, _) = next_leg(files, config, saved, again), known_config(files, saved)
     legs, yaml = legs_so_far(files, saved, old or config), files.path / 'config.yaml'
     if leg and old:
-        replace_file(yaml.with_name(f'config.leg{leg.number - 1}.yaml'), to_yaml(old).encode())
+        files.hashes.put(f'config.leg{leg.number - 1}.yaml', to_yaml(old).encode())
         legs = [*legs, leg_record(leg, config)]
     elif saved and saved.step < legs[-1]['step']:   # newer checkpoints are damaged or gone
         why = f'goes on at step {saved.step:,}, though leg {len(legs)} began at {legs[-1]["step"]:,}: no newer checkpoint is whole'
         leg = Leg(len(legs) + 1, saved.step, {}, (why,))
         legs = [*legs, leg_record(leg, config)]
     if saved and len(legs) > 1 and saved.step <= legs[-1]['step']: saved.state.pop('stopped', None)   # what stopped an earlier leg does not stop this one
-    if diff(load_config(yaml)[0], config): replace_file(yaml, to_yaml(config).encode())
+    if diff(load_config(yaml)[0], config): files.hashes.put('config.yaml', to_yaml(config).encode())
     return legs, leg
 
 def put_result_aside(
@@ -342,7 +346,9 @@ def put_result_aside(
         number: of the leg that had this result
     """
     result = files.path / 'result.json'
-    if result.exists(): result.replace(result.with_name(f'result.leg{number}.json'))
+    if not result.exists(): return
+    aside = result.with_name(f'result.leg{number}.json')
+    with files.hashes.changing([result.name, aside.name]): result.replace(aside)
 
 # %% ../../nbs/65_runs.legs.ipynb #aa66ca34
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'restore_point', 'noted_imports', 'check_imports',
-           'past', 'facts_of', 'register', 'WatchGenerators', 'check_listeners', 'first_score', 'set_out', 'summarize',
-           'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'closing', 'one_line_of_run', 'find_video',
-           'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at', 'begin_folder', 'Run']
+           'past', 'facts_of', 'register', 'lower_level', 'WatchGenerators', 'ledgers', 'check_listeners',
+           'first_score', 'set_out', 'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery',
+           'closing', 'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown',
+           'saved_at', 'agent_at', 'begin_folder', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.arithmetic import arithmetic_threads, identity
+from ..core.files import FileError, put_file
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, to_dict)
 from ..core.registry import PluginError, displays, import_flags, import_own, imported, sinks
@@ -46,14 +48,15 @@ from .checkpoint import (
 from .config import (
     Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
-    RUN_VERSION, RunError, RunFolder, check_version, level_of, locate_run, locked, new_folder, now, user, versions)
+    RUN_VERSION, Hashes, RunError, RunFolder, check_hash, check_version, level_of, locate_run, locked, new_folder, now, user, versions)
 from .legs import (
     Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
-    Video, learning_curve, replace_file, rollout_frames, save_figure, save_webp)
+    Video, learning_curve, rollout_frames, save_figure, save_webp)
 from ..train.agent import Agent, rebuilt, world_facts
 from ..train.callbacks import stops
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return, untrained_score
+from ..train.ledger import LEDGER, Ledger
 from ..train.metrics import conclude_run, describe_run
 from ..train.trainer import Callback, Trainer, WriteMetrics
 
@@ -175,7 +178,7 @@ def restore_point(
     for path, reason in rejected:
         warnings.warn(f'{path.name} is damaged: {reason}; using the one of step {saved.step:,}',
                       stacklevel=2)
-    check_leg(files.path, leg_changes(config_from_dict(saved.meta['config']), config), saved.step)
+    check_leg(files.path, leg_changes(config_from_dict(saved.meta['config']), config), saved.step, config.env)
     return saved, [path for path, _ in rejected]
 
 # %% ../../nbs/67_runs.run.ipynb #872bde1b
@@ -282,6 +285,29 @@ def register(
                user=user(), device=settings.device, threads=settings.threads, imports=noted_imports(then),
                env=world_facts(e) | dict(backend=e.backend), **facts)
 
+# %% ../../nbs/67_runs.run.ipynb #5a7c3001
+def lower_level(
+    files: RunFolder,        # its manifest gets the new level
+    facts: dict[str, Any],   # those that go into each checkpoint, changed in place
+    level: str,              # at most this one from now on
+    why: str,                # for people
+) -> bool:                   # False: it was as low already, and its reason stands
+    """Lower the level of a run; nothing raises it again
+
+    Args:
+        files: its manifest gets the new level
+        facts: those that go into each checkpoint, changed in place
+        level: at most this one from now on
+        why: for people
+
+    Returns:
+        False: it was as low already, and its reason stands
+    """
+    if facts['level'] <= level: return False
+    facts.update(level=level, why=why)
+    files.note(level=level, why=why)
+    return True
+
 # %% ../../nbs/67_runs.run.ipynb #12b31279
 class WatchGenerators(Callback):
     "Lowers the level of a run while which somebody draws from a global generator"
@@ -307,9 +333,27 @@ class WatchGenerators(Callback):
         why = (f'the global generator of {" and ".join(used)} was used while training '
                f'(by {trainer.env.env_id}, or other code in this process)')
         warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); draw from self.np_random', stacklevel=2)
-        self.facts.update(level='L1', why=why)
-        self.files.note(level='L1', why=why)
+        lower_level(self.files, self.facts, 'L1', why)
         self.before = {}
+
+# %% ../../nbs/67_runs.run.ipynb #1edc0ab2
+def ledgers(
+    files: RunFolder,       # of a run about to train
+    settings: Settings,     # of this workspace
+    facts: dict[str, Any],  # of `facts_of`
+) -> list[Ledger]:          # one, or none
+    """Who writes down the hashes of each update
+
+    Args:
+        files: of a run about to train
+        settings: of this workspace
+        facts: of `facts_of`
+
+    Returns:
+        one, or none
+    """
+    known = facts | dict(threads=settings.threads, device=settings.device)
+    return [] if settings.ledger == 'off' else [Ledger(files.path / LEDGER, known, settings.ledger)]
 
 # %% ../../nbs/67_runs.run.ipynb #2dc0eb6a
 def check_listeners(
@@ -322,7 +366,7 @@ def check_listeners(
         trainer: with its callbacks
         saved: that it goes on from
     """
-    here = {name for name, _ in trainer.named()} | {'time_limit', 'best'}   # keys of the config
+    here = {name for name, _ in trainer.named()} | {'time_limit', 'best', 'ledger'}   # keys of the config and of the settings
     lost = sorted(saved.state['callbacks'].keys() - here)
     if lost: warnings.warn(f'the run had callbacks that are not here ({", ".join(lost)}), and goes on without them; '
                            'give them again: Run.open(folder).train([…])', stacklevel=2)
@@ -364,8 +408,11 @@ def set_out(
     files, c, s = run.files, run.config, run.settings
     check_version(files)
     saved, damaged = restore_point(files, c)
+    for name in ('manifest.json', 'evaluations.json'): check_hash(files.path, name)   # nothing damaged is written anew, with a right hash
     trainer = run.take_trainer()   # before anything is written: a change may not fit
-    for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
+    files.hashes.begin(saved.step if saved else -1)
+    with files.hashes.changing(['checkpoints/']):
+        for path in damaged: path.rename(path.with_name(f'damaged_{path.name}'))
     legs, leg = begin_leg(files, c, saved, run.again)
     run.again = False
     if leg and leg.notes: warnings.warn('; '.join(leg.notes), stacklevel=2)
@@ -376,12 +423,13 @@ def set_out(
         sink.open(files.path, positions.get(type(sink).__name__))
     describe_run(opened, files.path.name, to_dict(c))
     then = past(files, saved)
-    facts = facts_of(trainer, s, then) | dict(config=to_dict(c), legs=legs)
+    facts = facts_of(trainer, s, then) | dict(config=to_dict(c), legs=legs, hashes=1)   # its files are covered by a record
     kept = dict(facts)   # in each checkpoint
+    saves, noted = files.path / 'checkpoints', files.hashes.saving
     trainer.callbacks = [
-        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WriteMetrics(opened, c.log.every),
-        *([SaveBest(files.path / 'checkpoints', meta=kept)] if c.checkpoint.best else []),
-        SaveCheckpoints(files.path / 'checkpoints', c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1)]
+        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), *ledgers(files, s, facts), WriteMetrics(opened, c.log.every),
+        *([SaveBest(saves, meta=kept, noted=noted)] if c.checkpoint.best else []),
+        SaveCheckpoints(saves, c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1, noted)]
     if saved:
         check_listeners(trainer, saved)
         trainer.load_state_dict(saved.state)
@@ -389,6 +437,7 @@ def set_out(
     if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
     put_result_aside(files, max(1, len(legs) - 1))
     register(files, trainer, s, facts, then.get('level', ''))
+    if trainer.env.lost: lower_level(files, kept, 'L1', trainer.env.lost)
     if not saved: files.note(untrained=None if kept_start(files.path) else first_score(run, trainer))
     return trainer
 
@@ -471,7 +520,7 @@ def film(
     """
     try:
         frames = rollout_frames(trainer.algo.module, run.config.env, run.config.train.seed if seed is None else seed)
-        save_webp(frames, run.folder / 'videos' / f'{name}.webp')
+        with run.files.hashes.changing([f'videos/{name}.webp']): save_webp(frames, run.folder / 'videos' / f'{name}.webp')
     except (Exception, SystemExit) as e:
         why = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
         warnings.warn(f'no video: {why}', stacklevel=2)
@@ -548,8 +597,10 @@ def finish(
     result = last_score(run, trainer)
     for c in trainer.callbacks:
         if isinstance(c, Evaluate) and c.history: run.files.keep(c.history)   # so that the curve shows them
-    if best := checkpoints(run.folder / 'checkpoints' / BEST): prune(best[0].parent, 1)   # no way leads back any more
-    save_figure(run.plot(), run.folder / 'plots' / 'learning_curve.png')
+    if best := checkpoints(run.folder / 'checkpoints' / BEST):
+        with run.files.hashes.changing(['checkpoints/']): prune(best[0].parent, 1)   # no way leads back any more
+    curve = 'plots/learning_curve.png'
+    with run.files.hashes.changing([curve]): save_figure(run.plot(), run.folder / curve)
     film(run, trainer)
     summary = summarize(run, trainer, 'completed', result, stopped_early)
     run.files.write('result.json', summary)
@@ -580,7 +631,8 @@ class FilmEvery(Callback):
         if self.seen // self.every <= before // self.every: return
         try:
             frames = rollout_frames(trainer.algo.module, trainer.config.env, trainer.config.train.seed)
-            save_webp(frames, self.folder / 'videos' / f'step_{self.seen:012d}.webp')
+            name = f'videos/step_{self.seen:012d}.webp'
+            with Hashes(self.folder).changing([name]): save_webp(frames, self.folder / name)
         except (Exception, SystemExit) as e: warnings.warn(f'no video at {self.seen:,} steps: {type(e).__name__}: {e}', stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]: "env steps"; return dict(seen=self.seen)  # env steps
@@ -609,6 +661,8 @@ def closing(
             if isinstance(c, WriteMetrics):
                 for sink in c.sinks: sink.close()
             if isinstance(c, Evaluate) and c.history: files.keep(c.history)
+        try: files.hashes.seal()
+        except (FileError, OSError) as e: warnings.warn(f'the record of hashes was not closed: {e}', stacklevel=2)
 
 # %% ../../nbs/67_runs.run.ipynb #76e8ed93
 def one_line_of_run(
@@ -763,7 +817,8 @@ def begin_folder(
         fit: what of them was taken over
     """
     if start and fit: keep_start(folder, start, fit)
-    replace_file(folder / 'config.yaml', to_yaml(config).encode())
+    put_file(folder / 'config.yaml', to_yaml(config).encode())
+    Hashes(folder).begin()
 
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:

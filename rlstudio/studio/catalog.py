@@ -34,7 +34,7 @@ from ..core.options import (CheckpointConfig, EnvConfig, EvalConfig, LogConfig, 
 from ..core.registry import algos, suggest
 from ..runs.config import load_settings
 from ..runs.folder import RunError, RunFolder, is_busy, locked
-from ..runs.yaml import MAX_BYTES, read_file, read_json
+from ..runs.yaml import MAX_BYTES, read_file
 
 # %% ../../nbs/80_studio.catalog.ipynb #08a5f9eb
 def word_value(
@@ -100,7 +100,7 @@ def facts_in(
     """
     check_run(folder)
     config = quick_values(folder / 'config.yaml')
-    manifest, result = (read_json(folder / f'{n}.json') or {} for n in ('manifest', 'result'))
+    manifest, result = (RunFolder(folder).read(f'{n}.json') or {} for n in ('manifest', 'result'))
     if not isinstance(manifest, dict) or not isinstance(result, dict): raise RunError(f'{folder}: manifest.json or result.json is damaged; expected an object')
     try: row = dict(run=str(folder), algo=config['algo']['name'], env=config['env']['id'], seed=config['train']['seed'], status=RunFolder(folder).status,
                     total_steps=manifest.get('env_steps'), eval_return_mean=result.get('eval_return_mean'))

@@ -21,9 +21,9 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'importing', 'where_run', 'exact_run', 'files_beginning', 'complete_config', 'complete_run', 'complete_algo',
            'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work',
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
-           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'verify_runs', 'show_run', 'config_lines',
-           'leg_lines', 'card', 'push_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of',
-           'list_', 'table', 'narrowed', 'run_table', 'delete_', 'Shell', 'completion', 'main']
+           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
+           'config_lines', 'leg_lines', 'card', 'push_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows',
+           'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'Shell', 'completion', 'main']
 
 # %% ../../nbs/82_studio.cli.ipynb #9d12beff
 import json
@@ -651,6 +651,45 @@ def check_env_(
         if not as_json: speaker(False, as_json)(str(report))
         emit(report.to_dict())
         if not report.ok: raise typer.Exit(1)
+
+# %% ../../nbs/82_studio.cli.ipynb #73d71f02
+def count_line(
+    stream: Any,  # where it goes; anything but a terminal stays as it is
+) -> Callable[[int, int, str], None]:  # number from 0, of how many, what; the last one, with number = of how many, wipes the line
+    """One line that counts
+
+    Args:
+        stream: where it goes; anything but a terminal stays as it is
+
+    Returns:
+        number from 0, of how many, what; the last one, with number = of how many, wipes the line
+    """
+    def tell(i: int, n: int, what: str) -> None:
+        from rlstudio.studio.console import terminal_width
+        width = terminal_width(stream)
+        if width: print('\r\x1b[2K' + ('' if i == n else f'{i + 1}/{n} {what}'[:width - 1]), end='', file=stream, flush=True)
+    return tell
+
+@app.command('drift')
+def drift_(
+    cases: Annotated[list[str] | None, typer.Option('--case', metavar='NAME', help="Only these trainings: 'sac/*'; again for more.")] = None,  # see `chosen_cases`
+    against: Annotated[Path | None, typer.Option(metavar='FILE', help='Compare with this file of golden hashes.  [default: the packaged one]')] = None,  # as `--record` wrote it
+    record: Annotated[Path | None, typer.Option(metavar='FILE', help='Add what was computed here to a file of golden hashes.')] = None,  # perhaps a new one
+    as_json: Json = False,  # for programs
+) -> None:
+    "Does this machine compute the bits that others computed? Exit code 3 if it does not"
+    with explained(as_json) as emit:
+        say = speaker(False, as_json)
+        say('tiny trainings with known results, some seconds')
+        with importing(emit): from rlstudio.evidence.drift import measure_drift, read_golden, record_machine
+        tell = count_line(sys.stderr)
+        try: report = measure_drift(cases or (), read_golden(against), tell)
+        finally: tell(1, 1, '')
+        if not as_json: say(str(report))
+        written = record_machine(report, record) if record else ''
+        if written: say(written)
+        emit(report.to_dict() | dict(recorded=written))
+        if not report.ok: raise typer.Exit(3)
 
 # %% ../../nbs/82_studio.cli.ipynb #c01702b9
 @app.command('verify')

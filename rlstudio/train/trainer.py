@@ -210,7 +210,7 @@ def check_fit(
     try:
         problems = config.algo.check(config, env.observation_spec, env.action_spec)
         if problems: raise ConfigError(problems)
-        if env.backend in ('inprocess', 'gymnasium'): check_start(config.env)   # the others are ours
+        if env.backend in ('inprocess', 'gymnasium', 'workers'): check_start(config.env)   # the others are ours
     except BaseException:
         env.close()
         raise
