@@ -438,7 +438,7 @@ class Ledger(Callback):
         self.pace, self.told = Pace(), list[Any]()   # a number for each gradient step since the last line
         self.pending, self.before = 0, 0             # how many of these, and how many env steps, when the iteration began
         self.rounds, self.collected = cast(Any, None), 0             # a hash over the rounds of a due iteration, and its bytes
-        self.learned = cast(Learned, None)
+        self.learned, self.newest = cast(Learned, None), dict[str, Any]()   # its newest line
 
     def on_train_start(self, trainer: Trainer) -> None:   # opens the file, and says who goes on
         "opens the file, and says who goes on"
@@ -493,7 +493,8 @@ class Ledger(Callback):
         checks, span = squeezed(checks_of(self.told))
         row: dict[str, Any] = dict(iteration=trainer.iteration, step=trainer.env_steps, **hashes, steps=checks.tobytes().hex(), span=span)
         row['chain'], self.last = link(self.head, row), trainer.iteration
-        self.write(row | dict(end=True) if end else row)
+        self.newest = row | dict(end=True) if end else row
+        self.write(self.newest)
         if end: return   # a leaf: those who go on know nothing of it
         self.head, self.pace.line = row['chain'], line_work(size)
         self.told.clear()
