@@ -22,8 +22,9 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work',
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
-           'config_lines', 'leg_lines', 'card', 'push_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows',
-           'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'Shell', 'completion', 'main']
+           'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
+           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'Shell',
+           'completion', 'main']
 
 # %% ../../nbs/82_studio.cli.ipynb #9d12beff
 import json
@@ -832,6 +833,23 @@ def push_run(
         url = push(Run.open(run), repo, private, checkpoint)
         emit(dict(repo=where, url=url, private=private))
         if not as_json: speaker(False, False)(f"pushed: {url}\nload it: rlstudio.load_agent('hf://{where}')")
+
+# %% ../../nbs/82_studio.cli.ipynb #a0d17c02
+@app.command('audit')
+def audit_run(
+    run: RunArgument,  # of a run with a ledger
+    other: Annotated[Path | None, typer.Argument(metavar='[RUN]', parser=where_run, autocompletion=complete_run, help='Another run: compare the two, and execute nothing.')] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help='Only the first so many updates.')] = None,  # all
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,   # for programs
+) -> None:
+    "Execute a run again in a new process and compare every update; exit 3 if one differs"
+    with at_work('', modules, False, as_json) as (say, emit):
+        from rlstudio.evidence.audit import audit, compare_runs
+        found = audit(run, updates) if other is None else compare_runs(run, other, updates)
+        say(str(found))
+        emit(found.to_dict())
+        if not found.identical: raise typer.Exit(3)
 
 # %% ../../nbs/82_studio.cli.ipynb #63b92c81
 def about(
