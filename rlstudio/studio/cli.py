@@ -23,8 +23,8 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
            'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
-           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'Shell',
-           'completion', 'main']
+           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
+           'Shell', 'completion', 'main']
 
 # %% ../../nbs/82_studio.cli.ipynb #9d12beff
 import json
@@ -1068,6 +1068,31 @@ def delete_(
             delete_run(folder)
             say(f'deleted {folder}')
         emit(dict(deleted=[str(f) for f in folders]))
+
+# %% ../../nbs/82_studio.cli.ipynb #e4ff4a72
+@app.command('migrate')
+def migrate(
+    runs: Annotated[list[str], typer.Argument(metavar='RUN...', autocompletion=complete_run, help='Folders of runs, or their names.')],  # at least one
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Only say what would be done.')] = False,  # nothing is written
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,   # for programs
+) -> None:
+    "Bring runs of an older version to the present one; the old ones stay beside them"
+    with at_work('', modules, False, as_json) as (say, emit):
+        from rlstudio.evidence.migrate import migrate_run
+        from rlstudio.runs.config import load_settings
+        from rlstudio.runs.folder import RUN_VERSION
+        rows = []
+        for run in runs:
+            done = migrate_run(run, dry_run, load_settings().runs_dir)
+            for change in done.changes: say(f'  {change}')
+            if not done.changes: said = f'of version {RUN_VERSION} already; nothing to do'
+            elif done.kept: said = f'migrated from version {done.version} to {RUN_VERSION}; the old run stays as {done.kept}'
+            else: said = f'would be migrated from version {done.version} to {RUN_VERSION}; nothing was written'
+            say(f'{done.folder}: {said}')
+            rows.append(dict(run=str(done.folder), version=done.version, kept=str(done.kept) if done.kept else None, dry_run=dry_run,
+                             changes=[dict(path=c.path, what=c.what, said=c.said) for c in done.changes]))
+        emit(rows if len(rows) > 1 else rows[0])
 
 # %% ../../nbs/82_studio.cli.ipynb #bd05048b
 class Shell(StrEnum):
