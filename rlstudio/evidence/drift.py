@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..core.arithmetic import changed_facts, identity, identity_key
+from ..core.arithmetic import arithmetic_threads, changed_facts, identity, identity_key
 from ..core.files import MAX_JSON_FILE, Needed, check_shape, json_value, put_file, read_file
 from ..core.options import Config, config_from_dict
 from ..core.registry import suggest
@@ -177,13 +177,14 @@ def train_case(
     Returns:
         of the whole training, on one arithmetic thread
     """
-    t = Trainer(case.resolved(), engine=case.engine)
-    try:
-        start = sample_weights(t.algo.module)
-        t.train(FIRST_STEPS)
-        first = sample_weights(t.algo.module)
-        return Trace(weights_sha256(t.train().algo.module), start, first, {p: version(p) for p in case.packages})
-    finally: t.env.close()
+    with arithmetic_threads():
+        t = Trainer(case.resolved(), engine=case.engine)
+        try:
+            start = sample_weights(t.algo.module)
+            t.train(FIRST_STEPS)
+            first = sample_weights(t.algo.module)
+            return Trace(weights_sha256(t.train().algo.module), start, first, {p: version(p) for p in case.packages})
+        finally: t.env.close()
 
 # %% ../../nbs/73_evidence.drift.ipynb #c07514a3
 class DriftError(ValueError):
