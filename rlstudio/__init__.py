@@ -60,6 +60,7 @@ Modules:
 - `rlstudio.runs.hub`: An agent goes out into the world and comes back: `push` puts it on the Hugging Face Hub with a card, `load_agent('hf://owner/name')` fetches it.
 - `rlstudio.runs.legs`: A run goes on with a larger budget, and a new run begins with what another one has learned; what changes is said, and what cannot is refused.
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
+- `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
 - `rlstudio.studio.cards`: Everything shows itself: a cell that ends with a run, a spec or a batch answers with a small card, and nothing in it can act.
 - `rlstudio.studio.catalog`: A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.

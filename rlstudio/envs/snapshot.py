@@ -1,6 +1,6 @@
 """The exact state of any environment: the state of its generator at the last reset, and the actions since.
 
-A run that was killed must go on as if nothing had happened, and that includes the pole half-way through its fall. Few environments can
+A seed says how the first episode of an environment begins, not where the pole is when the process dies. A run that was killed must go on as if nothing had happened, and that includes the pole half-way through its fall. Few environments can
 report their state, but all of them can be *led* to it again. `Recorder` wraps one environment and writes down what happens to it. Its
 `state()` is the snapshot. The recorder of a fresh environment `restore`s it and then stands at the same place, bit for bit, or raises a
 `SnapshotError`.

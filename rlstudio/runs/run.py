@@ -13,8 +13,9 @@ __all__ = ['ENDING', 'STATE_SHAPE', 'make_trainer', 'check_judged', 'check_devic
            'shape_like', 'check_state', 'content_of', 'restore_point', 'noted_imports', 'check_imports', 'claim_of',
            'claims', 'past', 'level_now', 'facts_of', 'register', 'lower_level', 'outline', 'check_world',
            'WatchGenerators', 'WatchArithmetic', 'ledgers', 'check_listeners', 'first_score', 'set_out', 'summarize',
-           'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'one_line_of_run', 'find_video', 'in_kernel',
-           'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at', 'begin_folder', 'closed', 'Run']
+           'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'note_failure', 'closing', 'one_line_of_run',
+           'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at',
+           'begin_folder', 'closed', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -863,61 +864,43 @@ def note_failure(
     error: BaseException,   # on its way out
     env_steps: int,         # so far
 ) -> None:
-    "Note in the manifest why a run failed; a disk that is full is said, and hides nothing"
-    try: files.note(status='failed', error=f'{type(error).__name__}: {error}', env_steps=env_steps)
+    """Note in the manifest why a run failed; a disk that is full is said, and hides nothing
+
+    Args:
+        files: gets the status 'failed', if its disk takes it
+        error: on its way out
+        env_steps: so far
+    """
+    files.failure = f'{type(error).__name__}: {error}'   # known here, also if the disk is full
+    try: files.note(status='failed', error=files.failure, env_steps=env_steps)
     except Exception as e:
         warnings.warn(f'{files.path}: the failure could not be noted in manifest.json ({e}), so the run counts as killed; '
                       'fix: free some space, then rlstudio resume', stacklevel=2)
-
-@contextmanager
-def warned(
-    what: str,   # went wrong, for the message
-) -> Iterator[None]:
-    "Inside, a disk that fails is a warning: it must not hide the error that led here"
-    try: yield
-    except (FileError, MetricError, OSError) as e: warnings.warn(f'{what}: {e}', stacklevel=4)
 
 @contextmanager
 def closing(
     files: RunFolder,  # gets the status 'failed' if there is an error
     trainer: Trainer,  # its sinks and environments are closed
 ) -> Iterator[None]:
-    "Tidy up behind a training; what goes wrong with that is a warning, and never hides the error that came before"
+    """Tidy up behind a training; what goes wrong with that is a warning, and never hides the error that came before
+
+    Args:
+        files: gets the status 'failed' if there is an error
+        trainer: its sinks and environments are closed
+    """
     def tidy(what: Any, *args: Any) -> None:
         try: what(*args)
         except (Exception, KeyboardInterrupt) as e: warnings.warn(f'{type(e).__name__} on tidying up: {e}', stacklevel=3)
     try: yield
     except (Exception, SystemExit) as e:
-<<<<<<< /tmp/tmp37iqs6zj.txt
-        files.failure = f'{type(e).__name__}: {e}'   # known here, also if the disk is full
-        with warned('the failure could not be noted'): files.note(status='failed', error=files.failure, env_steps=trainer.env_steps)
-||||||| /tmp/tmphnefk21c.txt
-        files.note(status='failed', error=f'{type(e).__name__}: {e}', env_steps=trainer.env_steps)
-=======
         note_failure(files, e, trainer.env_steps)
->>>>>>> /tmp/tmp5z_tlhon.txt
         raise
     finally:
         tidy(trainer.env.close)
         for c in trainer.callbacks:
-<<<<<<< /tmp/tmp37iqs6zj.txt
-            if isinstance(c, WriteMetrics):
-                for sink in c.sinks:
-                    with warned('the metrics were not closed well'): sink.close()
-            if isinstance(c, Evaluate) and c.history:
-                with warned('the evaluations were not kept'): files.keep(c.history)
-        with warned('the record of hashes was not closed'): files.hashes.seal()
-||||||| /tmp/tmphnefk21c.txt
-            if isinstance(c, WriteMetrics):
-                for sink in c.sinks: sink.close()
-            if isinstance(c, Evaluate) and c.history: files.keep(c.history)
-        try: files.hashes.seal()
-        except (FileError, OSError) as e: warnings.warn(f'the record of hashes was not closed: {e}', stacklevel=2)
-=======
             for sink in c.sinks if isinstance(c, WriteMetrics) else (): tidy(sink.close)
             if isinstance(c, Evaluate) and c.history: tidy(files.keep, c.history)
         tidy(files.hashes.seal)
->>>>>>> /tmp/tmp5z_tlhon.txt
 
 # %% ../../nbs/67_runs.run.ipynb #76e8ed93
 def one_line_of_run(

@@ -11,7 +11,7 @@ on standard output and everything else on standard error; `--help` imports neith
 | 0 | done |
 | 1 | the run failed (a number that is not finite, a full disk) |
 | 2 | a mistake in the command, the config or the workspace |
-| 3 | a difference or damage was found (`verify`) |
+| 3 | a difference or damage was found (`verify`, `audit`, `drift`) |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; a checkpoint was written |
 
 A terminal that goes away (SIGHUP) ends nothing: a training writes a checkpoint and goes on; `kill PID` ends it."""
