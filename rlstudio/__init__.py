@@ -40,6 +40,7 @@ Modules:
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.envs.workers`: Slow worlds on all cores: `backend: workers` steps the same episodes in other processes, bit for bit, and says which world it was when one of them dies.
 - `rlstudio.evidence.drift`: Does this machine compute the bits that others computed? A matrix of tiny trainings with known results answers in seconds.
+- `rlstudio.evidence.migrate`: A run of an older version is brought to the present one beside its place, tried, and put there in one step; the old one stays.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
