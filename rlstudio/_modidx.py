@@ -2456,7 +2456,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rlstudio.runs.folder.own_files': ('runs.folder.html#own_files', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.put_folder': ('runs.folder.html#put_folder', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.read_record': ('runs.folder.html#read_record', 'rlstudio/runs/folder.py'),
-                                      'rlstudio.runs.folder.settle': ('runs.folder.html#settle', 'rlstudio/runs/folder.py'),
+                                      'rlstudio.runs.folder.settle_record': ('runs.folder.html#settle_record', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.spell_record': ('runs.folder.html#spell_record', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.stamp_of': ('runs.folder.html#stamp_of', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.taken': ('runs.folder.html#taken', 'rlstudio/runs/folder.py'),

@@ -10,7 +10,7 @@ each of its bytes is covered by a SHA-256; loading only ever makes arrays, numbe
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'MANIFEST', 'TREE', 'ARRAYS', 'MAX_JSON', 'MAX_NESTING', 'LONG', 'CODES', 'WIDTHS', 'Layout',
-           'LARGE', 'Raw', 'CRASH_POINTS', 'Tree', 'MIGRATIONS', 'Noted', 'BEST', 'CheckpointError', 'spell',
+           'LARGE', 'Raw', 'CRASH_POINTS', 'Tree', 'MIGRATIONS', 'Noting', 'BEST', 'CheckpointError', 'spell',
            'parse_json', 'plain_value', 'as_column', 'split_tree', 'layout_of', 'sizes', 'layout_header', 'pack',
            'read_layout', 'fetch', 'unpack', 'join_tree', 'crash_point', 'write_file', 'Migration', 'add_migration',
            'migrate_state', 'migrate_meta', 'migrate_config', 'parts_of_v1', 'name_of_v1', 'state_of_v1', 'words_of_v1',
@@ -946,7 +946,7 @@ def _looks_whole(path: Path) -> bool:
     except CheckpointError: return False
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #25a2bdfc
-Noted = Callable[[Path], AbstractContextManager[Any]]
+Noting = Callable[[Path], AbstractContextManager[Any]]
 
 class SaveCheckpoints(Callback):
     "Saves the trainer's whole state into a folder, keeping the newest few."
@@ -956,7 +956,7 @@ class SaveCheckpoints(Callback):
         keep: int = 3,                        # newest ones to keep, ≥ 1
         meta: dict[str, Any] | None = None,   # for the manifest: config, versions, level
         last: int = -1,                       # env steps of the checkpoint we go on from
-        noted: Noted = nullcontext,           # around each save: what keeps the record of a run's files
+        noted: Noting = nullcontext,           # around each save: what keeps the record of a run's files
     ):
         """
         Args:
@@ -1050,7 +1050,7 @@ class SaveBest(Callback):
         folder: str | Path,                  # where the ordinary checkpoints go
         metric: str = 'eval/return_mean',    # in the record; more is better
         meta: dict[str, Any] | None = None,  # for the manifest, as in `SaveCheckpoints`
-        noted: Noted = nullcontext,          # around each save, as in `SaveCheckpoints`
+        noted: Noting = nullcontext,          # around each save, as in `SaveCheckpoints`
     ):
         """
         Args:

@@ -14,7 +14,7 @@ What is written is written whole or not at all. The manifest claims the level of
 # %% auto #0
 __all__ = ['SHAPES', 'HASHES', 'Stamp', 'OWN', 'RUN_VERSION', 'PARTS', 'RunError', 'check_run_name', 'put_folder', 'new_folder',
            'taken', 'locate_run', 'lock_file', 'locked', 'stamp_of', 'hash_file', 'Record', 'spell_record',
-           'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files', 'settle',
+           'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files', 'settle_record',
            'looks_of', 'check_hash', 'Hashes', 'versions', 'module_hash', 'code_hash', 'level_of', 'now', 'user',
            'is_busy', 'RunFolder', 'check_inside', 'check_version']
 
@@ -392,7 +392,7 @@ def own_files(
     return [name for name, regular in walk_files(folder) if regular and counts(name)]
 
 # %% ../../nbs/64_runs.folder.ipynb #77fba829
-def settle(
+def settle_record(
     folder: Path,     # of a run; locked
     record: Record,   # of its hashes; changed in place
 ) -> None:
@@ -504,12 +504,12 @@ class Hashes:
         if record is None:
             yield
             return
-        settle(self.folder, record)   # what a killed process left
+        settle_record(self.folder, record)   # what a killed process left
         record.changing = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)
         self.save(record)
         yield
         saved = [m[1].removeprefix('checkpoints/') for name in names if (m := _SAVED.fullmatch(name))]
-        settle(self.folder, record)
+        settle_record(self.folder, record)
         if saved: self.grow(record)
         record.marks |= {step: dict(record.lines) for step in saved if '/' not in step}
         with suppress(FileError): self.save(record)   # if not, it says what was announced, which is true, too
@@ -588,7 +588,7 @@ class Hashes:
         """
         record, self.heads = self.load(), {}
         if record is None: record = Record(files={n: hash_file(self.folder / n) for n in own_files(self.folder) if OWN.fullmatch(n)})
-        settle(self.folder, record)
+        settle_record(self.folder, record)
         record.files = {name: stamp for name, stamp in record.files.items() if OWN.fullmatch(name)}
         record.marks = {k: lines for k, lines in record.marks.items() if k <= f'step_{step:012d}'} if step >= 0 else {}
         record.lines, record.sealed = dict(record.marks[max(record.marks)]) if record.marks else {}, False
@@ -597,7 +597,7 @@ class Hashes:
     def seal(self) -> None:
         "The process ends: everything that is there is covered now"
         if (record := self.load()) is None: return
-        settle(self.folder, record)
+        settle_record(self.folder, record)
         self.grow(record)
         for name in own_files(self.folder):
             if name not in record.files:
