@@ -15,6 +15,7 @@ Modules:
 - `rlstudio.algos.td3`: Twin delayed deep deterministic policy gradient: a policy that climbs its critic, and three precautions against a critic that is wrong.
 - `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
+- `rlstudio.core.files`: One way to read a file, one way to write it: no link is followed, no pipe is waited for, nothing is half written, and nothing is taken on trust.
 - `rlstudio.core.finite`: The first number that is not finite stops the run, with its place and its usual cause.
 - `rlstudio.core.masks`: Which actions may be taken now: one row of yes and no, whatever way an environment tells it.
 - `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
@@ -39,6 +40,7 @@ Modules:
 - `rlstudio.envs.toy`: Tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.envs.workers`: Slow worlds on all cores: `backend: workers` steps the same episodes in other processes, bit for bit, and says which world it was when one of them dies.
+- `rlstudio.evidence.audit`: Anyone can take a run, execute it again in a process of its own, and lay the two ledgers side by side: equal line by line, or the first update and the component that went another way.
 - `rlstudio.evidence.drift`: Does this machine compute the bits that others computed? A matrix of tiny trainings with known results answers in seconds.
 - `rlstudio.evidence.migrate`: A run of an older version is brought to the present one beside its place, tried, and put there in one step; the old one stays.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
@@ -70,6 +72,7 @@ Modules:
 - `rlstudio.train.agent`: What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
 - `rlstudio.train.callbacks`: Enough is enough: stop when the goal is reached, when nothing improves or when time is up, and turn a knob on the way.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
+- `rlstudio.train.ledger`: After an update, a training writes down the hashes of its weights, its optimiser, its random streams and its experience, each line chained to the one before; so the first update that went another way can be named.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
 - `rlstudio.train.trackers`: W&B, MLflow and trackio as sinks: a run tells its story to the tool you use already, and never dies of it.
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
