@@ -84,13 +84,14 @@ class Nudge(Callback):
 
     def arm(self, trainer: Trainer) -> None:
         "Stand in for the step of each part, until it is time"
-        gradients = dict(ppo=40, dqn=200, sac=600)[trainer.config.algo.name]
-        self.countdown = self.rng.randrange(gradients - 4)
+        c = trainer.config.algo
+        gradients = c.num_epochs * c.num_minibatches if c.name == "ppo" else int(c.num_steps * trainer.env.num_envs * c.update_ratio) * len(trainer.algo.parts)
+        self.countdown = self.rng.randrange(gradients)
         for part in trainer.algo.parts.values():
             if self.kind == "slow copy" and not part.target: continue
             def step(part: Any = part, real: Any = part.step) -> Any:
                 told = real()
-                if self.countdown == 0 and not self.done: self.nudge(trainer, part)
+                if self.countdown == 0 and not self.done: self.nudge(trainer, part)   # after its step, before the ledger is told
                 self.countdown -= self.countdown > 0
                 return told
             part.step = step

@@ -1331,6 +1331,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'rlstudio.evidence.audit.leg_config': ( 'evidence.audit.html#leg_config',
                                                                                  'rlstudio/evidence/audit.py'),
                                          'rlstudio.evidence.audit.lowered': ('evidence.audit.html#lowered', 'rlstudio/evidence/audit.py'),
+                                         'rlstudio.evidence.audit.one_word': ('evidence.audit.html#one_word', 'rlstudio/evidence/audit.py'),
                                          'rlstudio.evidence.audit.pieces_of': ( 'evidence.audit.html#pieces_of',
                                                                                 'rlstudio/evidence/audit.py'),
                                          'rlstudio.evidence.audit.promise': ('evidence.audit.html#promise', 'rlstudio/evidence/audit.py'),
