@@ -84,11 +84,10 @@ class Nudge(Callback):
 
     def arm(self, trainer: Trainer) -> None:
         "Stand in for the step of each part, until it is time"
-        c = trainer.config.algo
-        gradients = c.num_epochs * c.num_minibatches if c.name == "ppo" else int(c.num_steps * trainer.env.num_envs * c.update_ratio) * len(trainer.algo.parts)
+        c, parts = trainer.config.algo, [p for p in trainer.algo.parts.values() if p.target or self.kind != "slow copy"]
+        gradients = c.num_epochs * c.num_minibatches if c.name == "ppo" else int(c.num_steps * trainer.env.num_envs * c.update_ratio) * len(parts)
         self.countdown = self.rng.randrange(gradients)
-        for part in trainer.algo.parts.values():
-            if self.kind == "slow copy" and not part.target: continue
+        for part in parts:
             def step(part: Any = part, real: Any = part.step) -> Any:
                 told = real()
                 if self.countdown == 0 and not self.done: self.nudge(trainer, part)   # after its step, before the ledger is told
