@@ -387,9 +387,6 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "gone" / "config.yaml").write_text((tmp_path / "gone" / "config.yaml").read_text().replace("CartPole-v1", "NotInstalled-v9"))
     done = command(tmp_path / "gone")
     assert done.returncode == 2 and "cannot be executed again" in done.stderr and "NotInstalled-v9" in done.stderr and "Traceback" not in done.stderr, said(done)
-    (tmp_path / "good" / LEDGER).unlink()
-    done = command(tmp_path / "good")
-    assert done.returncode == 2 and "ledger = off" in done.stderr and "Traceback" not in done.stderr, said(done)
 
 
 def test_the_cost_is_counted_the_same_everywhere(tmp_path: Path) -> None:
