@@ -1376,6 +1376,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'rlstudio/evidence/migrate.py'),
                                            'rlstudio.evidence.migrate.check_readable': ( 'evidence.migrate.html#check_readable',
                                                                                          'rlstudio/evidence/migrate.py'),
+                                           'rlstudio.evidence.migrate.check_undamaged': ( 'evidence.migrate.html#check_undamaged',
+                                                                                          'rlstudio/evidence/migrate.py'),
                                            'rlstudio.evidence.migrate.copy_file': ( 'evidence.migrate.html#copy_file',
                                                                                     'rlstudio/evidence/migrate.py'),
                                            'rlstudio.evidence.migrate.exchange': ( 'evidence.migrate.html#exchange',

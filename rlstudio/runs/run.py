@@ -251,11 +251,11 @@ def claims(
     """
     home = files.path / 'checkpoints'
     found = [files.manifest, saved.meta if saved else {}]
-    def ask(look: Callable[[], Any]) -> None:
-        try: found.append(look())
+    def ask(look: Callable[..., Any], *about: Any) -> None:
+        try: found.append(look(*about))
         except (CheckpointError, ConfigError, FileError, OSError): return   # it says nothing
-    for path in [*checkpoints(home), *checkpoints(home / BEST)]: ask(lambda: read_meta(path)[0])
-    for name in sorted(p.name for p in files.path.glob('result*.json')): ask(lambda: files.read(name))
+    for path in [*checkpoints(home), *checkpoints(home / BEST)]: ask(lambda p: read_meta(p)[0], path)
+    for path in sorted(files.path.glob('result*.json')): ask(files.read, path.name)
     try: found += [row for line in ledger_lines(files.path / LEDGER) if b'"begin"' in line and (row := parsed(line))]   # its last line may be torn
     except (LedgerError, OSError): pass
     return [claim for facts in found if (claim := claim_of(facts))]
