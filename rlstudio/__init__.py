@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from rlstudio.envs.backends import make_vector
     from rlstudio.envs.check import check_env
     from rlstudio.envs.vector import VectorEnv
+    from rlstudio.evidence.verify import verify
     from rlstudio.runs.config import Settings, load_config, packaged_configs
     from rlstudio.runs.export import load_agent
     from rlstudio.runs.run import Run
@@ -94,12 +95,12 @@ if TYPE_CHECKING:
     from rlstudio.train.trainer import Callback, Trainer
 
 __all__ = ['Agent', 'Batch', 'Callback', 'Config', 'Evaluation', 'Run', 'Settings', 'Spec', 'Trainer', 'VectorEnv', 'check_env', 'evaluate', 'load_agent',
-           'load_config', 'make_vector', 'packaged_configs']
+           'load_config', 'make_vector', 'packaged_configs', 'verify']
 _HOMES = {'Agent': 'train.agent', 'Batch': 'core.batch', 'Callback': 'train.trainer', 'Config': 'core.options', 'Evaluation': 'train.evaluate',
           'Run': 'runs.run', 'Settings': 'runs.config', 'Spec': 'core.spec', 'Trainer': 'train.trainer', 'VectorEnv': 'envs.vector',
           'check_env': 'envs.check', 'evaluate': 'train.evaluate', 'load_agent': 'runs.export', 'load_config': 'runs.config',
-          'make_vector': 'envs.backends', 'packaged_configs': 'runs.config'}
-_PARTS = ['algos', 'core', 'data', 'envs', 'nets', 'runs', 'studio', 'train']
+          'make_vector': 'envs.backends', 'packaged_configs': 'runs.config', 'verify': 'evidence.verify'}
+_PARTS = ['algos', 'core', 'data', 'envs', 'evidence', 'nets', 'runs', 'studio', 'train']
 
 
 def __getattr__(name: str) -> Any:
