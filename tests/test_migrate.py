@@ -30,7 +30,7 @@ from rlstudio.runs.checkpoint import (
     load_checkpoint,
     migrate_state,
 )
-from rlstudio.runs.folder import RunError, RunFolder
+from rlstudio.runs.folder import RunError, RunFolder, versions
 from rlstudio.runs.run import Run
 from rlstudio.studio.cli import app
 from rlstudio.train import metrics
@@ -82,9 +82,24 @@ def test_all_fixtures_are_tried_and_the_judge_can_fail() -> None:
 
 
 def test_fixtures_are_frozen() -> None:
-    "Their checkpoints are whole; git knows if a byte has changed"
+    "Every byte of them is covered by a hash, from version 2 on"
     for path in fixtures().values():
-        assert load_checkpoint(path).version == int(path.parts[-4].removeprefix("v"))
+        version = int(path.parts[-4].removeprefix("v"))
+        assert load_checkpoint(path).version == version
+        if version > 1: assert verify(path.parents[1]).whole and not verify(path.parents[1]).uncovered, path
+
+
+@pytest.mark.parametrize("name", ["ppo-gymnasium", "dqn-all-parts"])
+def test_runs_of_version_2_go_on(tmp_path: Path, name: str) -> None:
+    "As runs, with ledger, hashes and metrics; under another code they are not exact, and say so"
+    r = Run.open(copied(name, tmp_path, 2))
+    other = r.manifest["versions"] != versions() or r.manifest["machine"] != identity(r.manifest["engine"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        summary = r.train()
+    assert summary["level"] == ("L3" if not other else "L1" if r.manifest["why"].startswith("resumed under other versions") else "L2")
+    known = json.loads(RESUMED.read_text())[f"v2/{name}/{checkpoints(FIXTURES / 'v2' / name / 'checkpoints')[0].name}"]["ends"].get(identity_key(identity()))
+    assert known in (None, summary["weights_sha256"]) and verify(r.folder).whole
 
 
 # The command
