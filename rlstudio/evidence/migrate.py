@@ -17,6 +17,7 @@ __all__ = ['STEP', 'check_readable', 'run_version', 'FileChange', 'walk_run', 'p
 
 # %% ../../nbs/72_evidence.migrate.ipynb #708852ab
 import ctypes
+import glob
 import os
 import re
 import secrets
@@ -414,9 +415,9 @@ def migrate_run(
     start = f'.migrating-{folder.name}-'
     with held(folder):
         check_undamaged(folder)
-        for left in folder.parent.glob(f'{start}{"[0-9a-f]" * 16}'): shutil.rmtree(left)   # of a kill
         new = folder.with_name(start + secrets.token_hex(8))
         try:
+            for left in folder.parent.glob(f'{glob.escape(start)}{"[0-9a-f]" * 16}'): shutil.rmtree(left)   # of a kill
             os.mkdir(new)
             fill_migrated(folder, new, plan)
             files, world = RunFolder(new), try_migrated(new)
