@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from rlstudio.core import files as files_module
 from rlstudio.core.arithmetic import changed_facts, identity, identity_key
 from rlstudio.core.files import FileError
+from rlstudio.core.options import ConfigError
 from rlstudio.evidence import migrate as module
 from rlstudio.evidence.migrate import migrate_run, plan_migration, run_version
 from rlstudio.evidence.verify import verify
@@ -293,7 +294,7 @@ def test_the_kth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fau
             for m in (module, checkpoint, files_module, metrics): patch.setattr(m, "os", faulty)
             patch.setattr(module, "try_migrated", lambda new: {})
             try: migrate_run(home / "r")
-            except FileError as e: error = f"{e}; it is as it was"  # its manifest could not even be read
+            except (FileError, ConfigError) as e: error = f"{e}; it is as it was"  # manifest or config could not even be read
             except RunError as e: error = str(e)
         if error is None: assert run_version(home / "r") == SCHEMA_VERSION and verify(home / "r").whole and snapshot(home / "r.v1") == before, at
         else:

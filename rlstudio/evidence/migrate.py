@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import LEFTOVER, FileError, open_plain, put_file, put_json, sync_folder, write_all
+from ..core.files import LEFTOVER, FileError, NoFileError, open_plain, put_file, put_json, sync_folder, write_all
 from ..core.options import Config, ConfigError, config_from_dict, config_hash
 from .verify import verify
 from ..runs.checkpoint import (
@@ -51,7 +51,7 @@ def check_readable(
     Args:
         error: of a checkpoint
     """
-    if isinstance(error.__cause__, OSError): raise RunError(f'cannot be read: {error.__cause__}; it is as it was') from error
+    if isinstance(error.__cause__, OSError | FileError) and not isinstance(error.__cause__, NoFileError): raise RunError(f'cannot be read: {error.__cause__}; it is as it was') from error
 
 def run_version(
     folder: Path,  # of a run
