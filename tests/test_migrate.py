@@ -255,7 +255,7 @@ for at in range(first, last + 1):
 @pytest.mark.parametrize("how", ["exchange", "two renames"])
 def test_killed_at_every_call_that_changes_the_disk(tmp_path: Path, how: str) -> None:
     "The old run is there with every byte, and its name is that of a run; the next migration brings it to its end"
-    first, calls, stages = (1 if how == "exchange" else 100), 125, []
+    first, calls, stages = (1 if how == "exchange" else 100), 140, []
     source = FIXTURES / "v1" / "ppo-normalised"
     before = snapshot(source)
     for at in range(calls + 1): shutil.copytree(source, tmp_path / str(at) / "r")
