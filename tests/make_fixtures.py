@@ -21,11 +21,11 @@ from rlstudio.train.trainer import Callback, Trainer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RESUMED = FIXTURES / "resumed.json"
-OFF = dict(learning_starts=100, num_steps=50, batch_size=32, buffer_size=400)
+OFF = dict(learning_starts=100, num_steps=48, batch_size=32, buffer_size=400)
 CASES: dict[str, dict[str, Any]] = {  # name → config; the second leg begins after four iterations
     "ppo-gymnasium": dict(env=dict(id="CartPole-v1", num_envs=2, backend="inprocess"), algo=dict(name="ppo", num_steps=64, num_minibatches=2, num_epochs=2),
                           net=dict(hidden=[8], normalize_obs=True, normalize_reward=True)),
-    "a2c-memory": dict(env=dict(id="CartPole-v1", num_envs=2), algo=dict(name="a2c", num_steps=16), net=dict(hidden=[8], memory="gru", memory_size=8)),
+    "a2c-memory": dict(env=dict(id="CartPole-v1", num_envs=2), algo=dict(name="a2c", num_steps=16), net=dict(hidden=[8], core="gru", core_size=8)),
     "dqn-all-parts": dict(env=dict(id="CartPole-v1", num_envs=2), algo=dict(name="dqn", n_step=3, prioritized=True, **OFF), net=dict(hidden=[8])),
     "sac": dict(env=dict(id="Pendulum-v1"), algo=dict(name="sac", **OFF), net=dict(hidden=[8])),
     "td3": dict(env=dict(id="Pendulum-v1", num_envs=2), algo=dict(name="td3", **OFF), net=dict(hidden=[8])),

@@ -13,10 +13,11 @@ A migration changes no number: weights, memories and generators keep their bits.
 # %% auto #0
 __all__ = ['STEP', 'check_readable', 'run_version', 'FileChange', 'walk_run', 'plan_migration', 'planned', 'copy_file',
            'migrated_checkpoint', 'migrated_values', 'migrated_manifest', 'fill_migrated', 'try_migrated', 'exchange',
-           'kept_name', 'put_in_place', 'take_back', 'held', 'Migrated', 'migrate_run']
+           'kept_name', 'put_in_place', 'take_back', 'check_undamaged', 'held', 'Migrated', 'migrate_run']
 
 # %% ../../nbs/72_evidence.migrate.ipynb #708852ab
 import ctypes
+import glob
 import os
 import re
 import secrets
@@ -29,13 +30,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import LEFTOVER, FileError, open_plain, put_file, put_json, sync_folder, write_all
+from ..core.files import LEFTOVER, FileError, NoFileError, open_plain, put_file, put_json, sync_folder, write_all
 from ..core.options import Config, ConfigError, config_from_dict, config_hash
+from .verify import verify
 from ..runs.checkpoint import (
     BEST, MANIFEST, MIGRATIONS, CheckpointError, checkpoint_version, checkpoints, latest_checkpoint, load_checkpoint,
     migrate_config, migrate_meta, save_checkpoint)
 from ..runs.config import Settings, to_yaml
-from ..runs.folder import RUN_VERSION, RunError, RunFolder, locate_run, locked, now, versions
+from ..runs.folder import HASHES, RUN_VERSION, RunError, RunFolder, locate_run, locked, now, versions
 from ..runs.run import make_trainer
 from ..runs.yaml import read_yaml_file
 from ..train.agent import world_facts
@@ -49,7 +51,7 @@ def check_readable(
     Args:
         error: of a checkpoint
     """
-    if isinstance(error.__cause__, OSError): raise RunError(f'cannot be read: {error.__cause__}; it is as it was') from error
+    if isinstance(error.__cause__, OSError | FileError) and not isinstance(error.__cause__, NoFileError): raise RunError(f'cannot be read: {error.__cause__}; it is as it was') from error
 
 def run_version(
     folder: Path,  # of a run
@@ -128,7 +130,7 @@ def plan_migration(
     """
     if (version := run_version(folder)) == RUN_VERSION: return []
     return [planned(folder, path, whole, version) for path, whole in walk_run(folder)] + (
-        [] if (folder / MANIFEST).exists() else [FileChange(MANIFEST, 'rewrite', 'it is not there; what is known is written')])
+        [FileChange(name, 'rewrite', 'it is not there; what is known is written') for name in (MANIFEST, HASHES) if not (folder / name).exists()])
 
 def planned(
     folder: Path,  # of a run
@@ -151,7 +153,7 @@ def planned(
             check_readable(e)
             return FileChange(path, 'copy', f'damaged: {str(e).partition(": ")[2][:100]}')
         return FileChange(path, 'copy', '') if there == RUN_VERSION else FileChange(path, 'rewrite', f'version {there} becomes {RUN_VERSION}')
-    if path == MANIFEST: return FileChange(path, 'rewrite', f'version {RUN_VERSION}')
+    if path in (MANIFEST, HASHES): return FileChange(path, 'rewrite', f'version {RUN_VERSION}' if path == MANIFEST else 'the hashes of the new files')
     if re.fullmatch(r'config([.]leg[0-9]+)?[.]yaml', path): return FileChange(path, 'rewrite', 'the keys of today')
     if path == 'run.lock' or LEFTOVER.fullmatch(name) or '/.tmp-' in f'/{path}': return FileChange(path, 'leave', 'nobody needs it')
     return FileChange(path, 'copy', '')
@@ -242,7 +244,7 @@ def fill_migrated(
     version, folders = run_version(folder), {new}
     for change in plan:
         source, target = folder / change.path, new / change.path
-        if change.what == 'leave': continue
+        if change.what == 'leave' or change.path == HASHES: continue   # hashes come last, when all else is there
         if not target.parent.exists(): target.parent.mkdir(parents=True)
         folders.add(target.parent)
         if change.what == 'copy' and source.is_dir():
@@ -353,6 +355,18 @@ def take_back(
         if not os.path.lexists(folder) and kept.is_dir() and not kept.is_symlink() and run_version(kept) == version: os.rename(kept, folder)
 
 # %% ../../nbs/72_evidence.migrate.ipynb #14694a3f
+def check_undamaged(
+    folder: Path,  # of a run
+) -> None:
+    """Refuse a run whose files do not have their hashes: the new ones would have
+
+    Args:
+        folder: of a run
+    """
+    if not (folder / HASHES).exists(): return   # older than hashes
+    if bad := verify(folder).damage:
+        raise RunError(f'{folder}: {bad[0].file} is damaged ({bad[0].problem}), and a migration would give it a right hash; put it back from a copy, or remove it; see: rlstudio verify {folder}')
+
 @contextmanager
 def held(
     folder: Path,  # of a run
@@ -400,12 +414,19 @@ def migrate_run(
     if dry_run or not plan: return Migrated(folder, version, tuple(plan))
     start = f'.migrating-{folder.name}-'
     with held(folder):
-        for left in folder.parent.glob(f'{start}{"[0-9a-f]" * 16}'): shutil.rmtree(left)   # of a kill
+        check_undamaged(folder)
         new = folder.with_name(start + secrets.token_hex(8))
         try:
+            for left in folder.parent.glob(f'{glob.escape(start)}{"[0-9a-f]" * 16}'): shutil.rmtree(left)   # of a kill
             os.mkdir(new)
             fill_migrated(folder, new, plan)
-            if world := try_migrated(new): RunFolder(new).note(env=world)
+            files, world = RunFolder(new), try_migrated(new)
+            if world: files.note(env=world)
+            files.hashes.begin(max((int(p.name[5:]) for p in checkpoints(new / 'checkpoints')), default=-1))
+            files.hashes.seal()
+            seen, damaged = verify(new), tuple(c.path for c in plan if c.said.startswith('damaged'))   # copied as they were
+            odd = [*seen.uncovered, *(x.file for x in seen.damage if not x.file.startswith(damaged))]
+            if odd: raise FileError(f'read back, {odd[0]} is not what was written')
             sync_folder(new)
             kept = kept_name(folder, version)
             put_in_place(new, folder, kept)
