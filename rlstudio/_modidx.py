@@ -1110,6 +1110,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rlstudio.envs.snapshot.Trial': ('envs.snapshot.html#trial', 'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot.Trial.level': ( 'envs.snapshot.html#trial.level',
                                                                                 'rlstudio/envs/snapshot.py'),
+                                        'rlstudio.envs.snapshot._count': ('envs.snapshot.html#_count', 'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot._find': ('envs.snapshot.html#_find', 'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot._names': ('envs.snapshot.html#_names', 'rlstudio/envs/snapshot.py'),
                                         'rlstudio.envs.snapshot._note_entropy': ( 'envs.snapshot.html#_note_entropy',

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -244,22 +245,24 @@ def is_generator(x: Any) -> bool:  # of NumPy (new or old), Python or torch?
     return isinstance(x, np.random.Generator | np.random.RandomState | random.Random) or bool(torch and isinstance(x, torch.Generator))
 
 def is_plain_value(
-    x: Any,          # that an env holds
-    depth: int = 4,  # containers in containers
-) -> bool:           # numbers, None, arrays of numbers, and containers of these; text only inside of them
+    x: Any,            # that an env holds
+    depth: int = 4,    # containers in containers
+    look: int = 16,    # at so many items of each
+) -> bool:             # numbers, None, arrays of numbers, and containers of these; text only inside of them
     """Can it be compared, and put into a checkpoint?
 
     Args:
         x: that an env holds
         depth: containers in containers
+        look: at so many items of each
 
     Returns:
         numbers, None, arrays of numbers, and containers of these; text only inside of them
     """
     if isinstance(x, np.ndarray): return not x.dtype.hasobject
-    if isinstance(x, dict): x = [*x, *x.values()]
+    if isinstance(x, dict): x = [*islice(x, look), *islice(x.values(), look)]
     elif not isinstance(x, list | tuple | deque | set | frozenset): return x is None or isinstance(x, int | float | np.number | np.bool_)
-    return depth > 0 and all(isinstance(o, str) or is_plain_value(o, depth - 1) for o in x)
+    return depth > 0 and all(isinstance(o, str) or is_plain_value(o, depth - 1, look) for o in islice(x, look))
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4004
 MOST = 10_000   # items of a container that is carried along
@@ -390,9 +393,19 @@ def held_by(
         at = at.env
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4011
+def _count(x: Any, most: int) -> int:
+    if not isinstance(x, dict | list | tuple | deque | set | frozenset): return 1
+    n = len(x)
+    for o in x.values() if isinstance(x, dict) else x:
+        if n > most: break
+        if isinstance(o, dict | list | tuple | deque | set | frozenset): n += _count(o, most - n)
+    return n
+
 def _sample(x: Any) -> Any:
-    big = isinstance(x, np.ndarray) and x.nbytes > 2**22
-    return (x.shape, x.reshape(-1)[::x.size // 2**16].copy()) if big else x
+    if isinstance(x, np.ndarray): return (x.shape, x.reshape(-1)[::x.size // 2**16].copy()) if x.nbytes > 2**22 else x
+    if is_generator(x) or _count(x, 2000) <= 2000: return x
+    last = [x[i] for i in range(-50, 0)] if isinstance(x, list | tuple | deque) and _count(x[-1], 9) == 1 else []
+    return type(x).__name__, len(x), last
 
 def checksums(
     env: gym.Env,        # any
@@ -421,8 +434,8 @@ def take(
         path → packed; without what has grown too large
     """
     held = {path: place for path, place in held_by(env).items() if path in paths}
-    def _small(x: Any) -> bool: return isinstance(x, np.ndarray) or not hasattr(x, '__len__') or len(x) <= MOST
-    return {path: packed(place.value) for path, place in held.items() if _small(place.value)}
+    def _fits(x: Any) -> bool: return is_generator(x) or _count(x, MOST) <= MOST and is_plain_value(x, look=MOST)
+    return {path: packed(place.value) for path, place in held.items() if _fits(place.value)}
 
 def give(
     env: gym.Env,              # any
