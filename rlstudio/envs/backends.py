@@ -276,7 +276,7 @@ def lost_episodes(
     """
     i = min(why)
     return (f'{env.env_id}: {len(why)} of {env.num_envs} episodes in flight could not be replayed, and new ones begun '
-            f'(sub-env {i}: {why[i][:300]})')
+            f'(sub-env {getattr(env, "offset", 0) + i}: {why[i][:300]})')
 
 # %% ../../nbs/15_envs.backends.ipynb #f78a43b0
 class InProcess(VectorEnv):
@@ -416,7 +416,7 @@ class InProcess(VectorEnv):
         "Close every sub-env"
         for i, env in enumerate(self.envs):
             try: env.env.close()
-            except Exception as e: raise sub_env_failed(self, i, 'close', e) from e
+            except (Exception, SystemExit) as e: raise sub_env_failed(self, i, 'close', e) from e
 
 # %% ../../nbs/15_envs.backends.ipynb #4ba879ed
 def autoreset_mode(
@@ -623,13 +623,13 @@ def make_vector(
     Returns:
         its `backend` says what was chosen
     """
+    if config.workers and config.backend == 'auto': raise EnvKeyError(
+        'env.workers', f'given {config.workers} with backend: auto, expected backend: workers; fix: env.backend=workers')
     native = native_env(config) if config.backend in ('auto', 'native') else None
     if native is not None: return native
     if config.backend == 'native':
         raise EnvError(f'{config.id}: given backend=native and kwargs {dict(config.kwargs)}, '
                        f'expected one of {native_envs.names()} with its own kwargs, without wrappers and reset_options; '
                        'fix: backend=auto')
-    if config.workers and config.backend == 'auto': raise EnvKeyError(
-        'env.workers', f'given {config.workers} with backend: auto, expected backend: workers; fix: env.backend=workers')
     if config.backend == 'workers': return backends.get('workers')(config)  # type: ignore[no-any-return]
     return gymnasium_env(config) if config.backend == 'gymnasium' else InProcess(config)
