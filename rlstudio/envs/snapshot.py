@@ -1,6 +1,6 @@
 """The exact state of any environment: the state of its generator at the last reset, and the actions since.
 
-A run that was killed must go on as if nothing had happened, and that includes the pole half-way through its fall. Few environments can
+A seed says how the first episode of an environment begins, not where the pole is when the process dies. A run that was killed must go on as if nothing had happened, and that includes the pole half-way through its fall. Few environments can
 report their state, but all of them can be *led* to it again. `Recorder` wraps one environment and writes down what happens to it. Its
 `state()` is the snapshot. The recorder of a fresh environment `restore`s it and then stands at the same place, bit for bit, or raises a
 `SnapshotError`.
@@ -342,8 +342,8 @@ def _find(path: str, owner: dict[str, Any], own: bool, found: dict[str, Place], 
             seen.add(id(x))
             items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list | tuple | deque) else ()
             for key, o in items:
-                if _own_object(o): _find(f'{at}[{key!r}]', vars(o), own, found, seen, depth - 1)
-            if _own_object(x): _find(at, vars(x), own, found, seen, depth - 1)
+                if _own_object(o): _find(f'{at}[{key!r}]', dict(vars(o)), own, found, seen, depth - 1)
+            if _own_object(x): _find(at, dict(vars(x)), own, found, seen, depth - 1)
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4008
 def _names(code: CodeType) -> Iterator[str]:
