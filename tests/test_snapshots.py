@@ -109,3 +109,31 @@ def test_the_fingerprint_reads_any_observation() -> None:
     assert traced(0, np.array(["a", 1], object)) == traced(0, np.array(["a", 1], object)) != traced(0, np.array(["a", 2], object))
     odd: Any
     for odd in (None, "1.5", np.array([1.0]), 1 + 2j): assert isinstance(traced(0, x, odd, None, "no"), int)
+
+
+@pytest.mark.parametrize("id", ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "Pusher-v5", "InvertedPendulum-v5"])
+def test_the_state_of_a_simulator_goes_on_without_a_replay(id: str) -> None:
+    "MuJoCo that cannot be replayed goes on from its own state: the same future, over the time limit, and it can be saved again"
+    config = EnvConfig(id=id, num_envs=2, max_episode_steps=60)
+    one, two, three = (InProcess(config) for _ in range(3))
+    one.reset([3, 4])
+    future(one, 77, 0)
+    state = one.state_dict()
+    for s in state["envs"].values(): s["trace"] ^= 1   # as if the replay had differed
+    for env, saved in ((two, state), (three, None)):
+        with pytest.warns(UserWarning, match="could not be replayed, and no new ones begun.*the state of its simulator was used instead"): env.load_state_dict(saved or two.state_dict())
+    assert two.inexact and not two.anew.any() and [r.length for r in two.envs] == [r.length for r in one.envs]
+    here = future(one, 100, 9)
+    assert future(two, 100, 9) == here == future(three, 100, 9)
+
+
+def test_the_state_of_another_simulator_is_refused() -> None:
+    "Then a new episode begins"
+    one, two = InProcess(EnvConfig(id="HalfCheetah-v5", num_envs=1)), InProcess(EnvConfig(id="HalfCheetah-v5", num_envs=1))
+    one.reset([3])
+    future(one, 20, 0)
+    state = one.state_dict()
+    state["envs"]["0"]["trace"] ^= 1
+    state["envs"]["0"]["simulator"]["integration"] = np.zeros(3)
+    with pytest.warns(UserWarning, match="1 of 1 episodes in flight could not be replayed, and new ones begun"): two.load_state_dict(state)
+    assert two.anew.all() and two.envs[0].length == 0

@@ -14,8 +14,9 @@ borders between episodes can be kept, so the episode in flight is given up (`Rec
 __all__ = ['EnvState', 'MOST', 'fingerprint', 'traced', 'emulator_state', 'release', 'set_emulator_state', 'has_generator',
            'env_generator_state', 'set_env_generator_state', 'action_spec_of', 'action_row', 'from_row', 'doubled',
            'is_generator', 'is_plain_value', 'packed', 'unpacked', 'Place', 'used_globals', 'held_by', 'checksums',
-           'take', 'give', 'SnapshotError', 'check_return', 'Recorder', 'play', 'random_rows', 'live_on', 'Trial',
-           'own_to_each', 'futures_differ', 'lived', 'try_snapshots', 'snapshot_level', 'watched_entropy']
+           'take', 'give', 'mujoco_of', 'simulator_state', 'set_simulator_state', 'SnapshotError', 'check_return',
+           'Recorder', 'play', 'random_rows', 'live_on', 'Trial', 'own_to_each', 'futures_differ', 'lived',
+           'try_snapshots', 'snapshot_level', 'watched_entropy']
 
 # %% ../../nbs/12_envs.snapshot.ipynb #65c2566b
 import hashlib
@@ -459,6 +460,76 @@ def give(
         elif is_generator(now): now.set_state(sys.modules['torch'].from_numpy(np.array(x)))
         elif now is None or x is None or isinstance(x, type(now)) or isinstance(x, int | float) and isinstance(now, int | float): owner[name] = x
 
+# %% ../../nbs/12_envs.snapshot.ipynb #5a7c7002
+def mujoco_of(
+    env: gym.Env,  # any env
+) -> Any:          # its (model, data); None: it is none of MuJoCo
+    """The simulator of a MuJoCo env
+
+    Args:
+        env: any env
+
+    Returns:
+        its (model, data); None: it is none of MuJoCo
+    """
+    raw, module = env.unwrapped, sys.modules.get('mujoco')
+    both = getattr(raw, 'model', None), getattr(raw, 'data', None)
+    return both if module and isinstance(both[0], module.MjModel) and isinstance(both[1], module.MjData) else None
+
+def _arrays(data: Any) -> dict[str, np.ndarray]:
+    names = [k for k in dir(data) if not k.startswith('_') and k not in ('contact', 'bind')]
+    found = {k: getattr(data, k) for k in names if isinstance(getattr(data, k, None), np.ndarray)}
+    return {k: x for k, x in found.items() if x.size and x.dtype.kind in 'fiu' and x.flags.writeable and not k.startswith(('efc_', 'i', 'map_', 'tree_', 'dof_island'))}
+
+def _names_of(arrays: dict[str, np.ndarray]) -> str:
+    return ' '.join(f'{k}:{x.dtype.str}{x.shape}'.replace(' ', '') for k, x in arrays.items())
+
+def simulator_state(
+    env: gym.Env,    # any env
+) -> EnvState:       # integration, names, arrays, generator, own; {}: the simulator cannot tell
+    """The state of a MuJoCo env with its wrappers, without a replay
+
+    Args:
+        env: any env
+
+    Returns:
+        integration, names, arrays, generator, own; {}: the simulator cannot tell
+    """
+    if not (both := mujoco_of(env)): return {}
+    mujoco, (model, data) = sys.modules['mujoco'], both
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    whole = np.empty(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, whole, kind)
+    own = [path for path, place in held_by(env).items() if place.own and not is_generator(place.value)]
+    arrays = _arrays(data)
+    return dict(integration=whole, names=_names_of(arrays), arrays=np.frombuffer(b''.join(x.tobytes() for x in arrays.values()), np.uint8),
+                generator=env_generator_state(env), own=take(env, own))
+
+def set_simulator_state(
+    env: gym.Env,      # of the same kind, which was reset
+    state: EnvState,   # of `simulator_state`
+) -> None:
+    """Put a MuJoCo env and its wrappers there
+
+    Args:
+        env: of the same kind, which was reset
+        state: of `simulator_state`
+    """
+    mujoco, (model, data) = sys.modules['mujoco'], mujoco_of(env)
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    arrays = _arrays(data)
+    if state['integration'].shape != (mujoco.mj_stateSize(model, kind),) or state['names'] != _names_of(arrays):
+        raise SnapshotError(f'{env}: its simulator holds other arrays than that of the snapshot')
+    mujoco.mj_setState(model, data, state['integration'], kind)
+    mujoco.mj_forward(model, data)   # contacts and all that hangs on them
+    rest = state['arrays'].tobytes()
+    for x in arrays.values():
+        x[...] = np.frombuffer(rest[:x.nbytes], x.dtype).reshape(x.shape)
+        rest = rest[x.nbytes:]
+    mujoco.mj_setState(model, data, state['integration'], kind)
+    set_env_generator_state(env, state['generator'])
+    give(env, state['own'], list(state['own']))
+
 # %% ../../nbs/12_envs.snapshot.ipynb #e745d2d3
 class SnapshotError(RuntimeError):
     "A restored environment is not where it had been"
@@ -584,7 +655,7 @@ class Recorder:
         """
         return dict(seed=self._seed, begin=self._begin, carried=self._carried,
                     actions=self._actions[:self._length].copy(), now=env_generator_state(self.env),
-                    obs=fingerprint(self._obs), trace=self._trace, held=checksums(self.env))
+                    obs=fingerprint(self._obs), trace=self._trace, held=checksums(self.env), simulator=simulator_state(self.env))
 
     def restore(self, state: EnvState) -> Any:  # of an env like this → last observation
         """Replay the episode so far, and prove that it led to the same place
@@ -596,6 +667,21 @@ class Recorder:
         for action in state['actions']: self.step(action)
         check_return(self.env, self._obs, self._trace, state)
         return self._obs
+
+    def place(self, state: EnvState) -> Any:  # whose `simulator` is not empty → last observation
+        """Put the simulator there without a replay; what comes may differ from what would have come
+
+        Args:
+            state → Any: whose `simulator` is not empty → last observation
+        """
+        self._reset(state['seed'])
+        set_simulator_state(self.env, state['simulator'])
+        raw: Any = self.env.unwrapped
+        if fingerprint(obs := raw._get_obs()) != state['obs']: raise SnapshotError(f'{self.env}: its simulator shows another observation')
+        self._seed, self._begin, self._carried = state['seed'], state['begin'], state['carried']
+        self._obs, self._trace, self._length = obs, state['trace'], len(state['actions'])
+        self._actions = np.concatenate([state['actions'], self._actions])
+        return obs
 
     def restart(self, state: EnvState) -> Any:  # from `state()` → first observation
         """Give up the episode in flight; begin the one that would have come after it
