@@ -10,7 +10,7 @@ import rlstudio.envs.snapshot as module
 from rlstudio.core.batch import leaf_arrays
 from rlstudio.core.options import EnvConfig
 from rlstudio.envs.backends import InProcess, fold_held, unfold_held
-from rlstudio.envs.snapshot import Recorder, checksums, held_by, traced
+from rlstudio.envs.snapshot import Recorder, checksums, held_by, extend_trace
 
 
 def actions(env: InProcess, rng: np.random.Generator) -> np.ndarray: return env.action_spec.sample(rng, (env.num_envs,))
@@ -86,16 +86,16 @@ def test_the_running_fingerprint_costs_little() -> None:
     "CPU time of a step with it and without it, in turns; the cheapest world of Gymnasium pays most"
     rec = Recorder(gym.make("CartPole-v1", disable_env_checker=True))
     spent = {True: 0.0, False: 0.0}
-    real = module.traced
+    real = module.extend_trace
     try:
         for turn in range(40):
-            module.traced = real if turn % 2 else (lambda trace, *seen: trace)  # type: ignore[assignment]
+            module.extend_trace = real if turn % 2 else (lambda trace, *seen: trace)  # type: ignore[assignment]
             rec.reset(turn // 2)
             start = time.process_time()
             for t in range(400):
                 if any(rec.step(t % 2)[2:4]): rec.reset()
             if turn > 3: spent[bool(turn % 2)] += time.process_time() - start
-    finally: module.traced = real
+    finally: module.extend_trace = real
     assert spent[True] < 1.25 * spent[False], spent
 
 
@@ -105,10 +105,10 @@ def test_the_fingerprint_reads_any_observation() -> None:
     y = x.copy()
     y.view(np.int32)[1, 2] ^= 1
     for wrap in (lambda o: o, lambda o: (o, 1), lambda o: {"a": {"b": o}, "c": "text"}, lambda o: o.T, lambda o: o[:, ::2], lambda o: [o, None]):
-        assert traced(5, wrap(x)) == traced(5, wrap(x.copy())) != traced(5, wrap(y))
-    assert traced(0, np.array(["a", 1], object)) == traced(0, np.array(["a", 1], object)) != traced(0, np.array(["a", 2], object))
+        assert extend_trace(5, wrap(x)) == extend_trace(5, wrap(x.copy())) != extend_trace(5, wrap(y))
+    assert extend_trace(0, np.array(["a", 1], object)) == extend_trace(0, np.array(["a", 1], object)) != extend_trace(0, np.array(["a", 2], object))
     odd: Any
-    for odd in (None, "1.5", np.array([1.0]), 1 + 2j): assert isinstance(traced(0, x, odd, None, "no"), int)
+    for odd in (None, "1.5", np.array([1.0]), 1 + 2j): assert isinstance(extend_trace(0, x, odd, None, "no"), int)
 
 
 @pytest.mark.parametrize("id", ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "Pusher-v5", "InvertedPendulum-v5"])

@@ -35,7 +35,7 @@ from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, spec_from_space
 from .goals import find_goal
 from .make import EnvError, EnvKeyError, env_spec, is_plain, make_env
-from .snapshot import EnvState, Recorder, Trial, action_spec_of, from_row, try_snapshots, watched_entropy
+from .snapshot import EnvState, Recorder, SnapshotTrial, action_spec_of, from_row, try_snapshots, watched_entropy
 from .vector import (
     VectorEnv, check_action, check_seeds, check_state, flag_spec, give_up, none_lost, rows_to_write, seen_obs, seen_spec, warn_boundary)
 
@@ -316,16 +316,16 @@ class InProcess(VectorEnv):
         self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
 
     @cached_property
-    def trial(self) -> Trial:  # what the env remembers, and whether it can be restored
+    def trial(self) -> SnapshotTrial:  # what the env remembers, and whether it can be restored
         "what the env remembers, and whether it can be restored"
-        before, found, drawn = global_states(), Trial(), set[str]()
+        before, found, drawn = global_states(), SnapshotTrial(), set[str]()
         try:
             with watched_entropy() as drawn: found = try_snapshots(lambda: with_mask(make_env(self.config), self._source))
         except (Exception, SystemExit) as e:
-            found = Trial(f'its snapshots could not be tried ({escaped(f"{type(e).__name__}: {e}")})')
+            found = SnapshotTrial(f'its snapshots could not be tried ({escaped(f"{type(e).__name__}: {e}")})')
             warnings.warn(f"{self.env_id}: {found.why}; they are of level 'boundary'", stacklevel=3)
-        if drawn: found = Trial(f"it draws from the system's entropy ({' and '.join(sorted(drawn))}: a generator without a seed)")
-        if moved := moved_generators(before): found = Trial(f'it draws from the global generator of {" and ".join(moved)}')
+        if drawn: found = SnapshotTrial(f"it draws from the system's entropy ({' and '.join(sorted(drawn))}: a generator without a seed)")
+        if moved := moved_generators(before): found = SnapshotTrial(f'it draws from the global generator of {" and ".join(moved)}')
         for rec in self.envs: rec.carries, rec.private = found.carries, found.private
         return found
 
