@@ -10,7 +10,7 @@ import rlstudio.envs.snapshot as module
 from rlstudio.core.batch import leaf_arrays
 from rlstudio.core.options import EnvConfig
 from rlstudio.envs.backends import InProcess, fold_held, unfold_held
-from rlstudio.envs.snapshot import Recorder, checksums, held_by, extend_trace
+from rlstudio.envs.snapshot import Recorder, checksums, extend_trace, held_by
 
 
 def actions(env: InProcess, rng: np.random.Generator) -> np.ndarray: return env.action_spec.sample(rng, (env.num_envs,))
