@@ -35,7 +35,7 @@ from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, spec_from_space
 from .goals import find_goal
 from .make import EnvError, EnvKeyError, env_spec, is_plain, make_env
-from .snapshot import EnvState, Recorder, Trial, action_spec_of, from_row, try_snapshots, watched_entropy
+from .snapshot import EnvState, Recorder, SnapshotTrial, action_spec_of, from_row, try_snapshots, watched_entropy
 from .vector import (
     VectorEnv, check_action, check_seeds, check_state, flag_spec, give_up, none_lost, rows_to_write, seen_obs, seen_spec, warn_boundary)
 
@@ -190,7 +190,7 @@ def come_back(
     i: int,           # which sub-env
     state: EnvState,  # of that one
     exact: bool,      # can episodes in flight be replayed?
-) -> str:             # why a new episode has begun; '': it has not, or none could be replayed anyway
+) -> tuple[str, bool]:  # why it is not where it was, exactly; '': it is, or could not be anyway; has a new episode begun?
     """Put a sub-env where it was, or at the start of the next episode; its row of `obs`, and of `mask`, is written
 
     Args:
@@ -200,7 +200,7 @@ def come_back(
         exact: can episodes in flight be replayed?
 
     Returns:
-        why a new episode has begun; '': it has not, or none could be replayed anyway
+        why it is not where it was, exactly; '': it is, or could not be anyway; has a new episode begun?
     """
     def _show(obs: Any) -> None:
         env._rows[i] = seen_obs(env._space, obs)
@@ -209,12 +209,17 @@ def come_back(
     if exact:
         try:
             _show(env.envs[i].restore(state))
-            return ''
+            return '', False
         except (Exception, SystemExit) as e: why = escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
         env.renew(i)
+        if state.get('simulator'):
+            try:
+                _show(env.envs[i].place(state))
+                return f'{why}; the state of its simulator was used instead', False
+            except (Exception, SystemExit): env.renew(i)
     try: _show(env.envs[i].restart(state))
     except (Exception, SystemExit) as e: raise sub_env_failed(env, i, 'reset', e) from e
-    return why
+    return why, True
 
 def forgotten_state(
     env: VectorEnv,     # that was restored
@@ -263,20 +268,20 @@ def unfold_held(
 
 def lost_episodes(
     env: VectorEnv,        # of which sub-envs began new episodes
-    why: dict[int, str],   # index → reason
+    why: dict[int, tuple[str, bool]],   # index → reason, and whether a new episode has begun
 ) -> str:                  # for people, and for the manifest
-    """Say which episodes were given up
+    """Say which episodes could not be replayed
 
     Args:
         env: of which sub-envs began new episodes
-        why: index → reason
+        why: index → reason, and whether a new episode has begun
 
     Returns:
         for people, and for the manifest
     """
-    i = min(why)
-    return (f'{env.env_id}: {len(why)} of {env.num_envs} episodes in flight could not be replayed, and new ones begun '
-            f'(sub-env {getattr(env, "offset", 0) + i}: {why[i][:300]})')
+    i, new = min(why), sum(anew for _, anew in why.values())
+    return (f'{env.env_id}: {len(why)} of {env.num_envs} episodes in flight could not be replayed, and {"new ones" if new == len(why) else new or "no new ones"} begun '
+            f'(sub-env {getattr(env, "offset", 0) + i}: {why[i][0][:600]})')
 
 # %% ../../nbs/15_envs.backends.ipynb #f78a43b0
 class InProcess(VectorEnv):
@@ -311,16 +316,16 @@ class InProcess(VectorEnv):
         self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
 
     @cached_property
-    def trial(self) -> Trial:  # what the env remembers, and whether it can be restored
+    def trial(self) -> SnapshotTrial:  # what the env remembers, and whether it can be restored
         "what the env remembers, and whether it can be restored"
-        before, found, drawn = global_states(), Trial(), set[str]()
+        before, found, drawn = global_states(), SnapshotTrial(), set[str]()
         try:
             with watched_entropy() as drawn: found = try_snapshots(lambda: with_mask(make_env(self.config), self._source))
         except (Exception, SystemExit) as e:
-            found = Trial(f'its snapshots could not be tried ({escaped(f"{type(e).__name__}: {e}")})')
+            found = SnapshotTrial(f'its snapshots could not be tried ({escaped(f"{type(e).__name__}: {e}")})')
             warnings.warn(f"{self.env_id}: {found.why}; they are of level 'boundary'", stacklevel=3)
-        if drawn: found = Trial(f"it draws from the system's entropy ({' and '.join(sorted(drawn))}: a generator without a seed)")
-        if moved := moved_generators(before): found = Trial(f'it draws from the global generator of {" and ".join(moved)}')
+        if drawn: found = SnapshotTrial(f"it draws from the system's entropy ({' and '.join(sorted(drawn))}: a generator without a seed)")
+        if moved := moved_generators(before): found = SnapshotTrial(f'it draws from the global generator of {" and ".join(moved)}')
         for rec in self.envs: rec.carries, rec.private = found.carries, found.private
         return found
 
@@ -395,8 +400,8 @@ class InProcess(VectorEnv):
         self._last_frames.clear()
         exact, states = self.level == 'exact', [unfold_held(state['envs'][str(i)]) for i in range(self.num_envs)]
         if not exact: warn_boundary(self)
-        lost = {i: why for i, s in enumerate(states) if (why := come_back(self, i, s, exact))}
-        if lost: give_up(self, list(lost), lost_episodes(self, lost))
+        lost = {i: why for i, s in enumerate(states) if (why := come_back(self, i, s, exact))[0]}
+        if lost: give_up(self, [i for i, (_, anew) in lost.items() if anew], lost_episodes(self, lost))
         elif exact and (names := {name: i for i, s in enumerate(states) for name in self.envs[i].forgotten(s)}):
             give_up(self, [], forgotten_state(self, list(names)))
 

@@ -48,7 +48,7 @@ from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec
 from .backends import InProcess, escaped, native_env
 from .make import EnvError
-from .snapshot import EnvState, Recorder, Trial, watched_entropy
+from .snapshot import EnvState, Recorder, SnapshotTrial, watched_entropy
 from .vector import VectorEnv, check_action, check_seeds, check_state, give_up, none_lost, rows_to_write, warn_boundary
 
 # %% ../../nbs/19_envs.workers.ipynb #4783e162
@@ -390,7 +390,7 @@ class Share(InProcess):
         rec = self.envs[i]
         self.envs[i] = Noted(rec.env, self.at, self.offset + i, rec.carries, rec.private)
 
-    def learn(self, trial: Trial) -> None:  # of the first worker
+    def learn(self, trial: SnapshotTrial) -> None:  # of the first worker
         """What is known of the env now
 
         Args:
@@ -909,7 +909,7 @@ class Workers(VectorEnv):
         self.narrow, self._space = one.fields['obs'], one._space
         super().__init__(config.id, config.num_envs, self.narrow, one.action_spec, **more)
         self.goal = one.goal
-        self._trial: Trial | None = None
+        self._trial: SnapshotTrial | None = None
         self._one = one if one.goal else None
         if not one.goal: one.close()
 
@@ -935,7 +935,7 @@ class Workers(VectorEnv):
         return self._pool
 
     @property
-    def trial(self) -> Trial:  # what the env remembers, and whether it can be restored; found in the first worker
+    def trial(self) -> SnapshotTrial:  # what the env remembers, and whether it can be restored; found in the first worker
         "what the env remembers, and whether it can be restored; found in the first worker"
         if self._trial is None:
             self._trial = self.pool.call('trial', longer=10, who=[0])[0]
