@@ -12,10 +12,10 @@ A world that takes a millisecond for a step keeps one core busy and all others i
 
 # %% auto #0
 __all__ = ['LOOK', 'STEP', 'CALL', 'DONE', 'MORE', 'SLOW', 'GRACE', 'shares', 'usable_cores', 'Arena', 'lay_out', 'shared_bytes',
-           'as_bytes', 'look', 'Task', 'address_of', 'found_at', 'registration', 'defined_in', 'get_ready', 'Noted',
-           'Share', 'settle', 'one_thread', 'die_with', 'refused', 'work', 'serve', 'without_script', 'undisturbed',
-           'task_for', 'Worker', 'start_process', 'WorkerError', 'how_it_ended', 'what_was_lost', 'Pool', 'tell',
-           'collect', 'receive', 'lost', 'checked', 'Workers', 'begun', 'all_lost', 'closing', 'steps_single_envs']
+           'bytes_of', 'look', 'Task', 'address_of', 'found_at', 'registration', 'defined_in', 'get_ready', 'Marked',
+           'Portion', 'behave', 'one_thread', 'die_with', 'refused', 'work', 'serve', 'without_script', 'undisturbed',
+           'task_for', 'Worker', 'start_process', 'WorkerError', 'how_it_ended', 'what_was_lost', 'Pool', 'give_order',
+           'wait_for_all', 'receive', 'lost', 'checked', 'Workers', 'begun', 'all_lost', 'let_go', 'steps_single_envs']
 
 # %% ../../nbs/19_envs.workers.ipynb #1f3c2f19
 import builtins
@@ -166,7 +166,7 @@ def shared_bytes(
     """
     return context.RawArray(ctypes.c_byte, n + 64)
 
-def as_bytes(
+def bytes_of(
     memory: Any,     # of `shared_bytes`
 ) -> np.ndarray:     # (n,) uint8, from a 64-byte border on
     """The same memory as an array
@@ -326,7 +326,7 @@ def get_ready(
         if name not in wrappers: wrappers.add(name, found_at(address))
 
 # %% ../../nbs/19_envs.workers.ipynb #165c6877
-class Noted(Recorder):
+class Marked(Recorder):
     "A recorder that notes where it is, in memory that outlives its process"
     def __init__(self,
         env: gym.Env,       # any
@@ -357,7 +357,7 @@ class Noted(Recorder):
         return super().step(action)
 
 # %% ../../nbs/19_envs.workers.ipynb #5b346c71
-class Share(InProcess):
+class Portion(InProcess):
     "Some of the sub-envs, whose results are seen by the parent"
     def __init__(self,
         task: Task,     # of this worker
@@ -371,7 +371,7 @@ class Share(InProcess):
         rows, self._out = task.rows, shared.out[task.rows.start:task.rows.stop]
         super().__init__(replace(task.config, num_envs=len(rows)))
         self.offset, self.action, self.at = rows.start, shared.action[rows.start:rows.stop], shared.at[task.number]
-        self.envs = [Noted(rec.env, self.at, i) for i, rec in zip(rows, self.envs)]
+        self.envs = [Marked(rec.env, self.at, i) for i, rec in zip(rows, self.envs)]
         self.widen(task.wide)
         if self.fields != task.fields:
             raise EnvError(f'{self.env_id}: its spaces are others in a new process; expected the same in all: no random numbers in its constructor')
@@ -388,7 +388,7 @@ class Share(InProcess):
         "which of these sub-envs"
         super().renew(i)
         rec = self.envs[i]
-        self.envs[i] = Noted(rec.env, self.at, self.offset + i, rec.carries, rec.private)
+        self.envs[i] = Marked(rec.env, self.at, self.offset + i, rec.carries, rec.private)
 
     def learn(self, trial: Trial) -> None:  # of the first worker
         """What is known of the env now
@@ -423,7 +423,7 @@ class Share(InProcess):
         return dict(generators=names, entropy=drawn)
 
 # %% ../../nbs/19_envs.workers.ipynb #47bbb99f
-def settle() -> None:
+def behave() -> None:
     "Leave signals and standard output to the parent, and use one thread"
     heard = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     for s in heard: signal.signal(s, lambda number, frame: None)   # not SIG_IGN: programs that the env starts would inherit it
@@ -459,12 +459,12 @@ def die_with(
 STEP, CALL, DONE, MORE = b's', b'c', b'.', b'+'
 
 def refused(
-    e: BaseException,  # raised by an env, or by `Share`
+    e: BaseException,  # raised by an env, or by `Portion`
 ) -> dict[str, Any]:   # for the parent
     """An exception in words
 
     Args:
-        e: raised by an env, or by `Share`
+        e: raised by an env, or by `Portion`
 
     Returns:
         for the parent
@@ -486,8 +486,8 @@ def work(
         task: what to do
         said: warnings are put here: (text, category)
     """
-    shared = lay_out(Arena(as_bytes(memory)), task.fields, task.action_row, task.config.num_envs, task.workers)
-    share, fd, number, n = None, channel.fileno(), task.number, 0
+    shared = lay_out(Arena(bytes_of(memory)), task.fields, task.action_row, task.config.num_envs, task.workers)
+    portion, fd, number, n = None, channel.fileno(), task.number, 0
     at = shared.at[number]
     while True:
         look(shared.asked, number, n + 1, task.look if n > 1 else 0.)
@@ -495,15 +495,15 @@ def work(
         if not order: return
         n += 1
         try:
-            if order == STEP and share: share.step(share.action)
-            elif share is None:
+            if order == STEP and portion: portion.step(portion.action)
+            elif portion is None:
                 channel.recv()
                 get_ready(task)
-                share = Share(task, shared)
+                portion = Portion(task, shared)
                 one_thread()
             else:
                 name, args = channel.recv()
-                value = getattr(share, name)
+                value = getattr(portion, name)
                 value = value(*args) if callable(value) else value
                 answer = dict(value=None if isinstance(value, Batch) else value)
         except BaseException as e: answer = refused(e)
@@ -529,7 +529,7 @@ def serve(
         memory: of `shared_bytes`
         facts: of its `Task`
     """
-    settle()
+    behave()
     for end in copied: end.close()
     die_with(alive)
     task = Task(**facts)
@@ -565,7 +565,7 @@ def task_for(
     wide: bool,           # observations of 64 bits?
     number: int,          # which worker
     workers: int,         # of how many
-) -> Task:
+) -> Task:              # plain values and names
     """What a worker must know
 
     Args:
@@ -574,6 +574,9 @@ def task_for(
         wide: observations of 64 bits?
         number: which worker
         workers: of how many
+
+    Returns:
+        plain values and names
     """
     homes = defined_in(config)
     script = getattr(sys.modules['__main__'], '__file__', None)
@@ -605,7 +608,7 @@ def start_process(
     memory: Any,            # of `shared_bytes`
     task: Task,             # what to do
     others: list[Worker],   # that were started before
-) -> Worker:
+) -> Worker:              # that is not ready yet
     """Start one worker
 
     Args:
@@ -613,6 +616,9 @@ def start_process(
         memory: of `shared_bytes`
         task: what to do
         others: that were started before
+
+    Returns:
+        that is not ready yet
     """
     (ours, theirs), (reading, alive) = context.Pipe(), context.Pipe(duplex=False)
     copied = [ours, alive, *(end for w in others for end in (w.channel, w.alive))] if task.config.start_method == 'fork' else []
@@ -635,12 +641,15 @@ class WorkerError(EnvError):
 def how_it_ended(
     exitcode: int | None,  # of the process; None: it has not ended
     seconds: float,        # since it was last seen to move
-) -> str:
+) -> str:                  # such as 'was killed by SIGKILL'
     """The end of a process in words
 
     Args:
         exitcode: of the process; None: it has not ended
         seconds: since it was last seen to move
+
+    Returns:
+        such as 'was killed by SIGKILL'
     """
     if exitcode is None: return f'has not moved for {seconds:.0f} s'
     if exitcode >= 0: return f'ended by itself with exit code {exitcode}; an environment must not end its process'
@@ -652,7 +661,7 @@ def what_was_lost(
     at: Sequence[int],    # sub-env and step of its episode, as noted
     seeds: Sequence[Any],  # of all N sub-envs
     action: np.ndarray,   # the last ones, (N, …)
-) -> str:
+) -> str:                 # such as 'sub-env 2 (seed 9) in step 5 with action 1'
     """Which sub-env, and what it was doing
 
     Args:
@@ -660,6 +669,9 @@ def what_was_lost(
         at: sub-env and step of its episode, as noted
         seeds: of all N sub-envs
         action: the last ones, (N, …)
+
+    Returns:
+        such as 'sub-env 2 (seed 9) in step 5 with action 1'
     """
     i, t = (int(x) for x in at)
     if i not in rows:
@@ -707,7 +719,7 @@ class Pool:
             raise
 
     def call(self,
-        name: str,                    # of a method of `Share`
+        name: str,                    # of a method of `Portion`
         args: Sequence[Any] | None = None,  # for each worker; None: none
         longer: float = 1,            # times the patience
         who: Sequence[int] = (),      # which workers; (): all
@@ -715,7 +727,7 @@ class Pool:
         """Ask workers for the same
 
         Args:
-            name: of a method of `Share`
+            name: of a method of `Portion`
             args: for each worker; None: none
             longer: times the patience
             who: which workers; (): all
@@ -745,9 +757,9 @@ class Pool:
         """
         answers, self.waiting = dict[int, dict[str, Any]](), False
         try:
-            if self.owing: collect(self, {}, longer)   # of a call that was interrupted
-            for k in who or range(len(self.workers)): tell(self, k, order, words)
-            collect(self, answers, longer)
+            if self.owing: wait_for_all(self, {}, longer)   # of a call that was interrupted
+            for k in who or range(len(self.workers)): give_order(self, k, order, words)
+            wait_for_all(self, answers, longer)
         except EnvError: raise
         except BaseException:
             if not self.waiting: self.stop(0)   # interrupted in the middle of a message
@@ -772,7 +784,7 @@ class Pool:
         for w in self.workers: w.process.join(GRACE)
 
 # %% ../../nbs/19_envs.workers.ipynb #48506e7d
-def tell(
+def give_order(
     pool: Pool,           # of workers
     k: int,               # one of them
     order: bytes,         # STEP or CALL
@@ -793,7 +805,7 @@ def tell(
         if order == CALL: pool.workers[k].channel.send(words[k])
     except OSError: raise lost(pool, k) from None
 
-def collect(
+def wait_for_all(
     pool: Pool,                    # that was asked
     answers: dict[int, dict[str, Any]],  # filled in: worker → answer
     longer: float,                 # times its patience
@@ -922,7 +934,7 @@ class Workers(VectorEnv):
         need, size = Arena(), (self.num_envs, len(self.shares))
         lay_out(need, fields, self.action_row, *size)
         self._memory = shared_bytes(need.size, self._context)
-        self.shared = lay_out(Arena(as_bytes(self._memory)), fields, self.action_row, *size)
+        self.shared = lay_out(Arena(bytes_of(self._memory)), fields, self.action_row, *size)
         self.fields, self.out, self.valid = fields, self.shared.out, None
 
     @property
@@ -1002,7 +1014,7 @@ class Workers(VectorEnv):
         if self._one: self._one.close()
         pool, self._one = self._pool, None
         try:
-            if pool and not pool.closed: closing(pool)
+            if pool and not pool.closed: let_go(pool)
         finally: self._stop()
 
     def _stop(self) -> None:
@@ -1047,7 +1059,7 @@ def all_lost(
     """
     return rows, re.sub(r'\d+ of \d+ episodes', f'{len(rows)} of {env.num_envs} episodes', why, count=1)
 
-def closing(
+def let_go(
     pool: Pool,   # that nobody will ask any more
 ) -> None:
     """Let the workers close their sub-envs; whoever does not answer soon is ended
