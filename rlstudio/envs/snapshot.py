@@ -1,6 +1,6 @@
 """The exact state of any environment: the state of its generator at the last reset, and the actions since.
 
-A run that was killed must go on as if nothing had happened, and that includes the pole half-way through its fall. Few environments can
+A seed says how the first episode of an environment begins, not where the pole is when the process dies. A run that was killed must go on as if nothing had happened, and that includes the pole half-way through its fall. Few environments can
 report their state, but all of them can be *led* to it again. `Recorder` wraps one environment and writes down what happens to it. Its
 `state()` is the snapshot. The recorder of a fresh environment `restore`s it and then stands at the same place, bit for bit, or raises a
 `SnapshotError`.
@@ -339,8 +339,8 @@ def _find(path: str, owner: dict[str, Any], own: bool, found: dict[str, Place], 
             seen.add(id(x))
             items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list | tuple | deque) else ()
             for key, o in items:
-                if _own_object(o): _find(f'{at}[{key!r}]', vars(o), own, found, seen, depth - 1)
-            if _own_object(x): _find(at, vars(x), own, found, seen, depth - 1)
+                if _own_object(o): _find(f'{at}[{key!r}]', dict(vars(o)), own, found, seen, depth - 1)
+            if _own_object(x): _find(at, dict(vars(x)), own, found, seen, depth - 1)
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4008
 def _names(code: CodeType) -> Iterator[str]:
@@ -489,8 +489,16 @@ class Recorder:
             carries: what it remembers over episodes, of `held_by`; a `Trial` finds it
             private: what differs from copy to copy, and may
         """
-        self.env, self.action_spec = env, action_spec_of(env.action_space)
         self.carries, self.private = carries, private
+        self.adopt(env)
+
+    def adopt(self, env: gym.Env) -> None:  # a fresh one
+        """Begin with an env, perhaps instead of another one
+
+        Args:
+            env: a fresh one
+        """
+        self.env, self.action_spec = env, action_spec_of(env.action_space)
         self._actions, self._length = action_row(self.action_spec).zeros((64,)), 0
         self._seed: int | None = None
         self._begin: EnvState | None = None
