@@ -222,6 +222,7 @@ def ill(k: int = 2, n: int = 4, method: str = "fork", patience: float = 0.8, **k
     return Workers(EnvConfig(id="worlds/Ill-v0", num_envs=n, backend="workers", workers=k, start_method=method, patience=patience, kwargs=kwargs))
 
 
+@pytest.mark.faults(23, 24, 25, 26)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_that_fails_is_an_error_that_names_it(method: str) -> None:
     "Raising, exiting, killed, hanging in Python and in C; each time `reset` brings whole workers again, and the old ones are gone"
@@ -247,6 +248,7 @@ def test_the_gate_of_torch_in_a_worker_can_fail() -> None:
     env.close()
 
 
+@pytest.mark.faults(23, 26)
 def test_a_worker_that_is_lost_between_steps_or_in_a_reset() -> None:
     env = ill(where="reset")
     env.reset([0, 0, 0, 0])
@@ -259,6 +261,7 @@ def test_a_worker_that_is_lost_between_steps_or_in_a_reset() -> None:
     env.close()
 
 
+@pytest.mark.faults(24, 27)
 def test_the_first_sub_env_that_fails_is_named_whoever_is_faster() -> None:
     env = ill(4)
     env.reset([1, 2, 3, 4])
@@ -279,6 +282,7 @@ def test_messages_are_those_of_one_process() -> None:
     there.close()
 
 
+@pytest.mark.faults(27)
 def test_slow_is_not_hung() -> None:
     "Each sub-env may take as long as `patience`; a worker that moves is waited for"
     env = ill(1)
@@ -322,6 +326,7 @@ def test_close_closes_the_sub_envs_and_ends_the_processes(tmp_path: Path) -> Non
     assert {int(p.name) for p in tmp_path.iterdir()} >= {*before} and gone(before, 0)
 
 
+@pytest.mark.faults(25)
 def test_close_returns_though_an_env_hangs_in_it() -> None:
     env = ill(where="close", patience=0.5)
     env.reset([1, 2, 3, 4])
@@ -373,6 +378,7 @@ def script(tmp_path: Path, method: str, rest: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_env(False), start_new_session=True)
 
 
+@pytest.mark.faults(1, 23, 25)
 @pytest.mark.parametrize("method", METHODS)
 def test_no_worker_outlives_a_parent_that_is_killed(method: str, tmp_path: Path) -> None:
     "Not even one that hangs in C code, in a script without a guard for its main part"
@@ -463,6 +469,7 @@ class Double(gym.RewardWrapper):
 MY_CONFIG = "env: {id: Walk-v0, num_envs: 4, max_episode_steps: 30, wrappers: [Double], backend: inprocess}\nalgo: {name: ppo, num_steps: 64}\nnet: {hidden: [16]}\ntrain: {total_steps: 4096}\neval: {episodes: 4}\ncheckpoint: {every: 512}\n"
 
 
+@pytest.mark.faults(1)
 def test_a_run_with_own_modules_that_is_killed_goes_on_with_another_number(tmp_path: Path) -> None:
     "From the command line: the same hash as in one process, level L3, one JSON object on standard output, no orphan"
     (tmp_path / "my_world.py").write_text(MY_WORLD)

@@ -324,7 +324,7 @@ class InProcess(VectorEnv):
         for rec in self.envs: rec.carries, rec.private = found.carries, found.private
         return found
 
-    @property
+    @cached_property
     def level(self) -> str: "'exact' or 'boundary', found by a trial"; return self.trial.level  # 'exact' or 'boundary', found by a trial
 
     @property
@@ -409,14 +409,14 @@ class InProcess(VectorEnv):
         try: self.envs[i].env.close()
         except (Exception, SystemExit): pass
         env = with_mask(make_env(self.config, self.render_mode), self._source)
-        self.envs[i] = Recorder(env, self.trial.carries, self.trial.private)
+        self.envs[i].adopt(env)
         if isinstance(env, MaskedEnv): self._masked[i] = env
 
     def close(self) -> None:
         "Close every sub-env"
         for i, env in enumerate(self.envs):
             try: env.env.close()
-            except Exception as e: raise sub_env_failed(self, i, 'close', e) from e
+            except (Exception, SystemExit) as e: raise sub_env_failed(self, i, 'close', e) from e
 
 # %% ../../nbs/15_envs.backends.ipynb #4ba879ed
 def autoreset_mode(
