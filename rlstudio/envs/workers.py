@@ -587,7 +587,7 @@ def task_for(
     names = [item['name'] if isinstance(item, dict) else item for item in config.wrappers]
     around = {name: address_of(wrappers._here[name]) for name in names if name in wrappers._here}
     own = [m for m in imported() if m in sys.modules]
-    seconds = LOOK if workers < usable_cores() else 0.
+    seconds = LOOK if workers <= usable_cores() else 0.
     return Task(config, number, workers, dict(env.fields), env.action_row, wide, seconds, tuple(h for h in homes if h != '__main__'),
                 tuple(own), tuple(sorted(envs._allowed | wrappers._allowed)), registration(config.id), {k: v for k, v in around.items() if v})
 
@@ -708,6 +708,7 @@ class Pool:
         self.tasks, self.shared, self.seeds, self.patience = tasks, shared, seeds, patience
         self.workers, self.owing = list[Worker](), set[int]()
         self.waiting = self.closed = False
+        self.look = LOOK if len(tasks) < usable_cores() else 0.   # is a core left for the parent?
         shared.asked[:] = shared.answered[:] = 0
         shared.at[:] = -1
         try:
@@ -820,7 +821,7 @@ def wait_for_all(
     """
     owing, shared, began, told = pool.owing, pool.shared, time.monotonic(), False
     for k in sorted(owing):
-        if look(shared.answered, k, int(shared.asked[k]), pool.tasks[k].look): receive(pool, k, answers)
+        if look(shared.answered, k, int(shared.asked[k]), pool.look): receive(pool, k, answers)
     seen = moved = None
     while owing:
         pool.waiting = True
