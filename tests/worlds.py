@@ -81,17 +81,17 @@ class Tree(gym.Env[Any, Any]):
 
 
 class Draws(gym.Env[Any, Any]):
-    "Draws from NumPy's global generator, late"
+    "Draws from NumPy's global generator, once in so many steps"
     observation_space, action_space = gym.spaces.Box(-9, 9, (1,)), gym.spaces.Discrete(2)
-    steps = 0
+
+    def __init__(self, seldom: int = 1000) -> None: self.seldom = seldom
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         return np.zeros(1, np.float32), {}
 
     def step(self, action: Any) -> Any:
-        Draws.steps += 1
-        x = np.random.random() if Draws.steps > 400 else 0.5  # noqa: NPY002, that is the point
+        x = np.random.random() if self.np_random.integers(self.seldom) == 0 else 0.5  # noqa: NPY002, that is the point
         return np.array([x], np.float32), 1.0, bool(self.np_random.random() < 0.1), False, {}
 
 
