@@ -280,7 +280,13 @@ def main() -> int:
     if args.show:
         print(summary(history(STORE)))
         return 0
-    import rlstudio.runs.run  # noqa: F401 (once, and not in each fork)
+    import matplotlib.backends.backend_agg  # noqa: F401 (all of these once, and not in each fork)
+    import matplotlib.figure  # noqa: F401
+    import PIL.WebPImagePlugin  # noqa: F401
+    import torch
+
+    import rlstudio.runs.run  # noqa: F401
+    torch.nn.utils.skip_init(torch.nn.Linear, 1, 1)
     from rlstudio.runs.checkpoint import CRASH_POINTS
     kind, good = "point" if args.points else "random", True
     families = ["batched classic"] if args.points else list(FAMILIES)

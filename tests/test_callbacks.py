@@ -51,6 +51,7 @@ def test_a_stop_by_a_callback_completes_the_run(tmp_path: Path) -> None:
     assert Run.open(r.folder).train() == summary
 
 
+@pytest.mark.faults(3)
 def test_a_signal_interrupts(tmp_path: Path) -> None:
     class Signal(Callback):
         def on_iteration_end(self, trainer: Trainer) -> None:
@@ -63,6 +64,7 @@ def test_a_signal_interrupts(tmp_path: Path) -> None:
     assert done["status"] == "completed" and done["stopped_early"] is None and done["total_steps"] == 8192
 
 
+@pytest.mark.faults(1)
 def test_a_stop_survives_a_kill_before_the_end(tmp_path: Path) -> None:
     "The last checkpoint knows that it is over: the next process only evaluates"
     code = """if True:
@@ -169,6 +171,7 @@ CRASH = """if True:
         finally: os._exit(0)"""
 
 
+@pytest.mark.faults(1, 5)
 def test_the_best_survives_a_kill_at_any_point(tmp_path: Path) -> None:
     quick = "eval.episodes=0", "algo.num_epochs=1"
     whole = fresh(tmp_path, *quick, name="whole")

@@ -142,6 +142,7 @@ def test_random_actions_have_dice_of_their_own() -> None:
     assert .2 < check_env(world(reset=start, step=guessed), 300).numbers["reward"]["mean"] < .5
 
 
+@pytest.mark.faults(28, 30)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_problems(name: str) -> None:
     "One finding names what was given and the fix, and the report is no longer ok"
@@ -152,6 +153,7 @@ def test_problems(name: str) -> None:
     assert json.dumps(report.to_dict(), allow_nan=False) and str(found) in str(report) and "|" in report._repr_markdown_()
 
 
+@pytest.mark.faults(28)
 @pytest.mark.parametrize("name", [n for n in PROBLEMS if n not in ("seed ignored", "not determined")])
 def test_such_a_run_is_refused(name: str, tmp_path: Path) -> None:
     "Before a folder is made, with the env's name and the same words"
@@ -210,6 +212,7 @@ def test_warnings(name: str) -> None:
     assert given in found.given and found.fix and report.ok and report.config, str(report)
 
 
+@pytest.mark.faults(31)
 def test_torchs_generator_is_watched() -> None:
     import torch
     found = find(check_env(world(reward=lambda s: float(torch.rand(()))), 5), "warning", "generators")
@@ -345,6 +348,7 @@ def test_the_command_in_a_process() -> None:
     assert done.returncode == 0 and json.loads(done.stdout)["ok"], said(done)
 
 
+@pytest.mark.faults(24, 28)
 @pytest.mark.parametrize("trouble, words", [("reset", "OSError: no display"), ("four", "4 values"), ("reward", "'1.5' (str)"), ("array", "float64 of shape (1,)"),
                                             ("flag", "'no' (str)"), ("escape", r"\x1b[31mred")])
 def test_a_broken_env_is_refused(trouble: str, words: str, tmp_path: Path) -> None:
@@ -354,6 +358,7 @@ def test_a_broken_env_is_refused(trouble: str, words: str, tmp_path: Path) -> No
     assert "Odd-v0" in done.stderr and "odd.yaml:1:" in done.stderr and not (tmp_path / "runs").exists(), done.stderr
 
 
+@pytest.mark.faults(26)
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("after", [0, 30, 150])
 def test_an_env_that_exits(after: int, tmp_path: Path) -> None:
@@ -362,6 +367,7 @@ def test_an_env_that_exits(after: int, tmp_path: Path) -> None:
     assert done.exit_code == 1 and re.search(r"Odd-v0.* in step \d+ with action \d.*(SystemExit|sys.exit)|Odd-v0.*sys.exit.* in step \d+ with action \d", done.stderr), done.stderr
 
 
+@pytest.mark.faults(28)
 def test_late_mistakes_are_found_where_an_episode_ends(tmp_path: Path) -> None:
     "After the first steps, a look at each end is all that it costs"
     done = odd_run(tmp_path, "flag", 150)
@@ -369,6 +375,7 @@ def test_late_mistakes_are_found_where_an_episode_ends(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "runs" / "odd" / "manifest.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.faults(31)
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("after", [0, 150])
 def test_global_generators_lower_the_level(after: int, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def start(folder: Path, name: str, *more: str) -> "subprocess.Popen[str]":
     return child
 
 
+@pytest.mark.faults(1, 7)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_killed_and_resumed(folder: Path, reference: dict[str, Any], seed: int) -> None:
     "SIGKILL in the course of a random iteration of twenty, then resume: the weights of the uninterrupted run"
@@ -130,6 +131,7 @@ def test_killed_and_resumed(folder: Path, reference: dict[str, Any], seed: int) 
     assert steps == plain, "steps are missing from the metrics, or appear twice"
 
 
+@pytest.mark.faults(3)
 def test_interrupted_and_resumed(folder: Path, reference: dict[str, Any]) -> None:
     "Ctrl-C writes a checkpoint, says how to go on, and exits with 130"
     child = start(folder, "interrupted")
@@ -207,6 +209,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not modules & {"torch", "matplotlib", "gymnasium", "scipy", "pydantic", "safetensors", "PIL"}
 
 
+@pytest.mark.faults(3)
 def test_terminated(folder: Path, reference: dict[str, Any]) -> None:
     "SIGTERM is a polite request: a checkpoint, exit code 143, and the same end"
     child = start(folder, "terminated")
@@ -218,6 +221,7 @@ def test_terminated(folder: Path, reference: dict[str, Any]) -> None:
     assert one_object(done.stdout)["weights_sha256"] == reference["weights_sha256"]
 
 
+@pytest.mark.faults(7)
 def test_one_process_at_a_time(folder: Path) -> None:
     child = start(folder, "busy", "train.total_steps=100000000")   # it shall not end while the second one starts
     second = run("rlstudio", "resume", folder / "busy")
@@ -261,6 +265,7 @@ def strange(folder: Path, trouble: str) -> "subprocess.CompletedProcess[str]":
                "--name", trouble, "--json")
 
 
+@pytest.mark.faults(24, 28)
 @pytest.mark.parametrize("trouble, word", [("nan", "reward: given nan"), ("raises", "lost")])
 def test_a_run_that_breaks(folder: Path, trouble: str, word: str) -> None:
     "Exit code 1, the step and the source, the last good checkpoint kept, and a manifest that says so"
@@ -292,6 +297,7 @@ def test_evaluations_are_kept(folder: Path) -> None:
     assert {(e["greedy"], len(e["returns"])) for e in kept if e["greedy"]} == {(True, 5)} and kept[-1]["env_steps"] == 20480
 
 
+@pytest.mark.faults(16)
 def test_damaged_files_are_named(folder: Path, reference: dict[str, Any]) -> None:
     (broken := folder / "broken").mkdir()
     (broken / "config.yaml").write_bytes((Path(reference["run"]) / "config.yaml").read_bytes())
@@ -314,6 +320,7 @@ def test_mistakes_in_the_settings(tmp_path: Path) -> None:
         assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.faults(3)
 def test_terminated_while_evaluating(folder: Path) -> None:
     "What was learned is on disk, and the run says who interrupted it"
     command = ["rlstudio", "run", str(CARTPOLE), *SHORT, "eval.episodes=200000", "--runs-dir", str(folder), "--name", "evaluating"]
@@ -346,6 +353,7 @@ def test_a_stop_that_comes_with_the_last_step(tmp_path: Path) -> None:
     assert again.train()["status"] == "completed" and again.manifest["status"] == "completed"
 
 
+@pytest.mark.faults(21)
 @pytest.mark.parametrize("name", ["ppo-completed", "dqn-interrupted", "sac-interrupted"])
 def test_runs_of_version_1(tmp_path: Path, name: str) -> None:
     "A run of before the contracts changed is shown and listed; to go on with it is refused, and nothing in it is touched"

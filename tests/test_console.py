@@ -198,6 +198,7 @@ def test_a_resize_leaves_no_copies(tmp_path: Path, folds: bool) -> None:
 
 # A terminal that goes away
 
+@pytest.mark.faults(3)
 @pytest.mark.parametrize("stderr", ["apart", "too"])
 def test_head_stops_no_training(tmp_path: Path, stderr: str) -> None:
     "The reader leaves after one line; the training goes on to its end, and says nothing about it"
@@ -214,6 +215,7 @@ def test_head_stops_no_training(tmp_path: Path, stderr: str) -> None:
     assert status(tmp_path / "headed") == "completed" and (tmp_path / "headed" / "result.json").exists()
 
 
+@pytest.mark.faults(3)
 def test_a_closed_terminal_stops_no_training(tmp_path: Path) -> None:
     "Closing the window sends SIGHUP and breaks every write; the training goes on to its end"
     t = Terminal(*training(tmp_path, "closed", steps=60_000))

@@ -521,3 +521,19 @@ def test_the_tape_speaks_torch() -> None:
 
 def test_tape_gate_can_fail() -> None:
     assert not_in_torch(iter(["exp", "clip", "shape", "_hidden", "shrink", "logsoftmax"])) == ["shrink", "logsoftmax"]
+
+
+# The fault catalogue
+
+def test_the_fault_catalogue_is_whole_and_fresh() -> None:
+    "Each number has a test or a reason, and docs/faults.md says what the marks say"
+    done = run(sys.executable, "docs/make_faults.py", "--check")
+    assert done.returncode == 0, said(done)
+
+
+def test_the_gate_of_the_fault_catalogue_can_fail() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    import make_faults as made
+    tests = made.marked()
+    assert made.problems(tests) == [] and made.problems({}) == [f"{n}: neither a test nor a reason" for n in made.CASES if n not in made.REASONS]
+    assert made.problems(tests | {99: ["a"]}) == ["99: no such number, in a"] and made.problems(tests | {33: ["a"]}) == ["33: a test and a reason why there is none"]

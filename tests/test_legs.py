@@ -65,6 +65,7 @@ def test_a_larger_budget_equals_one_long_run(algo: str, tmp_path: Path) -> None:
     assert Run.open(short.folder).train() == second and len(longer.manifest["legs"]) == 2      # there is nothing left to do
 
 
+@pytest.mark.faults(3)
 @pytest.mark.parametrize("at", [512, 1024, 1536, 1792])
 def test_stopped_in_any_leg(at: int, tmp_path: Path) -> None:
     "A stop in the first leg or in the second, between checkpoints or at one, changes nothing"
@@ -97,6 +98,7 @@ def test_another_learning_rate(tmp_path: Path) -> None:
     assert [r["schedule/learning_rate"] for r in first.history] == [3e-4, 3e-4, 1e-3, 1e-3]
 
 
+@pytest.mark.faults(19)
 def test_what_cannot_change_is_refused(tmp_path: Path) -> None:
     "All at once, each with its reason, and with a command that works; the folder stays as it is"
     a = made("ppo", tmp_path, "a", 512)
@@ -117,6 +119,7 @@ def test_a_config_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     assert (a.folder / "config.yaml").read_text() == text and a.status == "completed" and len(a.manifest["legs"]) == 1
 
 
+@pytest.mark.faults(19)
 @pytest.mark.parametrize("at", [512, 10_000])
 def test_a_config_edited_by_hand(at: int, tmp_path: Path) -> None:
     "A completed run trains on with a larger budget, as an interrupted one does; never an old result under a new header"

@@ -437,6 +437,7 @@ def test_two_halves_are_a_whole(algo: str, world: str, second_halves: dict[str, 
     assert 500 <= steps < 1024 and (level, end) == ("exact", weights_sha256(Trainer(small(algo, world)).train().algo.module))
 
 
+@pytest.mark.faults(1)
 @pytest.mark.parametrize("algo", ["ppo", "dqn"])
 def test_killed_and_resumed(tmp_path: Path, algo: str) -> None:
     "From the command line, in the world where an illegal action ends the episode; evaluated as well"

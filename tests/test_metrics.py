@@ -51,6 +51,7 @@ def write(folder: Path, records: list[dict], rotate: int = 10**9, offset: dict |
 
 # ---- a kill at any byte ------------------------------------------------------------------------------------------------
 
+@pytest.mark.faults(32)
 @pytest.mark.parametrize("rotate", [10**9, 150])
 def test_cut_at_every_byte_readable_and_appendable(tmp_path: Path, rotate: int) -> None:
     write(tmp_path / "run", RECORDS, rotate)
@@ -69,6 +70,7 @@ def test_cut_at_every_byte_readable_and_appendable(tmp_path: Path, rotate: int) 
         shutil.rmtree(folder)
 
 
+@pytest.mark.faults(32)
 @pytest.mark.parametrize("tail", [b"\0" * 5000, b"\xff\xfe", b"x" * (3 * MAX_LINE), b"{" * 10**5, b'{"step":13}'])
 def test_any_tail_goes_aside(tmp_path: Path, tail: bytes) -> None:
     write(tmp_path, RECORDS)
@@ -98,6 +100,7 @@ for at in range(1, calls + 1):
 """
 
 
+@pytest.mark.faults(32)
 def test_kill_at_every_call_while_writing_and_rotating(tmp_path: Path) -> None:
     calls, seen = 80, set()
     child(KILL_EACH, tmp_path, "write", calls)
@@ -111,6 +114,7 @@ def test_kill_at_every_call_while_writing_and_rotating(tmp_path: Path) -> None:
     assert seen == set(range(13))  # killed before the first record, after the last, and everywhere between
 
 
+@pytest.mark.faults(32)
 def test_kill_at_every_call_while_going_back(tmp_path: Path) -> None:
     "The offset is in the second file, twelve records are in four: whatever is done by halves is done again"
     calls = 60
@@ -129,6 +133,7 @@ def test_kill_at_every_call_while_going_back(tmp_path: Path) -> None:
 
 # ---- full disks and bad disks ------------------------------------------------------------------------------------------
 
+@pytest.mark.faults(8)
 @pytest.mark.parametrize("fault", [fails(28), fails(5), half], ids=["ENOSPC", "EIO", "half"])
 def test_disk_full_at_the_kth_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]) -> None:
     for at in range(1, 70):
@@ -162,6 +167,7 @@ def test_a_write_that_failed_can_be_tried_again(tmp_path: Path, monkeypatch: pyt
     assert steps(tmp_path) == [1]
 
 
+@pytest.mark.faults(10)
 def test_rlimit_fsize(tmp_path: Path) -> None:
     "The operating system's own limit: the line that does not fit is taken back, the process lives"
     done = child("""
@@ -235,6 +241,7 @@ def test_an_offset_inside_a_line_leaves_whole_lines(tmp_path: Path) -> None:
 
 # ---- hostile names, values, lines, files -------------------------------------------------------------------------------
 
+@pytest.mark.faults(35)
 @pytest.mark.parametrize("name", ["a\n", "\na", "a\rb", "\x1b[2J", "a\x9b31m", "<script>", "a&b", 'a"b', "a'b", "a`b", "a|b", "a b", "",
                                   "/abs", "../up", ".hidden", "-rf", "\u202eabc", "ａ", "a\0", "x" * 129, None, 1, b"a"])
 def test_hostile_names(tmp_path: Path, name: object) -> None:
@@ -266,6 +273,7 @@ def test_numbers_of_all_kinds_come_back(tmp_path: Path) -> None:
     assert b"NaN" not in (tmp_path / CURRENT).read_bytes() and b"Infinity" not in (tmp_path / CURRENT).read_bytes()
 
 
+@pytest.mark.faults(35)
 @pytest.mark.parametrize("line", [b"[" * 10**6, b'{"a":' * 10**5, b"1" * 5000, b"NaN", b"[]", b"\xff" * 9, b"{}{}", b"\0" * 9,
                                   b'{"step":' + b"9" * 5000 + b"}", b"", b"null", b"x" * (2 * MAX_LINE)])
 def test_hostile_lines_are_skipped_and_counted(tmp_path: Path, line: bytes) -> None:
@@ -275,6 +283,7 @@ def test_hostile_lines_are_skipped_and_counted(tmp_path: Path, line: bytes) -> N
     with pytest.warns(UserWarning, match="1 lines are no records"): assert steps(tmp_path) == [1, 2]
 
 
+@pytest.mark.faults(35, 36)
 def test_a_line_of_a_gigabyte_takes_bounded_memory(tmp_path: Path) -> None:
     with open(tmp_path / CURRENT, "wb") as f:  # a hole: no disk is used
         f.write(b'{"step":1}\n')
@@ -285,6 +294,7 @@ def test_a_line_of_a_gigabyte_takes_bounded_memory(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB
 
 
+@pytest.mark.faults(35)
 def test_links_pipes_and_strangers_are_left_alone(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b'{"step":666}\n')

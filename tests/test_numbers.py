@@ -259,3 +259,26 @@ def test_the_default_type_of_torch_changes_nothing(algo: str, env: str, engine: 
         assert trained() == want
         assert torch.get_default_dtype() == torch.float64   # and it stays what it was
     finally: torch.set_default_dtype(torch.float32)
+
+
+# Gradients
+
+@pytest.mark.faults(29)
+@pytest.mark.parametrize("algo, env", [("ppo", "CartPole-v1"), ("a2c", "CartPole-v1"), ("dqn", "CartPole-v1")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_not_applied(algo: str, env: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The run stops with the step in its message, and no weight has moved"
+    from rlstudio.algos import common
+    from rlstudio.core.finite import NonFiniteError
+    off = dict(batch_size=16, learning_starts=64, num_steps=16, buffer_size=300)
+    t = Trainer(config_from_dict(dict(env=dict(id=env, num_envs=4), algo=dict(name=algo) | (off if algo == "dqn" else dict(num_steps=32)), net=dict(hidden=[16]),
+                                      train=dict(total_steps=10_000))))
+    t.train(500)
+    before, plain = [p.detach().clone() for p in t.algo.module.parameters()], common.clip_gradient_
+
+    def poisoned(grad: Any, max_norm: float) -> float:
+        grad[0] = value
+        return plain(grad, max_norm)
+    monkeypatch.setattr(common, "clip_gradient_", poisoned)
+    with pytest.raises(NonFiniteError, match=r"gradient: given (nan|inf).* \(env step \d+\)"): t.train()
+    assert all((a == b).all() for a, b in zip(before, t.algo.module.parameters()))

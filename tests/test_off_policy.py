@@ -116,6 +116,7 @@ def test_defaults_belong_to_the_algorithm(name: str, env: str) -> None:
 
 # The command line
 
+@pytest.mark.faults(1)
 @pytest.mark.parametrize("path", ["dqn/cartpole", "sac/pendulum", "td3/pendulum", "a2c/cartpole"])
 def test_killed_and_resumed(tmp_path: Path, path: str) -> None:
     warm_up = () if path.startswith("a2c") else ("algo.learning_starts=300",)

@@ -133,6 +133,7 @@ def stop_at(iteration: int) -> Callback:
 GO_ON = "import sys; sys.path.insert(0, 'tests'); from test_reproducible import *; print(Run.open(sys.argv[1]).train([stop_at(4)])['level'])"
 
 
+@pytest.mark.faults(20)
 def test_other_arithmetic_lowers_the_level(tmp_path: Path) -> None:
     "For good: in the manifest, in every checkpoint and in the result, also when the run comes back"
     begun = Run.from_config("ppo/cartpole", ["train.total_steps=12288", "checkpoint.every=2048", "eval.episodes=2"], runs_dir=tmp_path)

@@ -15,8 +15,9 @@ __all__ = ['SCHEMA_VERSION', 'MANIFEST', 'TREE', 'ARRAYS', 'MAX_JSON', 'MAX_NEST
            'read_layout', 'fetch', 'unpack', 'join_tree', 'crash_point', 'write_file', 'Migration', 'add_migration',
            'migrate_state', 'migrate_meta', 'migrate_config', 'parts_of_v1', 'name_of_v1', 'state_of_v1', 'words_of_v1',
            'config_of_v1', 'meta_of_v1', 'sha256', 'make_manifest', 'read_manifest', 'checkpoint_path',
-           'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'read_meta', 'checkpoints', 'latest_checkpoint', 'prune',
-           'SaveCheckpoints', 'needed_bests', 'remove_checkpoints', 'best_checkpoint', 'SaveBest', 'chosen_checkpoint']
+           'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'read_meta', 'checkpoint_version', 'checkpoints',
+           'latest_checkpoint', 'prune', 'SaveCheckpoints', 'needed_bests', 'remove_checkpoints', 'best_checkpoint',
+           'SaveBest', 'chosen_checkpoint']
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #cbd1d70d
 import hashlib
@@ -863,6 +864,19 @@ def read_meta(
     """
     manifest = _inspect(Path(path))
     return manifest['meta'], manifest['step']
+
+def checkpoint_version(
+    path: str | Path,  # folder of one checkpoint
+) -> int:              # its schema version; older than the present one if a migration leads from it
+    """Of which version the files of a checkpoint are; `CheckpointError` if they are damaged
+
+    Args:
+        path: folder of one checkpoint
+
+    Returns:
+        its schema version; older than the present one if a migration leads from it
+    """
+    return int(_inspect(Path(path))['schema_version'])
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #226b6bfe
 def checkpoints(
