@@ -661,7 +661,7 @@ def level_of(
         level, why, resume
     """
     then = before or {}
-    other = changed_facts(then.get('machine', {}), machine) if then.get('versions') else []
+    other = changed_facts(then.get('machine', {}), machine) if 'versions' in then or 'machine' in then else []
     were, are = then.get('versions', versions()), versions()
     newer = changed_facts(were, {k: v for k, v in are.items() if k in were or not k.startswith('module ')})  # one more is no change
     if newer: level, why = 'L1', f'resumed under other versions ({"; ".join(newer)})'
@@ -670,7 +670,7 @@ def level_of(
     elif other: level, why = 'L2', f'resumed with other arithmetic ({"; ".join(other)})'
     elif settings.threads > 1: level, why = 'L2', f'{settings.threads} arithmetic threads'
     else: level, why = 'L3', 'one arithmetic thread on a CPU'
-    if then.get('level', level) <= level and 'why' in then: level, why = then['level'], then['why']
+    if 'level' in then and then['level'] <= level: level, why = then['level'], then.get('why', why)
     return dict(level=level, why=why, resume=env_level)
 
 # %% ../../nbs/64_runs.folder.ipynb #5d23ceff
