@@ -24,7 +24,10 @@ from faults import memory_folder
 from support import child_env, said, snapshot
 from typer.testing import CliRunner
 
+import rlstudio.core.files
+import rlstudio.runs.checkpoint
 import rlstudio.runs.run
+import rlstudio.train.metrics
 from rlstudio.runs.checkpoint import ARRAYS, MANIFEST, TREE, CheckpointError, load_checkpoint, save_checkpoint, spell
 from rlstudio.runs.export import load_agent, save_agent
 from rlstudio.runs.run import Run
@@ -114,7 +117,8 @@ COMMANDS: dict[str, Callable[[Place], tuple[object, ...]]] = {
     "evaluate": lambda p: ("evaluate", p.run, "--episodes", 1, "--max-steps", 9), "resume": lambda p: ("resume", p.run, "--quiet"),
     "resume on": lambda p: ("resume", p.run, "train.total_steps=192", "--quiet"), "export": lambda p: ("export", p.run, p.root / "agent"),
     "run --from": lambda p: ("run", "ppo/cartpole", *SMALL, "--from", p.run, "--runs-dir", p.root / "new", "--quiet"),
-    "verify": lambda p: ("verify", p.run), "delete": lambda p: ("delete", p.run, "--yes")}
+    "verify": lambda p: ("verify", p.run), "audit": lambda p: ("audit", p.run, p.root / "runs" / "neighbour"), "migrate": lambda p: ("migrate", p.run, "--dry-run"),
+    "delete": lambda p: ("delete", p.run, "--yes")}
 
 
 # ---- the malicious corpus ----------------------------------------------------------------------------------------------
@@ -209,7 +213,7 @@ for name in ("checkpoints", "checkpoints/best", "plots", "videos", "start", "tra
     entry(f"{name}: link to a folder of the user", lambda p, name=name: link(p.run / name, p.mine))
 entry("checkpoints/.tmp-x: link to a folder of the user", lambda p: link(p.run / "checkpoints" / ".tmp-x", p.mine))
 entry("checkpoints/.tmp-x: a file", lambda p: put(p.run / "checkpoints" / ".tmp-x", "x"))
-entry("checkpoints/best/.tmp-x: link to a folder of the user", lambda p: link(p.run / "checkpoints" / "best" / ".tmp-x", p.mine))
+entry("checkpoints/best/.tmp-x: link to a folder of the user", lambda p: link(p.run / "checkpoints" / "best" / ".tmp-x", p.mine), "done")
 entry("a checkpoint is a link", lambda p: link(p.run / "checkpoints" / "step_000000999999", p.mine))
 
 
@@ -289,7 +293,7 @@ def test_malicious_folder(origin: Path, name: str) -> None:
         plant(p)
         listed = call(*COMMANDS["list"](p))
         if "settings.ini" not in name: assert listed.exit_code == 0 and "neighbour" in listed.output and "stranger" in listed.output
-        for command in ("show", "verify", "evaluate", "resume on" if which == "done" else "resume", "delete"):
+        for command in ("show", "verify", "audit", "migrate", "evaluate", "resume on" if which == "done" else "resume", "delete"):
             call(*COMMANDS[command](p))
             p.untouched()
 
@@ -326,6 +330,57 @@ def test_a_traceback_is_noticed(origin: Path, monkeypatch: pytest.MonkeyPatch) -
     with place(origin, "half") as p:
         CORPUS["checkpoint: its state is texts"][1](p)
         with pytest.raises(AssertionError, match="a traceback"): call(*COMMANDS["resume"](p))
+
+
+# ---- damage twice, and a disk that fills up while a failure is noted ---------------------------------------------------
+
+def test_the_same_checkpoint_damaged_twice(origin: Path) -> None:
+    "Each time it moves aside under a free name, and the run goes on from the one before"
+    with place(origin, "half") as p:
+        name = p.checkpoint().name
+        for time in (1, 2, 3):
+            (p.run / "checkpoints" / name / ARRAYS).write_bytes(b"damaged")
+            with pytest.warns(UserWarning, match=f"{name} is damaged"): Run.open(p.run).train([Stop()])
+            assert len(list((p.run / "checkpoints").glob(f"damaged_{name}*"))) == time
+            assert load_checkpoint(p.checkpoint()).path.name == name
+        assert call("resume", p.run, "--quiet").exit_code == 0
+
+
+class FullDisk:
+    "The module `os` of a machine whose disk is full from some moment on"
+    def __init__(self) -> None: self.full = False
+
+    def __getattr__(self, name: str) -> Any: return getattr(os, name)
+
+    def write(self, fd: int, data: bytes) -> int:
+        if self.full: raise OSError(28, os.strerror(28))
+        return os.write(fd, data)
+
+
+class FillsUp(Callback):
+    "Fills the disk, then fails"
+    def __init__(self, disk: FullDisk, error: type[BaseException] | None) -> None: self.disk, self.error = disk, error
+
+    def on_iteration_end(self, trainer: Trainer) -> None:
+        self.disk.full = True
+        if self.error: raise self.error("the reason")
+        trainer.stop("a test", interrupt=True)
+
+
+@pytest.mark.parametrize("error, expected, word", [(ZeroDivisionError, ZeroDivisionError, "the reason"), (SystemExit, SystemExit, "the reason"), (None, Exception, "No space left on device")])
+def test_the_disk_is_full_while_the_failure_is_noted(origin: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None, expected: type[BaseException], word: str) -> None:
+    "The error that led here is the one that is told; the status is true in this process and, by the lock, in any other; with room again the run goes on"
+    with place(origin, "half") as p, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        disk = FullDisk()
+        for module in (rlstudio.core.files, rlstudio.train.metrics, rlstudio.runs.checkpoint): monkeypatch.setattr(module, "os", disk)
+        run = Run.open(p.run)
+        with pytest.raises(expected, match=word): run.train([FillsUp(disk, error)])
+        assert any("could not be noted" in str(w.message) and "No space left" in str(w.message) for w in told)
+        assert run.status == "failed" and Run.open(p.run).status == "killed"
+        assert not [f for f in p.run.rglob(".*") if f.name.endswith(".tmp")]
+        disk.full = False
+        assert run.train()["status"] == "completed" and run.status == "completed"
 
 
 # ---- an agent's folder -------------------------------------------------------------------------------------------------
@@ -402,7 +457,7 @@ MUTATIONS, PARTS = 510, 10
 @pytest.mark.parametrize("part", range(PARTS))
 def test_mutated_folders(origin: Path, part: int) -> None:
     "Whatever was done to a folder: an answer or one message, by every command, and never a traceback"
-    heavy = ("evaluate", "resume", "resume on", "export", "run --from", "delete", "show --config")
+    heavy = ("evaluate", "resume", "resume on", "export", "run --from", "delete", "show --config", "audit", "migrate")
     for seed in range(part, MUTATIONS, PARTS):
         dice = random.Random(seed)
         with place(origin, ("done", "half")[seed % 2]) as p:
