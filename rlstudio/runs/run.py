@@ -174,7 +174,7 @@ def undisturbed() -> Iterator[None]:
     finally:
         for s, f in old.items(): signal.signal(s, f)
 
-# %% ../../nbs/67_runs.run.ipynb #96668774
+# %% ../../nbs/67_runs.run.ipynb #71ef7a73
 STATE_SHAPE = dict(iteration=Needed(int), episodes=Needed(int), recent=Needed([[float]]), algo=Needed(dict), stepper=Needed(dict), streams=Needed(dict), callbacks=Needed(dict), stopped=str)
 
 def shape_like(
@@ -206,6 +206,7 @@ def check_state(
         if type(c).__module__.startswith('rlstudio.') and c.name in state['callbacks']:
             check_shape(state['callbacks'][c.name], shape_like(c.state_dict()), f'callbacks.{c.name}')
 
+# %% ../../nbs/67_runs.run.ipynb #99d20b67
 @contextmanager
 def content_of(
     saved: Checkpoint,  # whole, as far as its hashes say
@@ -221,6 +222,7 @@ def content_of(
         why = ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
         raise CheckpointError(f'{saved.path}: its hashes are right, but its content does not fit this run ({why}); use another checkpoint, or the version and the code that wrote it') from e
 
+# %% ../../nbs/67_runs.run.ipynb #96668774
 def restore_point(
     files: RunFolder,  # of any run
     config: Config,    # what its config.yaml says
