@@ -1,6 +1,7 @@
 """Run folders from strangers: a malicious corpus with a canary, and random damage in any file under every command.
 
 Commands run in this process (a traceback is an exception that reaches the test); a few run as real children, with a bound on their memory."""
+import ast
 import hashlib
 import json
 import os
@@ -481,3 +482,32 @@ def test_as_a_process_of_its_own(origin: Path, name: str, command: str, code: in
         done = subprocess.run(bounded, cwd=p.root, env=child_env(coverage=False, OPENBLAS_NUM_THREADS="1"), capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
         assert done.returncode == code and "Traceback" not in done.stderr and "MemoryError" not in done.stderr, said(done)
         p.untouched()
+
+
+# ---- one reader, one writer --------------------------------------------------------------------------------------------
+
+OWN = {  # what reads no folder of a run: files of the system, of the package, of a process that it has started, and descriptors that are open already
+    "core/arithmetic.py": {"processor"}, "data/storage.py": {"memory_limit", "is_tmpfs"}, "runs/folder.py": {"module_hash", "code_hash", "locked", "is_busy"}, "studio/cli.py": {"about"},
+    "studio/catalog.py": {"written_classes"}, "studio/console.py": {"silence"}, "evidence/audit.py": {"execute_alone", "in_new_process"}, "evidence/migrate.py": {"copy_file"}}
+
+
+def readers(source: str) -> list[str]:
+    "The functions that open, read or write a file by its path in their own way"
+    found = []
+    for f in ast.walk(ast.parse(source)):
+        if not isinstance(f, ast.FunctionDef): continue
+        for call in (n for n in ast.walk(f) if isinstance(n, ast.Call)):
+            name = ast.unparse(call.func)
+            if name in ("open", "io.open", "os.open") or name.rpartition(".")[2] in ("read_text", "read_bytes", "write_text", "write_bytes") or name in ("np.load", "np.save"): found.append(f.name)
+    return found
+
+
+def test_there_is_one_reader_and_one_writer() -> None:
+    package = Path(rlstudio.core.files.__file__).parents[1]
+    own = {f.relative_to(package).as_posix(): set(readers(f.read_text())) for f in package.rglob("*.py") if f.name != "_modidx.py" and f.parent.name + "/" + f.name != "core/files.py"}
+    strays = {name: functions - OWN.get(name, set()) for name, functions in own.items() if functions - OWN.get(name, set())}
+    assert not strays, f"read_file, read_json, put_file, put_json, append_to or open_plain of 08_core.files: {strays}"
+
+
+@pytest.mark.parametrize("source, found", [("def f(p): return open(p).read()", ["f"]), ("def f(p): return p.read_text()", ["f"]), ("def f(p): return os.open(p, 0)", ["f"]), ("def f(p): return read_file(p)", []), ("def f(p): return os.fdopen(open_plain(p))", [])])
+def test_another_reader_is_found(source: str, found: list[str]) -> None: assert readers(source) == found
