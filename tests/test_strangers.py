@@ -1,6 +1,7 @@
 """Run folders from strangers: a malicious corpus with a canary, and random damage in any file under every command.
 
 Commands run in this process (a traceback is an exception that reaches the test); a few run as real children, with a bound on their memory."""
+import ast
 import hashlib
 import json
 import os
@@ -24,16 +25,25 @@ from faults import memory_folder
 from support import child_env, said, snapshot
 from typer.testing import CliRunner
 
+import rlstudio.core.files
+import rlstudio.runs.checkpoint
 import rlstudio.runs.run
+import rlstudio.train.metrics
 from rlstudio.runs.checkpoint import ARRAYS, MANIFEST, TREE, CheckpointError, load_checkpoint, save_checkpoint, spell
 from rlstudio.runs.export import load_agent, save_agent
 from rlstudio.runs.run import Run
 from rlstudio.studio.cli import app
 from rlstudio.train.agent import AgentError
+from rlstudio.train.trainer import Callback, Trainer
 
 SMALL = ("train.total_steps=128", "env.num_envs=2", "algo.num_steps=32", "algo.num_minibatches=1", "algo.num_epochs=1", "net.hidden=[4]",
          "eval.episodes=1", "eval.max_steps=20", "checkpoint.every=64")
 SECONDS = 20   # for one command, on a machine with other work; each takes a fraction of one
+
+
+class Stop(Callback):
+    "Interrupts a training after its first iteration"
+    def on_iteration_end(self, trainer: Trainer) -> None: trainer.stop("a test", interrupt=True)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +51,8 @@ def origin() -> Iterator[Path]:
     "A run that was trained to its end, and beside it one that was stopped on its way"
     with memory_folder() as shelf, pytest.MonkeyPatch.context() as patch:
         patch.chdir(shelf)
-        done = Run.from_config("ppo/cartpole", SMALL, shelf / "runs", "done")
-        done.train()
-        shutil.copytree(done.folder, half := shelf / "runs" / "half")
-        shutil.rmtree(sorted((half / "checkpoints").glob("step_*"))[-1])
-        (half / "result.json").unlink()
-        (half / "manifest.json").write_text(json.dumps(json.loads((half / "manifest.json").read_text()) | dict(status="interrupted")))
+        Run.from_config("ppo/cartpole", SMALL, shelf / "runs", "done").train()
+        Run.from_config("ppo/cartpole", SMALL, shelf / "runs", "half").train([Stop()])
         yield shelf
 
 
@@ -112,7 +118,8 @@ COMMANDS: dict[str, Callable[[Place], tuple[object, ...]]] = {
     "evaluate": lambda p: ("evaluate", p.run, "--episodes", 1, "--max-steps", 9), "resume": lambda p: ("resume", p.run, "--quiet"),
     "resume on": lambda p: ("resume", p.run, "train.total_steps=192", "--quiet"), "export": lambda p: ("export", p.run, p.root / "agent"),
     "run --from": lambda p: ("run", "ppo/cartpole", *SMALL, "--from", p.run, "--runs-dir", p.root / "new", "--quiet"),
-    "verify": lambda p: ("verify", p.run), "delete": lambda p: ("delete", p.run, "--yes")}
+    "verify": lambda p: ("verify", p.run), "audit": lambda p: ("audit", p.run, p.root / "runs" / "neighbour"), "migrate": lambda p: ("migrate", p.run, "--dry-run"),
+    "delete": lambda p: ("delete", p.run, "--yes")}
 
 
 # ---- the malicious corpus ----------------------------------------------------------------------------------------------
@@ -180,7 +187,12 @@ class Bomb:
     def __reduce__(self) -> tuple[Any, ...]: return os.system, ("touch RAN",)
 
 
-def entry(name: str, plant: Plant, which: str = "half") -> None: CORPUS[name] = which, plant
+def entry(name: str, plant: Plant, which: str = "half") -> None:
+    "A stranger can make hashes that fit, or send none; without them more of a folder is reached"
+    def unhashed(p: Place) -> None:
+        plant(p)
+        if "hashes.json" not in name: (p.run / "hashes.json").unlink(missing_ok=True)
+    CORPUS[name] = which, unhashed
 
 
 for name in ("manifest.json", "result.json", "evaluations.json", "config.yaml", "run.lock", "metrics.jsonl", "ledger.jsonl", "hashes.json"):
@@ -202,7 +214,7 @@ for name in ("checkpoints", "checkpoints/best", "plots", "videos", "start", "tra
     entry(f"{name}: link to a folder of the user", lambda p, name=name: link(p.run / name, p.mine))
 entry("checkpoints/.tmp-x: link to a folder of the user", lambda p: link(p.run / "checkpoints" / ".tmp-x", p.mine))
 entry("checkpoints/.tmp-x: a file", lambda p: put(p.run / "checkpoints" / ".tmp-x", "x"))
-entry("checkpoints/best/.tmp-x: link to a folder of the user", lambda p: link(p.run / "checkpoints" / "best" / ".tmp-x", p.mine))
+entry("checkpoints/best/.tmp-x: link to a folder of the user", lambda p: link(p.run / "checkpoints" / "best" / ".tmp-x", p.mine), "done")
 entry("a checkpoint is a link", lambda p: link(p.run / "checkpoints" / "step_000000999999", p.mine))
 
 
@@ -282,7 +294,7 @@ def test_malicious_folder(origin: Path, name: str) -> None:
         plant(p)
         listed = call(*COMMANDS["list"](p))
         if "settings.ini" not in name: assert listed.exit_code == 0 and "neighbour" in listed.output and "stranger" in listed.output
-        for command in ("show", "verify", "evaluate", "resume on" if which == "done" else "resume", "delete"):
+        for command in ("show", "verify", "audit", "migrate", "evaluate", "resume on" if which == "done" else "resume", "delete"):
             call(*COMMANDS[command](p))
             p.untouched()
 
@@ -319,6 +331,57 @@ def test_a_traceback_is_noticed(origin: Path, monkeypatch: pytest.MonkeyPatch) -
     with place(origin, "half") as p:
         CORPUS["checkpoint: its state is texts"][1](p)
         with pytest.raises(AssertionError, match="a traceback"): call(*COMMANDS["resume"](p))
+
+
+# ---- damage twice, and a disk that fills up while a failure is noted ---------------------------------------------------
+
+def test_the_same_checkpoint_damaged_twice(origin: Path) -> None:
+    "Each time it moves aside under a free name, and the run goes on from the one before"
+    with place(origin, "half") as p:
+        name = p.checkpoint().name
+        for time in (1, 2, 3):
+            (p.run / "checkpoints" / name / ARRAYS).write_bytes(b"damaged")
+            with pytest.warns(UserWarning, match=f"{name} is damaged"): Run.open(p.run).train([Stop()])
+            assert len(list((p.run / "checkpoints").glob(f"damaged_{name}*"))) == time
+            assert load_checkpoint(p.checkpoint()).path.name == name
+        assert call("resume", p.run, "--quiet").exit_code == 0
+
+
+class FullDisk:
+    "The module `os` of a machine whose disk is full from some moment on"
+    def __init__(self) -> None: self.full = False
+
+    def __getattr__(self, name: str) -> Any: return getattr(os, name)
+
+    def write(self, fd: int, data: bytes) -> int:
+        if self.full: raise OSError(28, os.strerror(28))
+        return os.write(fd, data)
+
+
+class FillsUp(Callback):
+    "Fills the disk, then fails"
+    def __init__(self, disk: FullDisk, error: type[BaseException] | None) -> None: self.disk, self.error = disk, error
+
+    def on_iteration_end(self, trainer: Trainer) -> None:
+        self.disk.full = True
+        if self.error: raise self.error("the reason")
+        trainer.stop("a test", interrupt=True)
+
+
+@pytest.mark.parametrize("error, expected, word", [(ZeroDivisionError, ZeroDivisionError, "the reason"), (SystemExit, SystemExit, "the reason"), (None, Exception, "No space left on device")])
+def test_the_disk_is_full_while_the_failure_is_noted(origin: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None, expected: type[BaseException], word: str) -> None:
+    "The error that led here is the one that is told; the status is true in this process and, by the lock, in any other; with room again the run goes on"
+    with place(origin, "half") as p, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        disk = FullDisk()
+        for module in (rlstudio.core.files, rlstudio.train.metrics, rlstudio.runs.checkpoint): monkeypatch.setattr(module, "os", disk)
+        run = Run.open(p.run)
+        with pytest.raises(expected, match=word): run.train([FillsUp(disk, error)])
+        assert any("could not be noted" in str(w.message) and "No space left" in str(w.message) for w in told)
+        assert run.status == "failed" and Run.open(p.run).status == "killed"
+        assert not [f for f in p.run.rglob(".*") if f.name.endswith(".tmp")]
+        disk.full = False
+        assert run.train()["status"] == "completed" and run.status == "completed"
 
 
 # ---- an agent's folder -------------------------------------------------------------------------------------------------
@@ -395,10 +458,11 @@ MUTATIONS, PARTS = 510, 10
 @pytest.mark.parametrize("part", range(PARTS))
 def test_mutated_folders(origin: Path, part: int) -> None:
     "Whatever was done to a folder: an answer or one message, by every command, and never a traceback"
-    heavy = ("evaluate", "resume", "resume on", "export", "run --from", "delete", "show --config")
+    heavy = ("evaluate", "resume", "resume on", "export", "run --from", "delete", "show --config", "audit", "migrate")
     for seed in range(part, MUTATIONS, PARTS):
         dice = random.Random(seed)
         with place(origin, ("done", "half")[seed % 2]) as p:
+            if dice.random() < .7: (p.run / "hashes.json").unlink()   # else few damages are reached
             what = [damage(p, dice) for _ in range(dice.choice([1, 1, 2]))]
             try:
                 for command in ("list", "show", "show --json", "list --sort", "verify", heavy[seed // 2 % len(heavy)]): call(*COMMANDS[command](p))
@@ -418,3 +482,32 @@ def test_as_a_process_of_its_own(origin: Path, name: str, command: str, code: in
         done = subprocess.run(bounded, cwd=p.root, env=child_env(coverage=False, OPENBLAS_NUM_THREADS="1"), capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
         assert done.returncode == code and "Traceback" not in done.stderr and "MemoryError" not in done.stderr, said(done)
         p.untouched()
+
+
+# ---- one reader, one writer --------------------------------------------------------------------------------------------
+
+OWN = {  # what reads no folder of a run: files of the system, of the package, of a process that it has started, and descriptors that are open already
+    "core/arithmetic.py": {"processor"}, "data/storage.py": {"memory_limit", "is_tmpfs"}, "runs/folder.py": {"module_hash", "code_hash", "locked", "is_busy"}, "studio/cli.py": {"about"},
+    "studio/catalog.py": {"written_classes"}, "studio/console.py": {"silence"}, "evidence/audit.py": {"execute_alone", "in_new_process"}, "evidence/migrate.py": {"copy_file"}}
+
+
+def readers(source: str) -> list[str]:
+    "The functions that open, read or write a file by its path in their own way"
+    found = []
+    for f in ast.walk(ast.parse(source)):
+        if not isinstance(f, ast.FunctionDef): continue
+        for call in (n for n in ast.walk(f) if isinstance(n, ast.Call)):
+            name = ast.unparse(call.func)
+            if name in ("open", "io.open", "os.open") or name.rpartition(".")[2] in ("read_text", "read_bytes", "write_text", "write_bytes") or name in ("np.load", "np.save"): found.append(f.name)
+    return found
+
+
+def test_there_is_one_reader_and_one_writer() -> None:
+    package = Path(rlstudio.core.files.__file__).parents[1]
+    own = {f.relative_to(package).as_posix(): set(readers(f.read_text())) for f in package.rglob("*.py") if f.name != "_modidx.py" and f.parent.name + "/" + f.name != "core/files.py"}
+    strays = {name: functions - OWN.get(name, set()) for name, functions in own.items() if functions - OWN.get(name, set())}
+    assert not strays, f"read_file, read_json, put_file, put_json, append_to or open_plain of 08_core.files: {strays}"
+
+
+@pytest.mark.parametrize("source, found", [("def f(p): return open(p).read()", ["f"]), ("def f(p): return p.read_text()", ["f"]), ("def f(p): return os.open(p, 0)", ["f"]), ("def f(p): return read_file(p)", []), ("def f(p): return os.fdopen(open_plain(p))", [])])
+def test_another_reader_is_found(source: str, found: list[str]) -> None: assert readers(source) == found

@@ -427,7 +427,7 @@ def decisions(
     Returns:
         'section.key' → its value, and the default (`MISSING`: not known)
     """
-    both = [(f'{section}.{key}', value, defaults.get(section, {}).get(key, MISSING)) for section, keys in config.items() for key, value in (keys or {}).items()]
+    both = [(f'{section}.{key}', value, defaults.get(section, {}).get(key, MISSING)) for section, keys in config.items() for key, value in (keys.items() if isinstance(keys, dict) else ())]
     return {key: (value, default) for key, value, default in both if default is MISSING or json.dumps(value) != json.dumps(default)}
 
 # %% ../../nbs/80_studio.catalog.ipynb #503ce468

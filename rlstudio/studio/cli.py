@@ -748,7 +748,7 @@ def config_lines(
     from rlstudio.runs.yaml import MAX_BYTES, read_yaml_file
     if whole: return read_file(run / 'config.yaml', MAX_BYTES).decode().splitlines()
     config = read_yaml_file(run / 'config.yaml').values
-    if not isinstance(config, dict): return []
+    if not isinstance(config, dict) or not all(isinstance(config.get(k), dict) for k in ('algo', 'env')): return []
     told = {k: v for k, v in decisions(config, default_values(config['algo']['name'], config['env']['id'])).items() if k not in ('algo.name', 'env.id')}
     pairs = [(f'{key}={as_text(value)}', '' if default is MISSING else f'(default {as_text(default)})') for key, (value, default) in told.items()]
     width = max([len(pair) for pair, _ in pairs], default=0)
