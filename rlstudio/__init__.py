@@ -40,6 +40,7 @@ Modules:
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.envs.workers`: Slow worlds on all cores: `backend: workers` steps the same episodes in other processes, bit for bit, and says which world it was when one of them dies.
 - `rlstudio.evidence.drift`: Does this machine compute the bits that others computed? A matrix of tiny trainings with known results answers in seconds.
+- `rlstudio.evidence.migrate`: A run of an older version is brought to the present one beside its place, tried, and put there in one step; the old one stays.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from rlstudio.envs.backends import make_vector
     from rlstudio.envs.check import check_env
     from rlstudio.envs.vector import VectorEnv
+    from rlstudio.evidence.verify import verify
     from rlstudio.runs.config import Settings, load_config, packaged_configs
     from rlstudio.runs.export import load_agent
     from rlstudio.runs.run import Run
@@ -93,12 +95,12 @@ if TYPE_CHECKING:
     from rlstudio.train.trainer import Callback, Trainer
 
 __all__ = ['Agent', 'Batch', 'Callback', 'Config', 'Evaluation', 'Run', 'Settings', 'Spec', 'Trainer', 'VectorEnv', 'check_env', 'evaluate', 'load_agent',
-           'load_config', 'make_vector', 'packaged_configs']
+           'load_config', 'make_vector', 'packaged_configs', 'verify']
 _HOMES = {'Agent': 'train.agent', 'Batch': 'core.batch', 'Callback': 'train.trainer', 'Config': 'core.options', 'Evaluation': 'train.evaluate',
           'Run': 'runs.run', 'Settings': 'runs.config', 'Spec': 'core.spec', 'Trainer': 'train.trainer', 'VectorEnv': 'envs.vector',
           'check_env': 'envs.check', 'evaluate': 'train.evaluate', 'load_agent': 'runs.export', 'load_config': 'runs.config',
-          'make_vector': 'envs.backends', 'packaged_configs': 'runs.config'}
-_PARTS = ['algos', 'core', 'data', 'envs', 'nets', 'runs', 'studio', 'train']
+          'make_vector': 'envs.backends', 'packaged_configs': 'runs.config', 'verify': 'evidence.verify'}
+_PARTS = ['algos', 'core', 'data', 'envs', 'evidence', 'nets', 'runs', 'studio', 'train']
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-LATE = 700  # steps in the life of one env: beyond the trial at the start of a run, before the kill
-LATER = 1500  # the same, beyond the kill
+LATE = 330  # steps in the life of one env: beyond the trial at the start of a run, before the kill
+LATER = 560  # the same, beyond the kill
 FROM_ENTROPY = np.random.default_rng()  # made at import, by nobody's seed
 FROM_SEED = np.random.default_rng(7)  # made at import, the same in every process
 RESETS = [0]  # of all envs in the process
@@ -185,20 +185,33 @@ class OtherWay(Honest):
         return obs, reward + (os.urandom(1)[0] / 255 if self.life > LATE else 0), *rest
 
 
-class FailsLater(Honest):
-    "Raises when it is played again: it may be made only so often (by its own file)"
-    def begin(self) -> None:
-        if os.environ.get("CHEAT_RAISES") and self.np_random.random() < 2: raise OSError("the licence is used up")
-
-
 class FailsInReplay(Honest):
-    "Raises in the first episode that a second process plays, at step 5"
+    "Raises in the first replay of a second process"
     broken = bool(os.environ.get("CHEAT_RAISES"))
+    real = False  # is it one of a run, and not of a trial?
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed: self.real = self.real or seed > 1000
+        return super().reset(seed=seed)
+
     def luck(self) -> float:
-        if self.broken and self.life == 1:
+        if self.broken and self.real:
             type(self).broken = False
             raise OSError("no connection yet")
         return 0.0
+
+
+class Ill(Honest):
+    "Cannot be reset in a second process, until somebody repairs it"
+    def begin(self) -> None:
+        if os.environ.get("CHEAT_RAISES"): raise OSError("the licence has run out")
+
+
+class Grown(Honest):
+    "Has another observation space in a second process"
+    wide = bool(os.environ.get("CHEAT_RAISES"))
+    if wide: observation_space = gym.spaces.Box(-99, 99, (4,), np.float32)
+    def see(self) -> np.ndarray: return np.append(super().see(), np.float32(0)) if self.wide else super().see()
 
 
 class Moved(gym.Wrapper[Any, Any, Any, Any]):

@@ -5,9 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import child_env, run, said
+from support import run, said
 
-EXACT = ["Honest", "SameArray", "Timed"]  # they look as if they cheated, and do not
+NO_SEED, LOST, GONE = "a generator that a reset does not seed", "episodes in flight could not be replayed", "no replay brings that back"
+REMEMBERS, ENTROPY, GLOBAL = "it remembers {} over episodes, which cannot be restored", "drew from the system's entropy", "the global generator of {} was used"
+WORLDS = {  # what each must come to after a kill: the reason for L1, or '' where the run must be exact, and equal to one that was never killed
+    "Honest": "", "SameArray": "", "Timed": "",
+    "Episodes": "", "LateEpisodes": "", "History": "", "Wrapper": "",  # they remember, and their memory is carried along
+    "ModuleState": REMEMBERS.format("module cheats.RESETS"), "ClassState": REMEMBERS.format("class ClassState.steps"),
+    "OwnGenerator": NO_SEED, "LateOwnGenerator": NO_SEED, "PythonGenerator": NO_SEED, "ImportedGenerator": GONE, "SeededModule": LOST,
+    "GlobalDraws": GLOBAL.format("numpy.random"), "PythonDraws": GLOBAL.format("random"),
+    "Entropy": ENTROPY, "RareEntropy": ENTROPY, "FreshGenerators": ENTROPY, "OtherWay": ENTROPY,
+    "WallClock": LOST, "Threaded": LOST, "Hashes": LOST, "FailsInReplay": "OSError: no connection yet",
+    "SharedBuffer": "should equal the snapshot's, but differ", "Addresses": "should equal the snapshot's, but differ",
+}
 CHILD = r'''
 import json, os, sys, traceback, warnings
 from pathlib import Path
@@ -17,11 +28,15 @@ from rlstudio.train.trainer import Callback
 
 class Kill(Callback):
     def on_iteration_end(self, trainer):
-        if trainer.iteration == 9: os.kill(os.getpid(), 9)
+        if trainer.iteration < 4: return
+        note(dict(said=[str(w.message) for w in said]))
+        os.kill(os.getpid(), 9)
 
-def live(what, world, folder):
+def note(facts): (folder / f"{world}.{what}.json").write_text(json.dumps(facts))
+
+def live():
     if what == "resume": return Run.open(folder / world).train()
-    made = Run.from_config(dict(env=dict(id=f"Cheat/{world}-v0", num_envs=2), algo=dict(name="ppo", num_steps=128), train=dict(total_steps=16*256),
+    made = Run.from_config(dict(env=dict(id=f"Cheat/{world}-v0", num_envs=2), algo=dict(name="ppo", num_steps=128, num_epochs=1), train=dict(total_steps=6*256),
                                 eval=dict(episodes=0), checkpoint=dict(every=256)), runs_dir=folder, name=world)
     return made.train([Kill()] if what == "kill" else [])
 
@@ -33,18 +48,56 @@ for world in worlds:
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
-                done = live(what, world, folder)
-            (folder / f"{world}.{what}.json").write_text(json.dumps(done | dict(said=[str(w.message) for w in said])))
+                done = live()
+            note(done | dict(said=[str(w.message) for w in said]))
             code = 0
-        except BaseException: (folder / f"{world}.{what}.json").write_text(json.dumps(dict(error=traceback.format_exc())))
+        except BaseException: note(dict(error=traceback.format_exc()))
         finally: os._exit(code)
     status = os.waitpid(pid, 0)[1]
     print(world, what, status)
 '''
 
 
-def children(tmp: Path, what: str, folder: Path, worlds: list[str], **env: str) -> dict[str, Any]:
-    "What became of each world"
-    done = run(sys.executable, "-c", CHILD, what, folder, *worlds, cwd=tmp, coverage=False, PYTHONPATH=str(Path(__file__).parent), **env)
+
+def children(what: str, folder: Path, worlds: list[str], **env: str) -> dict[str, Any]:
+    "What became of each world, in a process of its own that imported the worlds anew"
+    done = run(sys.executable, "-c", CHILD, what, folder, *worlds, cwd=folder, coverage=False, PYTHONPATH=str(Path(__file__).parent), **env)
     assert done.returncode == 0, said(done)
     return {w: json.loads(p.read_text()) for w in worlds if (p := folder / f"{w}.{what}.json").exists()}
+
+
+@pytest.fixture(scope="module")
+def lives(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    "Each world killed and resumed; those that still claim to be exact also without a kill; and the folder of the runs"
+    killed, whole = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("whole")
+    first = children("kill", killed, [*WORLDS, "Ill", "Grown"], PYTHONHASHSEED="1")
+    assert not any("level" in f for f in first.values()), "somebody survived"
+    resumed = children("resume", killed, [*WORLDS, "Ill", "Grown"], PYTHONHASHSEED="2", CHEAT_RAISES="1")
+    for w in WORLDS: resumed[w].setdefault("said", []).extend(first[w]["said"])
+    return resumed, children("whole", whole, [w for w, r in resumed.items() if r.get("level") == "L3"], PYTHONHASHSEED="3"), killed
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_world_that_cheats_keeps_neither_its_level_nor_loses_its_run(world: str, lives: Any) -> None:
+    "Completed, and exact only if it equals the run that was never killed"
+    resumed, whole, folder = lives
+    assert "error" not in resumed[world], resumed[world]["error"]
+    manifest, why = json.loads((folder / world / "manifest.json").read_text()), WORLDS[world]
+    assert manifest["status"] == "completed" and resumed[world]["total_steps"] == 1536
+    assert resumed[world]["level"] == manifest["level"] == ("L1" if why else "L3"), manifest["why"]
+    if why:
+        newest = sorted((folder / world / "checkpoints").glob("step_*"))[-1]
+        saved = json.loads((newest / "manifest.json").read_text())["meta"]
+        assert why in manifest["why"] == saved["why"] and saved["level"] == "L1"
+        assert any(why in text for text in resumed[world]["said"]), "nothing was said"
+    else: assert resumed[world]["weights_sha256"] == whole[world]["weights_sha256"]
+
+
+def test_a_world_that_cannot_be_played_costs_nothing(lives: Any) -> None:
+    "It raises at once, or has another space: refused with the reason, the run stays as it was, and goes on when the world is back"
+    resumed, _, folder = lives
+    assert "OSError: the licence has run out" in resumed["Ill"]["error"] and "ConfigError" in resumed["Ill"]["error"]
+    assert "given" in resumed["Grown"]["error"] and "(4,)" in resumed["Grown"]["error"] and "RunError" in resumed["Grown"]["error"]
+    again = children("resume", folder, ["Ill", "Grown"])
+    assert {w: r.get("level", r.get("error")) for w, r in again.items()} == {"Ill": "L3", "Grown": "L3"}
+    assert again["Ill"]["weights_sha256"] == again["Grown"]["weights_sha256"] == resumed["Honest"]["weights_sha256"]

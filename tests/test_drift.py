@@ -22,6 +22,7 @@ from rlstudio.evidence.drift import (
     GOLDEN_CASES,
     KnownMachine,
     golden_text,
+    measure_drift,
     missing_packages,
     read_golden,
     same_arithmetic,
@@ -101,6 +102,16 @@ def test_an_unknown_machine_is_measured(mine: Path, tmp_path: Path) -> None:
         assert (done.exit_code, row["verdict"], told["known"], row["start"]) == (code, verdict, False, 0.) and row["first"] == pytest.approx(by, rel=.01)
         assert told["changed"] == [f"cpu: an abacus, now {identity()['cpu']}"]
     assert "differs from the nearest: cpu: an abacus" in drift("--case", CASE, "--against", other).stdout
+
+
+@pytest.mark.parametrize("change, elsewhere", [(dict(gae_lambda=.95 + 1e-8), "close"), (dict(learning_rate=1e-2), "far"), (dict(num_epochs=3), "far")])
+def test_a_change_of_the_algorithm_is_found(change: dict, elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Where the arithmetic is known, one of a hundred millionth is enough; elsewhere it must be more than rounding"
+    before = GOLDEN_CASES["ppo/pendulum"]
+    known = KnownMachine(identity(), {"ppo/pendulum": train_case(before)})
+    monkeypatch.setitem(GOLDEN_CASES, "ppo/pendulum", replace(before, config=before.config | dict(algo=before.config["algo"] | change)))
+    for machine, verdict in (known, "differs"), (replace(known, identity=dict(known.identity, cpu="an abacus")), elsewhere):
+        assert [row.verdict for row in measure_drift(["ppo/pendulum"], [machine]).rows] == [verdict]
 
 
 @pytest.mark.parametrize("args, says", [(("--case", "ppo/cartpol"), "ppo/cartpole"), (("--against", "nowhere.json"), "nowhere.json")])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from faults import FaultyOS, child, fails, half, memory_folder
 
+from rlstudio.core import files
 from rlstudio.train import metrics
 from rlstudio.train.metrics import (
     ASIDE,
@@ -85,13 +86,14 @@ KILL_EACH = """
 import os, signal, sys
 from pathlib import Path
 from faults import FaultyOS
+from rlstudio.core import files
 from rlstudio.train import metrics
 from test_metrics import write
 folder, action, calls = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 for at in range(1, calls + 1):
     pid = os.fork()
     if pid: os.waitpid(pid, 0); continue
-    metrics.os = FaultyOS(at, lambda *a: os.kill(os.getpid(), signal.SIGKILL))
+    metrics.os = files.os = FaultyOS(at, lambda *a: os.kill(os.getpid(), signal.SIGKILL))
     if action == 'write': write(folder/str(at), [{'step': s} for s in range(1, 13)], 40)
     else: write(folder/str(at), [{'step': s} for s in range(6, 9)], 40, {'file': 2, 'bytes': 22})
     os._exit(0)
@@ -137,7 +139,9 @@ def test_disk_full_at_the_kth_call(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for at in range(1, 70):
         folder, written = tmp_path / f"{at}", 0
         with monkeypatch.context() as patch:
-            patch.setattr(metrics, "os", FaultyOS(at, fault))
+            faulty = FaultyOS(at, fault)
+            patch.setattr(metrics, "os", faulty)
+            patch.setattr(files, "os", faulty)
             sink = JSONLSink(rotate_mb=40 / 2**20)
             try:
                 sink.open(folder)

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['MAX_FILE', 'MAX_JSON_FILE', 'MAX_DEPTH_JSON', 'MAX_BRACKETS', 'LEFTOVER', 'FileError', 'NoFileError', 'printable',
-           'open_plain', 'read_file', 'json_value', 'Needed', 'check_shape', 'read_json', 'sync_folder', 'write_all',
-           'put_file', 'put_json', 'sweep', 'append_to', 'own_folder']
+           'open_plain', 'read_file', 'json_value', 'Needed', 'check_shape', 'read_json', 'sync_folder', 'new_file',
+           'write_all', 'put_file', 'put_json', 'sweep', 'open_own', 'append_to', 'own_folder', 'is_regular',
+           'free_name', 'remove_tree']
 
-# %% ../../nbs/08_core.files.ipynb #e22976e2
+# %% ../../nbs/08_core.files.ipynb #4551ac99
 import errno
 import json
 import math
 import os
 import re
 import secrets
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +144,7 @@ def json_value(
     if _deeper(value, MAX_DEPTH_JSON): raise ValueError(f'deeper than {MAX_DEPTH_JSON} levels')
     return value
 
-# %% ../../nbs/08_core.files.ipynb #8a6fd888
+# %% ../../nbs/08_core.files.ipynb #5304891f
 @dataclass(frozen=True)
 class Needed:
     """In a shape: this key must be there
@@ -163,18 +165,19 @@ def _kind(shape: Any) -> str:
 
 def check_shape(
     value: Any,       # of JSON
-    shape: Any,       # a type, [shape], or {key: shape}
+    shape: Any,       # a type, [shape], {key: shape}, or (shape, shape)
     where: str = '',  # of the value, for the message
 ) -> None:
     """Raise a ValueError that names the place where a value has another shape
 
     Args:
         value: of JSON
-        shape: a type, [shape], or {key: shape}
+        shape: a type, [shape], {key: shape}, or (shape, shape)
         where: of the value, for the message
     """
     here = f'{where}: ' if where else ''
     if isinstance(shape, Needed): shape = shape.shape
+    if isinstance(shape, tuple): shape = next((s for s in shape if _fits(value, s if isinstance(s, type) else type(s))), shape[-1])
     if not _fits(value, shape if isinstance(shape, type | UnionType) else type(shape)):
         raise ValueError(f'{here}given {ascii(value)[:60]}, expected {_kind(shape)}')
     if isinstance(shape, list):
@@ -210,7 +213,7 @@ def read_json(
         _refuse(path, f'damaged ({printable(str(e))}); expected JSON as it was written; put it back from a copy, or remove it')
     return value
 
-# %% ../../nbs/08_core.files.ipynb #4fdc061e
+# %% ../../nbs/08_core.files.ipynb #440d283a
 LEFTOVER = re.compile(r'\.[^/]{1,200}\.[0-9a-f]{16}\.tmp')   # names of files that a kill left half written
 
 def sync_folder(
@@ -224,6 +227,19 @@ def sync_folder(
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try: os.fsync(fd)
     finally: os.close(fd)
+
+def new_file(
+    path: str | Path,  # must not exist, not even as a link
+) -> int:              # a file descriptor, to write
+    """Make a file that nobody has made before
+
+    Args:
+        path: must not exist, not even as a link
+
+    Returns:
+        a file descriptor, to write
+    """
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
 
 def write_all(
     fd: int,                    # an open file
@@ -253,7 +269,7 @@ def put_file(
     path = Path(path)
     tmp = path.with_name(f'.{path.name[:200]}.{secrets.token_hex(8)}.tmp')
     try:
-        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        fd = new_file(tmp)
         try:
             write_all(fd, data)
             os.fsync(fd)
@@ -308,11 +324,29 @@ def sweep(
         except OSError: continue    # a folder of that name is not ours
     return names
 
-# %% ../../nbs/08_core.files.ipynb #ed08921e
+# %% ../../nbs/08_core.files.ipynb #65bd38d8
+def open_own(
+    path: str | Path,  # of a file that is changed in its place
+    flags: int,        # of `os.open`
+) -> int:              # a file descriptor
+    """Open a regular file that has no second name
+
+    Args:
+        path: of a file that is changed in its place
+        flags: of `os.open`
+
+    Returns:
+        a file descriptor
+    """
+    fd = open_plain(path, flags)
+    if os.fstat(fd).st_nlink == 1: return fd
+    os.close(fd)
+    _refuse(path, 'given a file with a second name (a hard link), expected one of its own; put a copy there')
+
 def append_to(
     path: str | Path,  # made if it is not there
 ) -> int:              # a file descriptor; each write goes to the end
-    """Open a regular file for appending: no link, no pipe, no second name
+    """Open a file for appending: no link, no pipe, no second name
 
     Args:
         path: made if it is not there
@@ -320,10 +354,7 @@ def append_to(
     Returns:
         a file descriptor; each write goes to the end
     """
-    fd = open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    if os.fstat(fd).st_nlink == 1: return fd
-    os.close(fd)
-    _refuse(path, 'given a file with a second name (a hard link), expected one of its own; put a copy there')
+    return open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 # %% ../../nbs/08_core.files.ipynb #821d011a
 def own_folder(
@@ -350,3 +381,44 @@ def own_folder(
     except OSError as e: raise FileError(f'{printable(str(path))}: {e.strerror}; fix: {_cure(e)}') from e
     if stat.S_ISDIR(mode): return path
     _refuse(path, f'given {"a link" if stat.S_ISLNK(mode) else "a file"}, expected a folder; remove it, or put the folder itself there')
+
+# %% ../../nbs/08_core.files.ipynb #b623ba8c
+def is_regular(
+    path: str | Path,  # perhaps of a file
+) -> bool:             # False also for a link to one
+    """Is it a regular file, as far as one can see from outside?
+
+    Args:
+        path: perhaps of a file
+
+    Returns:
+        False also for a link to one
+    """
+    try: return stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError): return False
+
+def free_name(
+    path: Path,  # wanted
+) -> Path:       # the same, or with a number behind it
+    """A name that nothing has, not even a link that leads nowhere
+
+    Args:
+        path: wanted
+
+    Returns:
+        the same, or with a number behind it
+    """
+    number, free = 1, path
+    while os.path.lexists(free): number, free = number + 1, path.with_name(f'{path.name}-{number + 1}')
+    return free
+
+def remove_tree(
+    path: Path,  # of anything
+) -> None:
+    """Remove a folder with all in it, or a file; of a link only the link
+
+    Args:
+        path: of anything
+    """
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)

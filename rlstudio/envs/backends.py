@@ -13,8 +13,8 @@ All three return the same fields and raise the same errors, so no later chapter 
 
 # %% auto #0
 __all__ = ['escaped', 'described', 'is_number', 'is_flag', 'check_signals', 'sub_env_failed', 'no_pictures', 'mask_fields',
-           'with_mask', 'come_back', 'lost_episodes', 'InProcess', 'autoreset_mode', 'next_seeds', 'put_masks',
-           'GymVector', 'native_env', 'gymnasium_env', 'make_vector']
+           'with_mask', 'come_back', 'forgotten_state', 'fold_held', 'unfold_held', 'lost_episodes', 'InProcess',
+           'autoreset_mode', 'next_seeds', 'put_masks', 'GymVector', 'native_env', 'gymnasium_env', 'make_vector']
 
 # %% ../../nbs/15_envs.backends.ipynb #1a2bfa0e
 import inspect
@@ -35,7 +35,7 @@ from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, spec_from_space
 from .goals import find_goal
 from .make import EnvError, EnvKeyError, env_spec, is_plain, make_env
-from .snapshot import EnvState, Recorder, action_spec_of, from_row, snapshot_level
+from .snapshot import EnvState, Recorder, Trial, action_spec_of, from_row, try_snapshots, watched_entropy
 from .vector import (
     VectorEnv, check_action, check_seeds, check_state, flag_spec, give_up, none_lost, rows_to_write, seen_obs, seen_spec, warn_boundary)
 
@@ -216,6 +216,51 @@ def come_back(
     except (Exception, SystemExit) as e: raise sub_env_failed(env, i, 'reset', e) from e
     return why
 
+def forgotten_state(
+    env: VectorEnv,     # that was restored
+    names: list[str],   # what a sub-env held, and does not hold now
+) -> str:               # for people, and for the manifest
+    """Say what did not come back
+
+    Args:
+        env: that was restored
+        names: what a sub-env held, and does not hold now
+
+    Returns:
+        for people, and for the manifest
+    """
+    return (f'{env.env_id}: {escaped(", ".join(names[:5]))} {"is" if len(names) == 1 else "are"} not what it was when the run was saved: '
+            'no replay brings that back; set it in reset, from self.np_random')
+
+def fold_held(
+    state: EnvState,  # of a `Recorder`
+) -> EnvState:        # names as one text, checksums as one array
+    """Make what an env holds short
+
+    Args:
+        state: of a `Recorder`
+
+    Returns:
+        names as one text, checksums as one array
+    """
+    held = state['held']
+    return state | dict(held=dict(names='\n'.join(held), sums=np.array([*held.values()], np.uint32)))
+
+def unfold_held(
+    state: EnvState,  # of `fold_held`, or of an older checkpoint
+) -> EnvState:        # of a `Recorder`
+    """The opposite
+
+    Args:
+        state: of `fold_held`, or of an older checkpoint
+
+    Returns:
+        of a `Recorder`
+    """
+    if 'held' not in state: return state
+    held = state['held']
+    return state | dict(held=dict(zip(held['names'].split('\n'), held['sums'].tolist())))
+
 def lost_episodes(
     env: VectorEnv,        # of which sub-envs began new episodes
     why: dict[int, str],   # index → reason
@@ -231,7 +276,7 @@ def lost_episodes(
     """
     i = min(why)
     return (f'{env.env_id}: {len(why)} of {env.num_envs} episodes in flight could not be replayed, and new ones begun '
-            f'(sub-env {i}: {why[i][:300]})')
+            f'(sub-env {getattr(env, "offset", 0) + i}: {why[i][:300]})')
 
 # %% ../../nbs/15_envs.backends.ipynb #f78a43b0
 class InProcess(VectorEnv):
@@ -266,15 +311,27 @@ class InProcess(VectorEnv):
         self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
 
     @cached_property
-    def level(self) -> str:  # 'exact' or 'boundary', found by a trial
-        "'exact' or 'boundary', found by a trial"
-        before = global_states()
-        try: found = snapshot_level(lambda: with_mask(make_env(self.config), self._source))
+    def trial(self) -> Trial:  # what the env remembers, and whether it can be restored
+        "what the env remembers, and whether it can be restored"
+        before, found, drawn = global_states(), Trial(), set[str]()
+        try:
+            with watched_entropy() as drawn: found = try_snapshots(lambda: with_mask(make_env(self.config), self._source))
         except (Exception, SystemExit) as e:
-            warnings.warn(f'{self.env_id}: its snapshots could not be tried ({escaped(f"{type(e).__name__}: {e}")}); '
-                          "they are of level 'boundary'", stacklevel=2)
-            return 'boundary'
-        return 'boundary' if moved_generators(before) else found
+            found = Trial(f'its snapshots could not be tried ({escaped(f"{type(e).__name__}: {e}")})')
+            warnings.warn(f"{self.env_id}: {found.why}; they are of level 'boundary'", stacklevel=3)
+        if drawn: found = Trial(f"it draws from the system's entropy ({' and '.join(sorted(drawn))}: a generator without a seed)")
+        if moved := moved_generators(before): found = Trial(f'it draws from the global generator of {" and ".join(moved)}')
+        for rec in self.envs: rec.carries, rec.private = found.carries, found.private
+        return found
+
+    @cached_property
+    def level(self) -> str: "'exact' or 'boundary', found by a trial"; return self.trial.level  # 'exact' or 'boundary', found by a trial
+
+    @property
+    def why(self) -> str:  # it is not exact, or remembers what cannot be restored; '': neither
+        "it is not exact, or remembers what cannot be restored; '': neither"
+        text = self.trial.why or self.trial.remembers
+        return text and f'{self.env_id}: {escaped(text)}'
 
     def reset(self, seeds: Sequence[int]) -> Batch:  # N integers of 0 or more → `out`
         "N integers of 0 or more → `out`"
@@ -324,8 +381,7 @@ class InProcess(VectorEnv):
 
     def state_dict(self) -> EnvState:  # env_id, and `Recorder.state` by index
         "env_id, and `Recorder.state` by index"
-        states = {str(i): env.state() for i, env in enumerate(self.envs)}
-        return dict(env_id=self.env_id, envs=states)
+        return dict(env_id=self.env_id, envs={str(i): fold_held(env.state()) for i, env in enumerate(self.envs)})
 
     def load_state_dict(self, state: EnvState) -> None:  # from an env of the same config
         """Replay each episode in flight, and begin a new one where that does not lead back, or if the level is 'boundary'
@@ -337,10 +393,12 @@ class InProcess(VectorEnv):
         self.clear()
         none_lost(self)
         self._last_frames.clear()
-        exact = self.level == 'exact'
+        exact, states = self.level == 'exact', [unfold_held(state['envs'][str(i)]) for i in range(self.num_envs)]
         if not exact: warn_boundary(self)
-        lost = {i: why for i in range(self.num_envs) if (why := come_back(self, i, state['envs'][str(i)], exact))}
+        lost = {i: why for i, s in enumerate(states) if (why := come_back(self, i, s, exact))}
         if lost: give_up(self, list(lost), lost_episodes(self, lost))
+        elif exact and (names := {name: i for i, s in enumerate(states) for name in self.envs[i].forgotten(s)}):
+            give_up(self, [], forgotten_state(self, list(names)))
 
     def renew(self, i: int) -> None:  # which sub-env
         """A fresh sub-env instead of one that is half-way through another episode, or broken
@@ -351,7 +409,7 @@ class InProcess(VectorEnv):
         try: self.envs[i].env.close()
         except (Exception, SystemExit): pass
         env = with_mask(make_env(self.config, self.render_mode), self._source)
-        self.envs[i] = Recorder(env)
+        self.envs[i].adopt(env)
         if isinstance(env, MaskedEnv): self._masked[i] = env
 
     def close(self) -> None:
@@ -565,13 +623,13 @@ def make_vector(
     Returns:
         its `backend` says what was chosen
     """
+    if config.workers and config.backend == 'auto': raise EnvKeyError(
+        'env.workers', f'given {config.workers} with backend: auto, expected backend: workers; fix: env.backend=workers')
     native = native_env(config) if config.backend in ('auto', 'native') else None
     if native is not None: return native
     if config.backend == 'native':
         raise EnvError(f'{config.id}: given backend=native and kwargs {dict(config.kwargs)}, '
                        f'expected one of {native_envs.names()} with its own kwargs, without wrappers and reset_options; '
                        'fix: backend=auto')
-    if config.workers and config.backend == 'auto': raise EnvKeyError(
-        'env.workers', f'given {config.workers} with backend: auto, expected backend: workers; fix: env.backend=workers')
     if config.backend == 'workers': return backends.get('workers')(config)  # type: ignore[no-any-return]
     return gymnasium_env(config) if config.backend == 'gymnasium' else InProcess(config)

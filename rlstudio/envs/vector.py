@@ -65,8 +65,7 @@ class VectorEnv:
     backend: str = ''
     goal: Goal | None = None
     _space: Any = None   # what the sub-envs themselves say an observation is
-    lost: str = ''       # why episodes in flight were given up at the last `load_state_dict`; '': none was
-    why: str = ''        # why the level is not 'exact', if the env knows it
+    inexact: str = ''    # why the last `load_state_dict` did not lead back exactly; '': it did
 
     def __init__(
         self,
@@ -97,6 +96,8 @@ class VectorEnv:
 
     @property
     def level(self) -> str: "'exact' or 'boundary'"; return 'boundary'  # 'exact' or 'boundary'
+    @property
+    def why(self) -> str: "why the level is not higher, if the env knows it"; return ''  # why the level is not higher, if the env knows it
     @property
     def obs(self) -> Any: "where the sub-envs are now, (N, *shape)"; return self.out.obs  # where the sub-envs are now, (N, *shape)
     @property
@@ -226,17 +227,17 @@ def check_state(
 # %% ../../nbs/14_envs.vector.ipynb #ee0e9918
 def give_up(
     env: VectorEnv,               # in which new episodes begin
-    rows: Sequence[int] | slice,  # where
+    rows: Sequence[int] | slice,  # where; []: nowhere, but it remembers something else
     why: str,                     # for people
 ) -> None:
-    """Mark the episodes that are lost, and say so
+    """Mark the episodes that are lost, and say why it does not go on exactly
 
     Args:
         env: in which new episodes begin
-        rows: where
+        rows: where; []: nowhere, but it remembers something else
         why: for people
     """
-    env.anew[rows], env.lost = True, why
+    env.anew[rows], env.inexact = True, why
     warnings.warn(why, stacklevel=4)
 
 def warn_boundary(
@@ -258,7 +259,7 @@ def none_lost(
     Args:
         env: about to load a state
     """
-    env.anew[:], env.lost = False, ''
+    env.anew[:], env.inexact = False, ''
 
 # %% ../../nbs/14_envs.vector.ipynb #876c05c8
 def seen_spec(

@@ -15,7 +15,7 @@ __all__ = ['LOOK', 'STEP', 'CALL', 'DONE', 'MORE', 'SLOW', 'GRACE', 'shares', 'u
            'as_bytes', 'look', 'Task', 'address_of', 'found_at', 'registration', 'defined_in', 'get_ready', 'Noted',
            'Share', 'settle', 'one_thread', 'die_with', 'refused', 'work', 'serve', 'without_script', 'undisturbed',
            'task_for', 'Worker', 'start_process', 'WorkerError', 'how_it_ended', 'what_was_lost', 'Pool', 'tell',
-           'collect', 'receive', 'lost', 'checked', 'Workers', 'begun', 'closing', 'steps_single_envs']
+           'collect', 'receive', 'lost', 'checked', 'Workers', 'begun', 'all_lost', 'closing', 'steps_single_envs']
 
 # %% ../../nbs/19_envs.workers.ipynb #1f3c2f19
 import builtins
@@ -23,6 +23,7 @@ import ctypes
 import fcntl
 import multiprocessing
 import os
+import re
 import select
 import signal
 import sys
@@ -30,7 +31,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing import spawn, util
@@ -47,8 +48,8 @@ from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec
 from .backends import InProcess, escaped, native_env
 from .make import EnvError
-from .snapshot import EnvState, Recorder
-from .vector import VectorEnv, check_action, check_seeds, check_state, rows_to_write, warn_boundary
+from .snapshot import EnvState, Recorder, Trial, watched_entropy
+from .vector import VectorEnv, check_action, check_seeds, check_state, give_up, none_lost, rows_to_write, warn_boundary
 
 # %% ../../nbs/19_envs.workers.ipynb #4783e162
 def shares(
@@ -320,7 +321,7 @@ def get_ready(
     import_own(*task.own, folders=())
     for name in task.modules: import_module(name)
     if task.plugins: allow(*task.plugins)
-    if task.world and task.config.id not in gym.registry: gym.register(**task.world)
+    if task.world and task.config.id not in gym.registry and task.config.id not in envs: gym.register(**task.world)
     for name, address in task.around.items():
         if name not in wrappers: wrappers.add(name, found_at(address))
 
@@ -331,14 +332,18 @@ class Noted(Recorder):
         env: gym.Env,       # any
         at: np.ndarray,     # (2,) int64, shared
         index: int,         # of this sub-env among all N
+        carries: Sequence[str] = (),  # as `Recorder`
+        private: Sequence[str] = (),  # as `Recorder`
     ) -> None:
         """
         Args:
             env: any
             at: (2,) int64, shared
             index: of this sub-env among all N
+            carries: as `Recorder`
+            private: as `Recorder`
         """
-        super().__init__(env)
+        super().__init__(env, carries, private)
         self.at, self.index = at, index
 
     def reset(self, seed: int | None = None) -> tuple[Any, dict[str, Any]]:  # as `Recorder`
@@ -365,12 +370,13 @@ class Share(InProcess):
         """
         rows, self._out = task.rows, shared.out[task.rows.start:task.rows.stop]
         super().__init__(replace(task.config, num_envs=len(rows)))
-        self.offset, self.action = rows.start, shared.action[rows.start:rows.stop]
-        self.envs = [Noted(rec.env, shared.at[task.number], i) for i, rec in zip(rows, self.envs)]
+        self.offset, self.action, self.at = rows.start, shared.action[rows.start:rows.stop], shared.at[task.number]
+        self.envs = [Noted(rec.env, self.at, i) for i, rec in zip(rows, self.envs)]
         self.widen(task.wide)
         if self.fields != task.fields:
             raise EnvError(f'{self.env_id}: its spaces are others in a new process; expected the same in all: no random numbers in its constructor')
         self._before = global_states()
+        self._drawn: set[str] | None = None
 
     def declare(self, fields: dict[str, Any]) -> None:  # name → what one row of it is
         "name → what one row of it is"
@@ -378,25 +384,43 @@ class Share(InProcess):
         self._rows, self._final_rows = map(rows_to_write, (self.out.obs, self.out.final_obs))
         self.clear()
 
-    def load(self, state: EnvState, level: str) -> None:  # of these sub-envs; found by a trial elsewhere
-        """Go on from there; the parent says what was lost
+    def renew(self, i: int) -> None:  # which of these sub-envs
+        "which of these sub-envs"
+        super().renew(i)
+        rec = self.envs[i]
+        self.envs[i] = Noted(rec.env, self.at, self.offset + i, rec.carries, rec.private)
+
+    def learn(self, trial: Trial) -> None:  # of the first worker
+        """What is known of the env now
 
         Args:
-            state, level: of these sub-envs; found by a trial elsewhere
+            trial: of the first worker
         """
-        self.level = level
-        with warnings.catch_warnings():
-            if level != 'exact': warnings.simplefilter('ignore')
-            self.load_state_dict(state)
+        self.trial = trial
+        for rec in self.envs: rec.carries, rec.private = trial.carries, trial.private
 
-    def moved(self) -> list[str]:  # names of global generators
-        """Who was drawn from since this was asked last?
+    def load(self, state: EnvState) -> tuple[list[int], str]:  # of these sub-envs → new episodes, why it is not exact
+        """Go on from there; the parent warns of what was lost
+
+        Args:
+            state → tuple[list[int], str]: of these sub-envs → new episodes, why it is not exact
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            self.load_state_dict(state)
+        return [self.offset + i for i in np.flatnonzero(self.anew).tolist()], self.inexact
+
+    def moved(self) -> dict[str, list[str]]:  # generators, entropy: names
+        """What was drawn from since this was asked last: global generators, and the system's entropy
 
         Returns:
-            names of global generators
+            generators, entropy: names
         """
         names, self._before = moved_generators(self._before), global_states()
-        return names
+        if self._drawn is None: self._drawn = ExitStack().enter_context(watched_entropy())
+        drawn = sorted(self._drawn)
+        self._drawn.clear()
+        return dict(generators=names, entropy=drawn)
 
 # %% ../../nbs/19_envs.workers.ipynb #47bbb99f
 def settle() -> None:
@@ -669,7 +693,7 @@ class Pool:
             patience: s
         """
         self.tasks, self.shared, self.seeds, self.patience = tasks, shared, seeds, patience
-        self.workers, self.owing, self.n = list[Worker](), set[int](), 0
+        self.workers, self.owing = list[Worker](), set[int]()
         self.waiting = self.closed = False
         shared.asked[:] = shared.answered[:] = 0
         shared.at[:] = -1
@@ -686,31 +710,35 @@ class Pool:
         name: str,                    # of a method of `Share`
         args: Sequence[Any] | None = None,  # for each worker; None: none
         longer: float = 1,            # times the patience
+        who: Sequence[int] = (),      # which workers; (): all
     ) -> list[Any]:                   # what each gives back
-        """Ask each worker the same
+        """Ask workers for the same
 
         Args:
             name: of a method of `Share`
             args: for each worker; None: none
             longer: times the patience
+            who: which workers; (): all
 
         Returns:
             what each gives back
         """
-        answers = self.ask(CALL, [(name, args[k] if args else ()) for k in range(len(self.workers))], longer)
-        return [answers[k].get('value') for k in range(len(self.workers))]
+        answers = self.ask(CALL, [(name, args[k] if args else ()) for k in range(len(self.workers))], longer, who)
+        return [answers[k].get('value') for k in sorted(answers)]
 
     def ask(self,
         order: bytes,                  # STEP or CALL
         words: Sequence[Any] = (),     # for each worker, of a CALL
         longer: float = 1,             # times the patience
+        who: Sequence[int] = (),       # which workers; (): all
     ) -> dict[int, dict[str, Any]]:    # worker → answer
-        """Give an order to each worker, and wait for all
+        """Give an order to workers, and wait for all of them
 
         Args:
             order: STEP or CALL
             words: for each worker, of a CALL
             longer: times the patience
+            who: which workers; (): all
 
         Returns:
             worker → answer
@@ -718,8 +746,7 @@ class Pool:
         answers, self.waiting = dict[int, dict[str, Any]](), False
         try:
             if self.owing: collect(self, {}, longer)   # of a call that was interrupted
-            self.n += 1
-            for k in range(len(self.workers)): tell(self, k, order, words)
+            for k in who or range(len(self.workers)): tell(self, k, order, words)
             collect(self, answers, longer)
         except EnvError: raise
         except BaseException:
@@ -760,7 +787,7 @@ def tell(
         words: for each worker, of a CALL
     """
     pool.owing.add(k)
-    pool.shared.asked[k] = pool.n
+    pool.shared.asked[k] += 1
     try:
         os.write(pool.workers[k].channel.fileno(), order)
         if order == CALL: pool.workers[k].channel.send(words[k])
@@ -780,7 +807,7 @@ def collect(
     """
     owing, shared, began, told = pool.owing, pool.shared, time.monotonic(), False
     for k in sorted(owing):
-        if look(shared.answered, k, pool.n, pool.tasks[k].look): receive(pool, k, answers)
+        if look(shared.answered, k, int(shared.asked[k]), pool.tasks[k].look): receive(pool, k, answers)
     seen = moved = None
     while owing:
         pool.waiting = True
@@ -881,7 +908,8 @@ class Workers(VectorEnv):
         more = {k: x for k, x in one.fields.items() if k in ('mask', 'final_mask')}
         self.narrow, self._space = one.fields['obs'], one._space
         super().__init__(config.id, config.num_envs, self.narrow, one.action_spec, **more)
-        self.goal, self._level = one.goal, ''
+        self.goal = one.goal
+        self._trial: Trial | None = None
         self._one = one if one.goal else None
         if not one.goal: one.close()
 
@@ -903,13 +931,25 @@ class Workers(VectorEnv):
         if self._pool is None or self._pool.closed:
             self._pool = pool = begun(self, self._context, self._memory)
             self._end = util.Finalize(self, pool.stop, exitpriority=20)
+            if self._trial: pool.call('learn', [(self._trial,)] * len(self.shares))
         return self._pool
 
     @property
-    def level(self) -> str:  # 'exact' or 'boundary', found by a trial in the first worker
-        "'exact' or 'boundary', found by a trial in the first worker"
-        if not self._level: self._level = self.pool.call('level', longer=10)[0]
-        return self._level
+    def trial(self) -> Trial:  # what the env remembers, and whether it can be restored; found in the first worker
+        "what the env remembers, and whether it can be restored; found in the first worker"
+        if self._trial is None:
+            self._trial = self.pool.call('trial', longer=10, who=[0])[0]
+            self.pool.call('learn', [(self._trial,)] * len(self.shares))
+        return self._trial
+
+    @property
+    def level(self) -> str: "'exact' or 'boundary'"; return self.trial.level  # 'exact' or 'boundary'
+
+    @property
+    def why(self) -> str:  # it is not exact, or remembers what cannot be restored; '': neither
+        "it is not exact, or remembers what cannot be restored; '': neither"
+        text = self.trial.why or self.trial.remembers
+        return text and f'{self.env_id}: {escaped(text)}'
 
     def reset(self, seeds: Sequence[int]) -> Batch:  # N integers of 0 or more → `out`
         "N integers of 0 or more → `out`"
@@ -939,19 +979,23 @@ class Workers(VectorEnv):
             state: of these workers, of others, or of `InProcess`
         """
         check_state(self, state, len(state['envs']))
-        if self.level != 'exact': warn_boundary(self)
+        none_lost(self)
+        exact = self.level == 'exact'    # the trial comes first
         parts = [state | dict(envs={str(j): state['envs'][str(i)] for j, i in enumerate(rows)}) for rows in self.shares]
         self.seeds[:] = [state['envs'][str(i)]['seed'] for i in range(self.num_envs)]
-        self.pool.call('load', [(part, self.level) for part in parts], longer=10)
+        found = self.pool.call('load', [(part,) for part in parts], longer=10)
+        if not exact: warn_boundary(self)
+        elif why := next((text for _, text in found if text), ''): give_up(self, *all_lost(self, [i for rows, _ in found for i in rows], why))
 
-    def moved(self) -> list[str]:  # such as ['numpy.random']
-        """Which global generators were drawn from in the workers, since this was asked last
+    def moved(self) -> dict[str, list[str]]:  # generators, entropy: names
+        """What was drawn from in the workers since this was asked last: global generators, and the system's entropy
 
         Returns:
-            such as ['numpy.random']
+            generators, entropy: names
         """
-        if self._pool is None or self._pool.closed: return []
-        return sorted({name for names in self._pool.call('moved') for name in names})
+        if self._pool is None or self._pool.closed: return {}
+        found = self._pool.call('moved')
+        return {k: sorted({name for names in found for name in names[k]}) for k in found[0]}
 
     def close(self) -> None:
         "Close every sub-env and end the workers; it always returns"
@@ -985,6 +1029,23 @@ def begun(
     tasks = [task_for(env, env.config, wide, number, k) for number in range(k)]
     hidden = nullcontext() if '__main__' in defined_in(env.config) else without_script()
     with hidden: return Pool(tasks, memory, env.shared, env.seeds, context, env.config.patience)
+
+def all_lost(
+    env: Workers,      # that was restored
+    rows: list[int],   # sub-envs with new episodes
+    why: str,          # what the first worker that lost one says of its own
+) -> tuple[list[int], str]:  # for `give_up`
+    """What all workers together have lost
+
+    Args:
+        env: that was restored
+        rows: sub-envs with new episodes
+        why: what the first worker that lost one says of its own
+
+    Returns:
+        for `give_up`
+    """
+    return rows, re.sub(r'\d+ of \d+ episodes', f'{len(rows)} of {env.num_envs} episodes', why, count=1)
 
 def closing(
     pool: Pool,   # that nobody will ask any more

@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..core.arithmetic import changed_facts, identity, identity_key
+from ..core.arithmetic import arithmetic_threads, changed_facts, identity, identity_key
+from ..core.files import MAX_JSON_FILE, Needed, check_shape, json_value, put_file, read_file
 from ..core.options import Config, config_from_dict
 from ..core.registry import suggest
 from ..nets.flat import weights_sha256
@@ -176,13 +177,14 @@ def train_case(
     Returns:
         of the whole training, on one arithmetic thread
     """
-    t = Trainer(case.resolved(), engine=case.engine)
-    try:
-        start = sample_weights(t.algo.module)
-        t.train(FIRST_STEPS)
-        first = sample_weights(t.algo.module)
-        return Trace(weights_sha256(t.train().algo.module), start, first, {p: version(p) for p in case.packages})
-    finally: t.env.close()
+    with arithmetic_threads():
+        t = Trainer(case.resolved(), engine=case.engine)
+        try:
+            start = sample_weights(t.algo.module)
+            t.train(FIRST_STEPS)
+            first = sample_weights(t.algo.module)
+            return Trace(weights_sha256(t.train().algo.module), start, first, {p: version(p) for p in case.packages})
+        finally: t.env.close()
 
 # %% ../../nbs/73_evidence.drift.ipynb #c07514a3
 class DriftError(ValueError):
@@ -229,11 +231,12 @@ def read_golden(
     """
     path = golden_path() if path is None else Path(path)
     try:
-        read = json.loads(path.read_text('utf8'))
-        if read['format'] != 1: raise ValueError(f'given format {read["format"]!r}, expected 1')
+        read = json_value(read_file(path, MAX_JSON_FILE, links=True))
+        check_shape(read, {'format': Needed(int), 'machines': Needed([{'identity': Needed(dict), 'cases': Needed(dict)}])})
+        if read['format'] != 1: raise ValueError(f'given format {read["format"]}, expected 1')
         return [_machine(entry) for entry in read['machines']]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise DriftError(f'{path}: given a file that is no list of golden hashes ({type(e).__name__}: {e}); expected one that `rlstudio drift --record` wrote') from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DriftError(f'{path}: given a file that is no list of golden hashes ({e}); expected one that `rlstudio drift --record` wrote') from e
 
 # %% ../../nbs/73_evidence.drift.ipynb #8a05da7c
 def same_arithmetic(
@@ -532,8 +535,8 @@ def record_machine(
     known = read_golden(path) if path.exists() else []
     now = merged_machines(known, here)
     text, key = golden_text(now), identity_key(here.identity)
-    if path.exists() and path.read_text('utf8') == text: return f'{path}: {key} is known, and nothing has changed'
-    path.write_text(text, 'utf8')
+    if path.exists() and read_file(path, MAX_JSON_FILE, links=True) == text.encode(): return f'{path}: {key} is known, and nothing has changed'
+    put_file(path, text.encode())
     kept = {(identity_key(m.identity), c) for m in now for c in m.cases}
     gone = sorted({c for m in known if not same_arithmetic(m.identity, here.identity) for c in m.cases if (identity_key(m.identity), c) not in kept})
     return f'{path}: {key} recorded, {len(here.cases)} cases' + (f'; what other machines knew of {", ".join(gone)} went, it was about other code' if gone else '')

@@ -15,8 +15,9 @@ __all__ = ['SCHEMA_VERSION', 'MANIFEST', 'TREE', 'ARRAYS', 'MAX_JSON', 'MAX_NEST
            'read_layout', 'fetch', 'unpack', 'join_tree', 'crash_point', 'write_file', 'Migration', 'add_migration',
            'migrate_state', 'migrate_meta', 'migrate_config', 'parts_of_v1', 'name_of_v1', 'state_of_v1', 'words_of_v1',
            'config_of_v1', 'meta_of_v1', 'sha256', 'make_manifest', 'read_manifest', 'checkpoint_path',
-           'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'read_meta', 'checkpoints', 'latest_checkpoint', 'prune',
-           'SaveCheckpoints', 'needed_bests', 'remove_checkpoints', 'best_checkpoint', 'SaveBest', 'chosen_checkpoint']
+           'save_checkpoint', 'Checkpoint', 'load_checkpoint', 'read_meta', 'checkpoint_version', 'checkpoints',
+           'latest_checkpoint', 'prune', 'SaveCheckpoints', 'needed_bests', 'remove_checkpoints', 'best_checkpoint',
+           'SaveBest', 'chosen_checkpoint']
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #cbd1d70d
 import hashlib
@@ -40,7 +41,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from ..train.metrics import sync_folder
+from ..core.files import FileError, NoFileError, new_file, open_plain, own_folder, remove_tree, sync_folder, write_all
 from ..train.trainer import Callback, Trainer
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #4092713b
@@ -419,12 +420,12 @@ def write_file(
         {'bytes': size, 'sha256': hex digest}
     """
     digest, size = hashlib.sha256(), 0
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    fd = new_file(path)
     try:
         for piece in pieces:
             digest.update(piece)
             size += len(piece)
-            while piece: piece = piece[os.write(fd, piece):]
+            write_all(fd, piece)
         crash_point(f'{path.name} written')
         os.fsync(fd)
     finally: os.close(fd)
@@ -749,9 +750,8 @@ def save_checkpoint(
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #434f24d9
 def _make_room(target: Path) -> None:
-    if not target.parent.exists():
-        target.parent.mkdir(parents=True)
-        sync_folder(target.parent.parent)
+    target.parent.parent.mkdir(parents=True, exist_ok=True)
+    own_folder(target.parent, make=True)
     if not os.path.lexists(target): return
     try: load_checkpoint(target)
     except CheckpointError: os.rename(target, _aside(target, 'damaged'))
@@ -773,15 +773,14 @@ def _check_names(path: Path) -> None:
 @contextmanager
 def _blame(path: Path) -> Iterator[None]:
     try: yield
+    except FileError as e: raise CheckpointError(f'{e}; damaged or not ours, use another one') from e
     except (OSError, ValueError, MemoryError) as e:
         raise CheckpointError(f'{path}: {e}; damaged or not ours, use another one') from e
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[BufferedReader]:
-    with _blame(path):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, 'rb') as f: yield f
+    with _blame(path), os.fdopen(open_plain(path), 'rb') as f: yield f
 
 
 def _text(f: BufferedReader) -> bytes:
@@ -866,11 +865,24 @@ def read_meta(
     manifest = _inspect(Path(path))
     return manifest['meta'], manifest['step']
 
+def checkpoint_version(
+    path: str | Path,  # folder of one checkpoint
+) -> int:              # its schema version; older than the present one if a migration leads from it
+    """Of which version the files of a checkpoint are; `CheckpointError` if they are damaged
+
+    Args:
+        path: folder of one checkpoint
+
+    Returns:
+        its schema version; older than the present one if a migration leads from it
+    """
+    return int(_inspect(Path(path))['schema_version'])
+
 # %% ../../nbs/62_runs.checkpoint.ipynb #226b6bfe
 def checkpoints(
     folder: str | Path,  # where checkpoints live
 ) -> list[Path]:         # newest first; temporary and other names are left out
-    """The checkpoints in a folder, by name alone
+    """The checkpoints in a folder, by name alone; a `CheckpointError` if the folder is a link
 
     Args:
         folder: where checkpoints live
@@ -878,6 +890,9 @@ def checkpoints(
     Returns:
         newest first; temporary and other names are left out
     """
+    try: own_folder(folder)
+    except NoFileError: return []
+    except FileError as e: raise CheckpointError(str(e)) from None
     paths = sorted(Path(folder).glob('step_*'), reverse=True)
     return [path for path in paths if re.fullmatch(r'step_[0-9]{12}', path.name)]
 
@@ -920,7 +935,7 @@ def prune(
         for path in old:
             os.rename(path, _aside(path, 'tmp'))
             crash_point('old renamed')
-        for path in Path(folder).glob('.tmp-*'): shutil.rmtree(path)
+        for path in Path(folder).glob('.tmp-*'): remove_tree(path)
     except OSError as e:
         raise CheckpointError(f'{folder}: cannot delete old checkpoints: {e}') from e
     return old
@@ -1011,7 +1026,7 @@ def remove_checkpoints(
         tmp = _aside(path, 'tmp')
         os.rename(path, tmp)
         crash_point('old renamed')
-        shutil.rmtree(tmp)
+        remove_tree(tmp)
 
 def best_checkpoint(
     folder: str | Path,      # where checkpoints live: `checkpoints` in a run's folder
@@ -1079,7 +1094,7 @@ class SaveBest(Callback):
         known = [p for p in bests if p.name <= f'step_{max(0, self.step):012d}' and self.step >= 0]
         keep = needed_bests(known, checkpoints(self.folder))
         remove_checkpoints(p for p in bests if p not in keep)
-        for path in (self.folder/BEST).glob('.tmp-*'): shutil.rmtree(path)   # of a kill
+        for path in (self.folder/BEST).glob('.tmp-*'): remove_tree(path)   # of a kill
 
     def on_train_start(self, trainer: Trainer) -> None:  # perhaps after a kill, or after the end of a shorter budget
         "perhaps after a kill, or after the end of a shorter budget"

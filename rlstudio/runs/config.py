@@ -26,10 +26,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, Field
 
+from ..core.files import FileError, read_file
 from ..core.options import (SYNONYMS, Config, ConfigError, Problem, Section, as_text, build_config,
                                    build_section, field_specs, plain, scalar, to_dict)
 from ..core.registry import allow, import_own, suggest
-from .yaml import Mark, Source, override, read_file, write_yaml
+from .yaml import MAX_BYTES, Mark, Source, override, read_yaml_file, write_yaml
 
 # %% ../../nbs/61_runs.config.ipynb #81a0f8d7
 Places = Mapping[tuple[str, ...], Mark]  # ('env', 'id') → where that key stands
@@ -203,7 +204,7 @@ def load_config(
     Returns:
         complete and checked, and where its keys stand
     """
-    return resolve(read_file(config_file(path) or path), overrides)
+    return resolve(read_yaml_file(config_file(path) or path), overrides)
 
 
 def with_overrides(
@@ -385,9 +386,11 @@ def read_settings(
 
     from fastcore.xtras import Config as Ini
     name = str(_from_here(path))
-    try: text = path.read_text('utf8')
-    except (OSError, UnicodeDecodeError) as e:
+    try: text = read_file(path, MAX_BYTES, links=True).decode()
+    except (FileError, UnicodeDecodeError) as e:
         raise ConfigError([Problem(name, 0, 0, '', f'cannot be read ({e}); expected text in UTF-8')]) from None
+    if (path.parent / 'config.yaml').exists() and ((path.parent / 'run.lock').exists() or (path.parent / 'manifest.json').exists()):
+        raise ConfigError([Problem(name, 0, 0, '', 'given settings inside the folder of a run, which may come from anybody; expected them in a folder around it; go there, or remove this file')])
     style: dict[str, Any] = dict(interpolation=None, inline_comment_prefixes=('#',))
     try: ini = Ini(path.parent, path.name, **style)
     except Error as e:

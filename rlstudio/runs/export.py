@@ -13,10 +13,10 @@ been compared with the agent before it is handed over."""
 
 # %% auto #0
 __all__ = ['AGENT_VERSION', 'AGENT_FILE', 'WEIGHTS_FILE', 'places', 'FORMATS', 'OTHER_FILES', 'makers', 'agent_facts',
-           'save_agent', 'no_steps', 'as_agent', 'read_regular', 'read_facts', 'read_weights', 'dtype_of', 'width_seen',
+           'save_agent', 'no_steps', 'as_agent', 'agent_file', 'read_facts', 'read_weights', 'dtype_of', 'width_seen',
            'check_sizes', 'understood', 'from_place', 'load_agent', 'seen_tensor', 'torch_type', 'world_tensor',
            'policy_tensors', 'core_step', 'greedy_action', 'unlike', 'AgentGraph', 'drawn_part', 'differing',
-           'half_range', 'check_graph', 'told_by', 'unleaved', 'traced', 'fresh_file', 'put_file', 'export_torch',
+           'half_range', 'check_graph', 'told_by', 'unleaved', 'traced', 'fresh_file', 'put_export', 'export_torch',
            'quiet_exporter', 'converted', 'onnx_notes', 'export_onnx', 'export_agent']
 
 # %% ../../nbs/68_runs.export.ipynb #7d4b9035
@@ -39,6 +39,7 @@ import numpy as np
 import torch
 
 from ..core.batch import Batch, nested
+from ..core.files import FileError, put_file, read_file, sync_folder
 from ..core.options import Config, ConfigError, config_from_dict
 from ..core.registry import PluginError, Registry, UnknownName, algos, nets
 from ..core.seeding import Streams
@@ -51,7 +52,6 @@ from .checkpoint import MAX_JSON, CheckpointError, pack, parse_json, sha256, spe
 from .folder import now, versions
 from .run import Run
 from ..train.agent import Agent, AgentError, given_parts, rebuilt
-from ..train.metrics import sync_folder
 
 # %% ../../nbs/68_runs.export.ipynb #20ed203f
 AGENT_VERSION = 1   # of agent.json
@@ -155,7 +155,7 @@ def as_agent(
     return (source if isinstance(source, Run) else Run.open(source)).agent(step)
 
 # %% ../../nbs/68_runs.export.ipynb #edb8de62
-def read_regular(
+def agent_file(
     path: Path,   # a file of an agent's folder
     limit: int,   # bytes; a larger file is refused
 ) -> bytes:       # all of it
@@ -168,12 +168,8 @@ def read_regular(
     Returns:
         all of it
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, 'rb') as f: data = f.read(min(limit, os.fstat(fd).st_size) + 1)   # as much memory as it needs, not as it may
-    except OSError as e: raise AgentError(f'{path}: cannot be read ({e.strerror}), expected a regular file; fix: an agent folder holds {AGENT_FILE} and {WEIGHTS_FILE}, no links') from None
-    if len(data) > limit: raise AgentError(f'{path}: larger than {limit:,} bytes; damaged or not ours')
-    return data
+    try: return read_file(path, limit)
+    except FileError as e: raise AgentError(f'{e}; fix: an agent folder holds {AGENT_FILE} and {WEIGHTS_FILE}, no links') from None
 
 def read_facts(
     path: Path,        # of agent.json
@@ -187,7 +183,7 @@ def read_facts(
         its content, verified
     """
     try:
-        doc = parse_json(read_regular(path, MAX_JSON))
+        doc = parse_json(agent_file(path, MAX_JSON))
         if not isinstance(doc, dict) or doc.get('format') != 'rlstudio agent': raise ValueError('it is not an agent of RLStudio')
         if doc.get('version') != AGENT_VERSION: raise ValueError(f'version {ascii(doc.get("version"))[:20]}, but this RLStudio reads {AGENT_VERSION}: upgrade it')
         digest = doc.pop('sha256', None)
@@ -216,7 +212,7 @@ def read_weights(
     Returns:
         the module's `state_dict`
     """
-    data = read_regular(path, stamp['bytes'])
+    data = agent_file(path, stamp['bytes'])
     try:
         if stamp != dict(bytes=len(data), sha256=sha256(data)): raise ValueError(f'SHA-256 {sha256(data)[:9]}…, expected {ascii(stamp.get("sha256"))[1:10]}…')
         raw = unpack(io.BufferedReader(io.BytesIO(data)), len(data))
@@ -728,7 +724,7 @@ def fresh_file(
     except OSError as e: raise AgentError(f'{path}: cannot be written ({e.strerror})') from None
     return path
 
-def put_file(
+def put_export(
     path: Path,    # new
     data: bytes,   # all of it
 ) -> Path:         # the same
@@ -741,13 +737,8 @@ def put_file(
     Returns:
         the same
     """
-    tmp = path.with_name(f'.tmp-{path.name}-{secrets.token_hex(4)}')
-    try:
-        write_file(tmp, [data])
-        os.rename(tmp, path)
-    except OSError as e: raise AgentError(f'{path}: cannot be written ({e.strerror})') from e
-    finally: tmp.unlink(missing_ok=True)
-    return path
+    try: return put_file(path, data)
+    except FileError as e: raise AgentError(str(e)) from e
 
 def export_torch(
     source: Run | Agent | str | Path,   # as in `save_agent`
@@ -772,7 +763,7 @@ def export_torch(
     def ask(given: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.no_grad(): return [x.numpy() for x in call(*map(torch.as_tensor, given.values()))]
     check_graph(agent, graph, ask, 'torch.export')
-    return put_file(path, buffer.getvalue())
+    return put_export(path, buffer.getvalue())
 
 # %% ../../nbs/68_runs.export.ipynb #3c3e60f1
 @contextmanager
@@ -852,7 +843,7 @@ def export_onnx(
     except ImportError as e: raise AgentError(f"export_onnx: {e}; it needs the extra export: pip install 'rlstudio[export]'") from None
     session = InferenceSession(data, providers=['CPUExecutionProvider'])
     check_graph(agent, graph, lambda given: session.run(None, given), 'ONNX')
-    return put_file(path, data)
+    return put_export(path, data)
 
 # %% ../../nbs/68_runs.export.ipynb #ac4307c1
 FORMATS: dict[str, Any] = dict(folder=save_agent, onnx=export_onnx, torch=export_torch)

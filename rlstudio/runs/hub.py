@@ -16,7 +16,6 @@ __all__ = ['MAX_WEIGHTS', 'HubError', 'Address', 'hub_address', 'score_of', 'sco
            'pull_agent']
 
 # %% ../../nbs/69_runs.hub.ipynb #844c1733
-import json
 import os
 import re
 import shutil
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..core.files import is_regular, put_file, put_json, read_file
 from .checkpoint import MAX_JSON
 from .config import to_yaml
 from .export import AGENT_FILE, WEIGHTS_FILE, load_agent, read_facts, save_agent
@@ -198,12 +198,12 @@ def fill_repository(
     agent = run.agent(step)
     save_agent(agent, folder)
     pictures = {'learning_curve.png': run.folder / 'plots' / 'learning_curve.png', 'rollout.webp': run.folder / 'videos' / 'rollout.webp'}
-    there = [name for name, source in pictures.items() if source.is_file()]
-    for name in there: shutil.copyfile(pictures[name], folder / name)
+    there = [name for name, source in pictures.items() if is_regular(source)]
+    for name in there: put_file(folder / name, read_file(pictures[name]))
     result = {k: v for k, v in (run.read('result.json') or {}).items() if k not in ('run', 'imports')}
-    (folder / 'verdict.json').write_text(json.dumps(dict(score=score_of(agent), result=result), indent=1), 'utf8')
-    (folder / 'config.yaml').write_text(to_yaml(run.config), 'utf8')
-    (folder / 'README.md').write_text(model_card(run, agent, repo, there), 'utf8')
+    put_json(folder / 'verdict.json', dict(score=score_of(agent), result=result))
+    put_file(folder / 'config.yaml', to_yaml(run.config).encode())
+    put_file(folder / 'README.md', model_card(run, agent, repo, there).encode())
     return sorted(p.name for p in folder.iterdir())
 
 # %% ../../nbs/69_runs.hub.ipynb #070211f2
@@ -321,7 +321,7 @@ def fetch_file(
         offline = True
     kept = Path(hub.hf_hub_download(**ask, revision=where.revision, local_files_only=offline, library_name='rlstudio'))
     check_size(where, name, kept.stat().st_size, limit)   # somebody may have pushed in between
-    shutil.copyfile(kept, to / name)
+    shutil.copyfile(kept, to / name)   # whose links are of the cache itself
     return kept.parent.name   # the cache keeps files by commit
 
 

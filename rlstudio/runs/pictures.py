@@ -13,17 +13,20 @@ pyplot or changes anybody's matplotlib settings. Matplotlib, Pillow and environm
 
 # %% auto #0
 __all__ = ['BLOCKS', 'BLUE', 'RED', 'GREY', 'UNSIGNED', 'sparkline', 'draw_training', 'draw_evaluations', 'learning_curve',
-           'replace_file', 'save_figure', 'shrink', 'take_frame', 'rollout_frames', 'save_webp', 'Video']
+           'save_figure', 'shrink', 'take_frame', 'rollout_frames', 'save_webp', 'Video']
 
 # %% ../../nbs/63_runs.pictures.ipynb #dcab556e
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..core.files import FileError, put_file, read_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,26 +130,6 @@ def learning_curve(
     if not empty or goal is not None: ax.legend(frameon=False, fontsize='small')
     return figure
 
-# %% ../../nbs/63_runs.pictures.ipynb #dd1aa221
-def replace_file(
-    path: str | Path,  # made, or replaced; its folder is made too
-    data: bytes,       # the whole content
-) -> None:
-    """Write a file so that a reader sees the old or the new one, never half of it
-
-    Args:
-        path: made, or replaced; its folder is made too
-        data: the whole content
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.tmp')
-    tmp.unlink(missing_ok=True)   # left by a kill; or a link in a stranger's folder, which may lead anywhere
-    try:
-        with open(tmp, 'xb') as f: f.write(data)
-        tmp.replace(path)
-    finally: tmp.unlink(missing_ok=True)
-
 # %% ../../nbs/63_runs.pictures.ipynb #a89af93f
 UNSIGNED: dict[str, dict[str, None]] = {
     'png': {'Software': None}, 'svg': {'Date': None, 'Creator': None}}
@@ -171,7 +154,8 @@ def save_figure(
     data = BytesIO()
     with matplotlib.rc_context({'svg.hashsalt': 'rlstudio', 'svg.fonttype': 'none'}):
         figure.savefig(data, format=kind, dpi=dpi, metadata=UNSIGNED[kind])
-    replace_file(path, data.getvalue())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    put_file(path, data.getvalue())
 
 # %% ../../nbs/63_runs.pictures.ipynb #ce7332d9
 def shrink(
@@ -267,7 +251,8 @@ def save_webp(
     data = BytesIO()
     first.save(data, 'WEBP', save_all=True, append_images=rest, duration=round(1000 / fps),
                loop=0, quality=60, method=2, minimize_size=True)
-    replace_file(path, data.getvalue())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    put_file(path, data.getvalue())
 
 # %% ../../nbs/63_runs.pictures.ipynb #afb41f25
 class Video:
@@ -280,9 +265,8 @@ class Video:
             path: of a WebP file of at most 32 MiB
         """
         self.path, self.data = Path(path), b''
-        if self.path.is_file() and not self.path.is_symlink():
-            with open(self.path, 'rb') as f: self.data = f.read(2**25 + 1)
-        if self.data[:4] == b'RIFF' and self.data[8:12] == b'WEBP' and len(self.data) <= 2**25: return
+        with suppress(FileError): self.data = read_file(path, 2**25)
+        if self.data[:4] == b'RIFF' and self.data[8:12] == b'WEBP': return
         raise ValueError(f'{self.path}: expected a WebP film of at most 32 MiB; make it again with save_webp')
 
     def __repr__(self) -> str: return f'Video({str(self.path)!r}, {len(self.data):,} bytes)'

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ..core.files import printable
+
 if TYPE_CHECKING:
     from rlstudio.core.batch import Batch
     from rlstudio.core.options import Config, Section
@@ -50,7 +52,7 @@ def safe(
     """
     text = str(value)
     text = text if len(text) <= limit else f'{text[:limit]}…'
-    return escape(''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text))
+    return escape(printable(text))
 
 # %% ../../nbs/84_studio.cards.ipynb #a18b9ad1
 STYLE = ('<style>.rls{color:var(--jp-content-font-color1,var(--vscode-editor-foreground,inherit));font:13px/1.45 var(--jp-content-font-family,system-ui,sans-serif);'

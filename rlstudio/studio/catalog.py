@@ -30,11 +30,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from ..core.files import is_regular, read_file
 from ..core.options import (CheckpointConfig, EnvConfig, EvalConfig, LogConfig, NetConfig, TrainConfig, as_text, plain, scalar, to_dict)
 from ..core.registry import algos, suggest
 from ..runs.config import load_settings
 from ..runs.folder import RunError, RunFolder, is_busy, locked
-from ..runs.yaml import MAX_BYTES, read_file
+from ..runs.yaml import MAX_BYTES, read_yaml_file
 
 # %% ../../nbs/80_studio.catalog.ipynb #08a5f9eb
 def word_value(
@@ -63,14 +64,15 @@ def quick_values(
     Returns:
         section → key → value; what is nested deeper may be left out
     """
-    if file.stat().st_size > MAX_BYTES: raise RunError(f'{file}: given more than {MAX_BYTES:,} bytes, expected a config; put it back from a copy')
     values: dict[str, dict[str, Any]] = {}
     section: dict[str, Any] = {}
-    for line in file.read_text('utf8').splitlines():
+    try: text = read_file(file, MAX_BYTES).decode()
+    except UnicodeDecodeError as e: raise RunError(f'{file}: damaged ({e}); expected text in UTF-8; put it back from a copy') from None
+    for line in text.splitlines():
         if m := re.fullmatch(r'(\w+):', line): section = values.setdefault(m[1], {})
         elif m := re.fullmatch(r'  (\w+): (\S.*)', line): section[m[1]] = word_value(m[2])
     known = all(key in values.get(name, {}) for name, key in (('env', 'id'), ('algo', 'name'), ('train', 'seed')))
-    return values if known else read_file(file).values
+    return values if known else read_yaml_file(file).values
 
 # %% ../../nbs/80_studio.catalog.ipynb #be199e0e
 class RunFacts(NamedTuple):
@@ -100,12 +102,12 @@ def facts_in(
     """
     check_run(folder)
     config = quick_values(folder / 'config.yaml')
-    manifest, result = (RunFolder(folder).read(f'{n}.json') or {} for n in ('manifest', 'result'))
-    if not isinstance(manifest, dict) or not isinstance(result, dict): raise RunError(f'{folder}: manifest.json or result.json is damaged; expected an object')
-    try: row = dict(run=str(folder), algo=config['algo']['name'], env=config['env']['id'], seed=config['train']['seed'], status=RunFolder(folder).status,
+    files = RunFolder(folder)
+    manifest, result = files.manifest, files.read('result.json') or {}
+    try: row = dict(run=str(folder), algo=config['algo']['name'], env=config['env']['id'], seed=config['train']['seed'], status=files.status,
                     total_steps=manifest.get('env_steps'), eval_return_mean=result.get('eval_return_mean'))
     except (KeyError, TypeError) as e:
-        read_file(folder / 'config.yaml')   # may know the place
+        read_yaml_file(folder / 'config.yaml')   # may know the place
         raise RunError(f'{folder}/config.yaml: damaged, it lacks {e}; expected what `rlstudio run` wrote') from None
     return RunFacts(row, config, manifest, result)
 
@@ -144,7 +146,7 @@ def check_run(
     Args:
         folder: perhaps a run's
     """
-    if (folder / 'config.yaml').is_file(): return
+    if is_regular(folder / 'config.yaml'): return
     try: names = [] if folder.exists() else [f.name for f in run_folders(load_settings().runs_dir)]
     except ValueError: names = []
     near = suggest(folder.name, names) if names else ''
@@ -442,7 +444,7 @@ def check_deletable(
     check_run(folder)
     lock, names = folder / 'run.lock', {p.name for p in folder.iterdir()}
     manifest = facts_or_damage(folder).manifest
-    if not (lock.is_file() or {'schema_version', 'start_from'} & manifest.keys() or names == {'config.yaml'}):   # the second: begun with the weights of another run, and never trained
+    if not (is_regular(lock) or {'schema_version', 'start_from'} & manifest.keys() or names == {'config.yaml'}):   # the second: begun with the weights of another run, and never trained
         raise refuse('it has a config.yaml, but no run.lock or manifest.json of a run; remove it by hand if it is one')
     if any(p.name != 'config.yaml' and (p / 'config.yaml').is_file() for p in folder.iterdir()): raise refuse('there are runs inside it; delete these')
     if Path.cwd().is_relative_to(folder.resolve()): raise refuse('you stand in it; go to another folder first')

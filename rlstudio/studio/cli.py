@@ -11,7 +11,7 @@ on standard output and everything else on standard error; `--help` imports neith
 | 0 | done |
 | 1 | the run failed (a number that is not finite, a full disk) |
 | 2 | a mistake in the command, the config or the workspace |
-| 3 | a difference or damage was found (`verify`) |
+| 3 | a difference or damage was found (`verify`, `audit`, `drift`) |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; a checkpoint was written |
 
 A terminal that goes away (SIGHUP) ends nothing: a training writes a checkpoint and goes on; `kill PID` ends it."""
@@ -24,9 +24,9 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work',
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
-           'config_lines', 'leg_lines', 'card', 'push_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows',
-           'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'Shell', 'completion',
-           'end_on_signals', 'main']
+           'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
+           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
+           'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/82_studio.cli.ipynb #9d12beff
 import atexit
@@ -744,9 +744,10 @@ def config_lines(
     """
     from rlstudio.core.options import as_text
     from rlstudio.studio.catalog import MISSING, decisions, default_values
-    from rlstudio.runs.yaml import read_file
-    if whole: return (run / 'config.yaml').read_text('utf8').splitlines()
-    config = read_file(run / 'config.yaml').values
+    from rlstudio.core.files import read_file
+    from rlstudio.runs.yaml import MAX_BYTES, read_yaml_file
+    if whole: return read_file(run / 'config.yaml', MAX_BYTES).decode().splitlines()
+    config = read_yaml_file(run / 'config.yaml').values
     if not isinstance(config, dict): return []
     told = {k: v for k, v in decisions(config, default_values(config['algo']['name'], config['env']['id'])).items() if k not in ('algo.name', 'env.id')}
     pairs = [(f'{key}={as_text(value)}', '' if default is MISSING else f'(default {as_text(default)})') for key, (value, default) in told.items()]
@@ -797,7 +798,7 @@ def card(
     from rlstudio.runs.pictures import sparkline
     facts = [f'{row["algo"]} on {row["env"]}, seed {row["seed"]}: {row["status"]}',
              f'level {manifest.get("level", "?")} ({manifest.get("why", "not begun")})']
-    means = [float(m) for m in series(list(read_metrics(run)), 'episode/return_mean')[1]]
+    means = [float(m) for m in series(read_metrics(run), 'episode/return_mean')[1]]
     seen = [m for m in means if m == m]
     if seen: facts.append(f'return {seen[0]:.1f} {sparkline(means, 40)} {seen[-1]:.1f}')
     if manifest.get('error'): facts.append(f'failed: {manifest["error"]}')
@@ -836,6 +837,23 @@ def push_run(
         url = push(Run.open(run), repo, private, checkpoint)
         emit(dict(repo=where, url=url, private=private))
         if not as_json: speaker(False, False)(f"pushed: {url}\nload it: rlstudio.load_agent('hf://{where}')")
+
+# %% ../../nbs/82_studio.cli.ipynb #a0d17c02
+@app.command('audit')
+def audit_run(
+    run: RunArgument,  # of a run with a ledger
+    other: Annotated[Path | None, typer.Argument(metavar='[RUN]', parser=where_run, autocompletion=complete_run, help='Another run: compare the two, and execute nothing.')] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help='Only the first so many updates.')] = None,  # all
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,   # for programs
+) -> None:
+    "Execute a run again in a new process and compare every update; exit 3 if one differs"
+    with at_work('', modules, False, as_json) as (say, emit):
+        from rlstudio.evidence.audit import audit, compare_runs
+        found = audit(run, updates) if other is None else compare_runs(run, other, updates)
+        say(str(found))
+        emit(found.to_dict())
+        if not found.identical: raise typer.Exit(3)
 
 # %% ../../nbs/82_studio.cli.ipynb #63b92c81
 def about(
@@ -1054,6 +1072,31 @@ def delete_(
             delete_run(folder)
             say(f'deleted {folder}')
         emit(dict(deleted=[str(f) for f in folders]))
+
+# %% ../../nbs/82_studio.cli.ipynb #e4ff4a72
+@app.command('migrate')
+def migrate(
+    runs: Annotated[list[str], typer.Argument(metavar='RUN...', autocompletion=complete_run, help='Folders of runs, or their names.')],  # at least one
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Only say what would be done.')] = False,  # nothing is written
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,   # for programs
+) -> None:
+    "Bring runs of an older version to the present one; the old ones stay beside them"
+    with at_work('', modules, False, as_json) as (say, emit):
+        from rlstudio.evidence.migrate import migrate_run
+        from rlstudio.runs.config import load_settings
+        from rlstudio.runs.folder import RUN_VERSION
+        rows = []
+        for run in runs:
+            done = migrate_run(run, dry_run, load_settings().runs_dir)
+            for change in done.changes: say(f'  {change}')
+            if not done.changes: said = f'of version {RUN_VERSION} already; nothing to do'
+            elif done.kept: said = f'migrated from version {done.version} to {RUN_VERSION}; the old run stays as {done.kept}'
+            else: said = f'would be migrated from version {done.version} to {RUN_VERSION}; nothing was written'
+            say(f'{done.folder}: {said}')
+            rows.append(dict(run=str(done.folder), version=done.version, kept=str(done.kept) if done.kept else None, dry_run=dry_run,
+                             changes=[dict(path=c.path, what=c.what, said=c.said) for c in done.changes]))
+        emit(rows if len(rows) > 1 else rows[0])
 
 # %% ../../nbs/82_studio.cli.ipynb #bd05048b
 class Shell(StrEnum):

@@ -11,7 +11,7 @@ came from a file is printed as markup or as an escape code; a terminal that is n
 
 # %% auto #0
 __all__ = ['VITALS', 'NO_SYMPTOM', 'Form', 'OUTCOME_STYLES', 'duration', 'mean_std', 'bar', 'labelled', 'command', 'own_imports',
-           'printable', 'tell', 'clean', 'fold_text', 'terminal_width', 'legible', 'Lasting', 'silence', 'backend_of',
+           'tell', 'clean', 'fold_text', 'terminal_width', 'legible', 'Lasting', 'silence', 'backend_of',
            'whole_rounds', 'run_header', 'Snapshot', 'first_fit', 'beside', 'train_line', 'return_line', 'eval_line',
            'vitals', 'health', 'health_line', 'speed_line', 'live_block', 'plain_line', 'Thinned', 'Watcher',
            'form_for', 'Listener', 'rows_now', 'Redrawn', 'Progress', 'outcome', 'verdict', 'size', 'files_written',
@@ -39,6 +39,8 @@ from rich.live import Live
 from rich.live_render import LiveRender
 from rich.segment import Segment
 from rich.text import Text
+
+from ..core.files import is_regular, printable
 
 if TYPE_CHECKING:
     from rlstudio.core.options import Config, EnvConfig
@@ -141,25 +143,6 @@ def own_imports(
     return [word for name in names for word in ('--import', str(name))] if isinstance(names, list) else []
 
 # %% ../../nbs/81_studio.console.ipynb #dfe04900
-def printable(
-    text: str,                # from anywhere
-    encoding: str = 'utf-8',  # of the stream it goes to
-) -> str:                     # the same with '?' for what would harm or fail
-    """Text that a terminal can be trusted with
-
-    Args:
-        text: from anywhere
-        encoding: of the stream it goes to
-
-    Returns:
-        the same with '?' for what would harm or fail
-    """
-    text = ''.join(c if c.isprintable() or c == '\n' else '?' for c in text)
-    try: text.encode(encoding)
-    except UnicodeEncodeError:
-        return text.replace('±', '+-').encode(encoding, 'replace').decode(encoding)
-    return text
-
 def tell(
     console: Console,  # where to
     text: str,         # printed as it is, never wrapped
@@ -177,14 +160,14 @@ def tell(
 # %% ../../nbs/81_studio.console.ipynb #11e6fd5a
 def clean(
     text: str,  # what another library, or an environment, has to say
-) -> str:       # the same without colours; '?' for what else would harm
+) -> str:       # the same without colours; what else would harm is spelled out
     """A message of somebody else, as one of ours
 
     Args:
         text: what another library, or an environment, has to say
 
     Returns:
-        the same without colours; '?' for what else would harm
+        the same without colours; what else would harm is spelled out
     """
     return printable(re.sub(r'\x1b\[[0-9;?]*[ -/]*[@-~]', '', text)).removeprefix('WARN: ')
 
@@ -911,8 +894,7 @@ def size(
     Returns:
         bytes of all files in it
     """
-    return path.stat().st_size if path.is_file() else sum(
-        p.stat().st_size for p in path.rglob('*') if p.is_file())
+    return sum(p.lstat().st_size for p in (path, *path.rglob('*')) if is_regular(p))
 
 def files_written(
     folder: str | Path,  # of a run
@@ -928,11 +910,11 @@ def files_written(
     folder = Path(folder)
     entries = [p for p in sorted(folder.iterdir())
                if p.suffix != '.lock' and p.name[0] != '.']
-    inside = {d.name: sorted(p.name for p in d.iterdir()) for d in entries if d.is_dir()}
+    inside = {d.name: sorted(p.name for p in d.iterdir()) for d in entries if d.is_dir() and not d.is_symlink()}
     folders = [f'{d}/{names[0]}' if len(names) == 1 else f'{d}/ ({len(names)})'
                for d, names in inside.items()]
     lines = [f'{folder} ({max(1, size(folder) // 1024):,} KB)',
-             '  '.join(p.name for p in entries if p.is_file()), '  '.join(folders)]
+             '  '.join(p.name for p in entries if is_regular(p)), '  '.join(folders)]
     return printable(labelled('files', filter(None, lines)))
 
 # %% ../../nbs/81_studio.console.ipynb #0445c2e1

@@ -28,11 +28,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.files import is_regular, printable, read_file
 from ..core.options import goal_steps
 from ..runs.background import Display
 from ..runs.pictures import BLUE, GREY, RED
 from .console import (
-    Progress, Snapshot, Thinned, Watcher, duration, eval_line, health, printable, speed_line, verdict, vitals)
+    Progress, Snapshot, Thinned, Watcher, duration, eval_line, health, speed_line, verdict, vitals)
 from ..train.evaluate import goal_return
 from ..train.metrics import GLOSSARY, Metric
 
@@ -272,7 +273,7 @@ def newest_film(
     Returns:
         and when it was made
     """
-    films = [(p, p.stat().st_mtime) for p in (folder / 'videos').glob('*.webp') if p.is_file() and not p.is_symlink()]
+    films = [(p, p.stat().st_mtime) for p in (folder / 'videos').glob('*.webp') if is_regular(p)]
     return max(films, key=lambda f: f[1], default=None)
 
 def film_html(
@@ -290,7 +291,7 @@ def film_html(
     """
     if path.stat().st_size > most: return ''
     return (f'<img class="rlstudio-film" alt="an episode" title="{html.escape(path.name)}" style="max-width:300px;border-radius:4px;margin-top:8px" '
-            f'src="data:image/webp;base64,{b64encode(path.read_bytes()).decode()}"/>')
+            f'src="data:image/webp;base64,{b64encode(read_file(path, most)).decode()}"/>')
 
 # %% ../../nbs/83_studio.panel.ipynb #11761feb
 class Mailbox:

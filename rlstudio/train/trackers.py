@@ -17,7 +17,6 @@ __all__ = ['tracker_package', 'recall', 'remember', 'numbers_in', 'Tracker', 'qu
            'mlflow_place', 'MlflowSink']
 
 # %% ../../nbs/45_train.trackers.ipynb #65b73253
-import json
 import logging
 import os
 import secrets
@@ -33,6 +32,7 @@ from threading import current_thread, main_thread
 from time import monotonic, time
 from typing import Any
 
+from ..core.files import FileError, own_folder, put_json, read_json
 from .metrics import MetricError, as_gif, check_name, flat_config, metric_value, read_metrics, results
 
 # %% ../../nbs/45_train.trackers.ipynb #597a68be
@@ -68,9 +68,8 @@ def recall(
     Returns:
         {} if there is none, or none that can be read
     """
-    try: facts = json.loads(file.read_text('utf8'))
-    except (OSError, ValueError): return {}
-    return facts if isinstance(facts, dict) and isinstance(facts.get('step', -1), int) else {}
+    try: return read_json(file, shape={'id': str, 'step': int}) or {}
+    except FileError: return {}
 
 
 def remember(
@@ -83,11 +82,8 @@ def remember(
         file: in the run's folder
         facts: JSON-able
     """
-    file.parent.mkdir(exist_ok=True)
-    new = file.with_suffix('.new')
-    new.unlink(missing_ok=True)   # left by a kill; or a link in a stranger's folder, which may lead anywhere
-    with open(new, 'x', encoding='utf8') as f: f.write(json.dumps(facts))
-    os.replace(new, file)
+    own_folder(file.parent, make=True)
+    put_json(file, facts)
 
 # %% ../../nbs/45_train.trackers.ipynb #38e25931
 def numbers_in(
