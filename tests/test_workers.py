@@ -205,6 +205,7 @@ def ill(k: int = 2, n: int = 4, method: str = "fork", patience: float = 0.8, **k
     return Workers(EnvConfig(id="worlds/Ill-v0", num_envs=n, backend="workers", workers=k, start_method=method, patience=patience, kwargs=kwargs))
 
 
+@pytest.mark.faults(23, 24, 25, 26)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_that_fails_is_an_error_that_names_it(method: str) -> None:
     "Raising, exiting, killed, hanging in Python and in C; each time `reset` brings whole workers again, and the old ones are gone"
@@ -230,6 +231,7 @@ def test_the_gate_of_torch_in_a_worker_can_fail() -> None:
     env.close()
 
 
+@pytest.mark.faults(23, 24, 26)
 def test_a_worker_that_is_lost_between_steps_or_in_a_reset() -> None:
     env = ill(where="reset")
     env.reset([0, 0, 0, 0])
@@ -242,6 +244,7 @@ def test_a_worker_that_is_lost_between_steps_or_in_a_reset() -> None:
     env.close()
 
 
+@pytest.mark.faults(24, 26, 27)
 def test_the_first_sub_env_that_fails_is_named_whoever_is_faster() -> None:
     env = ill(4)
     env.reset([1, 2, 3, 4])
@@ -250,6 +253,7 @@ def test_the_first_sub_env_that_fails_is_named_whoever_is_faster() -> None:
     env.close()
 
 
+@pytest.mark.faults(24, 26, 28)
 def test_messages_are_those_of_one_process() -> None:
     here, there = InProcess(EnvConfig(id="worlds/Ill-v0", num_envs=4)), ill()
     def message(env: VectorEnv, how: int) -> str:
@@ -262,6 +266,7 @@ def test_messages_are_those_of_one_process() -> None:
     there.close()
 
 
+@pytest.mark.faults(27)
 def test_slow_is_not_hung() -> None:
     "Each sub-env may take as long as `patience`; a worker that moves is waited for"
     env = ill(1)
@@ -277,6 +282,7 @@ def test_warnings_of_an_env_reach_the_parent() -> None:
     env.close()
 
 
+@pytest.mark.faults(31)
 def test_a_global_generator_that_is_used_in_a_worker_is_found() -> None:
     env = workers("cartpole", 2, id="worlds/Draws-v0")
     env.reset(range(FIVE))
@@ -305,6 +311,7 @@ def test_close_closes_the_sub_envs_and_ends_the_processes(tmp_path: Path) -> Non
     assert {int(p.name) for p in tmp_path.iterdir()} >= {*before} and gone(before, 0)
 
 
+@pytest.mark.faults(25)
 def test_close_returns_though_an_env_hangs_in_it() -> None:
     env = ill(where="close", patience=0.5)
     env.reset([1, 2, 3, 4])
@@ -356,6 +363,7 @@ def script(tmp_path: Path, method: str, rest: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_env(False), start_new_session=True)
 
 
+@pytest.mark.faults(23)
 @pytest.mark.parametrize("method", METHODS)
 def test_no_worker_outlives_a_parent_that_is_killed(method: str, tmp_path: Path) -> None:
     "Not even one that hangs in C code, in a script without a guard for its main part"
@@ -379,6 +387,7 @@ def test_a_script_that_ends_without_close_ends(tmp_path: Path) -> None:
     assert done.returncode == 1 and "OSError: over" in err and err.count("Traceback") == 1 and gone([int(p) for p in out.split()])
 
 
+@pytest.mark.faults(3)
 def test_ctrl_c_is_for_the_parent_alone(tmp_path: Path) -> None:
     "It reaches the whole group, in the middle of a step; afterwards the same workers go on"
     rest = """
@@ -446,6 +455,7 @@ class Double(gym.RewardWrapper):
 MY_CONFIG = "env: {id: Walk-v0, num_envs: 4, max_episode_steps: 30, wrappers: [Double], backend: inprocess}\nalgo: {name: ppo, num_steps: 64}\nnet: {hidden: [16]}\ntrain: {total_steps: 4096}\neval: {episodes: 4}\ncheckpoint: {every: 512}\n"
 
 
+@pytest.mark.faults(1)
 def test_a_run_with_own_modules_that_is_killed_goes_on_with_another_number(tmp_path: Path) -> None:
     "From the command line: the same hash as in one process, level L3, one JSON object on standard output, no orphan"
     (tmp_path / "my_world.py").write_text(MY_WORLD)
