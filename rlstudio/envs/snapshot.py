@@ -339,8 +339,8 @@ def _find(path: str, owner: dict[str, Any], own: bool, found: dict[str, Place], 
             seen.add(id(x))
             items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list | tuple | deque) else ()
             for key, o in items:
-                if _own_object(o): _find(f'{at}[{key!r}]', vars(o), own, found, seen, depth - 1)
-            if _own_object(x): _find(at, vars(x), own, found, seen, depth - 1)
+                if _own_object(o): _find(f'{at}[{key!r}]', dict(vars(o)), own, found, seen, depth - 1)
+            if _own_object(x): _find(at, dict(vars(x)), own, found, seen, depth - 1)
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4008
 def _names(code: CodeType) -> Iterator[str]:

@@ -145,7 +145,7 @@ def execute(
     for piece, after in zip(pieces, [*pieces[1:], None]):
         settings = settings_of(stored.begins[0], load_settings())
         trainer = make_trainer(piece.config, settings, {})
-        facts = facts_of(trainer, settings, {}) | dict(threads=settings.threads, device=settings.device)
+        facts = facts_of(trainer, settings, []) | dict(threads=settings.threads, device=settings.device)
         ledger = Ledger(target, facts, settings.ledger)
         beside = Beside(ledger, stored, until)
         trainer.callbacks = [*callbacks, ledger, beside]

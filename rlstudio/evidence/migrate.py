@@ -37,7 +37,7 @@ from ..runs.checkpoint import (
 from ..runs.config import Settings, to_yaml
 from ..runs.folder import RUN_VERSION, RunError, RunFolder, locate_run, locked, now, versions
 from ..runs.run import make_trainer
-from ..runs.yaml import read_file
+from ..runs.yaml import read_yaml_file
 from ..train.agent import world_facts
 
 # %% ../../nbs/72_evidence.migrate.ipynb #885c2428
@@ -200,7 +200,7 @@ def migrated_values(
     Returns:
         complete and checked
     """
-    source = read_file(path)
+    source = read_yaml_file(path)
     if source.problems: raise ConfigError(source.problems)
     try: return config_from_dict(migrate_config(version, source.values))
     except ValueError as e:

@@ -59,7 +59,7 @@ from ..train.agent import Agent, rebuilt, world_facts
 from ..train.callbacks import stops
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return, untrained_score
 from ..train.ledger import LEDGER, Ledger, LedgerError, ledger_lines, parsed
-from ..train.metrics import MetricError, conclude_run, describe_run
+from ..train.metrics import conclude_run, describe_run
 from ..train.trainer import Callback, Trainer, WriteMetrics
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -317,11 +317,11 @@ def claims(
     """
     home = files.path / 'checkpoints'
     found = [files.manifest, saved.meta if saved else {}]
-    def ask(look: Callable[[], Any]) -> None:
-        try: found.append(look())
+    def ask(look: Callable[..., Any], *what: Any) -> None:
+        try: found.append(look(*what))
         except (CheckpointError, ConfigError, FileError, OSError): return   # it says nothing
-    for path in [*checkpoints(home), *checkpoints(home / BEST)]: ask(lambda: read_meta(path)[0])
-    for name in sorted(p.name for p in files.path.glob('result*.json')): ask(lambda: files.read(name))
+    for path in [*checkpoints(home), *checkpoints(home / BEST)]: ask(lambda at: read_meta(at)[0], path)
+    for name in sorted(p.name for p in files.path.glob('result*.json')): ask(files.read, name)
     try: found += [row for line in ledger_lines(files.path / LEDGER) if b'"begin"' in line and (row := parsed(line))]   # its last line may be torn
     except (LedgerError, OSError): pass
     return [claim for facts in found if (claim := claim_of(facts))]

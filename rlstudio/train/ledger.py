@@ -326,7 +326,7 @@ def line_end(
     size = 0
     for line in ledger_lines(path):
         row = parsed(line)
-        if row is None or row.get('iteration', row.get('begin')) > iteration: break
+        if row is None or row.get('iteration', row.get('begin', 0)) > iteration: break
         size += len(line)
     return size
 
