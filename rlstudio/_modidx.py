@@ -3087,6 +3087,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rlstudio.train.ledger.Ledger.__init__': ( 'train.ledger.html#ledger.__init__',
                                                                                   'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.Ledger.close': ('train.ledger.html#ledger.close', 'rlstudio/train/ledger.py'),
+                                       'rlstudio.train.ledger.Ledger.end_with': ( 'train.ledger.html#ledger.end_with',
+                                                                                  'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.Ledger.env_steps_of': ( 'train.ledger.html#ledger.env_steps_of',
                                                                                       'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.Ledger.judge': ('train.ledger.html#ledger.judge', 'rlstudio/train/ledger.py'),

@@ -465,12 +465,13 @@ class Ledger(Callback):
         self.out, self.size, self.head, self.last = cast(LineFile | None, None), cast(int | None, None), UNCHAINED, 0
         self.pace, self.told = Pace(), list[Any]()   # a number for each gradient step since the last line
         self.pending, self.before = 0, 0             # how many of these, and how many env steps, when the iteration began
+        self.began = -1                              # iterations so far when this process began
         self.learned, self.newest = cast(Learned, None), dict[str, Any]()   # its newest line
         self.lost = dict[int, dict[str, Any]]()      # updates that were made before, by a process that was killed
 
     def on_train_start(self, trainer: Trainer) -> None:   # opens the file, and says who goes on
         "opens the file, and says who goes on"
-        self.learned, self.before = Learned(trainer.algo), trainer.env_steps
+        self.learned, self.before, self.began = Learned(trainer.algo), trainer.env_steps, trainer.iteration
         if hasattr(trainer.algo, 'witness'): trainer.algo.witness = self.see
         first = facts_line(self, trainer)
         if self.size is not None: self.lost = lost_records(self.path, self.size, first)
@@ -495,10 +496,18 @@ class Ledger(Callback):
     def on_train_end(self, trainer: Trainer) -> None:   # the last weights have a line, too
         "the last weights have a line, too"
         over = trainer.finished or (trainer.stop_asked and not trainer.interrupted)
-        if over and trainer.iteration > self.last: self.record(trainer, end=True)
+        known, idle = self.lost.get(trainer.iteration), trainer.iteration == self.began   # a process that only came to finish makes no update
+        if over and idle and known: self.end_with(known)
+        elif over and not idle and trainer.iteration > self.last: self.record(trainer, end=True)
         self.close()
 
     def on_error(self, trainer: Trainer) -> None: "what there is"; self.close()   # what there is
+
+    def end_with(self, known: Mapping[str, Any]) -> None:   # the last line stands as a process wrote it that was killed behind it
+        "the last line stands as a process wrote it that was killed behind it"
+        row = {k: x for k, x in known.items() if k not in ('chain', 'end')}
+        self.newest = row | dict(chain=link(self.head, row), end=True)
+        self.write(self.newest)
 
     def env_steps_of(self, trainer: Trainer) -> int: "of the iteration that is over"; return trainer.env_steps - self.before   # of the iteration that is over
 
