@@ -52,11 +52,15 @@ CASES: dict[int, tuple[str, str]] = {  # number → the fault, what happens
     36: ("a header that claims 1 TiB", "refused before anything is allocated"),
 }
 REASONS: dict[int, str] = {  # numbers without a test: why
-    22: "there is no migration yet",
     33: "there are no sweeps yet",
 }
 PARTLY: dict[int, str] = {  # what of a number is not shown
     34: "there is no version of the plugin interface yet, so none can be wrong",
+}
+
+FAMILIES: dict[str, tuple[str, ...]] = {  # of benchmarks/kills.py → the algorithms that cannot play there: an action space, or no memory
+    "batched classic": (), "Gymnasium classic": (), "Box2D": (), "BipedalWalker": ("dqn",), "MuJoCo": ("dqn",), "Atari": ("sac", "td3"), "toy text": ("sac", "td3"),
+    "Dict": (), "pixels": (), "recurrent": ("dqn", "sac", "td3"), "workers": (),
 }
 
 
@@ -82,12 +86,12 @@ def problems(tests: dict[int, list[str]]) -> list[str]:
 def kills() -> str:
     "What benchmarks/kills.py has stored, as a table"
     rows = [json.loads(line) for line in KILLS.read_text().splitlines()] if KILLS.exists() else []
-    families, algos = (list(dict.fromkeys(r[k] for r in rows)) for k in ("family", "algo"))
+    families, algos = FAMILIES | {r["family"]: () for r in rows if r["family"] not in FAMILIES}, ("a2c", "ppo", "dqn", "sac", "td3")
 
     def cell(family: str, algo: str) -> str:
         own = [r for r in rows if (r["family"], r["algo"], r["kind"]) == (family, algo, "random")]
         levels = {level: [r["ok"] for r in own if (r["level"] or "no level") == level] for level in sorted({r["level"] or "no level" for r in own}, reverse=True)}
-        return ", ".join(f"{sum(ok)} of {len(ok)}{'' if level == 'L3' else f' ended at {level}'}" for level, ok in levels.items()) or "–"
+        return ", ".join(f"{sum(ok)} of {len(ok)}{'' if level == 'L3' else f' ended at {level}'}" for level, ok in levels.items()) or ("–" if algo in families[family] else "not run")
     random, points = ([r for r in rows if r["kind"] == kind] for kind in ("random", "point"))
     head = [f"| family | {' | '.join(algos)} |", f"|---|{'---|' * len(algos)}"]
     lines = head + [f"| {f} | {' | '.join(cell(f, a) for a in algos)} |" for f in families]
@@ -121,7 +125,7 @@ environment some run longer. A test says `@pytest.mark.faults(N)`; a gate checks
 ## Killed at random times
 
 `python benchmarks/kills.py` kills trainings of every algorithm in every family of worlds with SIGKILL, also while they resume, and compares the end with a run that nobody disturbed. What is stored so far, in
-[benchmarks/results/kills.jsonl](../benchmarks/results/kills.jsonl) (– is a cell that cannot be or was not run):
+[benchmarks/results/kills.jsonl](../benchmarks/results/kills.jsonl) (–: this algorithm cannot play there):
 
 {kills()}
 """

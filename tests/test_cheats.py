@@ -77,6 +77,7 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dic
     return resumed, children("whole", whole, [w for w, r in resumed.items() if r.get("level") == "L3"], PYTHONHASHSEED="3"), killed
 
 
+@pytest.mark.faults(30, 31)
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_world_that_cheats_keeps_neither_its_level_nor_loses_its_run(world: str, lives: Any) -> None:
     "Completed, and exact only if it equals the run that was never killed"

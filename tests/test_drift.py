@@ -183,6 +183,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.folder
 
 
+@pytest.mark.faults(20)
 def test_nothing_around_a_training_reaches_its_bits(begun: Path, tmp_path: Path) -> None:
     "Working directory, time zone, hash seed, locale, import order, thread variables; the same run goes on under each of them, and ends as one that nobody stopped"
     whole = Run.open(shutil.copytree(begun, tmp_path / "whole")).train()
@@ -202,6 +203,7 @@ def test_nothing_around_a_training_reaches_its_bits(begun: Path, tmp_path: Path)
 
 # Other arithmetic does
 
+@pytest.mark.faults(20)
 def test_each_disguise_alone_lowers_the_level(begun: Path, tmp_path: Path) -> None:
     "Another processor is played for one library at a time: the level falls, and the fact is named"
     fact, played = dict(OPENBLAS_CORETYPE="blas", ATEN_CPU_CAPABILITY="torch_simd", NPY_DISABLE_CPU_FEATURES="numpy_simd"), 0

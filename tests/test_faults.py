@@ -166,6 +166,27 @@ def test_killed_at_each_point_of_a_save(nursery: Nursery, folder: Path, referenc
     assert end_of(nursery, path) == reference and not list((path / "checkpoints").glob(".*"))
 
 
+BEHIND = """
+import os, signal
+from rlstudio.runs import run
+run.finish = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.faults(1)
+@pytest.mark.parametrize("steps", [STEPS - 256, STEPS])   # with a last line of the ledger that was not due, and with one that was
+def test_killed_behind_the_training(nursery: Nursery, folder: Path, steps: int) -> None:
+    "Trained to the end, and killed before its evaluation: the process that finishes it makes no update, and the run stays exact"
+    path = folder / f"behind-{steps}"
+    assert begin(nursery, path, f"train.total_steps={steps}", code=BEHIND).wait() == -signal.SIGKILL
+    def updates() -> list[str]: return [line for line in (path / "ledger.jsonl").read_text().splitlines() if "weights" in line]
+    before = updates()
+    child = nursery.run("resume", path, "--json")
+    clean(child, 0)
+    assert json.loads(child.stdout)["level"] == "L3" and "second time" not in child.stderr, child.said
+    assert updates() == before and ('"end"' in before[-1]) == (steps < STEPS)
+
+
 @pytest.mark.faults(7)
 def test_a_lock_of_the_dead(nursery: Nursery, folder: Path, reference: str) -> None:
     "The lock is the process's, not the file's: one that a killed process left is taken over; a living one is not"

@@ -153,6 +153,7 @@ def test_a_moment_that_heals_needs_the_fine_ledger(tmp_path: Path) -> None:
 
 # A kill at any byte, a full disk, and a resume
 
+@pytest.mark.faults(32)
 def test_cut_at_any_byte(tmp_path: Path) -> None:
     "Whatever is left behind the checkpoint, half a line or none: the ledger ends as that of a run that nobody stopped"
     whole = Trainer(config("ppo", 1024), [Ledger(tmp_path / "whole", {}, "fine")]).train()
@@ -180,6 +181,7 @@ def test_lines_that_are_lost_are_told(tmp_path: Path) -> None:
     assert read_ledger(tmp_path / "a").records.keys() == {1, 2, 3, 5, 6, 7, 8} and check_ledger(tmp_path / "a")
 
 
+@pytest.mark.faults(8)
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "A line goes in whole or not at all"
     ledger = Ledger(tmp_path / LEDGER, {}, "fine")
@@ -191,6 +193,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / LEDGER).read_bytes() == before and not check_ledger(tmp_path / LEDGER)
 
 
+@pytest.mark.faults(1)
 def test_killed_and_resumed(tmp_path: Path) -> None:
     "SIGKILL at a random time: the lines are those of an uninterrupted run, and the audit says so"
     file = tmp_path / "c.yaml"

@@ -133,6 +133,7 @@ NAMED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], str]] = {
 }
 
 
+@pytest.mark.faults(20)
 @pytest.mark.parametrize("setting", NAMED)
 def test_other_settings_are_named(tmp_path: Path, setting: str) -> None:
     "Begun plainly, gone on with the setting: L2, and why; begun with it and gone on with it: the same identity, L3"
@@ -164,6 +165,7 @@ TURNED: dict[str, tuple[Callable[[], object], Callable[[], object], str]] = {
 }
 
 
+@pytest.mark.faults(20)
 @pytest.mark.parametrize("setting", TURNED)
 def test_what_is_turned_on_the_way_lowers_the_level(tmp_path: Path, setting: str) -> None:
     on, off, name = TURNED[setting]
@@ -214,6 +216,7 @@ def delete(folder: Path, what: str) -> None:
 PARTS = ["manifest.json", "newer", "best", "result.json", "ledger.jsonl", "hashes.json"]
 
 
+@pytest.mark.faults(16, 20)
 def test_whatever_is_deleted(tmp_path: Path) -> None:
     "All 64 choices: as long as one file knows of the fall, the level is low. With none, what is left was made exactly, and says so"
     r, knows = fallen(tmp_path), {"manifest.json", "newer", "best", "result.json", "ledger.jsonl"}

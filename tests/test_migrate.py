@@ -63,6 +63,7 @@ def judge(name: str, got: dict[str, Any], known: dict[str, Any], key: str) -> st
 
 # Every fixture of every version
 
+@pytest.mark.faults(21)
 @pytest.mark.parametrize("name", sorted(json.loads(RESUMED.read_text())))
 def test_fixtures_go_on_to_their_end(name: str) -> None:
     "By identity to the bit, elsewhere to the numeric level. The numbers of version 1 come from the code that made it"
@@ -106,6 +107,7 @@ def test_runs_of_version_2_go_on(tmp_path: Path, name: str) -> None:
 
 # The command
 
+@pytest.mark.faults(21)
 @pytest.mark.parametrize("name", V1)
 def test_a_run_of_version_1_is_migrated_and_goes_on(tmp_path: Path, name: str) -> None:
     "Refused, planned, migrated, tried; then it trains to its end, and says that it is not exact"
@@ -155,6 +157,7 @@ def test_the_command_line_says_what_it_does(tmp_path: Path) -> None:
     assert shown.exit_code == 0 and "ppo-completed" in shown.stdout
 
 
+@pytest.mark.faults(21)
 @pytest.mark.parametrize("name, spoil, why", [
     ("newer", lambda f: note(f, schema_version=SCHEMA_VERSION + 1), "made by a newer RLStudio: upgrade this one"),
     ("odd", lambda f: note(f, schema_version="1"), "schema_version '1', expected"),
@@ -252,6 +255,7 @@ for at in range(first, last + 1):
 """
 
 
+@pytest.mark.faults(22)
 @pytest.mark.parametrize("how", ["exchange", "two renames"])
 def test_killed_at_every_call_that_changes_the_disk(tmp_path: Path, how: str) -> None:
     "The old run is there with every byte, and its name is that of a run; the next migration brings it to its end"
@@ -278,6 +282,7 @@ def test_killed_at_every_call_that_changes_the_disk(tmp_path: Path, how: str) ->
     with pytest.warns(UserWarning, match="no longer exact"): Run.open(tmp_path / "102" / "r").train()
 
 
+@pytest.mark.faults(8, 22)
 @pytest.mark.parametrize("how, fault", [("exchange", fails(28)), ("exchange", half), ("two renames", fails(5))], ids=["disk full", "half a write", "EIO"])
 def test_the_kth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any], how: str) -> None:
     "Either it is migrated, or it says that it is as it was, and it is"
@@ -320,6 +325,7 @@ def test_the_chain_is_whole() -> None:
     assert sorted(MIGRATIONS) == list(range(1, SCHEMA_VERSION))
 
 
+@pytest.mark.faults(35)
 @pytest.mark.parametrize("spoil", [
     lambda s: s.pop("collector"), lambda s: s.update(algo=5), lambda s: s["algo"].pop("module"), lambda s: s["algo"].update(module=[1]),
     lambda s: s["collector"].update(env=None), lambda s: s["collector"]["env"].update(rngs={"1": 5}), lambda s: s["collector"]["env"]["rngs"].update({"0": {}})])

@@ -286,6 +286,7 @@ entry("checkpoint: NaN weights", nan_weights)
 def test_the_corpus_is_large() -> None: assert len(CORPUS) >= 60
 
 
+@pytest.mark.faults(35)
 @pytest.mark.parametrize("name", CORPUS)
 def test_malicious_folder(origin: Path, name: str) -> None:
     "Every command ends in time, prints what is printable, follows nothing and runs nothing; a neighbour stays listed"
@@ -299,6 +300,7 @@ def test_malicious_folder(origin: Path, name: str) -> None:
             p.untouched()
 
 
+@pytest.mark.faults(35)
 @pytest.mark.parametrize("name, command, word", [
     ("manifest.json: pipe", "show", "manifest.json: given a pipe"), ("manifest.json: link to a file of the user", "resume", "manifest.json: given a link"), ("manifest.json: 400 MB", "show", "more than 67,108,864 bytes"),
     ("result.json: a list", "show", "result.json: damaged (given [1], expected an object)"), ("evaluations.json: an object", "resume on", "evaluations.json: damaged"), ("checkpoints: link to a folder of the user", "resume", "checkpoints: given a link"),
@@ -386,6 +388,7 @@ def test_the_disk_is_full_while_the_failure_is_noted(origin: Path, monkeypatch: 
 
 # ---- an agent's folder -------------------------------------------------------------------------------------------------
 
+@pytest.mark.faults(35)
 @pytest.mark.parametrize("name", ["agent.json", "weights.safetensors"])
 @pytest.mark.parametrize("plant", [lambda f, p: link(f, p.file), lambda f, p: link(f, "/dev/zero"), lambda f, p: fifo(f), lambda f, p: folder(f), lambda f, p: sparse(f), lambda f, p: put(f, pickle.dumps(Bomb())), lambda f, p: put(f, "")],
                          ids=["link", "zero", "pipe", "folder", "400 MB", "pickle", "empty"])
@@ -455,6 +458,7 @@ def damage(p: Place, dice: random.Random) -> str:
 MUTATIONS, PARTS = 510, 10
 
 
+@pytest.mark.faults(35)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_mutated_folders(origin: Path, part: int) -> None:
     "Whatever was done to a folder: an answer or one message, by every command, and never a traceback"

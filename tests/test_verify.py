@@ -86,6 +86,7 @@ def changed(path: Path, data: bytes | None) -> Iterator[None]:
 
 # ---- damage ------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.faults(13)
 def test_a_thousand_flipped_bits(finished: Path) -> None:
     dice, known = random.Random(7), files_of(finished)
     missed = []
@@ -99,6 +100,7 @@ def test_a_thousand_flipped_bits(finished: Path) -> None:
     assert missed == [] and verify(finished).whole
 
 
+@pytest.mark.faults(14)
 def test_every_truncation_and_every_longer_file(finished: Path) -> None:
     for name in files_of(finished):
         data = (finished / name).read_bytes()
@@ -109,6 +111,7 @@ def test_every_truncation_and_every_longer_file(finished: Path) -> None:
             with changed(finished / name, bad): assert name in names(finished), (name, len(bad), len(data))
 
 
+@pytest.mark.faults(15)
 def test_deleted_files(finished: Path) -> None:
     for name in files_of(finished):
         with changed(finished / name, None): assert name in names(finished), name
@@ -119,6 +122,7 @@ def test_deleted_files(finished: Path) -> None:
     assert verify(finished).whole
 
 
+@pytest.mark.faults(15)
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "manifest.json.bak", "plots/old.png", "videos/x/y", "checkpoints/notes", "checkpoints/best/x", "new/folder/file",
                                   "metrics.000009.jsonl", "ledger.jsonl", "config.leg7.yaml", "checkpoints/step_000000000256/more"])
 def test_a_foreign_file(finished: Path, name: str) -> None:
@@ -131,6 +135,7 @@ def test_a_foreign_file(finished: Path, name: str) -> None:
     assert verify(finished).whole
 
 
+@pytest.mark.faults(15)
 def test_swapped_files(finished: Path) -> None:
     known = files_of(finished)
     for a, b in zip(known, known[1:]):
@@ -175,6 +180,7 @@ def test_links_pipes_and_folders_are_no_files(finished: Path, tmp_path: Path) ->
     assert verify(finished).whole
 
 
+@pytest.mark.faults(16, 35)
 def test_a_hostile_record(finished: Path) -> None:
     record = read_record(finished)
     assert record
@@ -263,6 +269,7 @@ def kills(folder: Path, keep: Path | None = None) -> tuple[int, list[str]]:
     return moments, wrong
 
 
+@pytest.mark.faults(1, 2, 4)
 def test_no_kill_at_any_moment_is_damage_and_each_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     small_files(monkeypatch)
     with memory_folder() as folder, memory_folder() as keep:
@@ -305,6 +312,7 @@ def test_a_disk_that_fails_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None
         assert tried > 5
 
 
+@pytest.mark.faults(1)
 def test_killed_processes(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(json.dumps(CONFIG | dict(train=dict(total_steps=200_000, seed=1), checkpoint=dict(every=256), eval=dict(every=2048, episodes=2))))

@@ -270,6 +270,7 @@ def test_the_first_sub_env_that_fails_is_named_whoever_is_faster() -> None:
     env.close()
 
 
+@pytest.mark.faults(24, 26, 28)
 def test_messages_are_those_of_one_process() -> None:
     here, there = InProcess(EnvConfig(id="worlds/Ill-v0", num_envs=4)), ill()
     def message(env: VectorEnv, how: int) -> str:
@@ -298,6 +299,7 @@ def test_warnings_of_an_env_reach_the_parent() -> None:
     env.close()
 
 
+@pytest.mark.faults(31)
 def test_a_global_generator_that_is_used_in_a_worker_is_found() -> None:
     env = workers("cartpole", 2, id="worlds/Draws-v0", kwargs=dict(seldom=100))
     env.reset(range(FIVE))
@@ -402,6 +404,7 @@ def test_a_script_that_ends_without_close_ends(tmp_path: Path) -> None:
     assert done.returncode == 1 and "OSError: over" in err and err.count("Traceback") == 1 and gone([int(p) for p in out.split()])
 
 
+@pytest.mark.faults(3)
 def test_ctrl_c_is_for_the_parent_alone(tmp_path: Path) -> None:
     "It reaches the whole group, in the middle of a step; afterwards the same workers go on"
     rest = """

@@ -636,5 +636,5 @@ def make_vector(
         raise EnvError(f'{config.id}: given backend=native and kwargs {dict(config.kwargs)}, '
                        f'expected one of {native_envs.names()} with its own kwargs, without wrappers and reset_options; '
                        'fix: backend=auto')
-    if config.backend == 'workers': return backends.get('workers')(config)  # type: ignore[no-any-return]
+    if config.backend in backends: return backends.get(config.backend)(config)  # type: ignore[no-any-return]
     return gymnasium_env(config) if config.backend == 'gymnasium' else InProcess(config)

@@ -190,8 +190,8 @@ class HangWatch:
         """
         if not self.signal: self.signal, self.asked = number, time.monotonic()
 
-    def look(self) -> None:  # once
-        "once"
+    def look(self) -> None:
+        "Once: the same calls as before?"
         now, calls = time.monotonic(), env_calls(sys._current_frames().get(self.thread))
         for number in self.arrived():
             if number in (signal.SIGINT, signal.SIGTERM): self.ask(number)
@@ -223,16 +223,27 @@ class HangWatch:
             self.say(f'is interrupted ({name}); the newest checkpoint stays')
             signal.pthread_kill(self.thread, self.signal)
 
-    def say(self, text: str) -> None:  # about the environment
-        "about the environment"
+    def say(self,
+        text: str,  # what it does not do
+    ) -> None:
+        """A line about the environment
+
+        Args:
+            text: what it does not do
+        """
         print(f'{call_in_words(self.calls[0])} {text}', file=sys.stderr, flush=True)
 
-    def arrived(self) -> bytes:  # numbers of signals that the system has delivered, also where no handler could run yet
-        "numbers of signals that the system has delivered, also where no handler could run yet"
+    def arrived(self) -> bytes:  # numbers of signals
+        """What the system has delivered, also where no handler could run yet
+
+        Returns:
+            numbers of signals
+        """
         try: return os.read(self.pipe[0], 99) if self.pipe[0] >= 0 else b''
         except OSError: return b''
 
     def run(self) -> None:
+        "Until it is over"
         while not self.over.wait(min(.5, self.after / 4, self.patience / 4)): self.look()
 
     def __enter__(self) -> 'HangWatch':

@@ -42,7 +42,7 @@ from typing import Any
 
 import rlstudio
 from ..core.arithmetic import changed_facts
-from ..core.files import FileError, Needed, NoFileError, check_shape, is_regular, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
+from ..core.files import FileError, Needed, NoFileError, check_shape, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
 from ..core.options import Config
 from ..core.registry import imported, suggest
 from .config import Settings
@@ -299,7 +299,7 @@ def read_record(
     try: data = read_file(path)
     except NoFileError: return None
     try:
-        doc = json.loads(data)
+        doc = json_value(data)
         check_shape(doc, _RECORD)
         version = doc['version']
         record = Record(**{k: v for k, v in doc.items() if k not in ('version', 'sha256')})

@@ -10,7 +10,7 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['ENDING', 'STATE_SHAPE', 'make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'undisturbed',
-           'shape_like', 'check_state', 'content_of', 'restore_point', 'noted_imports', 'check_imports', 'claim_of',
+           'shape_like', 'fits_trainer', 'content_of', 'restore_point', 'noted_imports', 'check_imports', 'claim_of',
            'claims', 'past', 'level_now', 'facts_of', 'register', 'lower_level', 'outline', 'check_world',
            'WatchGenerators', 'WatchArithmetic', 'ledgers', 'check_listeners', 'first_score', 'set_out', 'summarize',
            'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'note_failure', 'closing', 'one_line_of_run',
@@ -174,7 +174,7 @@ def undisturbed() -> Iterator[None]:
     finally:
         for s, f in old.items(): signal.signal(s, f)
 
-# %% ../../nbs/67_runs.run.ipynb #96668774
+# %% ../../nbs/67_runs.run.ipynb #71ef7a73
 STATE_SHAPE = dict(iteration=Needed(int), episodes=Needed(int), recent=Needed([[float]]), algo=Needed(dict), stepper=Needed(dict), streams=Needed(dict), callbacks=Needed(dict), stopped=str)
 
 def shape_like(
@@ -191,7 +191,7 @@ def shape_like(
     if isinstance(value, dict): return {k: shape_like(v) for k, v in value.items()}
     return next((kind for kind in (bool, str, list) if isinstance(value, kind)), float if isinstance(value, int | float) else object)
 
-def check_state(
+def fits_trainer(
     trainer: Trainer,       # at its start, with its callbacks
     state: dict[str, Any],  # that it shall take over
 ) -> None:
@@ -206,6 +206,7 @@ def check_state(
         if type(c).__module__.startswith('rlstudio.') and c.name in state['callbacks']:
             check_shape(state['callbacks'][c.name], shape_like(c.state_dict()), f'callbacks.{c.name}')
 
+# %% ../../nbs/67_runs.run.ipynb #99d20b67
 @contextmanager
 def content_of(
     saved: Checkpoint,  # whole, as far as its hashes say
@@ -221,6 +222,7 @@ def content_of(
         why = ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
         raise CheckpointError(f'{saved.path}: its hashes are right, but its content does not fit this run ({why}); use another checkpoint, or the version and the code that wrote it') from e
 
+# %% ../../nbs/67_runs.run.ipynb #96668774
 def restore_point(
     files: RunFolder,  # of any run
     config: Config,    # what its config.yaml says
@@ -650,7 +652,7 @@ def set_out(
     if saved:
         check_listeners(trainer, saved)
         with content_of(saved):
-            check_state(trainer, saved.state)
+            fits_trainer(trainer, saved.state)
             trainer.load_state_dict(saved.state)
     elif start := kept_start(files.path): warm_start(trainer, start)   # only at its start: later it would undo what was learned
     if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config

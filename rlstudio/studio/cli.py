@@ -62,8 +62,8 @@ def exit_code(
     Returns:
         2: the user's to mend; 1: the run failed; None: a bug, show it
     """
-    from rlstudio.core.registry import ModuleError
-    if isinstance(error, ModuleError): return 2   # also one that called sys.exit
+    from rlstudio.core.registry import ModuleError, PluginError
+    if isinstance(error, ModuleError | PluginError): return 2   # also one that called sys.exit
     if isinstance(error, (FloatingPointError, OSError, ImportError, SystemExit)): return 1
     if isinstance(error.__cause__, SystemExit): return 1    # an environment called sys.exit
     if type(error).__module__.startswith('rlstudio.'): return 2
