@@ -466,7 +466,7 @@ def run_card(
     noted, result = read_safely(lambda: run.manifest, {}), read_safely(lambda: run.read('result.json'), {})
     damage = ''
     try: run.manifest, run.read('result.json')
-    except (ValueError, OSError) as e: damage = str(e)
+    except Exception as e: damage = str(e)   # whatever a stranger wrote
     status = 'damaged' if damage else read_safely(lambda: run.status, '') if noted else 'new'
     goal = result.get('goal') if number_text(result, 'goal') else None
     facts = dict(folder=run.folder, seed=c.train.seed, steps=number_text(noted, 'env_steps', form=f'{{:,}} of {c.train.total_steps:,}') or f'{c.train.total_steps:,} to come',
