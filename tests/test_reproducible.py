@@ -3,6 +3,7 @@ import json
 import random
 import shutil
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -152,3 +153,17 @@ def test_other_arithmetic_lowers_the_level(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as heard: assert back.train()["level"] == "L2"
     assert not heard and "blas: " in back.manifest["why"] and back.manifest["machine"] == identity("tape")
     assert {latest_checkpoint(r.folder / "checkpoints")[0].meta["level"] for r in (go, back)} == {"L2"}
+
+
+def test_torch_that_is_imported_late_is_watched_from_its_seed() -> None:
+    "A worker begins without torch; a world that imports it late and draws must not go unnoticed"
+    code = """
+        from rlstudio.core.seeding import global_states, moved_generators
+        before = global_states()
+        assert 'torch' not in before
+        import torch
+        assert moved_generators(before) == moved_generators({}) == []
+        torch.rand(1)
+        assert moved_generators(before) == ['torch']"""
+    done = run(sys.executable, "-c", textwrap.dedent(code))
+    assert done.returncode == 0, done.stderr

@@ -42,17 +42,19 @@ class NoFileError(FileError):
 def printable(
     text: str,                # from anywhere
     encoding: str = 'utf-8',  # of the stream it goes to
-) -> str:                     # the same, what would harm or fail spelled out, as \x1b; newlines stay
+    lines: bool = True,       # may it have several? a name or a word may not
+) -> str:                     # the same, what would harm or fail spelled out, as \x1b
     r"""Text that a terminal prints and does not obey
 
     Args:
         text: from anywhere
         encoding: of the stream it goes to
+        lines: may it have several? a name or a word may not
 
     Returns:
-        the same, what would harm or fail spelled out, as \x1b; newlines stay
+        the same, what would harm or fail spelled out, as \x1b
     """
-    text = ''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text)
+    text = ''.join(c if c.isprintable() or lines and c == '\n' else ascii(c)[1:-1] for c in text)
     try: text.encode(encoding)
     except UnicodeEncodeError:
         return text.replace('±', '+-').encode(encoding, 'replace').decode(encoding)

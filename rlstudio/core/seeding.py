@@ -241,8 +241,11 @@ def moved_generators(
     Returns:
         names of those that stand elsewhere now
     """
-    after = global_states()
-    return [name for name, state in before.items() if state != after[name]]
+    after, fresh = global_states(), dict[str, Any]()
+    if before and 'torch' in after and 'torch' not in before:   # imported since then: nobody has drawn if it stands where its seed puts it
+        torch = sys.modules['torch']
+        fresh['torch'] = torch.Generator().manual_seed(torch.initial_seed()).get_state().numpy().tobytes()
+    return [name for name, state in {**before, **fresh}.items() if state != after[name]]
 
 # %% ../../nbs/03_core.seeding.ipynb #e6f56eed
 @contextmanager

@@ -38,7 +38,7 @@ class Damage:
     file: str     # its name in the run's folder
     problem: str  # what is wrong with it
 
-    def __str__(self) -> str: return printable(f'{self.file}: {self.problem}')
+    def __str__(self) -> str: return f'{printable(self.file, lines=False)}: {printable(self.problem)}'
 
 def compare(
     path: Path,           # a file
@@ -254,9 +254,11 @@ class Verified:
 
     def __str__(self) -> str:
         head = f'{self.run}: {"whole" if self.whole else "damaged"} ({self.files} files)'
-        why = ('the run is older than hashes, so only checkpoints are covered' if not self.recorded else
+        lost = any(d.file == 'hashes.json' for d in self.damage)
+        why = ('hashes.json cannot be read, so only checkpoints are covered' if lost else
+               'the run is older than hashes, so only checkpoints are covered' if not self.recorded else
                'the process trains, or was killed: not covered yet' if not self.sealed else 'not covered')
-        if self.uncovered: head += f'; {why}: {", ".join(self.uncovered[:8])}{" …" if len(self.uncovered) > 8 else ""}'
+        if self.uncovered: head += f'; {why}: {", ".join(printable(name, lines=False) for name in self.uncovered[:8])}{" …" if len(self.uncovered) > 8 else ""}'
         return printable('\n'.join([head, *(f'  {d}' for d in self.damage)]))
 
 # %% ../../nbs/70_evidence.verify.ipynb #c344d718

@@ -779,7 +779,7 @@ class RunFolder:
     @property
     def status(self) -> str:
         "'new', 'running', 'killed', 'interrupted', 'failed' or 'completed'"
-        noted = self.failure and 'failed' or printable(self.manifest.get('status', 'new'))
+        noted = self.failure and 'failed' or printable(self.manifest.get('status', 'new'), lines=False)
         return 'killed' if noted == 'running' and not is_busy(self.path) else noted
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -804,6 +804,8 @@ def check_inside(
     """
     for name in PARTS:
         if os.path.lexists(files.path / name): own_folder(files.path / name)
+    for path in [*files.path.glob('metrics*'), *files.path.glob('ledger.*'), files.path / 'hashes.json']:   # these are written, too
+        if os.path.lexists(path) and not is_regular(path): raise FileError(f'{path}: given a link, a pipe or a folder, expected a regular file; remove it')
     for name in ('manifest.json', 'evaluations.json'): files.read(name)   # damage is told now, not after an hour of training
     sweep(files.path)   # what a kill left half written
 

@@ -108,7 +108,8 @@ def facts_in(
                     total_steps=manifest.get('env_steps'), eval_return_mean=result.get('eval_return_mean'))
     except (KeyError, TypeError) as e:
         read_yaml_file(folder / 'config.yaml')   # may know the place
-        raise RunError(f'{folder}/config.yaml: damaged, it lacks {e}; expected what `rlstudio run` wrote') from None
+        lack = f'it lacks {e}' if isinstance(e, KeyError) else 'its sections are no sections'
+        raise RunError(f'{folder}/config.yaml: damaged, {lack}; expected what `rlstudio run` wrote') from None
     return RunFacts(row, config, manifest, result)
 
 def run_row(

@@ -148,8 +148,10 @@ def where_run(
     """
     from rlstudio.runs.config import load_settings
     from rlstudio.runs.folder import locate_run
-    try: return locate_run(given, load_settings().runs_dir)
-    except ValueError: return Path(given)   # the command itself says what is wrong with it, or with the settings
+    try: runs_dir = load_settings().runs_dir
+    except ValueError as e: raise typer.BadParameter(str(e)) from None   # of settings.ini: the run is not to blame
+    try: return locate_run(given, runs_dir)
+    except ValueError: return Path(given)   # the command itself says what is wrong with it
 
 def exact_run(
     given: str,  # as typed
