@@ -839,6 +839,7 @@ def wait_for_all(
             what = what_was_lost(pool.tasks[k].rows, shared.at[k], pool.seeds, shared.action)
             warnings.warn(f'{pool.tasks[k].config.id}: a worker has not answered for {idle:.0f} s: {what}', stacklevel=6)
 
+# %% ../../nbs/19_envs.workers.ipynb #0e9a73e3
 def receive(
     pool: Pool,                    # of workers
     k: int,                        # one that has something to say

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPONENTS', 'RATIO', 'ODD', 'MOST_CHECKS', 'UNCHAINED', 'LEDGER', 'MAX_LEDGER', 'SAME', 'plain_bytes', 'feed',
            'loose_tensors', 'Learned', 'work_of', 'line_work', 'kept', 'Pace', 'bits_sum', 'checks_of', 'squeezed',
-           'spell_line', 'link', 'LedgerError', 'ledger_lines', 'line_end', 'parsed', 'open_ledger', 'lost_records',
+           'spell_line', 'link', 'LedgerError', 'ledger_lines', 'parsed', 'line_end', 'open_ledger', 'lost_records',
            'facts_line', 'components', 'Ledger', 'LedgerFile', 'read_ledger', 'check_ledger', 'Difference',
            'first_gradient', 'first_difference']
 
@@ -312,26 +312,6 @@ def ledger_lines(
             if line.endswith(b'\n'): yield line
             elif len(line) == MAX_LINE: yield b''
 
-def line_end(
-    path: Path,      # a ledger
-    iteration: int,  # of a checkpoint
-) -> int:            # bytes
-    """Where the lines end that are not later than an iteration
-
-    Args:
-        path: a ledger
-        iteration: of a checkpoint
-
-    Returns:
-        bytes
-    """
-    size = 0
-    for line in ledger_lines(path):
-        row = parsed(line)
-        if row is None or row.get('iteration', row.get('begin', 0)) > iteration: break
-        size += len(line)
-    return size
-
 def parsed(
     line: bytes,              # of a file from anybody
 ) -> dict[str, Any] | None:   # None: not a line of a ledger
@@ -351,6 +331,27 @@ def parsed(
     names = ('head',) if 'begin' in row else ('chain', *COMPONENTS)
     hashes = (row.get(k) for k in names)
     return row if whole and all(isinstance(x, str) and re.fullmatch('[0-9a-f]{64}', x) for x in hashes) else None
+
+# %% ../../nbs/46_train.ledger.ipynb #c0104475
+def line_end(
+    path: Path,      # a ledger
+    iteration: int,  # of a checkpoint
+) -> int:            # bytes
+    """Where the lines end that are not later than an iteration
+
+    Args:
+        path: a ledger
+        iteration: of a checkpoint
+
+    Returns:
+        bytes
+    """
+    size = 0
+    for line in ledger_lines(path):
+        row = parsed(line)
+        if row is None or row.get('iteration', row.get('begin', 0)) > iteration: break
+        size += len(line)
+    return size
 
 def open_ledger(
     path: Path,           # made if missing
