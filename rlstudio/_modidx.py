@@ -3135,6 +3135,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rlstudio.train.ledger.Pace.due': ('train.ledger.html#pace.due', 'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.bits_sum': ('train.ledger.html#bits_sum', 'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.check_ledger': ('train.ledger.html#check_ledger', 'rlstudio/train/ledger.py'),
+                                       'rlstudio.train.ledger.check_place': ('train.ledger.html#check_place', 'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.checks_of': ('train.ledger.html#checks_of', 'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.components': ('train.ledger.html#components', 'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.facts_line': ('train.ledger.html#facts_line', 'rlstudio/train/ledger.py'),

@@ -6,8 +6,8 @@
 __all__ = ['COMPONENTS', 'RATIO', 'ODD', 'MOST_CHECKS', 'UNCHAINED', 'LEDGER', 'MAX_LEDGER', 'SAME', 'plain_bytes', 'feed',
            'loose_tensors', 'Learned', 'work_of', 'line_work', 'kept', 'Pace', 'bits_sum', 'checks_of', 'squeezed',
            'spell_line', 'link', 'LedgerError', 'ledger_lines', 'parsed', 'line_end', 'open_ledger', 'lost_records',
-           'facts_line', 'components', 'Ledger', 'LedgerFile', 'read_ledger', 'check_ledger', 'Difference',
-           'first_gradient', 'first_difference']
+           'facts_line', 'components', 'check_place', 'Ledger', 'LedgerFile', 'read_ledger', 'check_ledger',
+           'Difference', 'first_gradient', 'first_difference']
 
 # %% ../../nbs/46_train.ledger.ipynb #27cf58f8
 import hashlib
@@ -446,6 +446,20 @@ def components(
     hashes['losses'].update(told.tobytes())
     return {k: h.hexdigest() for k, h in hashes.items()}, size + told.nbytes
 
+# %% ../../nbs/46_train.ledger.ipynb #e5cd97ec
+def check_place(
+    state: Mapping[str, Any],   # of a `Ledger`, in a checkpoint that may be anybody's
+) -> None:
+    """Raise a ValueError unless it is a place where a ledger can go on
+
+    Args:
+        state: of a `Ledger`, in a checkpoint that may be anybody's
+    """
+    size, head, told = state['bytes'], state['head'], np.asarray(state['told'])
+    if not (size is None or type(size) is int and size >= 0): raise ValueError(f'ledger: bytes: given {ascii(size)[:60]}, expected a number ≥ 0')
+    if not re.fullmatch('[0-9a-f]{64}', str(head)): raise ValueError(f'ledger: head: given {ascii(head)[:60]}, expected 64 hex digits')
+    if told.ndim != 1 or told.dtype not in (np.float64, np.uint64): raise ValueError(f'ledger: told: given {told.dtype} of shape {told.shape}, expected (n,) float64 or uint64')
+
 # %% ../../nbs/46_train.ledger.ipynb #d0b0eefc
 class Ledger(Callback):
     "Writes a line for each update that is due: hashes of all that the next one depends on, chained"
@@ -562,6 +576,7 @@ class Ledger(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:   # go on from there
         "go on from there"
+        check_place(state)
         self.size, self.head, self.last, self.pace = state['bytes'], state['head'], state['last'], Pace(**state['pace'])
         self.told = np.asarray(state['told']).tolist() if state['mode'] == self.mode else []
         self.pending = len(self.told)
