@@ -137,7 +137,7 @@ def planned(
     path: str,     # in it
     whole: bool,   # is it the folder of a checkpoint?
     version: int,  # of the run
-) -> FileChange:
+) -> FileChange:   # with a reason, where it is not just copied
     """What is to be done with one file
 
     Args:
@@ -145,6 +145,9 @@ def planned(
         path: in it
         whole: is it the folder of a checkpoint?
         version: of the run
+
+    Returns:
+        with a reason, where it is not just copied
     """
     name = path.rpartition('/')[2]
     if whole:
@@ -399,13 +402,16 @@ def migrate_run(
     given: Any,            # a folder of a run, its name, or something in it
     dry_run: bool = False,  # only say what would be done
     runs_dir: str | Path = 'runs',  # where names are looked up
-) -> Migrated:
+) -> Migrated:   # `changes` is empty where there was nothing to do
     """Bring a run to the present version; the old one stays beside it
 
     Args:
         given: a folder of a run, its name, or something in it
         dry_run: only say what would be done
         runs_dir: where names are looked up
+
+    Returns:
+        `changes` is empty where there was nothing to do
     """
     if isinstance(given, str | Path):
         for folder in (Path(given), Path(runs_dir) / given): take_back(folder)
