@@ -72,6 +72,7 @@ Modules:
 - `rlstudio.train.agent`: What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
 - `rlstudio.train.callbacks`: Enough is enough: stop when the goal is reached, when nothing improves or when time is up, and turn a knob on the way.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
+- `rlstudio.train.ledger`: After an update, a training writes down the hashes of its weights, its optimiser, its random streams and its experience, each line chained to the one before; so the first update that went another way can be named.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
 - `rlstudio.train.trackers`: W&B, MLflow and trackio as sinks: a run tells its story to the tool you use already, and never dies of it.
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""

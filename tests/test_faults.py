@@ -265,11 +265,11 @@ print(run.train([Press()])['status'], run.manifest['stopped_by'], signal.getsign
 
 # An environment that fails, exits, or does not come back
 
-def odd(nursery: Nursery, folder: Path, trouble: str, *more: str, after: int = 400) -> tuple[Forked, Path]:
+def odd(nursery: Nursery, folder: Path, trouble: str, *more: str, after: int = 1500) -> tuple[Forked, Path]:
     "A run in a world that misbehaves"
     config, path = folder / "odd.yaml", folder / f"{trouble.replace(' ', '-')}-{nursery.count}"
     config.write_text("env: {id: Odd-v0, num_envs: 2, kwargs: {trouble: '', after: 400}}\nalgo: {name: ppo, num_steps: 32}\nnet: {hidden: [16]}\n"
-                      "train: {total_steps: 1024}\neval: {episodes: 2, num_envs: 2}\ncheckpoint: {every: 64}\n")
+                      "train: {total_steps: 2048}\neval: {episodes: 2, num_envs: 2}\ncheckpoint: {every: 64}\n")
     return nursery.start("run", config, f"env.kwargs.trouble={trouble}", f"env.kwargs.after={after}", "--runs-dir", folder, "--name", path.name, *more), path
 
 
@@ -315,14 +315,14 @@ def test_an_env_that_hangs_where_it_is_closed(nursery: Nursery, folder: Path) ->
     wait_for(lambda: "in close has not come back" in child.stderr, child)
     child.send_signal(signal.SIGTERM)
     clean(child, 143)
-    assert RunFolder(path).status == "interrupted" and saved(path)[-1] == 1024
+    assert RunFolder(path).status == "interrupted" and saved(path)[-1] == 2048
 
 
 @pytest.mark.faults(27)
 @pytest.mark.parametrize("trouble, warned", [("is slow", False), ("is slow once", True)])
 def test_a_slow_env_is_no_hanging_one(nursery: Nursery, folder: Path, trouble: str, warned: bool) -> None:
     "Nothing is interrupted while nobody asks for it; only what lasts is named"
-    child, path = odd(nursery, folder, trouble, after=900)
+    child, path = odd(nursery, folder, trouble, after=1900)
     text = clean(child, 0)
     assert ("has not come back" in text) == warned and "interrupted" not in text and RunFolder(path).status == "completed"
 

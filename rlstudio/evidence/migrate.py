@@ -137,7 +137,7 @@ def planned(
     path: str,     # in it
     whole: bool,   # is it the folder of a checkpoint?
     version: int,  # of the run
-) -> FileChange:   # with a reason, where it is not just copied
+) -> FileChange:   # what is to be done, and why
     """What is to be done with one file
 
     Args:
@@ -147,7 +147,7 @@ def planned(
         version: of the run
 
     Returns:
-        with a reason, where it is not just copied
+        what is to be done, and why
     """
     name = path.rpartition('/')[2]
     if whole:
@@ -402,7 +402,7 @@ def migrate_run(
     given: Any,            # a folder of a run, its name, or something in it
     dry_run: bool = False,  # only say what would be done
     runs_dir: str | Path = 'runs',  # where names are looked up
-) -> Migrated:   # `changes` is empty where there was nothing to do
+) -> Migrated:             # what was done
     """Bring a run to the present version; the old one stays beside it
 
     Args:
@@ -411,7 +411,7 @@ def migrate_run(
         runs_dir: where names are looked up
 
     Returns:
-        `changes` is empty where there was nothing to do
+        what was done
     """
     if isinstance(given, str | Path):
         for folder in (Path(given), Path(runs_dir) / given): take_back(folder)

@@ -918,11 +918,11 @@ def one_line_of_run(
     """
     def number(file: str, key: str, text: str) -> str:
         try: facts = run.read(file)
-        except (FileError, RunError): return ''   # damaged, or not the one that was written
+        except (FileError, RunError): return f', {file} is damaged' if key == 'eval_return_mean' else ''
         value = facts.get(key) if isinstance(facts, dict) else None
         return text.format(value) if isinstance(value, int | float) else ''
     try: status = run.status
-    except FileError: status = 'manifest.json is damaged'
+    except (FileError, RunError): status = 'manifest.json is damaged'
     said = number('manifest.json', 'env_steps', ', {:,} steps') + number('result.json', 'eval_return_mean', ', eval {:.1f}')
     said += number('result.json', 'eval_return_std', ' ± {:.1f}') + number('result.json', 'goal', ', goal {:g}')
     c = run.config

@@ -392,7 +392,7 @@ def evaluation_card(
 
 # %% ../../nbs/84_studio.cards.ipynb #53427dba
 NEXT = {'new': 'run.train()', 'completed': 'run.plot()   run.video()   run.evaluate()'}
-MOODS = {'completed': 'good', 'running': '', 'new': '', 'interrupted': 'warn', 'killed': 'bad', 'failed': 'bad'}
+MOODS = {'completed': 'good', 'running': '', 'new': '', 'interrupted': 'warn', 'killed': 'bad', 'failed': 'bad', 'damaged': 'bad'}
 
 def read_safely(
     read: Callable[[], Any],  # reads a file of a run's folder
@@ -464,12 +464,15 @@ def run_card(
     """
     c = run.config
     noted, result = read_safely(lambda: run.manifest, {}), read_safely(lambda: run.read('result.json'), {})
-    status = read_safely(lambda: run.status, '') if noted else 'new'
+    damage = ''
+    try: run.manifest, run.read('result.json')
+    except Exception as e: damage = str(e)   # whatever a stranger wrote
+    status = 'damaged' if damage else read_safely(lambda: run.status, '') if noted else 'new'
     goal = result.get('goal') if number_text(result, 'goal') else None
     facts = dict(folder=run.folder, seed=c.train.seed, steps=number_text(noted, 'env_steps', form=f'{{:,}} of {c.train.total_steps:,}') or f'{c.train.total_steps:,} to come',
         evaluation=number_text(result, 'eval_return_mean', 'eval_return_std', 'eval_episodes', form='{:.1f} ± {:.1f} over {} episodes'),
         goal=number_text(result, 'goal', form='{:g}') + {True: ', reached', False: ', not reached'}.get(result.get('solved'), '') if goal is not None else None,
-        level=f'{noted.get("level", "")} ({noted.get("why", "")})' if noted.get('level') else None, error=noted.get('error'), stopped=noted.get('stopped_by'), next=NEXT.get(status, 'run.train() goes on'))
+        level=f'{noted.get("level", "")} ({noted.get("why", "")})' if noted.get('level') else None, error=damage or noted.get('error'), stopped=noted.get('stopped_by'), next=NEXT.get(status, 'run.train() goes on') if not damage else f'rlstudio verify {run.folder}')
     return card_html('Run', f'{c.algo.name} on {c.env.id}', facts, status, MOODS.get(status, ''), run_curve(run, goal))
 
 def checkpoint_card(
