@@ -131,6 +131,7 @@ CORPUS: dict[str, tuple[str, Plant]] = {}   # name → (which run, plants it)
 def put(path: Path, data: bytes | str) -> None:
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)   # a run that was stopped has no plots yet
     path.write_bytes(data.encode() if isinstance(data, str) else data)
 
 

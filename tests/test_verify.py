@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +187,10 @@ def test_a_hostile_record(finished: Path) -> None:
     assert record
     for bad in (b"[1]", b"{}", b"null", b"[" * 10**5, b'{"files": 1}', b"\xff", spell_record(record).replace(b'"version": 1', b'"version": 2')):
         with changed(finished / HASHES, bad): assert HASHES in names(finished)
-    record.files["../../../etc/passwd"] = hash_file(Path("/etc/passwd"))
-    with changed(finished / HASHES, spell_record(record)): assert names(finished) == ["../../../etc/passwd"]   # not opened: it is not in the folder
+    there = hash_file(Path("/etc/passwd"))
+    for odd in ({"../../../etc/passwd": there}, {"/etc/passwd": there}, {"metrics.jsonl": there | {"bytes": -1}}):   # never opened: such a record is refused as a whole
+        for part in ({"files": odd}, {"lines": odd}, {"marks": {"step_000000000256": odd}}, {"changing": odd}):
+            with changed(finished / HASHES, spell_record(replace(record, **part))): assert names(finished) == [HASHES]
 
 
 def test_a_copy_and_a_moved_folder_are_whole(finished: Path, tmp_path: Path) -> None:

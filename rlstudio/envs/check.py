@@ -29,12 +29,13 @@ import gymnasium as gym
 import numpy as np
 from fastcore.xtras import modified_env
 
+from ..core.files import printable
 from ..core.masks import checked_mask
 from ..core.options import Config, ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
 from ..core.registry import PluginError, algos, import_flags, imported
 from ..core.seeding import Streams, global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
-from .backends import InProcess, described, escaped, is_flag, is_number, make_vector
+from .backends import InProcess, described, is_flag, is_number, make_vector
 from .make import EnvError, check_kwargs, env_spec, make_env
 from .snapshot import action_spec_of, fingerprint
 
@@ -463,9 +464,9 @@ def failure(
     Returns:
         a problem
     """
-    what, why = where.split()[0], escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
+    what, why = where.split()[0], printable(f'{type(e).__name__}: {e}'.removesuffix(': '))
     if isinstance(e, SystemExit): return Finding('problem', what, f'a call of sys.exit ({why})', 'an answer', 'raise an error instead')
-    if isinstance(e, SpecError): return Finding('problem', 'spaces', *split_message(escaped(str(e))))
+    if isinstance(e, SpecError): return Finding('problem', 'spaces', *split_message(printable(str(e))))
     fix = 'look at the env there'
     if what == 'reset' and isinstance(e, TypeError) and 'argument' in str(e): fix = 'def reset(self, *, seed=None, options=None)'
     return Finding('problem', what, f'the exception {why}', 'an answer', fix)
@@ -753,7 +754,7 @@ def level_findings(
         level = world.level
         world.close()
     except (Exception, SystemExit) as e:
-        return [Finding('warning', 'snapshot', escaped(f'{type(e).__name__}: {e}'), 'a trial that works', 'see the message')]
+        return [Finding('warning', 'snapshot', printable(f'{type(e).__name__}: {e}'), 'a trial that works', 'see the message')]
     if level == 'exact': return [Finding('ok', 'snapshot', 'exact: a resumed run goes on in the middle of an episode, bit for bit')]
     return [Finding('warning', 'snapshot', 'boundary: a resumed run gives up the episodes in flight (level L1)', 'exact',
                     'let seed and actions decide everything; or live with it')]
@@ -781,7 +782,7 @@ def render_findings(
             env.reset(seed=0)
             frame: Any = env.render()
         if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8): given = described(frame)
-    except (Exception, SystemExit) as e: given = escaped(f'{type(e).__name__}: {e}')
+    except (Exception, SystemExit) as e: given = printable(f'{type(e).__name__}: {e}')
     finally:
         if env is not None: suppress_close(env)
     if given: return [Finding('warning', 'render', given, 'bytes of shape (height, width, 3)', 'look at render(); a run works without, but has no video')]
@@ -860,7 +861,7 @@ def algorithms(
         algorithm → '' or why not; the YAML of a config to start from, or ''
     """
     try: world = make_vector(replace(config, num_envs=1))
-    except (Exception, SystemExit) as e: return dict.fromkeys(algos.names(), escaped(f'{type(e).__name__}: {e}')), ''
+    except (Exception, SystemExit) as e: return dict.fromkeys(algos.names(), printable(f'{type(e).__name__}: {e}')), ''
     try:
         shape = getattr(world.fields['obs'], 'shape', ())
         values = {name: starting_values(config, name, len(shape) == 3, endless) for name in algos.names()}
@@ -982,7 +983,7 @@ def facts_in_words(
     """
     def _row(s: dict[str, float | None] | None) -> str:
         return '–' if not s else ', '.join(f'{k} {v:.4g}' for k, v in s.items() if v is not None)
-    facts = dict(observations=one_line(trial.spec) if trial.spec else '?', actions=escaped(str(trial.space)))
+    facts = dict(observations=one_line(trial.spec) if trial.spec else '?', actions=printable(str(trial.space)))
     few = list(numbers['observation'].items())
     facts |= {name.removeprefix('observation') or 'values': _row(row) for name, row in few[:12]}
     facts |= dict(rewards=_row(numbers['reward']), returns=f'{_row(numbers["episode_return"])} under random actions', lengths=_row(numbers['episode_length']))
@@ -1037,7 +1038,7 @@ def check_env(
     check_kwargs(env_spec(config.id), config.kwargs)
     try: trial, found, numbers = played(config, steps, seed)
     except EnvError as e:
-        return EnvReport(config.id, [Finding('problem', 'making', escaped(str(e)))], {}, {}, '')
+        return EnvReport(config.id, [Finding('problem', 'making', printable(str(e)))], {}, {}, '')
     if not trial.dead: found += level_findings(config)
     found += render_findings(config, list(trial.env.metadata.get('render_modes') or []))
     why, text = algorithms(config, not any(numbers['ends'].values()) and not getattr(trial.env.spec, 'max_episode_steps', None))

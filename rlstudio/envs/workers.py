@@ -43,11 +43,12 @@ import gymnasium as gym
 import numpy as np
 
 from ..core.batch import Batch, as_schema
+from ..core.files import printable
 from ..core.options import EnvConfig
 from ..core.registry import allow, envs, import_own, imported, wrappers
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec
-from .backends import InProcess, escaped, native_env
+from .backends import InProcess, native_env
 from .make import EnvError
 from .snapshot import EnvState, Recorder, SnapshotTrial, watched_entropy
 from .vector import VectorEnv, check_action, check_seeds, check_state, give_up, none_lost, rows_to_write, warn_boundary
@@ -470,7 +471,7 @@ def refused(
     Returns:
         for the parent
     """
-    text = str(e) if isinstance(e, EnvError) else escaped(f'{type(e).__name__}: {e}'.removesuffix(': '))
+    text = str(e) if isinstance(e, EnvError) else printable(f'{type(e).__name__}: {e}'.removesuffix(': '))
     return dict(failed=text, exits=isinstance(e, SystemExit) or isinstance(e.__cause__, SystemExit))
 
 def work(
@@ -535,7 +536,7 @@ def serve(
     die_with(alive)
     task = Task(**facts)
     said: list[tuple[str, str]] = []
-    warnings.showwarning = lambda message, category, *_, **__: said.append((escaped(str(message)), category.__name__))
+    warnings.showwarning = lambda message, category, *_, **__: said.append((printable(str(message)), category.__name__))
     try: work(channel, memory, task, said)
     except (EOFError, OSError): return    # the parent is gone
 
@@ -838,6 +839,7 @@ def wait_for_all(
             what = what_was_lost(pool.tasks[k].rows, shared.at[k], pool.seeds, shared.action)
             warnings.warn(f'{pool.tasks[k].config.id}: a worker has not answered for {idle:.0f} s: {what}', stacklevel=6)
 
+# %% ../../nbs/19_envs.workers.ipynb #0e9a73e3
 def receive(
     pool: Pool,                    # of workers
     k: int,                        # one that has something to say
@@ -963,7 +965,7 @@ class Workers(VectorEnv):
     def why(self) -> str:  # it is not exact, or remembers what cannot be restored; '': neither
         "it is not exact, or remembers what cannot be restored; '': neither"
         text = self.trial.why or self.trial.remembers
-        return text and f'{self.env_id}: {escaped(text)}'
+        return text and f'{self.env_id}: {printable(text)}'
 
     def reset(self, seeds: Sequence[int]) -> Batch:  # N integers of 0 or more → `out`
         "N integers of 0 or more → `out`"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.arithmetic import changed_facts
-from ..core.files import printable
+from ..core.files import is_regular, printable
 from ..core.options import Config, config_hash, diff
 from ..runs.checkpoint import CheckpointError, latest_checkpoint
 from ..runs.config import Settings, load_config, load_settings, open_workspace
@@ -67,7 +67,7 @@ def leg_config(
         of that leg
     """
     for n in range(number, legs):
-        if (path := folder / f'config.leg{n}.yaml').is_file(): return load_config(path)[0]
+        if is_regular(path := folder / f'config.leg{n}.yaml'): return load_config(path)[0]
     return load_config(folder / 'config.yaml')[0]
 
 def pieces_of(
@@ -158,11 +158,12 @@ def execute(
         ledger = Ledger(target, facts, settings.ledger)
         beside = Beside(ledger, stored, until)
         trainer.callbacks = [*callbacks, ledger, beside]
-        if state: trainer.load_state_dict(state)
-        elif start: warm_start(trainer, start)
-        trainer.train(after.step if after else None)
-        state = trainer.state_dict()
-        trainer.env.close()
+        try:
+            if state: trainer.load_state_dict(state)
+            elif start: warm_start(trainer, start)
+            trainer.train(after.step if after else None)
+            state = trainer.state_dict()
+        finally: trainer.env.close()
         if beside.parted or trainer.iteration >= until: return
 
 # %% ../../nbs/71_evidence.audit.ipynb #3d7932b9

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import LEFTOVER, FileError, NoFileError, open_plain, put_file, put_json, sync_folder, write_all
+from ..core.files import LEFTOVER, FileError, NoFileError, new_file, open_plain, put_file, put_json, sync_folder, write_all
 from ..core.options import Config, ConfigError, config_from_dict, config_hash
 from .verify import verify
 from ..runs.checkpoint import (
@@ -173,7 +173,7 @@ def copy_file(
         target: must not exist
     """
     with open(open_plain(source), 'rb') as f:
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        fd = new_file(target)
         try:
             while piece := f.read(2**20): write_all(fd, piece)
             os.fsync(fd)

@@ -32,8 +32,8 @@ from typing import Any
 
 import gymnasium as gym
 
+from ..core.files import printable
 from ..core.options import Config
-from ..envs.backends import escaped
 from ..envs.vector import VectorEnv
 from .checkpoint import SaveCheckpoints
 from ..train.callbacks import TimeLimit
@@ -160,7 +160,7 @@ def call_in_words(
         what += f' {me.envs[i].length}' if which else ''
         what += f' with action {(action[i] if which else action).tolist()}'
     except Exception: pass   # it has no action, or keeps its steps to itself
-    return escaped(f'{name}{which} in {what}')
+    return printable(f'{name}{which} in {what}')
 
 # %% ../../nbs/66_runs.background.ipynb #f0f69131
 HANG_SECONDS, PATIENCE = 30., 10.   # s

@@ -14,9 +14,9 @@ What is written is written whole or not at all. The manifest claims the level of
 # %% auto #0
 __all__ = ['SHAPES', 'HASHES', 'Stamp', 'OWN', 'RUN_VERSION', 'PARTS', 'RunError', 'check_run_name', 'put_folder', 'new_folder',
            'taken', 'locate_run', 'lock_file', 'locked', 'stamp_of', 'hash_file', 'Record', 'spell_record',
-           'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files', 'settle_record',
-           'looks_of', 'check_hash', 'Hashes', 'versions', 'module_hash', 'code_hash', 'level_of', 'now', 'user',
-           'is_busy', 'RunFolder', 'check_inside', 'check_version']
+           'check_record', 'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files',
+           'settle_record', 'looks_of', 'check_hash', 'Hashes', 'versions', 'module_hash', 'code_hash', 'level_of',
+           'now', 'user', 'is_busy', 'RunFolder', 'check_inside', 'check_version']
 
 # %% ../../nbs/64_runs.folder.ipynb #122b9a16
 import errno
@@ -42,7 +42,7 @@ from typing import Any
 
 import rlstudio
 from ..core.arithmetic import changed_facts
-from ..core.files import FileError, Needed, NoFileError, check_shape, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
+from ..core.files import MAX_FILE, FileError, Needed, NoFileError, check_shape, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
 from ..core.options import Config
 from ..core.registry import imported, suggest
 from .config import Settings
@@ -250,7 +250,7 @@ def hash_file(
 # %% ../../nbs/64_runs.folder.ipynb #386bb81e
 _STAMP = {'bytes': Needed(int), 'sha256': Needed(str)}
 _RECORD = dict(version=Needed(int), files=Needed({'*': _STAMP}), lines=Needed({'*': _STAMP}), marks=Needed({'*': {'*': _STAMP}}),
-               changing=Needed({'*': dict | None}), sealed=Needed(bool), sha256=Needed(str))
+               changing=Needed({'*': (type(None), _STAMP)}), sealed=Needed(bool), sha256=Needed(str))
 
 @dataclass
 class Record:
@@ -284,6 +284,19 @@ def spell_record(
     doc = dict(asdict(record), version=1)
     return spelled(doc | dict(sha256=hashlib.sha256(spelled(doc)).hexdigest()))
 
+def check_record(
+    record: Record,  # perhaps of a stranger
+) -> None:
+    """Raise a ValueError where it names a file outside of its folder, or a size that none has
+
+    Args:
+        record: perhaps of a stranger
+    """
+    sets = [record.files, record.lines, {k: s for k, s in record.changing.items() if s}, *record.marks.values()]
+    for name in [*record.changing, *(name for stamps in sets for name in stamps)]:
+        if name.startswith('/') or '..' in name.split('/'): raise ValueError(f'the file {name[:60]!r}, expected one inside of the folder')
+    if any(stamp['bytes'] < 0 for stamps in sets for stamp in stamps.values()): raise ValueError('a negative size')
+
 def read_record(
     folder: Path,      # of any run
 ) -> Record | None:    # None: it has none
@@ -303,6 +316,7 @@ def read_record(
         check_shape(doc, _RECORD)
         version = doc['version']
         record = Record(**{k: v for k, v in doc.items() if k not in ('version', 'sha256')})
+        check_record(record)
         if version > 1: raise ValueError(f'version {version}, expected 1; made by a newer RLStudio: upgrade this one')
         if spell_record(record) != data: raise ValueError('its own SHA-256 differs')
     except (ValueError, TypeError, RecursionError) as e: raise FileError(f'{path}: damaged ({ascii(str(e))[1:-1][:200]})') from None
@@ -451,7 +465,7 @@ def check_hash(
     def look() -> tuple[Record | None, Stamp]:
         try: record = read_record(folder)
         except FileError: return None, {}   # `rlstudio verify` names it
-        try: return record, hash_file(folder / name)
+        try: return record, hash_file(folder / name, MAX_FILE + 1)   # no reader takes a larger one, so it need not be hashed to its end
         except FileError: return None, {}   # its reader says what is wrong with it
     before, now, known = None, look(), list[Stamp]()
     while before != now:
@@ -712,6 +726,7 @@ def is_busy(
         except OSError: return True
     return False
 
+# %% ../../nbs/64_runs.folder.ipynb #9a6bb845
 class RunFolder:
     "What a run's folder says"
     def __init__(self,

@@ -151,7 +151,7 @@ def stop_on_signals(
         yield
         return
     found = {s: signal.getsignal(s) for s in (*ENDING, signal.SIGHUP)}
-    old = {s: f for s, f in found.items() if s is signal.SIGHUP or f not in (signal.SIG_IGN, None)}  # who ignores Ctrl-C still does
+    old = {s: f for s, f in found.items() if f is not None and (s is signal.SIGHUP or f is not signal.SIG_IGN)}  # who ignores Ctrl-C still does; None: C code's, not ours to put back
     def now(number: int, frame: Any) -> None: raise KeyboardInterrupt(trainer.stop_asked or signal.Signals(number).name)
     def ask(number: int, frame: Any) -> None:
         trainer.stop(signal.Signals(number).name, interrupt=True)
@@ -265,8 +265,6 @@ def noted_imports(
     names = [n for n in noted if isinstance(n, str)] if isinstance(noted, list) else []
     return list(dict.fromkeys([n for n in names if all(p.isidentifier() for p in n.split('.'))] + imported()))
 
-
-
 def check_imports(
     folder: Path,            # of a run
     verb: str = 'resume',    # what shall be done with it
@@ -329,19 +327,17 @@ def claims(
     return [claim for facts in found if (claim := claim_of(facts))]
 
 def past(
-    files: RunFolder,          # of any run
-    saved: Checkpoint | None,  # where it goes on
-) -> dict[str, Any]:           # level, why, versions, machine; empty if the run is new
+    known: list[dict[str, Any]],  # of `claims`
+) -> dict[str, Any]:              # level, why, versions, machine; empty if the run is new
     """What holds for a run so far: the lowest of all claims
 
     Args:
-        files: of any run
-        saved: where it goes on
+        known: of `claims`
 
     Returns:
         level, why, versions, machine; empty if the run is new
     """
-    return min(claims(files, saved), key=lambda facts: facts.get('level', 'none'), default={})
+    return min(known, key=lambda facts: facts.get('level', 'none'), default={})
 
 # %% ../../nbs/67_runs.run.ipynb #c865cbc2
 def level_now(
@@ -477,7 +473,6 @@ def check_world(
     for name in ('observation', 'action'):
         there, here = (outline(x.get(name)) if isinstance(x, dict) else '?' for x in (then, now))
         if there not in ('?', here):
-            trainer.env.close()
             raise RunError(f'{files.path}: the {name} of {trainer.env.env_id} is given as {here}, expected {there}, as when the run was trained; '
                            'it is as it was, and goes on with the version of the world that it was made with')
 
@@ -626,40 +621,44 @@ def set_out(
     saved, damaged = restore_point(files, c)
     for name in ('manifest.json', 'evaluations.json'): check_hash(files.path, name)   # what is damaged must not be written anew, with a right hash
     trainer = run.take_trainer()   # before anything is written: a change may not fit
-    if saved: check_world(files, trainer)
-    files.hashes.begin(saved.step if saved else -1)
-    with files.hashes.changing(['checkpoints/', 'config.yaml']):   # its user may have edited the config: it was read, and fits
-        for path in damaged: path.rename(free_name(path.with_name(f'damaged_{path.name}')))
-    legs, leg = begin_leg(files, c, saved, run.again)
-    run.again = False
-    if leg and leg.notes: warnings.warn('; '.join(leg.notes), stacklevel=2)
-    positions: dict[str, Any] = {}
-    if saved:
-        with content_of(saved): positions = saved.state['callbacks']['metrics']
-    opened = [sinks.get(name)() for name in s.sinks]
-    for sink in opened:
-        if hasattr(sink, 'limit'): sink.limit = c.log.rotate_mb * 2**20
-        sink.open(files.path, positions.get(type(sink).__name__))
-    describe_run(opened, files.path.name, to_dict(c))
-    then = past(files, saved)
-    facts = facts_of(trainer, s, claims(files, saved), saved) | dict(config=to_dict(c), legs=legs, hashes=1)   # its files are covered by a record
-    kept = dict(facts)   # in each checkpoint
-    saves, noted = files.path / 'checkpoints', files.hashes.saving
-    trainer.callbacks = [
-        Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WatchArithmetic(files, kept), *ledgers(files, s, kept), WriteMetrics(opened, c.log.every),
-        *([SaveBest(saves, meta=kept, noted=noted)] if c.checkpoint.best else []),
-        SaveCheckpoints(saves, c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1, noted)]
-    if saved:
-        check_listeners(trainer, saved)
-        with content_of(saved):
-            fits_trainer(trainer, saved.state)
-            trainer.load_state_dict(saved.state)
-    elif start := kept_start(files.path): warm_start(trainer, start)   # only at its start: later it would undo what was learned
-    if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
-    put_result_aside(files, max(1, len(legs) - 1))
-    register(files, trainer, s, facts, then.get('level', ''))
-    if trainer.env.inexact: lower_level(files, kept, 'L1', trainer.env.inexact)
-    if not saved: files.note(untrained=None if kept_start(files.path) else first_score(run, trainer))
+    with ExitStack() as undo:   # what is refused from here on leaves no env and no file open
+        undo.callback(trainer.env.close)
+        if saved: check_world(files, trainer)
+        files.hashes.begin(saved.step if saved else -1)
+        with files.hashes.changing(['checkpoints/', 'config.yaml']):   # its user may have edited the config: it was read, and fits
+            for path in damaged: path.rename(free_name(path.with_name(f'damaged_{path.name}')))
+        legs, leg = begin_leg(files, c, saved, run.again)
+        run.again = False
+        if leg and leg.notes: warnings.warn('; '.join(leg.notes), stacklevel=2)
+        positions: dict[str, Any] = {}
+        if saved:
+            with content_of(saved): positions = dict(saved.state['callbacks']['metrics'])
+        opened = [sinks.get(name)() for name in s.sinks]
+        for sink in opened:
+            undo.callback(sink.close)
+            if hasattr(sink, 'limit'): sink.limit = c.log.rotate_mb * 2**20
+            sink.open(files.path, positions.get(type(sink).__name__))
+        describe_run(opened, files.path.name, to_dict(c))
+        known = claims(files, saved)
+        facts = facts_of(trainer, s, known, saved) | dict(config=to_dict(c), legs=legs, hashes=1)   # its files are covered by a record
+        kept = dict(facts)   # in each checkpoint
+        saves, noted = files.path / 'checkpoints', files.hashes.saving
+        trainer.callbacks = [
+            Evaluate(c.eval), *stops(c), *callbacks, WatchGenerators(files, kept), WatchArithmetic(files, kept), *ledgers(files, s, kept), WriteMetrics(opened, c.log.every),
+            *([SaveBest(saves, meta=kept, noted=noted)] if c.checkpoint.best else []),
+            SaveCheckpoints(saves, c.checkpoint.every, c.checkpoint.keep, kept, saved.step if saved else -1, noted)]
+        if saved:
+            check_listeners(trainer, saved)
+            with content_of(saved):
+                fits_trainer(trainer, saved.state)
+                trainer.load_state_dict(saved.state)
+        elif start := kept_start(files.path): warm_start(trainer, start)   # only at its start: later it would undo what was learned
+        if leg: trainer.stop_asked = ''   # it had ended early, and goes on with another config
+        put_result_aside(files, max(1, len(legs) - 1))
+        register(files, trainer, s, facts, past(known).get('level', ''))
+        if trainer.env.inexact: lower_level(files, kept, 'L1', trainer.env.inexact)
+        if not saved: files.note(untrained=None if kept_start(files.path) else first_score(run, trainer))
+        undo.pop_all()
     return trainer
 
 # %% ../../nbs/67_runs.run.ipynb #1c67cee5
@@ -1362,7 +1361,8 @@ class Run:
         Returns:
             plays in a notebook
         """
-        if make: film(self, self.restored())
+        if make:
+            with locked(self.folder): film(self, self.restored())   # two writers would spoil the record of hashes
         return find_video(self, name)
 
     def plot(self) -> 'Figure':

@@ -3,7 +3,7 @@
 Two trainings that should be one training end with other weights. Where did they part? The last weights do not say, and the metrics are rounded. So a run keeps a *ledger*: one line an update, with a hash for each thing that the next update
 depends on.
 
-- `Ledger`: the callback that writes `ledger.jsonl`. It is part of every run, and costs about half a per cent of its time.
+- `Ledger`: the callback that writes `ledger.jsonl`. It is part of every run, and costs about one per cent of its time or less (measured below).
 - `read_ledger`, `check_ledger`: the lines again, and what is wrong with a file.
 - `first_difference`: the first update and the component in which two ledgers part.
 - `Pace`, `kept`: which updates are written down. Both count; neither looks at a clock.
@@ -15,9 +15,9 @@ What holds: a ledger is a function of config and seed, so two ledgers of one run
 # %% auto #0
 __all__ = ['COMPONENTS', 'RATIO', 'ODD', 'MOST_CHECKS', 'UNCHAINED', 'LEDGER', 'MAX_LEDGER', 'SAME', 'plain_bytes', 'feed',
            'loose_tensors', 'Learned', 'work_of', 'line_work', 'kept', 'Pace', 'bits_sum', 'checks_of', 'squeezed',
-           'spell_line', 'link', 'LedgerError', 'ledger_lines', 'line_end', 'parsed', 'open_ledger', 'lost_records',
-           'facts_line', 'components', 'Ledger', 'LedgerFile', 'read_ledger', 'check_ledger', 'Difference',
-           'first_gradient', 'first_difference']
+           'spell_line', 'link', 'LedgerError', 'ledger_lines', 'parsed', 'line_end', 'open_ledger', 'lost_records',
+           'facts_line', 'components', 'check_place', 'Ledger', 'LedgerFile', 'read_ledger', 'check_ledger',
+           'Difference', 'first_gradient', 'first_difference']
 
 # %% ../../nbs/46_train.ledger.ipynb #27cf58f8
 import hashlib
@@ -322,26 +322,6 @@ def ledger_lines(
             if line.endswith(b'\n'): yield line
             elif len(line) == MAX_LINE: yield b''
 
-def line_end(
-    path: Path,      # a ledger
-    iteration: int,  # of a checkpoint
-) -> int:            # bytes
-    """Where the lines end that are not later than an iteration
-
-    Args:
-        path: a ledger
-        iteration: of a checkpoint
-
-    Returns:
-        bytes
-    """
-    size = 0
-    for line in ledger_lines(path):
-        row = parsed(line)
-        if row is None or row.get('iteration', row.get('begin', 0)) > iteration: break
-        size += len(line)
-    return size
-
 def parsed(
     line: bytes,              # of a file from anybody
 ) -> dict[str, Any] | None:   # None: not a line of a ledger
@@ -361,6 +341,27 @@ def parsed(
     names = ('head',) if 'begin' in row else ('chain', *COMPONENTS)
     hashes = (row.get(k) for k in names)
     return row if whole and all(isinstance(x, str) and re.fullmatch('[0-9a-f]{64}', x) for x in hashes) else None
+
+# %% ../../nbs/46_train.ledger.ipynb #c0104475
+def line_end(
+    path: Path,      # a ledger
+    iteration: int,  # of a checkpoint
+) -> int:            # bytes
+    """Where the lines end that are not later than an iteration
+
+    Args:
+        path: a ledger
+        iteration: of a checkpoint
+
+    Returns:
+        bytes
+    """
+    size = 0
+    for line in ledger_lines(path):
+        row = parsed(line)
+        if row is None or row.get('iteration', row.get('begin', 0)) > iteration: break
+        size += len(line)
+    return size
 
 def open_ledger(
     path: Path,           # made if missing
@@ -454,6 +455,20 @@ def components(
     told = np.array(ledger.told, np.uint64) if ledger.mode == 'fine' else np.array(ledger.told, np.float64)
     hashes['losses'].update(told.tobytes())
     return {k: h.hexdigest() for k, h in hashes.items()}, size + told.nbytes
+
+# %% ../../nbs/46_train.ledger.ipynb #e5cd97ec
+def check_place(
+    state: Mapping[str, Any],   # of a `Ledger`, in a checkpoint that may be anybody's
+) -> None:
+    """Raise a ValueError unless it is a place where a ledger can go on
+
+    Args:
+        state: of a `Ledger`, in a checkpoint that may be anybody's
+    """
+    size, head, told = state['bytes'], state['head'], np.asarray(state['told'])
+    if not (size is None or type(size) is int and size >= 0): raise ValueError(f'ledger: bytes: given {ascii(size)[:60]}, expected a number ≥ 0')
+    if not re.fullmatch('[0-9a-f]{64}', str(head)): raise ValueError(f'ledger: head: given {ascii(head)[:60]}, expected 64 hex digits')
+    if told.ndim != 1 or told.dtype not in (np.float64, np.uint64): raise ValueError(f'ledger: told: given {told.dtype} of shape {told.shape}, expected (n,) float64 or uint64')
 
 # %% ../../nbs/46_train.ledger.ipynb #d0b0eefc
 class Ledger(Callback):
@@ -571,6 +586,7 @@ class Ledger(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:   # go on from there
         "go on from there"
+        check_place(state)
         self.size, self.head, self.last, self.pace = state['bytes'], state['head'], state['last'], Pace(**state['pace'])
         self.told = np.asarray(state['told']).tolist() if state['mode'] == self.mode else []
         self.pending = len(self.told)
