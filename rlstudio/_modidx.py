@@ -2424,6 +2424,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rlstudio.runs.folder.Hashes.__init__': ( 'runs.folder.html#hashes.__init__',
                                                                                 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.Hashes.begin': ('runs.folder.html#hashes.begin', 'rlstudio/runs/folder.py'),
+                                      'rlstudio.runs.folder.Hashes.changed': ('runs.folder.html#hashes.changed', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.Hashes.changing': ( 'runs.folder.html#hashes.changing',
                                                                                 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.Hashes.grow': ('runs.folder.html#hashes.grow', 'rlstudio/runs/folder.py'),

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -449,3 +450,19 @@ def test_an_older_run_says_what_could_not_be_checked(copy: Path) -> None:
     assert not (copy / HASHES).exists()   # looking on makes no record …
     Run.open(copy, {"train.total_steps": 600}, settings=Settings()).train()
     assert verify(copy).whole and verify(copy).recorded and verify(copy).uncovered == ()   # … training on does
+
+
+def test_a_note_within_a_save_is_no_damage(tmp_path: Path) -> None:
+    "Another thread notes a fact while checkpoints are announced, and so does this one"
+    run = make(tmp_path, "noted")
+    run.train()
+    files, told = run.files, threading.Event()
+    files.hashes.begin(256)
+    other = threading.Thread(target=lambda: (told.set(), files.note(other=1)))
+    with files.hashes.changing(["checkpoints/"]):
+        other.start()
+        assert told.wait(10)
+        files.note(own=1)
+    other.join(10)
+    files.hashes.seal()
+    assert verify(run).whole and run.files.manifest["other"] == run.files.manifest["own"] == 1

@@ -38,6 +38,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import rlstudio
@@ -488,6 +489,7 @@ class Hashes:
         """
         self.folder = Path(folder)
         self.heads: dict[str, tuple[Any, int]] = {}   # file that grows → hash of what was read, and how much that was
+        self.lock = RLock()   # a second thread notes that an env hangs, while this one saves
 
     def load(self) -> Record | None:
         "The record; None, and a warning, if it is damaged"
@@ -514,14 +516,27 @@ class Hashes:
         Args:
             names: files, or folders/ with checkpoints; with the stamps that they shall get, if known
         """
-        record = self.load()
-        if record is None:
+        with self.lock:
+            record = self.load()
+            if record is None:
+                yield
+                return
+            settle_record(self.folder, record)   # what a killed process left
+            record.changing = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)
+            self.save(record)
             yield
-            return
-        settle_record(self.folder, record)   # what a killed process left
+            self.changed(names)
+
+    def changed(self,
+        names: Mapping[str, Stamp] | list[str],  # as in `changing`
+    ) -> None:
+        """Note what came of the files that were announced; others may have been noted since then
+
+        Args:
+            names: as in `changing`
+        """
+        if (record := self.load()) is None: return
         record.changing = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)
-        self.save(record)
-        yield
         saved = [m[1].removeprefix('checkpoints/') for name in names if (m := _SAVED.fullmatch(name))]
         settle_record(self.folder, record)
         if saved: self.grow(record)
@@ -773,7 +788,7 @@ class RunFolder:
         Args:
             **facts: keys of the manifest
         """
-        self.write('manifest.json', self.manifest | facts)
+        with self.hashes.lock: self.write('manifest.json', self.manifest | facts)
 
     def keep(self,
         evaluations: list[dict[str, Any]],  # of `Evaluation.to_dict`; known ones may be among them
