@@ -198,7 +198,7 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {  # name → parts, chec
     "never ends": (dict(ends=lambda s: (False, False)), "ends", "no end in 40 steps"),
     "remembers": (dict(reset=remembers), "memory", "another future"),
     "generator not seeded": (dict(reset=fresh_generator, obs=lambda s: np.full(2, s.age / 10, np.float32)), "seed", "self.np_random"),
-    "boundary": (dict(reset=remembers), "snapshot", "boundary"),
+    "boundary": (dict(reward=lambda s: np.random.rand() * 0), "snapshot", "boundary"),  # noqa: NPY002
     "render": (dict(metadata={"render_modes": ["rgb_array"]}, __init__=lambda s, render_mode=None: None, render=lambda s: 1 / 0), "render", "ZeroDivisionError"),
 }
 

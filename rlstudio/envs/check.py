@@ -627,7 +627,7 @@ def repeat_findings(
     if not seeds_itself: found.append(Finding('warning', 'seed', 'a reset that leaves self.np_random as it is', 'that it is seeded', SUPER))
     if future[:len(again)] != again:
         found.append(Finding('warning', 'memory', 'another future after some episodes, with the same seed', 'that of a fresh env',
-                             'set all variables in reset; until then, a resumed run begins new episodes'))
+                             'set all variables in reset, so that equal seeds begin equal episodes'))
     return found or [Finding('ok', 'determinism', f'the same {len(twin) - 1} steps from the same seed, in a fresh env and after {len(future) - 1} steps')]
 
 
