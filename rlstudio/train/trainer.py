@@ -341,6 +341,7 @@ class Trainer:
         if env_steps is not None: until = min(until, env_steps)
         try:
             with arithmetic_threads(self.threads):
+                self.env_level = self.env.level   # tried before the first reset: from then on the env's snapshots hold what it remembers
                 self.emit('train_start')
                 while self.env_steps < until and not self.stop_asked: self.step()
                 self.emit('train_end')
