@@ -16,7 +16,8 @@ WORLDS = {  # what each must come to after a kill: the reason for L1, or '' wher
     "OwnGenerator": NO_SEED, "LateOwnGenerator": NO_SEED, "PythonGenerator": NO_SEED, "ImportedGenerator": GONE, "SeededModule": LOST,
     "GlobalDraws": GLOBAL.format("numpy.random"), "PythonDraws": GLOBAL.format("random"),
     "Entropy": ENTROPY, "RareEntropy": ENTROPY, "FreshGenerators": ENTROPY, "OtherWay": ENTROPY,
-    "WallClock": LOST, "Threaded": LOST, "Hashes": LOST, "FailsInReplay": "OSError: no connection yet",
+    "WallClock": LOST, "Threaded": ("Threaded.ticks", LOST),  # the trial sees it, or the replay does
+     "Hashes": LOST, "FailsInReplay": "OSError: no connection yet",
     "SharedBuffer": "should equal the snapshot's, but differ", "Addresses": "should equal the snapshot's, but differ",
 }
 CHILD = r'''
@@ -89,8 +90,9 @@ def test_a_world_that_cheats_keeps_neither_its_level_nor_loses_its_run(world: st
     if why:
         newest = sorted((folder / world / "checkpoints").glob("step_*"))[-1]
         saved = json.loads((newest / "manifest.json").read_text())["meta"]
-        assert why in manifest["why"] == saved["why"] and saved["level"] == "L1"
-        assert any(why in text for text in resumed[world]["said"]), "nothing was said"
+        words = (why,) if isinstance(why, str) else why
+        assert any(word in manifest["why"] for word in words) and manifest["why"] == saved["why"] and saved["level"] == "L1"
+        assert any(word in text for text in resumed[world]["said"] for word in words), "nothing was said"
     else: assert resumed[world]["weights_sha256"] == whole[world]["weights_sha256"]
 
 

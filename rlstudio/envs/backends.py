@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import gymnasium as gym
 import numpy as np
@@ -226,17 +227,17 @@ def forgotten_state(
 
 def fold_held(
     state: EnvState,  # of a `Recorder`
-) -> EnvState:        # names as one text, checksums as one array
+) -> EnvState:        # checksums of names and of values as one array, (2, n)
     """Make what an env holds short
 
     Args:
         state: of a `Recorder`
 
     Returns:
-        names as one text, checksums as one array
+        checksums of names and of values as one array, (2, n)
     """
     held = state['held']
-    return state | dict(held=dict(names='\n'.join(held), sums=np.array([*held.values()], np.uint32)))
+    return state | dict(held=np.array([[crc32(name.encode()) for name in held], [*held.values()]], np.uint32))   # for each of thousands of sub-envs
 
 def unfold_held(
     state: EnvState,  # of `fold_held`, or of an older checkpoint
@@ -251,7 +252,8 @@ def unfold_held(
     """
     if 'held' not in state: return state
     held = state['held']
-    return state | dict(held=dict(zip(held['names'].split('\n'), held['sums'].tolist())))
+    if isinstance(held, dict): return state | dict(held=dict(zip(held['names'].split('\n'), held['sums'].tolist())))   # the first form
+    return state | dict(held=dict(zip(*held.tolist())))
 
 def lost_episodes(
     env: VectorEnv,        # of which sub-envs began new episodes

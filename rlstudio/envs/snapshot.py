@@ -705,8 +705,11 @@ class Recorder:
         Args:
             state → list[str]: that was just restored → names; []: none
         """
-        there, here = state.get('held', {}), checksums(self.env) if 'held' in state else {}
-        return [p for p in sorted(there.keys() | here.keys()) if there.get(p) != here.get(p) and p not in self.private]
+        def short(held: Mapping[Any, int]) -> dict[int, int]: return {crc32(p.encode()) if isinstance(p, str) else p: x for p, x in held.items()}
+        here = checksums(self.env) if 'held' in state else {}
+        names, there, now = {crc32(p.encode()): p for p in here}, short(state.get('held', {})), short(here)
+        lost = {names.get(k, 'something that is gone') for k in there.keys() | now.keys() if there.get(k) != now.get(k)}
+        return sorted(lost.difference(self.private))
 
 # %% ../../nbs/12_envs.snapshot.ipynb #768d8cfc
 def play(
