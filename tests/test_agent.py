@@ -37,6 +37,9 @@ ACTIONS: dict[str, gym.Space] = {
 LOG: list[tuple[Any, Any, Any]] = []   # what was seen, what was legal, what was done
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Diary-v0. it remembers")   # LOG, for the tests to look at
+
+
 @envs.register("Diary-v0")
 class Diary(gym.Env[Any, Any]):
     "Any spaces; it writes down what is seen and done"
