@@ -1,4 +1,5 @@
 "What shows itself in a cell: cards that can do nothing, pictures without pyplot, and a package that says what it has."
+import ast
 import json
 import re
 import subprocess
@@ -192,7 +193,7 @@ def test_the_example_of_the_readme_in_a_fresh_kernel(tmp_path: Path, monkeypatch
     first, readme, shown, film, plain, config = executed(tmp_path,
         "import sys, rlstudio\nsorted(m for m in sys.modules if m.startswith(('rlstudio', 'torch', 'numpy')))", example,
         "print(run); run", "run.video()", "any('pyplot' in m for m in sys.modules)", "run.config")
-    assert data(first)["text/plain"] == "['rlstudio', 'rlstudio.core', 'rlstudio.core.files', 'rlstudio.studio', 'rlstudio.studio.cards']"
+    assert ast.literal_eval(data(first)["text/plain"]) == ["rlstudio", "rlstudio.core", "rlstudio.core.files", "rlstudio.studio", "rlstudio.studio.cards"]
     assert data(readme)["image/png"].startswith("iVBORw0KGgo") and data(plain)["text/plain"] == "False"
     assert "<b>Run</b> ppo on CartPole-v1" in data(shown)["text/html"] and "completed, 2,048 steps" in data(shown)["text/plain"]
     assert "base64,UklGR" in data(film)["text/html"] and "<b>Config</b>" in data(config)["text/html"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from support import child_env, run, said
+from worlds import RESETS, note_reset
 
 from rlstudio.algos.a2c import A2C
 from rlstudio.algos.dqn import best_next
@@ -42,7 +43,6 @@ class Corridor(gym.Env):
     "Places 0 … 4, left and right; nobody goes left from 0, and who tries is an error. It is cut after six steps, or ends at 4"
     observation_space: gym.Space[Any] = Box(0, 4, (1,))
     action_space: gym.Space[Any] = Discrete(2, start=5)
-    resets: ClassVar[list[int | None]] = []
 
     def __init__(self, tells: str = "info", fault: str = "") -> None:
         self.tells, self.fault, self.at, self.t = tells, fault, 0, 0
@@ -69,7 +69,7 @@ class Corridor(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        Corridor.resets.append(seed)
+        note_reset(seed)
         self.at, self.t = int(self.np_random.integers(3)), 0
         return self.both()
 
@@ -158,15 +158,15 @@ def test_a_world_without_masks_is_left_alone(id: str) -> None:
 
 def test_the_envs_that_are_used_are_reset_as_often_as_before() -> None:
     "The trial has an env of its own, which is seeded and closed"
-    Corridor.resets.clear()
+    RESETS.clear()
     env = InProcess(corridor(num_envs=2))
-    assert Corridor.resets == [0]
+    assert RESETS == [0]
     env.reset([7, 8])
-    assert Corridor.resets == [0, 7, 8]
-    Corridor.resets.clear()
+    assert RESETS == [0, 7, 8]
+    RESETS.clear()
     InProcess(corridor("method", num_envs=2))
     InProcess(corridor("dict", num_envs=2))
-    assert Corridor.resets == []  # nothing to find out
+    assert RESETS == []  # nothing to find out
 
 
 def test_real_numbers_have_no_mask() -> None:

@@ -267,7 +267,7 @@ def test_mlflow_without_its_server_is_one_warning(tmp_path: Path, alone: dict[st
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_folder_that_takes_nothing_is_one_warning(tmp_path: Path, alone: dict[str, Any], name: str) -> None:
     guest = new(tmp_path, name)
-    (guest.folder / "trackers").write_text("in the way")
+    (guest.folder / "trackers" / f"{name}.json").mkdir(parents=True)   # in the way
     with pytest.warns(UserWarning, match=f"{name} failed to begin") as caught: summary = guest.train()
     assert len(told(list(caught))) == 1
     check_same(summary, alone)

@@ -353,9 +353,10 @@ def test_idle_workers_sleep() -> None:
     env.reset([1, 2, 3, 4])
     for _ in range(50): env.step(np.zeros(4, int))
     def ticks() -> int: return sum(sum(map(int, Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[11:13])) for p in pids(env))
+    time.sleep(0.5)     # the system books late
     before = ticks()
-    time.sleep(0.6)
-    assert ticks() - before <= 3    # of 60 that one core has in this time
+    time.sleep(1.2)
+    assert ticks() - before <= 12   # of 120 that one core has in this time; one that does not sleep takes all that it is given
     env.close()
 
 

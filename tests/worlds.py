@@ -13,6 +13,14 @@ import numpy as np
 
 from rlstudio.core.registry import wrappers
 
+RESETS: list[int | None] = []   # the seeds of `note_reset`
+
+
+def note_reset(seed: int | None) -> None:
+    "For worlds of other modules: what a world remembers in its own is looked for by snapshots"
+    RESETS.append(seed)
+
+
 OK, RAISE, EXIT, QUIT, KILL, HANG, HANG_IN_C, SLOW, WARN, SHAPE, REWARD = range(11)
 
 
