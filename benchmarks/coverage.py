@@ -1,6 +1,6 @@
 """Do the intervals of `evidence.stats` cover what they say? Many simulated studies with a known truth, at 3, 5, 10 and 20 seeds; one line each in benchmarks/results/coverage.jsonl.
 
-python benchmarks/coverage.py [--studies 4000] [--only NAME …]
+python benchmarks/coverage.py [--studies 2000] [--only NAME …]
 
 A world is a distribution of scores. `failures` is the one that reinforcement learning knows best: four runs of five are good, one is lost."""
 import argparse
@@ -76,7 +76,7 @@ def two_sides() -> Iterator[tuple[dict[str, Any], int, Callable[[np.random.Gener
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=4000, help="simulated studies for each line; the bootstrap gets a quarter of them")
+    parser.add_argument("--studies", type=int, default=2000, help="simulated studies for each line; the bootstrap gets a quarter of them")
     parser.add_argument("--only", nargs="*", default=[], help="interval, difference, improvement, 'no false alarm'")
     options = parser.parse_args()
     done = [{k: v for k, v in row.items() if k not in ("time", "commit", "versions", "machine", "covered", "error")} for row in history(PATH)]

@@ -489,8 +489,8 @@ def relabelled(
     paired: bool,                    # exchange within pairs only; m = n
     draws: int,                      # a sample of so many ways; 0: all ways
     generator: np.random.Generator,  # for the sample
-) -> np.ndarray:                     # (draws,), or (ways,)
-    """Differences of the means if the labels meant nothing
+) -> tuple[np.ndarray, np.ndarray]:  # (K, m) and (K, n)
+    """Both sides under other labels: K ways of giving them out
 
     Args:
         a: (m,), scores of one side
@@ -500,32 +500,34 @@ def relabelled(
         generator: for the sample
 
     Returns:
-        (draws,), or (ways,)
+        (K, m) and (K, n)
     """
     m, n = len(a), len(b)
     if paired:
-        signs = generator.choice((1., -1.), (draws, m)) if draws else np.array(list(product((1., -1.), repeat=m)))
-        return np.asarray(signs @ (a - b) / m)
-    pool = np.concatenate([a, b])
-    chosen = generator.permuted(np.tile(np.arange(m + n), (draws, 1)), axis=1)[:, :m] if draws else np.array(list(combinations(range(m + n), m)))
-    sums = pool[chosen].sum(1)
-    return np.asarray(sums / m - (pool.sum() - sums) / n)
+        kept = generator.random((draws, m)) < .5 if draws else np.array(list(product((True, False), repeat=m)))
+        return np.where(kept, a, b), np.where(kept, b, a)
+    if draws: order = generator.permuted(np.tile(np.arange(m + n), (draws, 1)), axis=1)
+    else: order = np.array([(*c, *sorted(set(range(m + n)) - set(c))) for c in combinations(range(m + n), m)])
+    pool = np.concatenate([a, b])[order]
+    return pool[:, :m], pool[:, m:]
 
 def permutation_test(
     x: Scores,                       # this side …
     y: Scores,                       # … against this one, in the same worlds
     paired: bool = False,            # x and y belong together, one by one
     alternative: str = 'two-sided',  # or greater (x is better), less
+    statistic: Callable[[Scores], Any] = mean_score,  # of each side, as in `interval`
     draws: int = 10_000,             # one world with at most so many ways: all are tried; else so many are sampled
     seed: int = 0,                   # of the sample
 ) -> float:                          # p-value, > 0
-    """How often chance alone makes the means differ as much; labels move within worlds (Fisher 1935; Phipson & Smyth 2010)
+    """How often chance alone makes the sides differ as much; labels move within worlds (Fisher 1935; Phipson & Smyth 2010)
 
     Args:
         x: this side …
         y: … against this one, in the same worlds
         paired: x and y belong together, one by one
         alternative: or greater (x is better), less
+        statistic: of each side, as in `interval`
         draws: one world with at most so many ways: all are tried; else so many are sampled
         seed: of the sample
 
@@ -539,8 +541,8 @@ def permutation_test(
     ways = 2**len(xs[0]) if paired else math.comb(len(xs[0]) + len(ys[0]), len(xs[0]))
     sample = 0 if len(xs) == 1 and ways <= draws else draws
     generator = make_generator('numpy', seed, 'permutation')
-    null = np.mean([relabelled(a, b, paired, sample, generator) for a, b in zip(xs, ys)], 0)
-    seen = float(np.mean([a.mean() - b.mean() for a, b in zip(xs, ys)]))
+    lefts, rights = zip(*(relabelled(a, b, paired, sample, generator) for a, b in zip(xs, ys)))
+    null, seen = np.asarray(statistic(lefts) - statistic(rights)), float(statistic(xs) - statistic(ys))
     null, seen = (SIGNS[alternative] * null, SIGNS[alternative] * seen) if alternative in SIGNS else (np.abs(null), abs(seen))
     extra = int(sample > 0)
     return (int((null >= seen - 1e-12 * max(1., abs(seen))).sum()) + extra) / (len(null) + extra)
@@ -782,11 +784,11 @@ class Reference:
 _ZOO = 'Stable-Baselines3 zoo'
 REFERENCES: dict[str, Reference] = {
     'CartPole-v1': Reference(22.1, 500., f'{_ZOO}, PPO; the most that can be had'),
-    'Acrobot-v1': Reference(-499., -73.5, f'{_ZOO}, PPO'),
+    'Acrobot-v1': Reference(-499.1, -73.5, f'{_ZOO}, PPO'),
     'MountainCar-v0': Reference(-200., -100.8, f'{_ZOO}, DQN'),
-    'MountainCarContinuous-v0': Reference(-33., 90., "the world's own threshold"),
-    'Pendulum-v1': Reference(-1200., -151.9, f'{_ZOO}, TD3'),
-    'LunarLander-v3': Reference(-180., 242.1, f'{_ZOO}, PPO, version 2 of the world'),
+    'MountainCarContinuous-v0': Reference(-33.2, 90., "the world's own threshold"),
+    'Pendulum-v1': Reference(-1235.4, -151.9, f'{_ZOO}, TD3'),
+    'LunarLander-v3': Reference(-181.3, 242.1, f'{_ZOO}, PPO, version 2 of the world'),
     'LunarLanderContinuous-v3': Reference(-180., 270.9, f'{_ZOO}, PPO, version 2 of the world'),
     'BipedalWalker-v3': Reference(-100., 300., "the world's own threshold"),
     'HalfCheetah-v5': Reference(-280., 9656., f'{_ZOO}, TD3, 1M steps, version 3 of the world'),
