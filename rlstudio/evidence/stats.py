@@ -17,9 +17,9 @@ __all__ = ['Scores', 'STATISTICS', 'CUTS', 'SEEDS_WANTED', 'SIGNS', 'REFERENCES'
            'iqm', 'mean_score', 'median_score', 'optimality_gap', 'student_cdf', 'student_quantile', 'Interval',
            'bootstrap', 'standard_error', 'seeds_note', 'kind_of', 'interval', 'check_method', 'difference',
            'same_worlds', 'probability_of_improvement', 'wilson_end', 'improvement_interval', 'relabelled',
-           'permutation_test', 'pair_by_seed', 'effect_size', 'seeds_for_effect', 'seeds_needed', 'profile',
-           'profile_band', 'checked_curve', 'area_under_curve', 'steps_to', 'survival', 'median_steps', 'Reference',
-           'normalized', 'coverage']
+           'permutation_test', 'joint_ranks', 'pair_by_seed', 'effect_size', 'seeds_for_effect', 'seeds_needed',
+           'profile', 'profile_band', 'checked_curve', 'area_under_curve', 'steps_to', 'survival', 'median_steps',
+           'Reference', 'normalized', 'coverage']
 
 # %% ../../nbs/74_evidence.stats.ipynb #8e4328c6
 import math
@@ -546,6 +546,25 @@ def permutation_test(
     null, seen = (SIGNS[alternative] * null, SIGNS[alternative] * seen) if alternative in SIGNS else (np.abs(null), abs(seen))
     extra = int(sample > 0)
     return (int((null >= seen - 1e-12 * max(1., abs(seen))).sum()) + extra) / (len(null) + extra)
+
+# %% ../../nbs/74_evidence.stats.ipynb #637f28ca
+def joint_ranks(
+    x: Scores,  # one side
+    y: Scores,  # the other, in the same worlds
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:  # the same shapes; 1: the lowest of both sides; equals share a rank
+    """Ranks of both sides together, each world for itself
+
+    Args:
+        x: one side
+        y: the other, in the same worlds
+
+    Returns:
+        the same shapes; 1: the lowest of both sides; equals share a rank
+    """
+    xs, ys = same_worlds(x, y)
+    def ranks(pool: np.ndarray) -> np.ndarray: return ((pool < pool[:, None]).sum(1) + (pool <= pool[:, None]).sum(1) + 1) / 2
+    both = [ranks(np.concatenate([a, b])) for a, b in zip(xs, ys)]
+    return tuple(r[:len(a)] for r, a in zip(both, xs)), tuple(r[len(a):] for r, a in zip(both, xs))
 
 # %% ../../nbs/74_evidence.stats.ipynb #5bd4e2b9
 def pair_by_seed(

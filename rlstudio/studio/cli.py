@@ -25,8 +25,8 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
            'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
-           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
-           'Shell', 'completion', 'end_on_signals', 'main']
+           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'compare_', 'delete_',
+           'migrate', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -1049,6 +1049,31 @@ def run_table(
     short = [dict(run=Path(r['run']).name if named else r['run'], algo=r['algo'], env=r['env'], seed=r['seed'], status=r['status'], steps=r['total_steps'], eval=r['eval_return_mean'])
              for r in rows]
     return narrowed(short, width, ('seed', 'algo', 'steps', 'env'))
+
+# %% ../../nbs/84_studio.cli.ipynb #83b15585
+@app.command('compare')
+def compare_(
+    sides: Annotated[list[str], typer.Argument(metavar='A B …', help="Runs, studies, folders, names or patterns ('runs/ppo-*'), a side each; a study is a side for each of its arms.")],  # the first is what the others are measured against
+    metric: Annotated[str, typer.Option(help='score: mean return of the final evaluation; area: mean height of the learning curve; a column of `rlstudio table`; or a metric of metrics.jsonl, its last value.')] = 'score',  # see `value_of`
+    statistic: Annotated[str, typer.Option(metavar='iqm|mean|median', help='One number for many seeds.')] = 'iqm',  # a key of `STATISTICS`
+    level: Annotated[float, typer.Option(help='What the intervals promise to cover.')] = .95,  # 0 … 1
+    paired: Annotated[bool, typer.Option('--paired', help='Test by pairs of equal seeds; decide it before you look.')] = False,  # see `Contrast`
+    lower: Annotated[bool, typer.Option('--lower', help='Less is better, as with seconds.')] = False,  # else more is
+    plot: Annotated[Path | None, typer.Option(metavar='FILE', help='Write a picture, .png or .svg: seeds, intervals, profiles.')] = None,  # replaced if it is there
+    runs_dir: RunsDir = None,  # where names are looked up
+    as_json: Json = False,     # for programs
+) -> None:
+    "Is B better than A? A table, a difference with its interval, and a sentence: rlstudio compare A B"
+    with explained(as_json) as emit:
+        from rlstudio.evidence.compare import compare_sides, comparison_figure
+        from rlstudio.runs.config import load_settings
+        from rlstudio.runs.pictures import UNSIGNED, save_figure
+        from rlstudio.studio.console import clean
+        if plot and plot.suffix[1:].lower() not in UNSIGNED: raise typer.BadParameter(f'--plot: given {plot}, expected a name that ends in .png or .svg')
+        found = compare_sides(sides, metric, statistic, level, paired, lower, runs_dir or load_settings().runs_dir)
+        emit(found.to_dict())
+        if not as_json: speaker(False, False)(clean(str(found)))
+        if plot: save_figure(comparison_figure(found), plot)
 
 # %% ../../nbs/84_studio.cli.ipynb #68f7e4ff
 @app.command('delete')
