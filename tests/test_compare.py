@@ -1,5 +1,6 @@
 "The comparison: real runs on the command line, sides from whatever is typed, and sentences that never say more than the numbers."
 import json
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arm, rate in (("slow", 1e-5), ("fast", 3e-2)):
         for seed in (1, 2, 3):
             config = dict(env=dict(id="rlstudio/Bandit-v0", num_envs=4), algo=dict(name="ppo", num_steps=8, learning_rate=rate), net=dict(hidden=[8]), train=dict(total_steps=256, seed=seed), eval=dict(episodes=5))
-            Run.from_config(config, runs_dir=home / "runs", name=f"{arm}-{seed}").train()
+            with warnings.catch_warnings(action="ignore"):   # there is no video of a bandit
+                Run.from_config(config, runs_dir=home / "runs", name=f"{arm}-{seed}").train()
     return home
 
 
@@ -127,7 +129,7 @@ def test_sentences() -> None:
     assert less.better == "A" and "A is better: a run of it wins with probability 1.00, ahead in 5 of 5" in c.verdict(less)
     seems = c.verdict(c.contrast(side("A", [1, 2, 3]), side("B", [2, 3, 4]), iqm))
     assert "B seems better" in seems and "more seeds a side would settle it" in seems
-    assert "more than 1,000 seeds" in c.verdict(c.contrast(side("A", [1, 2, 3]), side("B", [1.01, 2.01, 3.01]), iqm))
+    assert "more than 1,000 seeds" in c.verdict(c.contrast(side("A", [1, 4.5]), side("B", [2, 3]), iqm))
     assert c.settled(c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm), p=.06) is False
 
 
