@@ -493,7 +493,7 @@ def warnings_about(
     if odd := unfair(list(c.differs)): yield f'{", ".join(odd)} differ{"s" * (len(odd) == 1)}: this compares two questions, not two answers'
     for s in c.sides:
         if s.missing: yield f'{s.name}: {len(s.missing)} of {len(s.rows)} runs have no {c.metric} ({", ".join(sorted(set(s.missing.values())))}) and are left out, which flatters it if they failed'
-    for note in dict.fromkeys(row['interval']['note'] for row in c.rows() if row['interval'] and row['interval']['note']): yield note
+    yield from dict.fromkeys(row['interval']['note'] for row in c.rows() if row['interval'] and row['interval']['note'])
     if len(c.contrasts) > 1: yield f'{len(c.contrasts)} sides against one: p-values are corrected for it (Holm)'
     for folder, why in c.broken.items(): yield f'{folder}: cannot be read, {why}'
 
@@ -631,7 +631,7 @@ def draw_profiles(
     ends = [v for worlds in pools for w in worlds.values() for v in (w.min(), w.max())]
     room = .02 * (max(ends) - min(ends)) or 1.
     levels = np.linspace(min(ends) - room, max(ends) + room, 200)
-    for k, (side, worlds) in enumerate(zip(c.sides, pools)):
+    for k, worlds in enumerate(pools):
         color = COLORS[k % len(COLORS)]
         ax.fill_between(levels, *profile_band(worlds, levels, c.level, draws=500), color=color, alpha=.12, lw=0)
         ax.plot(levels, profile(worlds, levels), color=color, lw=1.5)
