@@ -725,8 +725,10 @@ def show_run(
 ) -> None:
     "What a run is, how it went, and what to do with it"
     with explained(as_json) as emit:
+        from rlstudio.runs.folder import check_hash
         from rlstudio.studio.catalog import facts_in
         row, _, manifest, result = facts_in(run)
+        check_hash(run, 'manifest.json')   # a fact that somebody has changed is not shown
         emit(row | dict(manifest=manifest, result=result))
         if not as_json: speaker(False, False)(card(run, row, manifest, result, whole))
 
@@ -1091,11 +1093,12 @@ def migrate(
         rows = []
         for run in runs:
             done = migrate_run(run, dry_run, load_settings().runs_dir)
+            folder, kept = (path and (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path) for path in (done.folder, done.kept))
             for change in done.changes: say(f'  {change}')
             if not done.changes: said = f'of version {RUN_VERSION} already; nothing to do'
-            elif done.kept: said = f'migrated from version {done.version} to {RUN_VERSION}; the old run stays as {done.kept}'
+            elif done.kept: said = f'migrated from version {done.version} to {RUN_VERSION}; the old run stays as {kept}'
             else: said = f'would be migrated from version {done.version} to {RUN_VERSION}; nothing was written'
-            say(f'{done.folder}: {said}')
+            say(f'{folder}: {said}')
             rows.append(dict(run=str(done.folder), version=done.version, kept=str(done.kept) if done.kept else None, dry_run=dry_run,
                              changes=[dict(path=c.path, what=c.what, said=c.said) for c in done.changes]))
         emit(rows if len(rows) > 1 else rows[0])
