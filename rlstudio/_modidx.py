@@ -1375,6 +1375,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/envs/workers.py'),
                                        'rlstudio.envs.workers.steps_single_envs': ( 'envs.workers.html#steps_single_envs',
                                                                                     'rlstudio/envs/workers.py'),
+                                       'rlstudio.envs.workers.take_core': ('envs.workers.html#take_core', 'rlstudio/envs/workers.py'),
                                        'rlstudio.envs.workers.task_for': ('envs.workers.html#task_for', 'rlstudio/envs/workers.py'),
                                        'rlstudio.envs.workers.usable_cores': ('envs.workers.html#usable_cores', 'rlstudio/envs/workers.py'),
                                        'rlstudio.envs.workers.wait_for_all': ('envs.workers.html#wait_for_all', 'rlstudio/envs/workers.py'),
