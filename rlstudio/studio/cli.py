@@ -25,8 +25,8 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
            'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
-           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
-           'Shell', 'completion', 'end_on_signals', 'main']
+           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'table_', 'delete_',
+           'migrate', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -1049,6 +1049,32 @@ def run_table(
     short = [dict(run=Path(r['run']).name if named else r['run'], algo=r['algo'], env=r['env'], seed=r['seed'], status=r['status'], steps=r['total_steps'], eval=r['eval_return_mean'])
              for r in rows]
     return narrowed(short, width, ('seed', 'algo', 'steps', 'env'))
+
+# %% ../../nbs/84_studio.cli.ipynb #7ab1e002
+@app.command('table')
+def table_(
+    folders: Annotated[list[str] | None, typer.Argument(metavar='FOLDER...', autocompletion=complete_run, help="Folders of runs, studies, runs, their names, or 'patterns*'; none: all runs.")] = None,  # none: all runs
+    to_csv: Annotated[Path | None, typer.Option('--csv', metavar='FILE', help='Write a row a run as CSV; - is standard output.')] = None,  # replaced
+    to_parquet: Annotated[Path | None, typer.Option('--parquet', metavar='FILE', help='Write a row a run as Parquet.')] = None,  # replaced
+    every: Annotated[bool, typer.Option('--all-keys', help='A column for every key of the configs, not only for those that differ.')] = False,  # in files and JSON
+    runs_dir: RunsDir = None,  # where names are looked up
+    as_json: Json = False,     # for programs
+) -> None:
+    "Sum up runs: a line an arm, with an interval; a row a run in CSV, Parquet or JSON"
+    with explained(as_json) as emit:
+        from rlstudio.evidence.table import csv_text, read_table, table_document, write_table
+        from rlstudio.runs.config import load_settings
+        from rlstudio.runs.folder import RunError
+        say, to_stdout = speaker(False, as_json), str(to_csv) == '-'
+        if as_json and to_stdout: raise typer.BadParameter('--csv - and --json both want standard output; expected one of them')
+        if as_json and (files := [f for f in folders or [] if f.endswith('.json') and not Path(f).is_dir()]): raise RunError(f'{files[0]}: --json takes no file; expected: rlstudio table … --json > {files[0]}')
+        found = read_table(folders or (), runs_dir or load_settings().runs_dir)
+        for kind, path in dict(csv=to_csv, parquet=to_parquet).items():
+            if path and str(path) != '-': say(f'wrote {write_table(found, path, every, kind)}: {len(found):,} run{"s" * (len(found) != 1)}')
+        if to_stdout: print(csv_text(found, every), end='')
+        if to_csv or to_parquet: any(speaker(False, True)(f'broken: {why}') for why in found.broken.values())
+        else: say(str(found) if found.rows or found.broken else 'no runs here')
+        if as_json: emit(table_document(found, every))
 
 # %% ../../nbs/84_studio.cli.ipynb #68f7e4ff
 @app.command('delete')
