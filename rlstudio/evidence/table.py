@@ -203,7 +203,7 @@ def run_facts(
         solved=result.get('solved'), untrained=result.get('untrained'), seconds=result.get('train_seconds'), created=manifest.get('created'),
         start=manifest.get('start_from', {}).get('run'), code=manifest.get('versions', {}).get('code'), weights=result.get('weights_sha256'))
     config = {k: None if v == 'null' else metric_value(v) for k, v in flat_config(values).items() if v != '{}'}
-    return facts | config
+    return {k: v if v is None or isinstance(v, bool | int | float | str) else as_text(v) for k, v in facts.items()} | config   # what a stranger wrote may be anything
 
 # %% ../../nbs/75_evidence.table.ipynb #04bd7b97
 VARIED = re.compile(r'train\.(seed|streams)(\..*)?')   # what seeds of one arm differ in
@@ -546,7 +546,7 @@ def csv_text(
     """
     out, names = StringIO(), table.columns(every)
     def cell(v: Any) -> Any:
-        if isinstance(v, str): return f"'{v}" if v.startswith(('=', '+', '-', '@', '\t', '\r')) else v
+        if isinstance(v, str): return printable(f"'{v}" if v.startswith(('=', '+', '-', '@', '\t', '\r')) else v, lines=False)
         return as_text(v) if isinstance(v, bool) else v
     lines = csv.writer(out, lineterminator='\n')
     lines.writerow(names)
