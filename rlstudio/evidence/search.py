@@ -17,9 +17,9 @@ __all__ = ['SCALES', 'Dimension', 'EXAMPLES', 'SAMPLERS', 'PRUNERS', 'JOURNAL', 
            'SearchError', 'to_scale', 'from_scale', 'shortened', 'Range', 'Choices', 'parse_dimension',
            'check_dimension', 'Search', 'make_search', 'mend_tail', 'JournalLock', 'optuna_ready', 'propose', 'sound',
            'open_journal', 'Journal', 'reached', 'behind_rung', 'below_median', 'StopHopeless', 'search_of',
-           'trial_names', 'trial_cells', 'score_of_trial', 'run_trial', 'Trial', 'trials', 'ranked', 'between_groups',
-           'Importance', 'importance', 'search_figure', 'search_lines', 'cell_apart', 'hand_over', 'ray_cluster',
-           'run_ray', 'CellJob', 'run_slurm']
+           'check_search', 'trial_names', 'trial_cells', 'score_of_trial', 'run_trial', 'Trial', 'trials', 'ranked',
+           'between_groups', 'Importance', 'importance', 'search_figure', 'search_lines', 'cell_apart', 'hand_over',
+           'ray_cluster', 'run_ray', 'CellJob', 'run_slurm']
 
 # %% ../../nbs/77_evidence.search.ipynb #49929856
 import fcntl
@@ -44,7 +44,7 @@ import numpy as np
 from ..core.files import FileError, append_to, open_own, own_folder, remove_tree
 from ..core.options import Config, ConfigError, as_text, scalar
 from ..core.registry import imported, suggest
-from ..core.seeding import make_generator, seed_sequence
+from ..core.seeding import check_seed, make_generator, seed_sequence
 from .study import Cell, StudyPlan, Told, cell_outcome, read_plan, run_cell
 from ..runs.config import home_of, with_overrides
 from ..runs.folder import BusyError, RunFolder
@@ -332,7 +332,7 @@ class Search:
 # %% ../../nbs/77_evidence.search.ipynb #1432cd75
 def make_search(
     config: Config,         # of the trials, apart from the dimensions
-    space: Sequence[str],   # a text each, as `parse_dimension` takes it
+    space: Sequence[str] | Mapping[str, Any],  # texts as `parse_dimension` takes them, or {'algo.gamma': '0.9..0.999:logit'}
     trials: int = 40,       # runs, ≥ 1
     sampler: str = 'tpe',   # who proposes: tpe, random
     pruner: str = 'none',   # who stops trials early: asha, median, none
@@ -342,7 +342,7 @@ def make_search(
 
     Args:
         config: of the trials, apart from the dimensions
-        space: a text each, as `parse_dimension` takes it
+        space: texts as `parse_dimension` takes them, or {'algo.gamma': '0.9..0.999:logit'}
         trials: runs, ≥ 1
         sampler: who proposes: tpe, random
         pruner: who stops trials early: asha, median, none
@@ -351,7 +351,8 @@ def make_search(
     Returns:
         fits the config
     """
-    made = Search(tuple(check_dimension(config, parse_dimension(text)) for text in space), trials, sampler, pruner, seed)
+    texts = [f'{key}={said}' for key, said in space.items()] if isinstance(space, Mapping) else [space] if isinstance(space, str) else [str(text) for text in space]
+    made = Search(tuple(check_dimension(config, parse_dimension(text)) for text in texts), trials, sampler, pruner, check_seed(seed))
     if not config.eval.episodes: raise SearchError('search: given eval.episodes=0, expected evaluations: a trial is judged by its last one; fix: eval.episodes=20')
     pace, total = evaluation_pace(config), config.train.total_steps
     if pruner != 'none' and not 0 < 2 * pace <= total:
@@ -671,10 +672,24 @@ def search_of(
     if not study.search: raise SearchError('this study has no search; expected one: --search algo.gamma=0.9..0.999:logit')
     if len(study.arms) != 1 or study.grid: raise SearchError(f'--search: given {len(study.arms)} configs{" and a grid" if study.grid else ""}, expected one config and no grid; make a study for each')
     config = next(iter(study.arms.values()))
-    try: search = make_search(config, **study.search)
-    except TypeError: raise SearchError(f'search: given the keys {", ".join(map(as_text, study.search))}, expected space, trials, sampler, pruner and seed') from None
+    keys = {'space', 'trials', 'sampler', 'pruner', 'seed'}
+    if not study.search.keys() <= keys or not isinstance(study.search.get('space'), str | list | dict): raise SearchError(f'search: given the keys {", ".join(map(as_text, study.search))}, expected space (texts such as algo.gamma=0.9..0.999:logit), and perhaps trials, sampler, pruner and seed')
+    search = make_search(config, **study.search)
     if search.pruner != 'none' and len(study.seeds) > 1: raise SearchError(f'--pruner {search.pruner}: given {len(study.seeds)} seeds, expected one, since it judges one run at a time; fix: --seeds {study.seeds[0]}, or --pruner none')
     return search, config
+
+def check_search(
+    study: StudyPlan,  # with a search as somebody wrote it
+) -> dict[str, Any]:   # as `study.yaml` keeps it
+    """A search in full, or a `SearchError`
+
+    Args:
+        study: with a search as somebody wrote it
+
+    Returns:
+        as `study.yaml` keeps it
+    """
+    return search_of(study)[0].to_dict()
 
 def trial_names(
     study: StudyPlan,  # with a search
@@ -949,7 +964,7 @@ def search_lines(
     lines.append(f'confirm  the best of {len(order)} was lucky, too; fresh seeds decide: rlstudio study {shlex.quote(str(best))} --seeds {first}-{first + 9}')
     return lines
 
-TRIALS = dict(cells=trial_cells, run=run_trial, lines=search_lines)   # what a study with a search calls; found by name in `searches`
+TRIALS = dict(check=check_search, cells=trial_cells, run=run_trial, lines=search_lines)   # what a study with a search calls; found by name in `searches`
 
 # %% ../../nbs/77_evidence.search.ipynb #9ac92c7f
 BUSY_CELL = 'busy'   # another process is working on it
