@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import child_env, run, said
 
-from rlstudio.evidence.study import Study, StudyError, read_plan, run_cell, steps_so_far, study_of
+from rlstudio.evidence.study import Study, StudyError, read_plan, run_cell, steps_so_far, asked_study
 from rlstudio.evidence.verify import verify
 from rlstudio.runs.run import Run
 
@@ -138,11 +138,11 @@ def test_mistakes_are_explained_before_anything_runs(args: list[str], why: str, 
 def test_an_old_question_finds_its_folder_although_the_config_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("lift.yaml").write_text("env: {id: CartPole-v1}\nalgo: {name: ppo}\n")
-    old = study_of(["lift.yaml"], seeds="1")
-    assert study_of(["lift.yaml"], seeds="1-2").folder == old.folder and read_plan(old.folder).seeds == (1, 2)
+    old = asked_study(["lift.yaml"], seeds="1")
+    assert asked_study(["lift.yaml"], seeds="1-2").folder == old.folder and read_plan(old.folder).seeds == (1, 2)
     Path("lift.yaml").write_text("env: {id: CartPole-v1}\nalgo: {name: ppo, gamma: 0.9}\n")
-    assert study_of(["lift.yaml"]).folder.name == "lift-2"
-    assert study_of(["lift"]).cells[0].config.algo.gamma != .9      # of the folder, not of the file
+    assert asked_study(["lift.yaml"]).folder.name == "lift-2"
+    assert asked_study(["lift"]).cells[0].config.algo.gamma != .9      # of the folder, not of the file
 
 
 def test_a_study_of_a_stranger_names_nothing_outside_of_its_folder(tmp_path: Path) -> None:

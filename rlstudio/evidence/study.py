@@ -16,10 +16,10 @@ __all__ = ['Grid', 'STUDY_VERSION', 'STUDY_FILE', 'TellCell', 'Executor', 'execu
            'ASKED', 'StudyError', 'seed_list', 'split_values', 'grid_of', 'grid_points', 'Cell', 'in_a_name',
            'name_of_arm_at', 'plan', 'StudyPlan', 'plan_text', 'check_arm', 'is_study', 'study_values', 'read_plan',
            'find_cell', 'begin_cell', 'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'is_finished', 'work_on_cell',
-           'CellProcess', 'stop_workers', 'Crew', 'run_local', 'array_bytes', 'run_bytes', 'bytes_of', 'in_words',
+           'CellProcess', 'stop_workers', 'Crew', 'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words',
            'disk_line', 'in_time', 'StudyProgress', 'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan',
            'what_differs', 'place_study', 'StudyStopped', 'Study', 'default_jobs', 'sweep_new', 'cell_line',
-           'is_study_file', 'asked_in', 'study_of']
+           'is_study_file', 'asked_in', 'asked_study']
 
 # %% ../../nbs/76_evidence.study.ipynb #5fb579af
 import hashlib
@@ -663,10 +663,10 @@ def run_bytes(
     Returns:
         about so many will lie on the disk at its end
     """
-    return bytes_of(to_yaml(config))
+    return size_of_run(to_yaml(config))
 
 @lru_cache(1024)
-def bytes_of(
+def size_of_run(
     text: str,  # a complete config
 ) -> int:       # see `run_bytes`
     """The same, asked once in a process
@@ -1145,7 +1145,7 @@ def asked_in(
     given = dict(configs=values['arms'], overrides=values.get('set') or (), seeds=values.get('seeds'), grid=values.get('grid'), name=values.get('name'), search=values.get('search'))
     return {k: v for k, v in given.items() if v}
 
-def study_of(
+def asked_study(
     words: Sequence[str],        # as typed: configs and section.key=value; or one study: its folder, its name, or a file
     seeds: str | None = None,    # as `seed_list` takes them
     grid: Sequence[str] = (),    # 'algo.gamma=0.9,0.99' each

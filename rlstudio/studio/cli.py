@@ -1103,7 +1103,7 @@ def migrate(
 # %% ../../nbs/84_studio.cli.ipynb #study002
 @app.command('study')
 def study_(
-    words: Annotated[list[str], typer.Argument(  # as `study_of` takes them
+    words: Annotated[list[str], typer.Argument(  # as `asked_study` takes them
         metavar='CONFIG... [section.key=value]...', autocompletion=complete_config, help='Configs, and changes to all of them; or a study: its folder, its name, or a study.yaml.')],
     seeds: Annotated[str | None, typer.Option(metavar='1-10', help='Seeds of each config.  [default: 1-5]')] = None,  # as `seed_list` takes them
     grid: Annotated[list[str] | None, typer.Option(metavar='KEY=V1,V2', help='Values of a key, each with every config; again for more keys.')] = None,  # as `grid_of` takes them
@@ -1118,8 +1118,8 @@ def study_(
 ) -> None:
     "Train many runs: rlstudio study ppo/cartpole a2c/cartpole --seeds 1-10 --grid algo.gamma=0.98,0.99"
     with at_work(f'rlstudio {__version__}: study {" ".join(words)}', modules, quiet, as_json) as (say, emit):
-        from rlstudio.evidence.study import study_of
-        work_through(study_of(words, seeds, grid or (), name, runs_dir), jobs, max_failures, executor, say, emit, quiet)
+        from rlstudio.evidence.study import asked_study
+        work_through(asked_study(words, seeds, grid or (), name, runs_dir), jobs, max_failures, executor, say, emit, quiet)
 
 # %% ../../nbs/84_studio.cli.ipynb #study004
 def work_through(
