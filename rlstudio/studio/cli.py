@@ -26,7 +26,7 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
            'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
            'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
-           'study_', 'work_through', 'Shell', 'completion', 'end_on_signals', 'main']
+           'study_', 'work_through', 'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -151,7 +151,9 @@ def where_run(
     try: runs_dir = load_settings().runs_dir
     except ValueError as e: raise typer.BadParameter(str(e)) from None   # of settings.ini: the run is not to blame
     try: return locate_run(given, runs_dir)
-    except ValueError: return Path(given)   # the command itself says what is wrong with it
+    except ValueError:
+        named = Path(runs_dir, given)   # a study, or a run in one; else the command itself says what is wrong with it
+        return named if not Path(given).exists() and any((named / file).is_file() for file in ('study.yaml', 'config.yaml')) else Path(given)
 
 def exact_run(
     given: str,  # as typed
@@ -724,8 +726,9 @@ def show_run(
     whole: Annotated[bool, typer.Option('--config', help='The whole config, defaults too.')] = False,  # else what differs
     as_json: Json = False,  # for programs
 ) -> None:
-    "What a run is, how it went, and what to do with it"
+    "What a run or a study is, how it went, and what to do with it"
     with explained(as_json) as emit:
+        if (run / 'study.yaml').is_file(): return show_study(run, speaker(False, as_json), emit)
         from rlstudio.studio.catalog import facts_in
         row, _, manifest, result = facts_in(run)
         emit(row | dict(manifest=manifest, result=result))
@@ -923,7 +926,7 @@ def wrapper_rows() -> list[dict[str, Any]]:  # name, source, about
 
 class Listing(StrEnum):
     "What can be listed"
-    algos, envs, nets, wrappers, configs, runs = 'algos', 'envs', 'nets', 'wrappers', 'configs', 'runs'
+    algos, envs, nets, wrappers, configs, runs, studies = 'algos', 'envs', 'nets', 'wrappers', 'configs', 'runs', 'studies'
 
 def rows_of(
     listing: Listing,       # what
@@ -945,7 +948,7 @@ def rows_of(
     from rlstudio.core import registry
     from rlstudio.runs.config import load_settings, open_workspace, packaged_configs
     settings = load_settings()
-    if listing not in (Listing.configs, Listing.runs):
+    if listing not in (Listing.configs, Listing.runs, Listing.studies):
         for plugin in settings.plugins:     # one that is missing does not hide the others
             with suppress(registry.PluginError): registry.allow(plugin)
         open_workspace(replace(settings, plugins=()), modules or ())
@@ -958,7 +961,8 @@ def rows_of(
     if listing is Listing.envs:
         from rlstudio.envs.make import env_ids, env_origin
         return [dict(id=i, native=is_native(i), source=env_origin(i)) for i in env_ids()]
-    from rlstudio.studio.catalog import list_runs
+    from rlstudio.studio.catalog import list_runs, study_folders, study_row
+    if listing is Listing.studies: return [study_row(folder) for folder in study_folders(runs_dir or settings.runs_dir)]
     return [facts.row for facts in list_runs(runs_dir or settings.runs_dir, **filters)]
 
 # %% ../../nbs/84_studio.cli.ipynb #e322d5c6
@@ -975,7 +979,7 @@ def list_(
     modules: Import = None,    # of the user's own
     as_json: Json = False,     # for programs
 ) -> None:
-    "List algos, envs, nets, wrappers, configs or runs"
+    "List algos, envs, nets, wrappers, configs, runs or studies"
     with explained(as_json) as emit:
         filters = dict(algo=algo, env=env, status=status, where=where or [], sort=sort)
         given = [f'--{k}' for k, v in dict(filters, limit=limit).items() if v and v != 'newest']
@@ -1154,10 +1158,37 @@ def work_through(
         raise
     width = max(len(row['arm']) for row in rows)
     for i, row in enumerate(rows): print(f'{"arms" if not i else "":<8}{arm_line(row, width)}')
+    for note in dict.fromkeys(row['note'] for row in rows if row['note']): say(f'        {note}')
     for i, (name, why) in enumerate(study.errors.items()): say(f'{"failed" if not i else "":<8}{name}: {why}')
     say(labelled('next', [command('list', 'runs', '--runs-dir', study.folder)] + ([command('study', study.folder)] if study.errors else [])))
     emit(dict(study=str(study.folder), arms=rows, failed=study.errors))
     if study.errors: raise typer.Exit(1)
+
+# %% ../../nbs/84_studio.cli.ipynb #study006
+def show_study(
+    folder: Path,                # of a study
+    say: Callable[[str], None],  # prints a line for people
+    emit: Emit,                  # gets the results
+) -> None:
+    """What a study is, and how far
+
+    Args:
+        folder: of a study
+        say: prints a line for people
+        emit: gets the results
+    """
+    from rlstudio.evidence.study import Study, arm_line
+    from rlstudio.studio.catalog import study_row
+    from rlstudio.studio.console import command, labelled
+    study, counts = Study.open(folder), study_row(folder)
+    rows, left = study.results(), counts['runs'] - counts['done']
+    width = max(len(row['arm']) for row in rows)
+    seeds, grid = study.plan.seeds, study.plan.grid
+    facts = [f'{folder}: {counts["runs"]} runs, {counts["done"]} done' + ''.join(f', {counts[k]} {k}' for k in ('running', 'stopped', 'failed') if counts[k]), f'seeds {", ".join(map(str, seeds[:20]))}{"…" * (len(seeds) > 20)}']
+    say(labelled('study', facts + [f'{key}: {", ".join(map(str, values))}' for key, values in grid.items()]))
+    say(labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note']))))
+    say(labelled('next', [*([command('study', folder)] if left else []), command('list', 'runs', '--runs-dir', folder)]))
+    emit(counts | dict(arms=rows))
 
 # %% ../../nbs/84_studio.cli.ipynb #bd05048b
 class Shell(StrEnum):
