@@ -26,7 +26,7 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
            'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
            'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
-           'Shell', 'completion', 'end_on_signals', 'main']
+           'study_', 'work_through', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -259,7 +259,8 @@ def keys_of(
     Returns:
         'section.key' → default
     """
-    from rlstudio.studio.catalog import default_values, quick_values
+    from rlstudio.evidence.table import quick_values
+    from rlstudio.studio.catalog import default_values
     from rlstudio.runs.config import packaged_configs
     path = Path(named or '')
     file = packaged_configs().get(named or '') or (path if path.is_file() else where_run(named or 'x') / 'config.yaml')
@@ -1099,6 +1100,64 @@ def migrate(
             rows.append(dict(run=str(done.folder), version=done.version, kept=str(done.kept) if done.kept else None, dry_run=dry_run,
                              changes=[dict(path=c.path, what=c.what, said=c.said) for c in done.changes]))
         emit(rows if len(rows) > 1 else rows[0])
+
+# %% ../../nbs/84_studio.cli.ipynb #study002
+@app.command('study')
+def study_(
+    words: Annotated[list[str], typer.Argument(  # as `asked_study` takes them
+        metavar='CONFIG... [section.key=value]...', autocompletion=complete_config, help='Configs, and changes to all of them; or a study: its folder, its name, or a study.yaml.')],
+    seeds: Annotated[str | None, typer.Option(metavar='1-10', help='Seeds of each config.  [default: 1-5]')] = None,  # as `seed_list` takes them
+    grid: Annotated[list[str] | None, typer.Option(metavar='KEY=V1,V2', help='Values of a key, each with every config; again for more keys.')] = None,  # as `grid_of` takes them
+    jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time.  [default: one a processor]')] = None,  # processes
+    name: Annotated[str | None, typer.Option(help='Name of the study.  [default: after its configs]')] = None,  # of its folder
+    max_failures: Annotated[int | None, typer.Option(min=1, help='Stop when so many runs have failed.')] = None,  # never
+    executor: Annotated[str, typer.Option(help='Who runs them.')] = 'local',  # a name in `executors`
+    runs_dir: RunsDir = None,  # made if it is not there
+    modules: Import = None,    # of the user's own
+    quiet: Quiet = False,      # only the results
+    as_json: Json = False,     # for programs
+) -> None:
+    "Train many runs: rlstudio study ppo/cartpole a2c/cartpole --seeds 1-10 --grid algo.gamma=0.98,0.99"
+    with at_work(f'rlstudio {__version__}: study {" ".join(words)}', modules, quiet, as_json) as (say, emit):
+        from rlstudio.evidence.study import asked_study
+        work_through(asked_study(words, seeds, grid or (), name, runs_dir), jobs, max_failures, executor, say, emit, quiet)
+
+# %% ../../nbs/84_studio.cli.ipynb #study004
+def work_through(
+    study: Any,               # a `Study`, planned
+    jobs: int | None,         # runs at a time; None: one a processor
+    max_failures: int | None,  # stop when so many have failed
+    executor: str,            # a name in `executors`
+    say: Callable[[str], None],  # prints a line for people
+    emit: Emit,               # gets the results
+    quiet: bool = False,      # no progress
+) -> None:
+    """Bring a study to its end, and say how it went
+
+    Args:
+        study: a `Study`, planned
+        jobs: runs at a time; None: one a processor
+        max_failures: stop when so many have failed
+        executor: a name in `executors`
+        say: prints a line for people
+        emit: gets the results
+        quiet: no progress
+    """
+    from rlstudio.evidence.study import arm_line, disk_line, default_jobs, is_finished
+    from rlstudio.studio.console import command, labelled
+    cells, todo = study.cells, [c for c in study.cells if not is_finished(c.folder)]
+    first = f'{study.folder}: {len(cells)} runs' + (f', {len(cells) - len(todo)} of them done' if len(todo) < len(cells) else '')
+    say(labelled('study', [first, *([f'{min(len(todo), jobs or default_jobs())} at a time, {disk_line(todo, study.folder)}'] if todo else [])]))
+    try: rows = study.run(jobs, max_failures, executor, None if quiet else sys.stdout)   # standard error, where the output is one JSON object
+    except KeyboardInterrupt:
+        say(labelled('next', [command('study', study.folder)]))
+        raise
+    width = max(len(row['arm']) for row in rows)
+    for i, row in enumerate(rows): print(f'{"arms" if not i else "":<8}{arm_line(row, width)}')
+    for i, (name, why) in enumerate(study.errors.items()): say(f'{"failed" if not i else "":<8}{name}: {why}')
+    say(labelled('next', [command('list', 'runs', '--runs-dir', study.folder)] + ([command('study', study.folder)] if study.errors else [])))
+    emit(dict(study=str(study.folder), arms=rows, failed=study.errors))
+    if study.errors: raise typer.Exit(1)
 
 # %% ../../nbs/84_studio.cli.ipynb #bd05048b
 class Shell(StrEnum):
