@@ -24,7 +24,7 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work',
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
-           'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
+           'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
            'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
            'Shell', 'completion', 'end_on_signals', 'main']
 
@@ -817,6 +817,21 @@ def card(
     parts.append(next_commands(result | dict(run=str(run)) if result else dict(run=str(run), status='interrupted', imports=manifest.get('imports'))))
     if not whole: parts.append(labelled('', [command('show', run, '--config')]))
     return '\n'.join(part for part in parts if part)
+
+# %% ../../nbs/84_studio.cli.ipynb #4e904702
+@app.command('report')
+def report_(
+    target: Annotated[str, typer.Argument(metavar='RUN|STUDY', autocompletion=complete_run, help='Folder of a run or a study, or its name.')],  # as typed
+    out: Annotated[Path | None, typer.Option('--out', metavar='FILE', help='Where the page goes.  [default: report.html in the folder]')] = None,  # made, or replaced
+    as_json: Json = False,  # for programs
+) -> None:
+    "Write one HTML page about a run or a study, to open, mail and print"
+    with explained(as_json) as emit:
+        from rlstudio.evidence.report import write_report
+        from rlstudio.runs.config import load_settings
+        written = write_report(target, out, load_settings().runs_dir)
+        speaker(False, as_json)(f'{written}: open it in a browser ({max(1, written.stat().st_size // 1024):,} KB, one file)')
+        emit(dict(report=str(written), bytes=written.stat().st_size))
 
 # %% ../../nbs/84_studio.cli.ipynb #8f36f609
 @app.command('push')
