@@ -173,3 +173,60 @@ def test_the_browser_would_notice(browser: Any, artefacts: Path, pole: Path, tmp
     for harm in ('<img src="http://localhost:9/x">', "<script>console.log(1)</script>", '<div style="width:3000px">wide</div>'):
         (tmp_path / "report.html").write_text(page.replace("</main>", f"{harm}</main>"))
         with pytest.raises(AssertionError): seen(browser, tmp_path / "report.html", artefacts, "report-harmed")
+
+
+# Many runs
+
+def made_up(folder: Path, name: str, seed: int, score: float, **config: Any) -> Path:
+    "A run as it lies in a folder, without the training"
+    at = folder / name
+    at.mkdir(parents=True)
+    (at / "config.yaml").write_text(json.dumps({"env": {"id": "CartPole-v1"}, "algo": {"name": "ppo", **config}, "train": {"seed": seed}}))
+    (at / "manifest.json").write_text(json.dumps(dict(status="completed", env_steps=50_000, level="L3", why="one thread", versions=dict(torch="2.13"), machine=dict(cpu="x"))))
+    (at / "evaluations.json").write_text(json.dumps([dict(env_steps=s, mean=score * s / 50_000, std=9.0, returns=[score] * 3) for s in range(5_000, 50_001, 5_000)]))
+    (at / "result.json").write_text(json.dumps(dict(status="completed", total_steps=50_000, train_seconds=9.0, eval_return_mean=score, eval_return_std=9.0, eval_episodes=20, goal=475.0, solved=score >= 475)))
+    return at
+
+
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory: pytest.TempPathFactory, pole: Path) -> Path:
+    "Two arms of six seeds, twelve trials of a search, and one film"
+    folder = tmp_path_factory.mktemp("many") / "rates"
+    for s, (a, b) in enumerate(zip((480, 490, 500, 470, 495, 488), (300, 210, 410, 350, 260, 390)), 1):
+        made_up(folder, f"fast_s{s}", s, float(a), learning_rate=1e-3)
+        made_up(folder, f"slow_s{s}", s, float(b), learning_rate=1e-4)
+    for k in range(1, 13): made_up(folder, f"trial-{k:04}", 1, 500.0 - 10 * (k - 7) ** 2, learning_rate=10 ** (-6 + k / 2), activation="tanh" if k % 2 else "relu")
+    shutil.copytree(pole / "videos", folder / "fast_s3" / "videos")
+    return folder
+
+
+def test_the_page_of_many(rates: Path) -> None:
+    page = write_report(rates).read_text()
+    text = harmless(page)
+    for said in ("24 of 24", "5 of 6 reach the goal", "It beats", "with probability 1.00", "The search", "trial-0007", "Performance profile", "What differs", "seed 4: 470", "L3: one thread"): assert said in text, said
+    assert page.count("data:image/webp") == 1 and page.count("<polygon") == 4 and "not complete" not in text
+
+
+def test_one_broken_run_hides_no_other(rates: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(rates, tmp_path / "copy")
+    strange_run(copy / "strange")
+    (copy / "slow_s1" / "config.yaml").write_text("algo: [")
+    (copy / "slow_s2" / "result.json").write_text("[" * 1000)
+    (copy / "slow_s3" / "evaluations.json").write_text('{"a": 1}')
+    made_up(copy, "huge", 7, 1e308, learning_rate=1e-4)
+    values = json.loads((copy / "slow_s4" / "config.yaml").read_text())
+    (copy / "slow_s4" / "config.yaml").write_text(json.dumps(values | {"env": {"id": EVIL}, "algo": {"name": EVIL, "gamma": EVIL}}))
+    text = harmless(write_report(copy).read_text())
+    assert all(name in text for name in ("slow_s1", "slow_s2", "strange", "fast_s6", "evil.example")) and "are not complete" in text
+
+
+def test_a_folder_without_runs(tmp_path: Path) -> None:
+    from rlstudio.runs.folder import RunError
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="not a run"): write_report(tmp_path / "empty")
+    made_up(tmp_path / "one", "only", 1, 3.0)
+    assert "IQM 3 over 1 seed" in harmless(write_report(tmp_path / "one").read_text())
+
+
+def test_many_in_a_browser(browser: Any, artefacts: Path, rates: Path, tmp_path: Path) -> None:
+    seen(browser, write_report(rates, tmp_path / "report.html"), artefacts, "report-many")

@@ -2,8 +2,8 @@
 
 A result travels as a file. Whoever opens it has no RLStudio, no network and no patience, and wants to know: does it work, how sure is that, and could I repeat it?
 
-- `write_report(target)`: the page of a run, of a study, or of any runs, as one file; `report_html` is its text.
-- `rlstudio report RUN`: the same on the command line.
+- `write_report(target)`: the page of a run, of a study, or of any folder with runs, as one file. `run_page` and `many_page` make its text.
+- `rlstudio report RUN|STUDY`: the same on the command line.
 - `Marks` and `chart_html`: a chart that follows the reader's theme, light or dark, on a screen or on paper.
 
 The page holds no script and asks no other computer for anything; a browser that reads it is told to refuse both. Folders may be a stranger's: all that comes out of them is escaped, cut to a length, and only shown."""
@@ -12,14 +12,19 @@ The page holds no script and asks no other computer for anything; a browser that
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', 'DASHES', 'MAX_CHARTS', 'MAX_FILM', 'FOOT',
-           'page_html', 'Marks', 'drawable', 'thinned', 'ticks_between', 'short_number', 'Frame', 'frame_of',
-           'axes_svg', 'colour_of', 'marks_svg', 'legend_html', 'chart_html', 'strip_svg', 'ends_of', 'Raw',
-           'table_html', 'tiles_html', 'folded_html', 'section_html', 'Story', 'read_story', 'verdict_of',
-           'command_html', 'head_html', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_html',
-           'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'put_page', 'write_report']
+           'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'ticks_between', 'short_number',
+           'ChartAxes', 'axes_for', 'axes_svg', 'colour_of', 'marks_svg', 'legend_html', 'chart_html', 'strip_svg',
+           'ends_of', 'Raw', 'table_html', 'tiles_html', 'folded_html', 'section_html', 'Story', 'read_text',
+           'read_story', 'verdict_of', 'command_html', 'head_html', 'run_head', 'run_curves', 'episodes_html',
+           'small_charts', 'film_html', 'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm',
+           'without_beginning', 'ranked_arms', 'results_html', 'against_html', 'verdict_of_arms', 'arm_curves',
+           'curves_html', 'profile_html', 'differing_keys', 'differs_html', 'explained_share', 'is_trial',
+           'verdict_of_trials', 'slices_html', 'slice_html', 'search_html', 'typical_runs', 'world_html', 'runs_html',
+           'verdict_of_world', 'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
 
-# %% ../../nbs/81_evidence.report.ipynb #6eefd396
+# %% ../../nbs/81_evidence.report.ipynb #f874987b
 import math
+import re
 import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -27,13 +32,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import FileError, put_file, read_file, safe
+import numpy as np
+
+from ..core.files import FileError, is_regular, put_file, read_file, safe
+from ..core.options import as_text
+from .stats import (
+    Interval, difference, improvement_interval, interval, iqm, permutation_test, probability_of_improvement, profile, profile_band, seeds_needed, seeds_note)
+from .table import EVALUATION, arms, curve, find_runs, read_table
 from .verify import verify
 from ..runs.folder import RunFolder, is_busy, locate_run, locked
-from ..runs.yaml import MAX_BYTES, read_yaml_file
+from ..runs.yaml import MAX_BYTES, Source, read_yaml_file
 from ..train.metrics import read_metrics, series
 
-# %% ../../nbs/81_evidence.report.ipynb #95fff094
+# %% ../../nbs/81_evidence.report.ipynb #0eb3edf1
 LIGHT = dict(page='#ffffff', ink='#1b1f24', dim='#59636e', line='#d1d9e0', panel='#f6f8fa', good='#1a7f37', warn='#8a5a00', bad='#b3261e',
              c0='#0969da', c1='#c2410c', c2='#0f766e', c3='#8250df', c4='#a21caf', c5='#6b5900')
 DARK = dict(page='#0d1117', ink='#e6edf3', dim='#9198a1', line='#3d444d', panel='#151b23', good='#3fb950', warn='#d29922', bad='#ff7b72',
@@ -61,10 +72,10 @@ svg{{display:block;width:100%;height:auto;overflow:visible}}svg text{{fill:var(-
 .axis{{stroke:var(--line);stroke-width:1;fill:none}}.goal{{stroke:var(--ink);stroke-width:1;stroke-dasharray:2 3;opacity:.75}}
 .legend{{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:13px;padding:0;margin:2px 0;list-style:none}}.legend svg{{display:inline-block;width:26px;height:10px;vertical-align:middle;margin-right:5px}}
 .scroll{{overflow-x:auto}}table{{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}}
-thead:has(th:empty){{display:none}}th,td{{text-align:left;padding:3px 16px 3px 0;vertical-align:top;border-bottom:1px solid var(--line)}}th{{font-weight:500}}td.n,th.n{{text-align:right;white-space:nowrap}}
+thead:has(th:empty){{display:none}}th,td{{text-align:left;padding:3px 16px 3px 0;vertical-align:top;border-bottom:1px solid var(--line)}}th{{font-weight:500}}td.n,th.n{{text-align:right;white-space:nowrap}}td.k,td:first-child{{white-space:nowrap;max-width:420px;overflow:hidden;text-overflow:ellipsis}}
 td{{overflow-wrap:anywhere;min-width:4em}}.strip{{width:280px;min-width:220px;padding-right:0}}
 pre{{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:10px 14px;overflow-x:auto;font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace}}
-summary{{cursor:pointer;color:var(--dim)}}.films{{display:flex;flex-wrap:wrap;gap:16px}}.films img{{max-width:min(300px,100%);border-radius:6px;border:1px solid var(--line)}}
+summary{{cursor:pointer;color:var(--dim)}}.films{{display:flex;flex-wrap:wrap;gap:16px}}.films figure{{max-width:300px}}.films img{{max-width:100%;border-radius:6px;border:1px solid var(--line)}}
 {''.join(f'.c{i}{{--c:var(--c{i})}}' for i in range(NUM_COLOURS))}
 polyline{{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}}polyline.faint{{stroke-width:1;opacity:.4}}polygon{{fill:var(--c);opacity:.17}}circle{{fill:var(--c)}}.bar{{stroke:var(--c);stroke-width:1.5}}rect{{fill:var(--c)}}
 @media(max-width:600px){{main{{padding:18px 14px 40px}}.verdict{{font-size:16px}}svg text{{font-size:13px}}.small-grid{{grid-template-columns:repeat(2,minmax(0,1fr))}}}}
@@ -91,7 +102,7 @@ def page_html(
             f'<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="referrer" content="no-referrer"><title>{safe(title)}</title>'
             f'<style>{STYLE_SHEET}</style></head><body><main>{body}</main></body></html>\n')
 
-# %% ../../nbs/81_evidence.report.ipynb #e0868fe0
+# %% ../../nbs/81_evidence.report.ipynb #6995f4da
 BIGGEST = 1e100   # beyond that nothing is drawn
 
 @dataclass(frozen=True)
@@ -114,20 +125,23 @@ class Marks:
     names: Sequence[str] = ()              # one for each point, said when the mouse is there
 
 def drawable(
-    marks: Marks,  # any
-) -> Marks:        # the same without points that cannot be drawn
+    marks: Marks,      # any
+    log: bool = False, # x becomes its logarithm
+) -> Marks:            # the same without points that cannot be drawn
     """Keep what is finite and of a sane size
 
     Args:
         marks: any
+        log: x becomes its logarithm
 
     Returns:
         the same without points that cannot be drawn
     """
     def fine(*values: float) -> bool: return all(math.isfinite(v) and abs(v) < BIGGEST for v in values)
-    keep = [i for i, p in enumerate(marks.points) if fine(*p) and (not marks.spread or fine(*marks.spread[i]))]
+    keep = [i for i, p in enumerate(marks.points) if fine(*p) and (not marks.spread or fine(*marks.spread[i])) and (not log or p[0] > 0)]
     def some(items: Sequence[Any]) -> list[Any]: return [items[i] for i in keep if i < len(items)]
-    return Marks(marks.label, some(marks.points), marks.kind, marks.colour, some(marks.spread), some(marks.names) if marks.names else ())
+    points = [(math.log10(x), y) for x, y in some(marks.points)] if log else some(marks.points)
+    return Marks(marks.label, points, marks.kind, marks.colour, some(marks.spread), some(marks.names) if marks.names else ())
 
 def thinned(
     items: Sequence[Any],  # in order
@@ -182,9 +196,9 @@ def short_number(
         if abs(x) >= 10 * size or abs(x) >= size and letter != 'k': return f'{x / size:.4g}{letter}'
     return f'{x:.4g}' if abs(x) > 1e-12 else '0'
 
-# %% ../../nbs/81_evidence.report.ipynb #974d4cf8
+# %% ../../nbs/81_evidence.report.ipynb #329ea9ba
 @dataclass(frozen=True)
-class Frame:
+class ChartAxes:
     """The two axes of a chart; places are in its own units
 
     Args:
@@ -193,12 +207,14 @@ class Frame:
         width: of the whole chart
         height: likewise
         left: room for numbers
+        log: x values are logarithms (base 10)
     """
     x: tuple[float, float]    # lowest and highest
     y: tuple[float, float]    # likewise
     width: float = 440.       # of the whole chart
     height: float = 240.      # likewise
     left: float = 46.         # room for numbers
+    log: bool = False         # x values are logarithms (base 10)
 
     def at(self,
         x: float,  # a value
@@ -216,12 +232,13 @@ class Frame:
         def part(v: float, ends: tuple[float, float]) -> float: return (v - ends[0]) / (ends[1] - ends[0] or 1)
         return self.left + part(x, self.x) * (self.width - self.left - 10), 8 + (1 - part(y, self.y)) * (self.height - 42)
 
-def frame_of(
+def axes_for(
     marks: Sequence[Marks],         # what will be drawn
     more: Sequence[float] = (),     # y values that must be on it, too
     width: float = 440.,            # of the chart
     height: float = 240.,           # likewise
-) -> Frame | None:                  # None: nothing to draw
+    log: bool = False,              # x values are logarithms
+) -> ChartAxes | None:                  # None: nothing to draw
     """Axes with room for all marks
 
     Args:
@@ -229,6 +246,7 @@ def frame_of(
         more: y values that must be on it, too
         width: of the chart
         height: likewise
+        log: x values are logarithms
 
     Returns:
         None: nothing to draw
@@ -241,31 +259,39 @@ def frame_of(
     low, high = low - room, high + room
     left = 14 + 7. * max(len(short_number(t)) for t in ticks_between(low, high, max(2, round(height / 48))))
     ends = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
-    return Frame(ends, (low, high), width, height, left)
+    if all(m.kind == 'dots' for m in marks): ends = ends[0] - .03 * (ends[1] - ends[0]), ends[1] + .03 * (ends[1] - ends[0])
+    return ChartAxes(ends, (low, high), width, height, left, log)
+
+def _x_ticks(axes: ChartAxes) -> list[float]:
+    whole = ticks_between(*axes.x, count=max(2, round(axes.width / 110)))
+    if not axes.log: return whole
+    powers = range(math.floor(axes.x[0]), math.ceil(axes.x[1]) + 1)
+    fine = [k + math.log10(m) for k in powers for m in ((1,) if len(powers) > 4 else (1, 3) if len(powers) > 3 else (1, 2, 5))]
+    return [t for t in fine if axes.x[0] <= t <= axes.x[1]] or whole
 
 def axes_svg(
-    frame: Frame,  # of a chart
+    axes: ChartAxes,  # of a chart
     x_label: str,  # what stands below
 ) -> str:          # SVG
     """Lines and numbers
 
     Args:
-        frame: of a chart
+        axes: of a chart
         x_label: what stands below
 
     Returns:
         SVG
     """
-    parts, right, bottom = list[str](), frame.width - 10, frame.at(frame.x[0], frame.y[0])[1]
-    for t in ticks_between(*frame.y, count=max(2, round(frame.height / 48))):
-        y = frame.at(frame.x[0], t)[1]
-        parts.append(f'<line class="axis" x1="{frame.left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{frame.left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{short_number(t)}</text>')
-    for t in ticks_between(*frame.x, count=max(2, round(frame.width / 110))):
-        x = frame.at(t, frame.y[0])[0]
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="{"end" if x > right - 14 else "middle"}">{short_number(t)}</text>')
-    return ''.join(parts) + f'<text x="{(frame.left + right) / 2:.1f}" y="{bottom + 31:.1f}" text-anchor="middle">{safe(x_label, 60)}</text>'
+    parts, right, bottom = list[str](), axes.width - 10, axes.at(axes.x[0], axes.y[0])[1]
+    for t in ticks_between(*axes.y, count=max(2, round(axes.height / 48))):
+        y = axes.at(axes.x[0], t)[1]
+        parts.append(f'<line class="axis" x1="{axes.left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{axes.left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{short_number(t)}</text>')
+    for t in _x_ticks(axes):
+        x = axes.at(t, axes.y[0])[0]
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="{"end" if x > right - 14 else "middle"}">{short_number(10 ** t if axes.log else t)}</text>')
+    return ''.join(parts) + f'<text x="{(axes.left + right) / 2:.1f}" y="{bottom + 31:.1f}" text-anchor="middle">{safe(x_label, 60)}</text>'
 
-# %% ../../nbs/81_evidence.report.ipynb #fae3dbb4
+# %% ../../nbs/81_evidence.report.ipynb #9533134f
 DASHES = '', ' stroke-dasharray="7 4"', ' stroke-dasharray="2 3"', ' stroke-dasharray="9 3 2 3"'   # where colours come again
 
 def colour_of(
@@ -283,24 +309,24 @@ def colour_of(
 
 def marks_svg(
     marks: Marks,  # drawable
-    frame: Frame,  # where
+    axes: ChartAxes,  # where
 ) -> str:          # SVG
     """Draw one kind of marks
 
     Args:
         marks: drawable
-        frame: where
+        axes: where
 
     Returns:
         SVG
     """
     css, dash = colour_of(marks.colour)
-    def path(points: Sequence[tuple[float, float]]) -> str: return ' '.join(f'{x:.1f},{y:.1f}' for x, y in (frame.at(*p) for p in points))
+    def path(points: Sequence[tuple[float, float]]) -> str: return ' '.join(f'{x:.1f},{y:.1f}' for x, y in (axes.at(*p) for p in points))
     def said(i: int) -> str: return f'<title>{safe(marks.names[i], 120)}</title>' if i < len(marks.names) else ''
     if marks.kind == 'dots':
-        bars = [(frame.at(x, low), frame.at(x, high)) for (x, _), (low, high) in zip(marks.points, marks.spread)]
+        bars = [(axes.at(x, low), axes.at(x, high)) for (x, _), (low, high) in zip(marks.points, marks.spread)]
         drawn = [f'<line class="bar" x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{c:.1f}"/>' for (a, b), (_, c) in bars]
-        drawn += ['<circle cx="{:.1f}" cy="{:.1f}" r="3.2">{}</circle>'.format(*frame.at(*p), said(i)) for i, p in enumerate(marks.points)]
+        drawn += ['<circle cx="{:.1f}" cy="{:.1f}" r="3.2">{}</circle>'.format(*axes.at(*p), said(i)) for i, p in enumerate(marks.points)]
         return f'<g class="{css}">{"".join(drawn)}</g>'
     where = thinned(range(len(marks.points)))
     points = [marks.points[i] for i in where]
@@ -326,7 +352,7 @@ def legend_html(
     keys = [key(m) for m in marks if m.label]
     return f'<ul class="legend">{"".join(keys)}</ul>' if keys else ''
 
-# %% ../../nbs/81_evidence.report.ipynb #c0aad98f
+# %% ../../nbs/81_evidence.report.ipynb #8e4f931b
 def chart_html(
     marks: Sequence[Marks],      # what to draw, the first one at the back
     title: str,                  # what it shows
@@ -335,6 +361,7 @@ def chart_html(
     caption: str = '',           # a sentence below
     width: float = 440.,         # in its own units, about pixels
     height: float = 240.,        # likewise
+    log: bool = False,           # x on a logarithmic axis: only what is above 0
 ) -> str:                        # HTML; '' where nothing can be drawn
     """A chart
 
@@ -346,22 +373,23 @@ def chart_html(
         caption: a sentence below
         width: in its own units, about pixels
         height: likewise
+        log: x on a logarithmic axis: only what is above 0
 
     Returns:
         HTML; '' where nothing can be drawn
     """
-    marks = [d for m in marks if (d := drawable(m)).points]
+    marks = [d for m in marks if (d := drawable(m, log)).points]
     aim = [goal] if goal is not None and math.isfinite(goal) and abs(goal) < BIGGEST else []
-    frame = frame_of(marks, aim, width, height)
-    if frame is None: return ''
-    drawn = ''.join(marks_svg(m, frame) for m in marks)
+    axes = axes_for(marks, aim, width, height, log)
+    if axes is None: return ''
+    drawn = ''.join(marks_svg(m, axes) for m in marks)
     for y in aim:
-        left, right, place = frame.left, frame.width - 10, frame.at(frame.x[0], y)[1]
+        left, right, place = axes.left, axes.width - 10, axes.at(axes.x[0], y)[1]
         drawn += f'<line class="goal" x1="{left:.1f}" x2="{right:.1f}" y1="{place:.1f}" y2="{place:.1f}"/><text x="{right:.1f}" y="{place - 4 if place > 22 else place + 13:.1f}" text-anchor="end">goal {goal:g}</text>'
-    return (f'<figure><svg viewBox="0 0 {frame.width:g} {height:g}" role="img"><title>{safe(title, 120)}</title>{axes_svg(frame, x_label)}{drawn}</svg>'
+    return (f'<figure><svg viewBox="0 0 {axes.width:g} {height:g}" role="img"><title>{safe(title, 120)}</title>{axes_svg(axes, x_label)}{drawn}</svg>'
             f'{legend_html(marks)}<figcaption>{safe(caption)}</figcaption></figure>')
 
-# %% ../../nbs/81_evidence.report.ipynb #dfaf58e5
+# %% ../../nbs/81_evidence.report.ipynb #746a7b78
 def strip_svg(
     values: Sequence[float],              # one dot each
     ends: tuple[float, float],            # lowest and highest of all rows
@@ -385,7 +413,7 @@ def strip_svg(
     Returns:
         SVG
     """
-    def x(v: float) -> float: return 6 + 268 * (v - ends[0]) / (ends[1] - ends[0] or 1)
+    def x(v: float) -> float: return 6 + 268 * min(1.02, max(-.02, (v - ends[0]) / (ends[1] - ends[0] or 1)))   # an interval may go on
     def fine(*seen: float | None) -> bool: return all(v is not None and math.isfinite(v) and abs(v) < BIGGEST for v in seen)
     parts = []
     if fine(goal): parts.append(f'<line class="goal" x1="{x(goal or 0):.1f}" x2="{x(goal or 0):.1f}" y1="1" y2="31"/>')
@@ -409,18 +437,20 @@ def ends_of(
     seen = [v for v in values if math.isfinite(v) and abs(v) < BIGGEST]
     return (min(seen), max(seen)) if seen and min(seen) < max(seen) else (seen[0] - .5, seen[0] + .5) if seen else (0., 1.)
 
-# %% ../../nbs/81_evidence.report.ipynb #33b43a0b
+# %% ../../nbs/81_evidence.report.ipynb #14938475
 @dataclass(frozen=True)
 class Raw:
     """HTML made by functions of this chapter: it is not escaped again
 
     Args:
-        html: from `strip_svg`, `table_html` and the like, never from a file
+        html: from `strip_svg`, `safe` and the like, never from a file
+        css: class of its cell: 'strip', 'k' (not broken), 'warn'
     """
-    html: str  # from `strip_svg`, `table_html` and the like, never from a file
+    html: str           # from `strip_svg`, `safe` and the like, never from a file
+    css: str = 'strip'  # class of its cell: 'strip', 'k' (not broken), 'warn'
 
 def _cell(value: Any) -> str:
-    if isinstance(value, Raw): return f'<td class="strip">{value.html}</td>'
+    if isinstance(value, Raw): return f'<td class="{value.css}">{value.html}</td>'
     if value is None or isinstance(value, str | bool): return f'<td>{safe("" if value is None else value)}</td>'
     return f'<td class="n">{safe(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}")}</td>'
 
@@ -491,7 +521,7 @@ def section_html(
     """
     return f'<section><h2>{safe(title, 120)}</h2>{"".join(parts)}</section>' if any(parts) else ''
 
-# %% ../../nbs/81_evidence.report.ipynb #a2137c8a
+# %% ../../nbs/81_evidence.report.ipynb #84a675c2
 @dataclass
 class Story:
     """What a run's folder says, as far as it can be read
@@ -533,6 +563,20 @@ class Story:
         keys = self.config.get(section)
         return keys.get(key) if isinstance(keys, dict) else None
 
+def read_text(
+    path: Path,  # of a file
+) -> str:        # '' where it cannot be read
+    """What a text file of a folder says
+
+    Args:
+        path: of a file
+
+    Returns:
+        '' where it cannot be read
+    """
+    try: return read_file(path, MAX_BYTES).decode(errors='replace')
+    except (FileError, OSError): return ''
+
 def read_story(
     folder: str | Path,  # of a run
 ) -> Story:              # `damage` names what could not be read
@@ -551,8 +595,10 @@ def read_story(
             story.damage.append(str(e))
             return empty
         return value if isinstance(value, type(empty)) else empty
-    story.config = tried(lambda: read_yaml_file(files.path / 'config.yaml').values, {})
-    story.text = tried(lambda: read_file(files.path / 'config.yaml', MAX_BYTES).decode(errors='replace'), '')
+    source = tried(lambda: read_yaml_file(files.path / 'config.yaml'), Source({}, {}, []))
+    story.config = source.values if isinstance(source.values, dict) else {}
+    story.damage += [str(p) for p in source.problems[:1]]
+    story.text = read_text(files.path / 'config.yaml')
     story.manifest, story.result = tried(lambda: files.manifest, {}), tried(lambda: files.read('result.json') or {}, {})
     lost = list[str]()
     story.evaluations, story.records = tried(lambda: files.evaluations, []), tried(lambda: list(read_metrics(files.path, lost)), [])
@@ -750,7 +796,7 @@ def films_html(
     films = ''.join(film_html(folder, label) for label, folder in runs.items())
     return section_html('How it looks', f'<div class="films">{films}</div>' if films else '')
 
-# %% ../../nbs/81_evidence.report.ipynb #de05fba0
+# %% ../../nbs/81_evidence.report.ipynb #c32be5da
 def repeated(
     values: Sequence[Any],  # one for each run
 ) -> str:                   # 'a (9 runs), b (1 run)'; only the value where all have the same
@@ -788,7 +834,9 @@ def grounds_html(
         tables.append(_two_columns({name: repeated([t.get(name) for t in texts]) for name in dict.fromkeys(k for t in texts for k in t)}))
     return '<div class="columns">' + ''.join(f'<div>{t}</div>' for t in tables if t) + '</div>'
 
-def _two_columns(facts: Mapping[str, str]) -> str: return table_html(['', ''], [[k, v] for k, v in facts.items() if v])
+def _two_columns(facts: Mapping[str, str]) -> str:
+    def shown(v: str) -> Any: return Raw(f'<b>{safe(v)}</b>', 'warn') if re.search(r'\(\d+ runs?\)', v) else v   # not the same for all runs
+    return table_html(['', ''], [[k, shown(v)] for k, v in facts.items() if v])
 
 def files_html(
     folder: Path,  # of a run
@@ -827,7 +875,505 @@ def run_page(
 
 FOOT = '<p class="dim small">Made by RLStudio from the files of the folder. This page holds no script and loads nothing.</p>'
 
-# %% ../../nbs/81_evidence.report.ipynb #8c48bc99
+# %% ../../nbs/81_evidence.report.ipynb #5683257b
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seed only
+
+    Args:
+        label: what is special about it
+        rows: of `read_table`, a run each
+        colour: its number among those on the page
+    """
+    label: str                       # what is special about it
+    rows: Sequence[dict[str, Any]]   # of `read_table`, a run each
+    colour: int = 0                  # its number among those on the page
+
+    @property
+    def scored(self) -> list[dict[str, Any]]:
+        "Runs with a score"
+        return [r for r in self.rows if isinstance(r['score'], int | float) and abs(r['score']) < BIGGEST]
+    @property
+    def scores(self) -> list[float]:
+        "One a seed"
+        return [float(r['score']) for r in self.scored]
+    @property
+    def middle(self) -> float | None:
+        "The interquartile mean of its scores"
+        return float(iqm(self.scores)) if self.scores else None
+    @property
+    def interval(self) -> Interval | None:
+        "Its 95 % interval; None below two seeds"
+        return interval(self.scores) if len(self.scores) > 1 else None
+
+def without_beginning(
+    labels: Sequence[str],  # of arms
+) -> list[str]:             # without the words with which all of them begin; of a single one, and where one would be empty, all words stay
+    """Labels as short as they can be
+
+    Args:
+        labels: of arms
+
+    Returns:
+        without the words with which all of them begin; of a single one, and where one would be empty, all words stay
+    """
+    words = [label.split() for label in labels]
+    same = 0
+    while len(labels) > 1 and all(len(w) > same + 1 for w in words) and len({w[same] for w in words}) == 1: same += 1
+    return [' '.join(w[same:]) for w in words]
+
+def ranked_arms(
+    rows: Sequence[dict[str, Any]],  # of `read_table`, all of one world
+) -> list[Arm]:                      # the best one first, those without a score last
+    """The arms of a world
+
+    Args:
+        rows: of `read_table`, all of one world
+
+    Returns:
+        the best one first, those without a score last
+    """
+    grouped = arms(rows)
+    found = [Arm(label, group) for label, group in zip(without_beginning(list(grouped)), grouped.values())]
+    found.sort(key=lambda a: (a.middle is None, -(a.middle or 0.)))
+    return [Arm(a.label, a.rows, k) for k, a in enumerate(found)]
+
+# %% ../../nbs/81_evidence.report.ipynb #d8ad63fa
+def _goal(found: Sequence[Arm]) -> float | None:
+    return next((float(r['goal']) for a in found for r in a.rows if isinstance(r['goal'], int | float)), None)
+
+def _ends(i: Interval | None) -> str: return f'{i.low:,.4g} … {i.high:,.4g}' if i else ''
+
+def _line(text: str) -> Raw: return Raw(safe(text), 'k')   # not broken into two
+
+def results_html(
+    found: Sequence[Arm],  # of one world, the best one first
+) -> str:                  # HTML
+    """What came out: the arms below each other
+
+    Args:
+        found: of one world, the best one first
+
+    Returns:
+        HTML
+    """
+    goal, shown = _goal(found), found[:60]
+    ends = ends_of([v for a in shown for v in a.scores] + ([goal] if goal is not None else []))
+    rows = []
+    for a in shown:
+        strip = strip_svg(a.scores, ends, [f'seed {r["seed"]}: {r["score"]:.5g}' for r in a.scored], a.middle, (a.interval.low, a.interval.high) if a.interval else None, goal, a.colour)
+        solved = f'{sum(s >= goal for s in a.scores)} of {len(a.scores)}' if goal is not None else None
+        rows.append([a.label, len(a.scores), a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, Raw(strip)])
+    fewest = min((len(a.scores) for a in shown if a.scores), default=0)
+    note = seeds_note(fewest, 't') or 'IQM: the mean of the middle half of the seeds.'
+    head = ['arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'at goal', f'a dot a seed, from {ends[0]:.4g} to {ends[1]:.4g}']
+    return table_html(head, rows) + f'<p class="dim small">{safe(note[:1].upper() + note[1:])}</p>'
+
+# %% ../../nbs/81_evidence.report.ipynb #fbf4ec4e
+def against_html(
+    found: Sequence[Arm],  # of one world, the best one first
+) -> str:                  # HTML; '' for a single arm
+    """The best arm against the others
+
+    Args:
+        found: of one world, the best one first
+
+    Returns:
+        HTML; '' for a single arm
+    """
+    best, rows = found[0], []
+    for a in found[1:21]:
+        if min(len(a.scores), len(best.scores)) < 2: continue
+        gap, wins = difference(best.scores, a.scores), probability_of_improvement(best.scores, a.scores)
+        needed = seeds_needed(best.scores, a.scores)
+        more = '' if 0 not in gap else f'{needed:,} a side' if needed else 'more than 1,000 a side'
+        rows.append([a.label, (best.middle or 0) - (a.middle or 0), _line(_ends(gap)), round(wins, 3), _line(_ends(improvement_interval(best.scores, a.scores))), permutation_test(best.scores, a.scores), more])
+    if not rows: return ''
+    head = ['against', 'ahead by (IQM)', '95 % interval', 'better with probability', '95 % interval', 'p by chance', 'seeds to settle it']
+    return f'<p>{safe(best.label)} against the others:</p>' + table_html(head, rows)
+
+# %% ../../nbs/81_evidence.report.ipynb #340837f4
+def verdict_of_arms(
+    found: Sequence[Arm],  # of one world, the best one first
+) -> tuple[str, str]:      # 'good', 'warn' or ''; a sentence or two
+    """What came out of many runs
+
+    Args:
+        found: of one world, the best one first
+
+    Returns:
+        'good', 'warn' or ''; a sentence or two
+    """
+    best, goal = found[0], _goal(found)
+    if best.middle is None: return 'warn', 'No run has a score yet.'
+    seeds = f'{len(best.scores)} seed{"s" * (len(best.scores) > 1)}'
+    said = f'{best.label}: IQM {best.middle:,.4g}' + (f' (95 % interval {_ends(best.interval)})' if best.interval else '') + f' over {seeds}'
+    reached = sum(s >= goal for s in best.scores) if goal is not None else 0
+    mood = '' if goal is None else 'good' if reached == len(best.scores) else 'warn'
+    if goal is not None: said += f'; {"all" if mood == "good" else f"{reached} of {len(best.scores)}"} reach the goal of {goal:,g}'
+    other = next((a for a in found[1:] if len(a.scores) > 1), None)
+    if other is None or len(best.scores) < 2: return mood, said + '.'
+    settled = 0 not in difference(best.scores, other.scores)
+    wins = probability_of_improvement(best.scores, other.scores)
+    return mood, f'{said}. It beats {other.label} with probability {wins:.2f}' + ('.' if settled else '; so few seeds do not settle that.')
+
+# %% ../../nbs/81_evidence.report.ipynb #87e22f37
+MAX_ARMS, MAX_SEEDS = 6, 30   # on one chart
+
+def arm_curves(
+    arm: Arm,             # any
+    metric: str,          # as `curve` takes it
+    points: int = 60,     # on the line
+) -> list[Marks]:         # thin lines, then the line with its band; [] where nothing was noted
+    """The curves of an arm
+
+    Args:
+        arm: any
+        metric: as `curve` takes it
+        points: on the line
+
+    Returns:
+        thin lines, then the line with its band; [] where nothing was noted
+    """
+    lines = list[tuple[Any, Any]]()
+    for row in arm.rows[:MAX_SEEDS]:
+        try: x, y = curve(row['run'], metric)
+        except (ValueError, OSError): continue
+        if len(x) > 1: lines.append((x, np.where(np.abs(y) < BIGGEST, y, np.nan)))
+    if not lines: return []
+    faint = [Marks('', _pairs(x, y), 'faint', arm.colour, names=[f'{arm.label}, seed {row["seed"]}']) for row, (x, y) in zip(arm.rows, lines)]
+    grid = np.linspace(min(x[0] for x, _ in lines), max(x[-1] for x, _ in lines), points)
+    at = np.array([np.interp(grid, x, y, np.nan, np.nan) for x, y in lines]).T   # (points, seeds)
+    seen = [(g, v[np.isfinite(v)]) for g, v in zip(grid, at)]
+    seen = [(float(g), v) for g, v in seen if len(v) > len(lines) / 2]
+    middle = [(g, float(iqm(v))) for g, v in seen]
+    band = [(i.low, i.high) for _, v in seen for i in (interval(v),)] if len(lines) > 2 else []
+    return [*faint, Marks(arm.label, middle, 'line', arm.colour, band)]
+
+def curves_html(
+    found: Sequence[Arm],  # of one world, the best one first
+) -> str:                  # HTML
+    """How the arms learned
+
+    Args:
+        found: of one world, the best one first
+
+    Returns:
+        HTML
+    """
+    shown = found[:MAX_ARMS]
+    counts = [len(RunFolder(r['run']).evaluations) for a in shown for r in a.rows[:3] if _is_readable(r['run'])]
+    metric, what = (EVALUATION, 'evaluations') if counts and sorted(counts)[len(counts) // 2] > 2 else ('episode/return_mean', 'training, mean of the last 100 episodes')
+    marks = sorted((m for a in shown for m in arm_curves(a, metric)), key=lambda m: m.kind != 'faint')
+    rest = f' The best {MAX_ARMS} of {len(found)} arms.' if len(found) > MAX_ARMS else ''
+    return chart_html(marks, 'Return over env steps', goal=_goal(found), caption=f'Return in {what}. Line: IQM of the seeds; band: its 95 % interval at each step; thin lines: each seed.{rest}')
+
+def _is_readable(folder: str) -> bool:
+    try: RunFolder(folder).evaluations
+    except (ValueError, OSError): return False
+    return True
+
+def profile_html(
+    found: Sequence[Arm],  # of one world, the best one first
+) -> str:                  # HTML; '' with less than three seeds
+    """Which part of the seeds gets how far
+
+    Args:
+        found: of one world, the best one first
+
+    Returns:
+        HTML; '' with less than three seeds
+    """
+    shown = [a for a in found[:MAX_ARMS] if len(a.scores) > 2]
+    if not shown: return ''
+    low, high = ends_of([v for a in shown for v in a.scores])
+    levels = np.linspace(low - (high - low) * .03, high, 80)
+    marks = [Marks(a.label, _pairs(levels, profile(a.scores, levels)), 'line', a.colour, _pairs(*profile_band(a.scores, levels))) for a in shown]
+    return chart_html(marks, 'Performance profile', 'score', caption='Profile: the part of the seeds that score above each value, with 95 % intervals. Higher is better everywhere.')
+
+# %% ../../nbs/81_evidence.report.ipynb #7307043b
+def differing_keys(
+    found: Sequence[Arm],       # any
+) -> dict[str, list[Any]]:      # 'section.key' → its value in each arm
+    """The keys of the config in which arms differ
+
+    Args:
+        found: any
+
+    Returns:
+        'section.key' → its value in each arm
+    """
+    firsts = [a.rows[0] for a in found]
+    keys = [k for k in dict.fromkeys(k for row in firsts for k in row if '.' in k) if not k.startswith(('train.seed', 'train.streams'))]
+    columns = {k: [row.get(k) for row in firsts] for k in keys}
+    return {k: values for k, values in columns.items() if len(set(map(repr, values))) > 1}
+
+def differs_html(
+    found: Sequence[Arm],  # the best one first
+) -> str:                  # HTML; '' where nothing differs
+    """What is different between the arms
+
+    Args:
+        found: the best one first
+
+    Returns:
+        HTML; '' where nothing differs
+    """
+    shown = found[:MAX_ARMS]
+    keys = differing_keys(shown)
+    if not keys: return ''
+    return table_html(['key', *(a.label for a in shown)], [[k, *('' if v is None else as_text(v) for v in values)] for k, values in keys.items()])
+
+# %% ../../nbs/81_evidence.report.ipynb #39806190
+def explained_share(
+    values: Sequence[Any],    # (N,) of one parameter: numbers, or words
+    scores: Sequence[float],  # (N,)
+    groups: int = 5,          # of near numbers, at most
+) -> float:                   # 0 … 1; nan below six trials, or where all are alike
+    """Which share of the spread of scores goes with a parameter (epsilon squared, Kelley 1935)
+
+    Args:
+        values: (N,) of one parameter: numbers, or words
+        scores: (N,)
+        groups: of near numbers, at most
+
+    Returns:
+        0 … 1; nan below six trials, or where all are alike
+    """
+    y, distinct = np.asarray(scores, float), sorted(set(values), key=lambda v: (str(type(v)), v))
+    if len(y) < 6 or len(distinct) < 2 or not y.std(): return math.nan
+    order = np.array([distinct.index(v) for v in values])
+    if len(distinct) > groups: order = np.searchsorted(np.quantile(order, np.linspace(0, 1, groups + 1)[1:-1]), order, side='left')
+    parts = [y[order == g] for g in np.unique(order)]
+    within, total = sum(float(((p - p.mean()) ** 2).sum()) for p in parts), float(((y - y.mean()) ** 2).sum())
+    chance = (len(parts) - 1) * within / max(1, len(y) - len(parts))
+    return min(1., max(0., (total - within - chance) / total))
+
+def is_trial(
+    row: Mapping[str, Any],  # of `read_table`
+) -> bool:                   # by its name
+    """Is this run a trial of a search?
+
+    Args:
+        row: of `read_table`
+
+    Returns:
+        by its name
+    """
+    return re.fullmatch(r'trial-\d+', str(row['name'])) is not None
+
+def verdict_of_trials(
+    trials: Sequence[Arm],  # of a search, the best one first
+) -> tuple[str, str]:       # mood and sentences
+    """What a search has found
+
+    Args:
+        trials: of a search, the best one first
+
+    Returns:
+        mood and sentences
+    """
+    best = trials[0]
+    if best.middle is None: return 'warn', 'No trial has a score yet.'
+    with_ = ', '.join(f'{k}={as_text(values[0])}' for k, values in list(differing_keys(trials).items())[:6])
+    return '', f'Best of {len(trials)} trials: {best.rows[0]["name"]} with {best.middle:,.4g} ({with_}). The best of many single seeds was lucky, too: expect less, and run it again with fresh seeds.'
+
+def slices_html(
+    trials: Sequence[Arm],  # of a search, the best one first
+) -> str:                   # HTML
+    """The score against each parameter
+
+    Args:
+        trials: of a search, the best one first
+
+    Returns:
+        HTML
+    """
+    charts = []
+    for key in differing_keys(trials):
+        scored = [(v, a.scores[0], a.rows[0]['name']) for a in trials if a.scores and (v := a.rows[0].get(key)) is not None]
+        share = explained_share([v if _is_number(v) else as_text(v) for v, _, _ in scored], [s for _, s, _ in scored])
+        charts.append((-share if share == share else 1., slice_html(key, scored, share)))
+    return '<div class="grid">' + ''.join(c for _, c in sorted(charts, key=lambda pair: pair[0])) + '</div>' if charts else ''
+
+def _is_number(v: Any) -> bool: return isinstance(v, int | float) and not isinstance(v, bool)
+
+def slice_html(
+    key: str,                                       # of a parameter
+    scored: Sequence[tuple[Any, float, str]],       # its value, score and name of each trial, the best one first
+    share: float,                                   # of `explained_share`
+) -> str:                                           # HTML
+    """The score against one parameter
+
+    Args:
+        key: of a parameter
+        scored: its value, score and name of each trial, the best one first
+        share: of `explained_share`
+
+    Returns:
+        HTML
+    """
+    words = [] if all(_is_number(v) for v, _, _ in scored) else sorted({as_text(v) for v, _, _ in scored})
+    dots = [(float(words.index(as_text(v))) if words else float(v), s) for v, s, _ in scored]
+    log = not words and bool(dots) and min(x for x, _ in dots) > 0 and max(x for x, _ in dots) > 20 * min(x for x, _ in dots)
+    how = (f'From the left: {", ".join(words)}. ' if words else '') + (f'{share:.0%} of the spread goes with it.' if share == share else '')
+    marks = [Marks('', dots, 'dots', names=[f'{n}: {as_text(v)} gives {s:.4g}' for v, s, n in scored]), Marks('', dots[:1], 'dots', 1, names=['the best'])]
+    return chart_html(marks, f'score over {key}', key, caption=how, height=200, log=log)
+
+def search_html(
+    trials: Sequence[Arm],  # of a search, the best one first
+) -> str:                   # HTML; '' without trials
+    """What a search has found
+
+    Args:
+        trials: of a search, the best one first
+
+    Returns:
+        HTML; '' without trials
+    """
+    if not trials: return ''
+    keys = list(differing_keys(trials))[:8]
+    rows = [[a.rows[0]['name'], a.scores[0] if a.scores else None, a.rows[0]['status'], *('' if (v := a.rows[0].get(k)) is None else as_text(v) for k in keys)] for a in trials[:20]]
+    rest = f'<p class="dim small">The best 20 of {len(trials)} trials. Each is one seed: run the best ones again with fresh seeds before you believe them.</p>'
+    return section_html('The search', slices_html(trials), table_html(['trial', 'score', 'status', *keys], rows), rest)
+
+# %% ../../nbs/81_evidence.report.ipynb #3ce4574f
+def typical_runs(
+    arm: Arm,             # any
+) -> dict[str, Path]:     # what it is → folder; the same run only once
+    """The best, the middle and the worst run
+
+    Args:
+        arm: any
+
+    Returns:
+        what it is → folder; the same run only once
+    """
+    rows = sorted(arm.scored, key=lambda r: -float(r['score']))
+    if not rows: return {}
+    picked = {'best': rows[0], 'middle': rows[len(rows) // 2], 'worst': rows[-1]}
+    once = {r['run']: f'{what} seed of {arm.label}: {r["seed"]}, return {r["score"]:,.4g}' for what, r in reversed(picked.items())}
+    return {label: Path(run) for run, label in reversed(once.items())}
+
+def world_html(
+    world: str,                      # its id
+    rows: Sequence[dict[str, Any]],  # of `read_table`, all of it
+) -> str:                            # HTML
+    """All about the runs of one world
+
+    Args:
+        world: its id
+        rows: of `read_table`, all of it
+
+    Returns:
+        HTML
+    """
+    found = ranked_arms([r for r in rows if not is_trial(r)])
+    parts = [search_html(ranked_arms([r for r in rows if is_trial(r)]))]
+    if found:
+        charts = [c for c in (curves_html(found), profile_html(found)) if c]
+        parts = [section_html(f'What came out in {world}', results_html(found), against_html(found)),
+                 section_html('How it learned', '<div class="grid">' + ''.join(f'<div>{c}</div>' for c in charts) + '</div>' if charts else ''),
+                 films_html(typical_runs(found[0])), section_html('What differs', differs_html(found)), *parts]
+    return ''.join(parts)
+
+def runs_html(
+    rows: Sequence[dict[str, Any]],  # of `read_table`
+    broken: Mapping[str, str],       # folder → why it could not be read
+) -> str:                            # HTML
+    """Every run by name
+
+    Args:
+        rows: of `read_table`
+        broken: folder → why it could not be read
+
+    Returns:
+        HTML
+    """
+    lost = f'<p class="bad"><b>{len(broken)} could not be read:</b></p>' + table_html(['run', 'why'], [[Path(k).name, why] for k, why in broken.items()], 50) if broken else ''
+    listed = table_html(['run', 'arm', 'seed', 'status', 'env steps', 'score', 'level'], [[r['name'], r['arm'], r['seed'], r['status'], r['steps'], r['score'], r['level']] for r in rows], 500)
+    inside = f'<details{" open" if len(rows) <= 12 else ""}><summary>{len(rows)} runs</summary>{listed}</details>' if rows else ''
+    return section_html('Runs', lost, inside)
+
+def verdict_of_world(
+    rows: Sequence[dict[str, Any]],  # of `read_table`, all of one world, at least one
+) -> tuple[str, str]:                # mood and sentences
+    """What came out in a world
+
+    Args:
+        rows: of `read_table`, all of one world, at least one
+
+    Returns:
+        mood and sentences
+    """
+    arms_, trials = ([r for r in rows if is_trial(r) == searched] for searched in (False, True))
+    return verdict_of_arms(ranked_arms(arms_)) if arms_ else verdict_of_trials(ranked_arms(trials))
+
+def many_head(
+    name: str,                       # of the study, or of the folder
+    rows: Sequence[dict[str, Any]],  # of `read_table`
+    broken: int,                     # how many runs could not be read
+) -> str:                            # HTML
+    """The top of a page about many runs
+
+    Args:
+        name: of the study, or of the folder
+        rows: of `read_table`
+        broken: how many runs could not be read
+
+    Returns:
+        HTML
+    """
+    worlds = list(dict.fromkeys(r['env'] for r in rows))
+    verdicts = [(world, *verdict_of_world([r for r in rows if r['env'] == world])) for world in worlds[:4]]
+    mood = 'bad' if not rows else verdicts[0][1] if len(worlds) == 1 else ''
+    sentence = ' '.join(said if len(worlds) == 1 else f'{world}: {said}' for world, _, said in verdicts) or 'No run could be read.'
+    done = sum(r['status'] == 'completed' for r in rows)
+    missing = f'{len(rows) - done + broken} of {len(rows) + broken} runs are not complete ({repeated([r["status"] for r in rows if r["status"] != "completed"] + ["broken"] * broken)}): this is what holds so far.' if done < len(rows) + broken else ''
+    tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=len({(r['env'], r['arm']) for r in rows if not is_trial(r)}) or None, trials=sum(map(is_trial, rows)) or None, runs=len(rows) + broken, seeds=len({r['seed'] for r in rows}), complete=f'{done} of {len(rows) + broken}', level=min((str(r['level']) for r in rows if r['level']), default=None))
+    return head_html('Study' if any(r['study'] for r in rows) else 'Runs', name, mood, sentence, tiles, safe(missing, 600))
+
+# %% ../../nbs/81_evidence.report.ipynb #e23dcddd
+def many_page(
+    target: Any,                     # as `find_runs` takes it
+    name: str = '',                  # of the study, or of the folder
+    runs_dir: str | Path = 'runs',   # where names are looked up
+) -> str:                            # HTML of the whole page
+    """The report of a study, or of any runs
+
+    Args:
+        target: as `find_runs` takes it
+        name: of the study, or of the folder
+        runs_dir: where names are looked up
+
+    Returns:
+        HTML of the whole page
+    """
+    table = read_table(target, runs_dir)
+    worlds = list(dict.fromkeys(r['env'] for r in table.rows))
+    body = [many_head(name, table.rows, len(table.broken)), *(world_html(w, [r for r in table.rows if r['env'] == w]) for w in worlds[:12])]
+    stories = [read_grounds(Path(r['run'])) for r in thinned(table.rows, 200)] if table.rows else []
+    body += [section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(table.rows, table.broken)]
+    if table.rows:
+        first, asked = Path(table.rows[0]['run']), read_text(Path(target) / 'study.yaml') if isinstance(target, str | Path) else ''
+        body.append(section_html('Config', folded_html('study.yaml: the same study again', asked), folded_html(f'config.yaml of {first.name}', read_text(first / 'config.yaml'))))
+    return page_html(f'{name or "Runs"}: report', ''.join([*body, FOOT]))
+
+def read_grounds(
+    folder: Path,  # of a run
+) -> Story:        # with its manifest only
+    """What a run rests on
+
+    Args:
+        folder: of a run
+
+    Returns:
+        with its manifest only
+    """
+    try: return Story(folder, '', manifest=RunFolder(folder).manifest)
+    except (ValueError, OSError): return Story(folder)
+
+# %% ../../nbs/81_evidence.report.ipynb #314a792d
 def put_page(
     folder: Path,  # of a run
     data: bytes,   # the page
@@ -847,21 +1393,40 @@ def put_page(
     with locked(folder): RunFolder(folder).hashes.put(name, data)
     return folder / name
 
+def report_target(
+    target: Any,            # a `Run`, a folder, a name, or several paths
+    runs_dir: str | Path,   # where names are looked up
+) -> tuple[Path, bool]:     # the folder; is it a single run?
+    """What a report is about
+
+    Args:
+        target: a `Run`, a folder, a name, or several paths
+        runs_dir: where names are looked up
+
+    Returns:
+        the folder; is it a single run?
+    """
+    given = getattr(target, 'folder', target)
+    for folder in (Path(given), Path(runs_dir) / given):
+        if folder.is_dir() and not is_regular(folder / 'config.yaml') and (is_regular(folder / 'study.yaml') or find_runs(folder)): return folder, False
+    return locate_run(given, runs_dir), True
+
 def write_report(
-    target: Any,                     # a `Run`, its folder, or its name in `runs_dir`
+    target: Any,                     # a `Run`, a folder of a run, a study or several runs, or its name in `runs_dir`
     out: str | Path | None = None,   # the file; None: report.html in the folder
     runs_dir: str | Path = 'runs',   # where names are looked up
 ) -> Path:                           # of the file
-    """Write the page of a run
+    """Write the page of a run, of a study, or of a folder of runs
 
     Args:
-        target: a `Run`, its folder, or its name in `runs_dir`
+        target: a `Run`, a folder of a run, a study or several runs, or its name in `runs_dir`
         out: the file; None: report.html in the folder
         runs_dir: where names are looked up
 
     Returns:
         of the file
     """
-    folder = locate_run(target, runs_dir)
-    data = run_page(folder).encode()
-    return put_page(folder, data) if out is None else put_file(Path(out), data)
+    folder, single = report_target(target, runs_dir)
+    data = (run_page(folder) if single else many_page(folder, folder.absolute().name)).encode()
+    if out is not None: return put_file(Path(out), data)
+    return put_page(folder, data) if single else put_file(folder / 'report.html', data)
