@@ -170,7 +170,7 @@ def test_a_stranger_s_run_in_a_browser(browser: Any, artefacts: Path, tmp_path: 
 
 def test_the_browser_would_notice(browser: Any, artefacts: Path, pole: Path, tmp_path: Path) -> None:
     page = write_report(pole, tmp_path / "report.html").read_text()
-    for harm in ('<img src="http://localhost:9/x">', "<script>console.log(1)</script>", '<div style="width:3000px">wide</div>'):
+    for harm in ('<img src="http://evil.example/x">', "<script>console.log(1)</script>", '<div style="width:3000px">wide</div>'):
         (tmp_path / "report.html").write_text(page.replace("</main>", f"{harm}</main>"))
         with pytest.raises(AssertionError): seen(browser, tmp_path / "report.html", artefacts, "report-harmed")
 

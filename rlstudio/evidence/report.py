@@ -12,17 +12,17 @@ The page holds no script and asks no other computer for anything; a browser that
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', 'DASHES', 'MAX_CHARTS', 'MAX_FILM', 'FOOT',
-           'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'ticks_between', 'short_number',
-           'ChartAxes', 'axes_for', 'axes_svg', 'colour_of', 'marks_svg', 'legend_html', 'chart_html', 'strip_svg',
-           'ends_of', 'Raw', 'table_html', 'tiles_html', 'folded_html', 'section_html', 'Story', 'read_text',
-           'read_story', 'verdict_of', 'command_html', 'head_html', 'run_head', 'run_curves', 'episodes_html',
-           'small_charts', 'film_html', 'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm',
-           'without_beginning', 'ranked_arms', 'results_html', 'against_html', 'verdict_of_arms', 'arm_curves',
-           'curves_html', 'profile_html', 'differing_keys', 'differs_html', 'explained_share', 'is_trial',
-           'verdict_of_trials', 'slices_html', 'slice_html', 'search_html', 'typical_runs', 'world_html', 'runs_html',
-           'verdict_of_world', 'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
+           'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'ChartAxes', 'axes_for', 'axes_svg',
+           'colour_of', 'marks_svg', 'legend_html', 'chart_html', 'strip_svg', 'ends_of', 'Markup', 'table_html',
+           'tiles_html', 'folded_html', 'section_html', 'Story', 'read_text', 'read_story', 'verdict_of',
+           'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure',
+           'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
+           'ranked_arms', 'results_html', 'against_html', 'verdict_of_arms', 'arm_curves', 'curves_html',
+           'profile_html', 'differing_keys', 'differs_html', 'explained_share', 'is_trial', 'verdict_of_trials',
+           'slices_html', 'slice_html', 'search_html', 'typical_runs', 'world_html', 'runs_html', 'verdict_of_world',
+           'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
 
-# %% ../../nbs/81_evidence.report.ipynb #f874987b
+# %% ../../nbs/81_evidence.report.ipynb #8e73d1e0
 import math
 import re
 import shlex
@@ -41,6 +41,7 @@ from .stats import (
 from .table import EVALUATION, arms, curve, find_runs, read_table
 from .verify import verify
 from ..runs.folder import RunFolder, is_busy, locate_run, locked
+from ..runs.pictures import short_number, ticks
 from ..runs.yaml import MAX_BYTES, Source, read_yaml_file
 from ..train.metrics import read_metrics, series
 
@@ -159,44 +160,7 @@ def thinned(
     if len(items) <= most: return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
-# %% ../../nbs/81_evidence.report.ipynb #c141bac0
-def ticks_between(
-    low: float,      # of the axis
-    high: float,     # not below `low`
-    count: int = 5,  # about so many
-) -> list[float]:    # round numbers between them, both ends included
-    """Where an axis has its numbers
-
-    Args:
-        low: of the axis
-        high: not below `low`
-        count: about so many
-
-    Returns:
-        round numbers between them, both ends included
-    """
-    if not high > low: return [low]
-    rough = (high - low) / count
-    size = 10. ** math.floor(math.log10(rough))
-    step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough * .75)
-    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-def short_number(
-    x: float,  # any
-) -> str:      # '1.5M', '20k', '0.003'
-    """A number for an axis
-
-    Args:
-        x: any
-
-    Returns:
-        '1.5M', '20k', '0.003'
-    """
-    for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-        if abs(x) >= 10 * size or abs(x) >= size and letter != 'k': return f'{x / size:.4g}{letter}'
-    return f'{x:.4g}' if abs(x) > 1e-12 else '0'
-
-# %% ../../nbs/81_evidence.report.ipynb #329ea9ba
+# %% ../../nbs/81_evidence.report.ipynb #901ccc3b
 @dataclass(frozen=True)
 class ChartAxes:
     """The two axes of a chart; places are in its own units
@@ -257,13 +221,13 @@ def axes_for(
     low, high = min(ys), max(ys)
     room = (high - low) * .04 or abs(high) * .1 or 1.
     low, high = low - room, high + room
-    left = 14 + 7. * max(len(short_number(t)) for t in ticks_between(low, high, max(2, round(height / 48))))
+    left = 14 + 7. * max(len(short_number(t)) for t in ticks(low, high, round(height / 40)))
     ends = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
     if all(m.kind == 'dots' for m in marks): ends = ends[0] - .03 * (ends[1] - ends[0]), ends[1] + .03 * (ends[1] - ends[0])
     return ChartAxes(ends, (low, high), width, height, left, log)
 
 def _x_ticks(axes: ChartAxes) -> list[float]:
-    whole = ticks_between(*axes.x, count=max(2, round(axes.width / 110)))
+    whole = ticks(*axes.x, max(3, round(axes.width / 75)))
     if not axes.log: return whole
     powers = range(math.floor(axes.x[0]), math.ceil(axes.x[1]) + 1)
     fine = [k + math.log10(m) for k in powers for m in ((1,) if len(powers) > 4 else (1, 3) if len(powers) > 3 else (1, 2, 5))]
@@ -283,7 +247,7 @@ def axes_svg(
         SVG
     """
     parts, right, bottom = list[str](), axes.width - 10, axes.at(axes.x[0], axes.y[0])[1]
-    for t in ticks_between(*axes.y, count=max(2, round(axes.height / 48))):
+    for t in ticks(*axes.y, round(axes.height / 40)):
         y = axes.at(axes.x[0], t)[1]
         parts.append(f'<line class="axis" x1="{axes.left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{axes.left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{short_number(t)}</text>')
     for t in _x_ticks(axes):
@@ -291,7 +255,7 @@ def axes_svg(
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="{"end" if x > right - 14 else "middle"}">{short_number(10 ** t if axes.log else t)}</text>')
     return ''.join(parts) + f'<text x="{(axes.left + right) / 2:.1f}" y="{bottom + 31:.1f}" text-anchor="middle">{safe(x_label, 60)}</text>'
 
-# %% ../../nbs/81_evidence.report.ipynb #9533134f
+# %% ../../nbs/81_evidence.report.ipynb #5f439f91
 DASHES = '', ' stroke-dasharray="7 4"', ' stroke-dasharray="2 3"', ' stroke-dasharray="9 3 2 3"'   # where colours come again
 
 def colour_of(
@@ -326,7 +290,7 @@ def marks_svg(
     if marks.kind == 'dots':
         bars = [(axes.at(x, low), axes.at(x, high)) for (x, _), (low, high) in zip(marks.points, marks.spread)]
         drawn = [f'<line class="bar" x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{c:.1f}"/>' for (a, b), (_, c) in bars]
-        drawn += ['<circle cx="{:.1f}" cy="{:.1f}" r="3.2">{}</circle>'.format(*axes.at(*p), said(i)) for i, p in enumerate(marks.points)]
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2">{said(i)}</circle>' for i, (x, y) in enumerate(axes.at(*p) for p in marks.points)]
         return f'<g class="{css}">{"".join(drawn)}</g>'
     where = thinned(range(len(marks.points)))
     points = [marks.points[i] for i in where]
@@ -437,9 +401,9 @@ def ends_of(
     seen = [v for v in values if math.isfinite(v) and abs(v) < BIGGEST]
     return (min(seen), max(seen)) if seen and min(seen) < max(seen) else (seen[0] - .5, seen[0] + .5) if seen else (0., 1.)
 
-# %% ../../nbs/81_evidence.report.ipynb #14938475
+# %% ../../nbs/81_evidence.report.ipynb #2bde11e4
 @dataclass(frozen=True)
-class Raw:
+class Markup:
     """HTML made by functions of this chapter: it is not escaped again
 
     Args:
@@ -450,20 +414,20 @@ class Raw:
     css: str = 'strip'  # class of its cell: 'strip', 'k' (not broken), 'warn'
 
 def _cell(value: Any) -> str:
-    if isinstance(value, Raw): return f'<td class="{value.css}">{value.html}</td>'
+    if isinstance(value, Markup): return f'<td class="{value.css}">{value.html}</td>'
     if value is None or isinstance(value, str | bool): return f'<td>{safe("" if value is None else value)}</td>'
     return f'<td class="n">{safe(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}")}</td>'
 
 def table_html(
     head: Sequence[str],             # names of the columns
-    rows: Sequence[Sequence[Any]],   # one value for each column: a text, a number, None or `Raw`
+    rows: Sequence[Sequence[Any]],   # one value for each column: a text, a number, None or `Markup`
     limit: int = 200,                # rows at most
 ) -> str:                            # HTML; '' without rows
     """A table that scrolls where it is too wide
 
     Args:
         head: names of the columns
-        rows: one value for each column: a text, a number, None or `Raw`
+        rows: one value for each column: a text, a number, None or `Markup`
         limit: rows at most
 
     Returns:
@@ -637,7 +601,7 @@ def verdict_of(
     if mean >= goal: return 'good', f'Solved: {score}; the goal is {goal:,g}.'
     return 'warn', f'Not solved: {score}; {goal - mean:,.1f} short of the goal of {goal:,g}.'
 
-# %% ../../nbs/81_evidence.report.ipynb #f35b017f
+# %% ../../nbs/81_evidence.report.ipynb #0db61066
 def command_html(
     *words: Any,  # of a command
 ) -> str:         # HTML
@@ -651,7 +615,7 @@ def command_html(
     """
     return f'<code>{safe(shlex.join(str(w) for w in words), 400)}</code>'
 
-def head_html(
+def page_head(
     kind: str,       # 'Run' or 'Study'
     name: str,       # of it
     mood: str,       # 'good', 'warn', 'bad' or ''
@@ -694,9 +658,9 @@ def run_head(
                  untrained=None if (u := _number(story.result, 'untrained')) is None else f'{u:,.1f}')
     more = command_html('rlstudio', 'study', story.folder / 'config.yaml', '--seeds', '1-10')
     caution = f'This is one seed, and another one may end elsewhere. How sure is it? {more}' if story.status == 'completed' else ''
-    return head_html('Run', story.folder.name, mood, sentence, tiles, caution)
+    return page_head('Run', story.folder.name, mood, sentence, tiles, caution)
 
-# %% ../../nbs/81_evidence.report.ipynb #36d76182
+# %% ../../nbs/81_evidence.report.ipynb #551d92de
 def _pairs(steps: Any, values: Any) -> list[tuple[float, float]]: return [(float(x), float(y)) for x, y in zip(steps, values)]
 
 def run_curves(
@@ -733,14 +697,14 @@ def episodes_html(
     """
     some = list(evaluations)[-6:]
     ends = ends_of([float(r) for e in some for r in e['returns']] + ([goal] if goal is not None else []))
-    rows = [[e['env_steps'], e['mean'], min(e['returns'], default=None), Raw(strip_svg([float(r) for r in e['returns'][:400]], ends, middle=e['mean'], goal=goal, colour=1))] for e in some]
+    rows = [[e['env_steps'], e['mean'], min(e['returns'], default=None), Markup(strip_svg([float(r) for r in e['returns'][:400]], ends, middle=e['mean'], goal=goal, colour=1))] for e in some]
     return table_html(['at step', 'mean', 'worst', f'each episode, from {ends[0]:.4g} to {ends[1]:.4g}'], rows)
 
-# %% ../../nbs/81_evidence.report.ipynb #1bd83b94
+# %% ../../nbs/81_evidence.report.ipynb #4b261e13
 MAX_CHARTS = 36   # small ones on a page
 
 def small_charts(
-    records: Sequence[Mapping[str, Any]],  # of metrics, oldest first
+    records: Sequence[dict[str, Any]],  # of metrics, oldest first
 ) -> str:                                  # HTML
     """All metrics but the return, in groups
 
@@ -754,13 +718,13 @@ def small_charts(
     names = [n for n in dict.fromkeys(k for r in records for k in r) if '/' in n and n != 'episode/return_mean' and not n.startswith(('time/', 'train/'))]
     groups: dict[str, list[str]] = {}
     for name in [n for n in names if logged(n)][:MAX_CHARTS]: groups.setdefault(name.partition('/')[0], []).append(name)
-    charts = [f'<p class="dim small">{safe(name)}</p>' + chart_html([Marks('', _pairs(*series(list(records), name)))], name, '', width=230, height=130) for group in groups.values() for name in group]
+    charts = [f'<p class="dim small">{safe(name)}</p>' + chart_html([Marks('', _pairs(*series(records, name)))], name, '', width=230, height=130) for group in groups.values() for name in group]
     return section_html('What else was logged', '<div class="small-grid">' + ''.join(f'<div>{c}</div>' for c in charts) + '</div>' if charts else '')
 
-# %% ../../nbs/81_evidence.report.ipynb #a0f30d4f
+# %% ../../nbs/81_evidence.report.ipynb #33756e46
 MAX_FILM = 6 * 2**20   # bytes
 
-def film_html(
+def film_figure(
     folder: Path,        # of a run
     label: str = '',     # what is written below
 ) -> str:                # HTML; '' where there is no film that can be shown
@@ -793,10 +757,10 @@ def films_html(
     Returns:
         HTML
     """
-    films = ''.join(film_html(folder, label) for label, folder in runs.items())
+    films = ''.join(film_figure(folder, label) for label, folder in runs.items())
     return section_html('How it looks', f'<div class="films">{films}</div>' if films else '')
 
-# %% ../../nbs/81_evidence.report.ipynb #c32be5da
+# %% ../../nbs/81_evidence.report.ipynb #416e50d5
 def repeated(
     values: Sequence[Any],  # one for each run
 ) -> str:                   # 'a (9 runs), b (1 run)'; only the value where all have the same
@@ -835,7 +799,7 @@ def grounds_html(
     return '<div class="columns">' + ''.join(f'<div>{t}</div>' for t in tables if t) + '</div>'
 
 def _two_columns(facts: Mapping[str, str]) -> str:
-    def shown(v: str) -> Any: return Raw(f'<b>{safe(v)}</b>', 'warn') if re.search(r'\(\d+ runs?\)', v) else v   # not the same for all runs
+    def shown(v: str) -> Any: return Markup(f'<b>{safe(v)}</b>', 'warn') if re.search(r'\(\d+ runs?\)', v) else v   # not the same for all runs
     return table_html(['', ''], [[k, shown(v)] for k, v in facts.items() if v])
 
 def files_html(
@@ -938,13 +902,13 @@ def ranked_arms(
     found.sort(key=lambda a: (a.middle is None, -(a.middle or 0.)))
     return [Arm(a.label, a.rows, k) for k, a in enumerate(found)]
 
-# %% ../../nbs/81_evidence.report.ipynb #d8ad63fa
+# %% ../../nbs/81_evidence.report.ipynb #ce7fec7c
 def _goal(found: Sequence[Arm]) -> float | None:
     return next((float(r['goal']) for a in found for r in a.rows if isinstance(r['goal'], int | float)), None)
 
 def _ends(i: Interval | None) -> str: return f'{i.low:,.4g} … {i.high:,.4g}' if i else ''
 
-def _line(text: str) -> Raw: return Raw(safe(text), 'k')   # not broken into two
+def _line(text: str) -> Markup: return Markup(safe(text), 'k')   # not broken into two
 
 def results_html(
     found: Sequence[Arm],  # of one world, the best one first
@@ -963,7 +927,7 @@ def results_html(
     for a in shown:
         strip = strip_svg(a.scores, ends, [f'seed {r["seed"]}: {r["score"]:.5g}' for r in a.scored], a.middle, (a.interval.low, a.interval.high) if a.interval else None, goal, a.colour)
         solved = f'{sum(s >= goal for s in a.scores)} of {len(a.scores)}' if goal is not None else None
-        rows.append([a.label, len(a.scores), a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, Raw(strip)])
+        rows.append([a.label, len(a.scores), a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, Markup(strip)])
     fewest = min((len(a.scores) for a in shown if a.scores), default=0)
     note = seeds_note(fewest, 't') or 'IQM: the mean of the middle half of the seeds.'
     head = ['arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'at goal', f'a dot a seed, from {ends[0]:.4g} to {ends[1]:.4g}']
@@ -1237,7 +1201,7 @@ def search_html(
     rest = f'<p class="dim small">The best 20 of {len(trials)} trials. Each is one seed: run the best ones again with fresh seeds before you believe them.</p>'
     return section_html('The search', slices_html(trials), table_html(['trial', 'score', 'status', *keys], rows), rest)
 
-# %% ../../nbs/81_evidence.report.ipynb #3ce4574f
+# %% ../../nbs/81_evidence.report.ipynb #78f844a4
 def typical_runs(
     arm: Arm,             # any
 ) -> dict[str, Path]:     # what it is → folder; the same run only once
@@ -1331,7 +1295,7 @@ def many_head(
     done = sum(r['status'] == 'completed' for r in rows)
     missing = f'{len(rows) - done + broken} of {len(rows) + broken} runs are not complete ({repeated([r["status"] for r in rows if r["status"] != "completed"] + ["broken"] * broken)}): this is what holds so far.' if done < len(rows) + broken else ''
     tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=len({(r['env'], r['arm']) for r in rows if not is_trial(r)}) or None, trials=sum(map(is_trial, rows)) or None, runs=len(rows) + broken, seeds=len({r['seed'] for r in rows}), complete=f'{done} of {len(rows) + broken}', level=min((str(r['level']) for r in rows if r['level']), default=None))
-    return head_html('Study' if any(r['study'] for r in rows) else 'Runs', name, mood, sentence, tiles, safe(missing, 600))
+    return page_head('Study' if any(r['study'] for r in rows) else 'Runs', name, mood, sentence, tiles, safe(missing, 600))
 
 # %% ../../nbs/81_evidence.report.ipynb #e23dcddd
 def many_page(
