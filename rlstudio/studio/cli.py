@@ -23,10 +23,10 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'importing', 'where_run', 'exact_run', 'files_beginning', 'complete_config', 'complete_run', 'complete_algo',
            'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work',
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
-           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
-           'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
-           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
-           'Shell', 'completion', 'end_on_signals', 'main']
+           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'check_plot', 'variance_of', 'count_line', 'drift_',
+           'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about',
+           'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table',
+           'delete_', 'migrate', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -658,6 +658,56 @@ def check_env_(
         if not as_json: speaker(False, as_json)(str(report))
         emit(report.to_dict())
         if not report.ok: raise typer.Exit(1)
+
+# %% ../../nbs/84_studio.cli.ipynb #b1496e25
+def check_plot(
+    file: Path | None,  # of `--plot`
+) -> None:
+    """Refuse a picture that could not be written, before anything runs
+
+    Args:
+        file: of `--plot`
+    """
+    if file and file.suffix.lower() not in ('.png', '.svg'): raise typer.BadParameter(f'--plot: given {file}, expected a file that ends in .png or .svg')
+    if file and not file.absolute().parent.is_dir(): raise typer.BadParameter(f'--plot: given {file}, but there is no folder {file.parent}')
+
+@app.command('variance')
+def variance_of(
+    config: Annotated[str, typer.Argument(  # found by `find_config`
+        help='A YAML file, or a packaged name: ppo/cartpole.', autocompletion=complete_config)],
+    overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
+        metavar='[section.key=value]...', autocompletion=complete_key, help='Over the file: train.total_steps=5e4')] = None,
+    seeds: Annotated[int, typer.Option(help='Independent seeds, in pairs; each pair is a run more for every stream.')] = 10,  # even, ≥ 4
+    streams: Annotated[str | None, typer.Option(metavar='NAME,NAME', help='Only these streams: init,env  [default: all that the algorithm has]')] = None,  # of `stream_names`
+    jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time.  [default: one a processor]')] = None,
+    name: Annotated[str | None, typer.Option(help='Name of the study.')] = None,  # see `check_run_name`
+    runs_dir: RunsDir = None,  # made if it is not there
+    checks: Annotated[bool, typer.Option(' /--no-checks', help='Leave out the runs in other processes, workers, and after kills.')] = True,  # four runs more
+    plot: Annotated[Path | None, typer.Option(metavar='FILE', help='A picture: .png or .svg.')] = None,
+    modules: Import = None,  # of the user's own
+    quiet: Quiet = False,    # no progress
+    as_json: Json = False,   # for programs
+) -> None:
+    "How much of the spread between seeds comes from weights, worlds, actions, minibatches"
+    with at_work(f'rlstudio {__version__}: variance of {config} {" ".join(overrides or [])}'.rstrip(), modules, quiet, as_json) as (say, emit):
+        if seeds < 4 or seeds % 2: raise typer.BadParameter(f'--seeds: given {seeds}, expected an even number from 4 on, since seeds come in pairs')
+        check_plot(plot)
+        with importing(emit): from rlstudio.evidence.variance import nothing_else, plan_variance, run_cells, variance_report
+        from rlstudio.evidence.study import check_room, is_finished
+        wanted = None if streams is None else [s.strip() for s in streams.split(',') if s.strip()]
+        study = plan_variance(config, overrides or (), seeds // 2, wanted, name, runs_dir)
+        todo, stream = [c for c in study.cells if not is_finished(c.folder)], None if quiet else sys.stderr
+        say(f'{study.folder}: {2 * len(study.pairs)} seeds in pairs, and {", ".join(study.streams)} between them: {len(study.cells)} runs of {study.config.train.total_steps:,} steps'
+            + (f', {len(todo)} of them to do; {check_room(todo, study.folder)}' if todo else ', all done'))
+        run_cells(study, jobs, stream=stream)
+        report = variance_report(study, nothing_else(study, jobs, stream=stream) if checks else None)
+        if plot:
+            from rlstudio.runs.pictures import save_figure
+            save_figure(report.plot(), plot)
+        emit(report.to_dict() | dict(study=str(study.folder), plot=str(plot) if plot else None))
+        if not as_json: speaker(False, False)(f'\n{report}' + (f'\n\nwritten: {plot}' if plot else ''))
+        if not all(report.same_bits.values()): raise typer.Exit(3)
+        if report.failed: raise typer.Exit(1)
 
 # %% ../../nbs/84_studio.cli.ipynb #73d71f02
 def count_line(
