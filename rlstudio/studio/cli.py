@@ -682,7 +682,7 @@ def variance_of(
     jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time.  [default: one a processor]')] = None,
     name: Annotated[str | None, typer.Option(help='Name of the study.')] = None,  # see `check_run_name`
     runs_dir: RunsDir = None,  # made if it is not there
-    checks: Annotated[bool, typer.Option(' /--no-checks', help='Leave out the runs in other processes, workers, and after kills.')] = True,  # four runs more
+    no_checks: Annotated[bool, typer.Option('--no-checks', help='Leave out the runs in other processes, in workers, and after kills.')] = False,  # else four runs more
     plot: Annotated[Path | None, typer.Option(metavar='FILE', help='A picture: .png or .svg.')] = None,
     modules: Import = None,  # of the user's own
     quiet: Quiet = False,    # no progress
@@ -700,7 +700,7 @@ def variance_of(
         say(f'{study.folder}: {2 * len(study.pairs)} seeds in pairs, and {", ".join(study.streams)} between them: {len(study.cells)} runs of {study.config.train.total_steps:,} steps'
             + (f', {len(todo)} of them to do; {check_room(todo, study.folder)}' if todo else ', all done'))
         run_cells(study, jobs, stream=stream)
-        report = variance_report(study, nothing_else(study, jobs, stream=stream) if checks else None)
+        report = variance_report(study, None if no_checks else nothing_else(study, jobs, stream=stream))
         if plot:
             from rlstudio.runs.pictures import save_figure
             save_figure(report.plot(), plot)
