@@ -49,6 +49,10 @@ Modules:
 - `rlstudio.evidence.stats`: How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
 - `rlstudio.evidence.study`: Many seeds, several configs, a grid of values: one folder, one command, and whatever dies on the way, the same command again.
 - `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
+- `rlstudio.evidence.stats`: How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
+- `rlstudio.evidence.study`: Many seeds, several configs, a grid of values: one folder, one command, and whatever dies on the way, the same command again.
+- `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
+- `rlstudio.evidence.variance`: How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
