@@ -42,6 +42,7 @@ Modules:
 - `rlstudio.envs.workers`: Slow worlds on all cores: `backend: workers` steps the same episodes in other processes, bit for bit, and says which world it was when one of them dies.
 - `rlstudio.evidence.audit`: Anyone can take a run, execute it again in a process of its own, and lay the two ledgers side by side: equal line by line, or the first update and the component that went another way.
 - `rlstudio.evidence.drift`: Does this machine compute the bits that others computed? A matrix of tiny trainings with known results answers in seconds.
+- `rlstudio.evidence.gate`: Does the code still learn as well as it did? A few short trainings against a reviewed file of scores, with a false-alarm rate that is stated and holds.
 - `rlstudio.evidence.migrate`: A run of an older version is brought to the present one beside its place, tried, and put there in one step; the old one stays.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.

@@ -23,8 +23,8 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'importing', 'where_run', 'exact_run', 'files_beginning', 'complete_config', 'complete_run', 'complete_algo',
            'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work',
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
-           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
-           'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
+           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'gate_', 'verify_runs',
+           'show_run', 'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
            'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
            'Shell', 'completion', 'end_on_signals', 'main']
 
@@ -695,6 +695,38 @@ def drift_(
         written = record_machine(report, record) if record else ''
         if written: say(written)
         emit(report.to_dict() | dict(recorded=written))
+        if not report.ok: raise typer.Exit(3)
+
+# %% ../../nbs/84_studio.cli.ipynb #9a7e0002
+@app.command('gate')
+def gate_(
+    baseline: Annotated[str, typer.Argument(metavar='BASELINE', help='A file of scores, or one that comes with the package: quick, nightly.')],  # see `baseline_path`
+    config: Annotated[str, typer.Argument(help='With --write: measure this config, too.', autocompletion=complete_config)] = '',  # found by `find_config`
+    overrides: Annotated[list[str] | None, typer.Argument(metavar='[section.key=value]...', autocompletion=complete_key, help='Over the config: train.total_steps=2e4')] = None,  # keep it short
+    write: Annotated[bool, typer.Option('--write', help='Measure, and write the scores into the file.')] = False,  # else compare
+    cells: Annotated[list[str] | None, typer.Option('--cell', metavar='NAME', help="Only these trainings: 'sac/*'; again for more.")] = None,  # see `chosen_trainings`
+    name: Annotated[str, typer.Option(help='With --write: name of the training.  [default: as the config is called]')] = '',  # a key of the file
+    seeds: Annotated[int, typer.Option(min=1, help='With --write: how many seeds.')] = 30,  # 10 or more
+    jobs: Annotated[int, typer.Option(min=1, help='Trainings at a time.')] = 1,  # processes
+    fresh: Annotated[bool, typer.Option('--fresh', help='Do not ask for equal bits first: fresh seeds answer.')] = False,  # as on another machine
+    round: Annotated[int, typer.Option(min=0, help='Which fresh seeds.')] = 0,  # others for each number
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,   # for programs
+) -> None:
+    "Does the code still learn as a baseline says? Exit code 3 if it does not"
+    with at_work('', modules, False, as_json) as (say, emit):
+        from rlstudio.evidence.gate import GateError, measure_cells, run_gate
+        if config and not write: raise GateError(f'gate: given a config ({config}) without --write, expected one only where it is to be measured; fix: rlstudio gate {baseline} {config} --write')
+        tell = count_line(sys.stderr)
+        try:
+            if write: done = measure_cells(baseline, config, overrides or (), name, cells or (), seeds, jobs, tell)
+            else: report = run_gate(baseline, cells or (), jobs, not fresh, round, tell)
+        finally: tell(1, 1, '')
+        if write:
+            for line in done: say(line)
+            return emit(dict(baseline=baseline, written=done))
+        say(str(report))
+        emit(report.to_dict())
         if not report.ok: raise typer.Exit(3)
 
 # %% ../../nbs/84_studio.cli.ipynb #c01702b9
