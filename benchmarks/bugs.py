@@ -30,9 +30,10 @@ from rlstudio.evidence.gate import (
     ALARM,
     FAIL,
     LATE,
-    MORE,
+    CONFIRM,
     QUICK,
     RETURN,
+    Baseline,
     GateCell,
     fresh_seeds,
     read_baseline,
@@ -149,29 +150,36 @@ def two_stages(stored: Mapping[str, Sequence[float]], fresh: Sequence[dict[str, 
     "The verdict on 5 or 15 fresh seeds, as `check_cell` comes to it; 'alarm' where there are only 5 yet"
     if not all(fresh): return "broken", []
     if not surprises(stored, fresh[:QUICK], ALARM): return "alike", []
-    if len(fresh) < QUICK + MORE: return "alarm", []
+    if len(fresh) < QUICK + CONFIRM: return "alarm", []
     found = surprises(stored, fresh, FAIL / cells)
     return verdict_of(found), [vars(f) for f in found]
 
 
-def ask(bug: str, name: str, cell: GateCell, cells: int, round: int = 0) -> dict[str, Any]:
-    "One bug in one training: what the gate says, and what returns alone say"
+def ask(bug: str, name: str, cell: GateCell, round: int = 0) -> dict[str, Any]:
+    "One bug in one training, with as many seeds as the gate asks for"
     config, seeds, algo = to_dict(cell.now()), fresh_seeds(cell, round), name.partition("/")[0]
     returns = {m: v for m, v in cell.scores.items() if m in (RETURN, LATE)}
     fresh = trained(bug, algo, config, seeds[:QUICK])
-    if "alarm" in (two_stages(cell.scores, fresh, cells)[0], two_stages(returns, fresh, cells)[0]): fresh += trained(bug, algo, config, seeds[QUICK:])
-    verdict, found = two_stages(cell.scores, fresh, cells)
-    alone = two_stages(returns, fresh, cells)[0]
-    return record(kind="bug" if bug else "control", gate="quick", cell=name, algo=algo, bug=bug, round=round, verdict=verdict, returns_alone=alone, seeds=len(fresh),
-                  findings=found[:3], measures=fresh)
+    if "alarm" in (two_stages(cell.scores, fresh, 1)[0], two_stages(returns, fresh, 1)[0]): fresh += trained(bug, algo, config, seeds[QUICK:])
+    return record(kind="bug" if bug else "control", gate="quick", cell=name, algo=algo, bug=bug, round=round, seeds=len(fresh), measures=fresh)
 
 
 CAUGHT = ("worse", "changed", "broken")
 
 
-def known(kind: str) -> list[dict[str, Any]]:
-    "The newest line of each bug in each training, or of each round"
-    return list({(r["cell"], r["bug"], r["round"]): r for r in history(STORED) if r["kind"] == kind}.values())
+def judged(row: Values, baseline: Baseline) -> Values:
+    "A line with its verdicts: that of the gate, and that of returns alone"
+    stored = baseline[row["cell"]].scores
+    returns = {m: v for m, v in stored.items() if m in (RETURN, LATE)}
+    verdict, found = two_stages(stored, row["measures"], len(baseline))
+    return row | dict(verdict=verdict, found=found, returns_alone=two_stages(returns, row["measures"], len(baseline))[0])
+
+
+def known(kind: str) -> list[Values]:
+    "The newest line of each bug in each training, or of each round, with its verdicts"
+    baseline = read_baseline("quick")
+    rows = {(r["cell"], r["bug"], r["round"]): r for r in history(STORED) if r["kind"] == kind and r["cell"] in baseline}
+    return [judged(r, baseline) for r in rows.values()]
 
 
 def summary() -> str:
@@ -226,8 +234,9 @@ def main() -> None:
     there = {(r["bug"], r["cell"], r["round"]) for r in known("bug") + known("control")}
     for bug, name, round in todo:
         if (bug, name, round) in there: continue
-        row = ask(bug, name, baseline[name], len(baseline), round)
+        row = ask(bug, name, baseline[name], round)
         append(STORED, row)
+        row = judged(row, baseline)
         print(f"{name}, {bug or 'sound code'}: {row['verdict']} ({row['seeds']} seeds; returns alone: {row['returns_alone']})", flush=True)
     print(f"\n{summary()}")
 

@@ -18,7 +18,7 @@ from rlstudio.evidence.drift import same_arithmetic
 from rlstudio.evidence.gate import (
     ALARM,
     FAIL,
-    MORE,
+    CONFIRM,
     QUICK,
     Baseline,
     GateCell,
@@ -111,7 +111,7 @@ def test_verdicts(source: Source, verdict: str, seeds: int) -> None:
 def test_rounds_take_other_seeds() -> None:
     "No seed twice in three rounds"
     seeds = [s for r in range(3) for s in fresh_seeds(made(), r)]
-    assert len(set(seeds)) == 3 * (QUICK + MORE)
+    assert len(set(seeds)) == 3 * (QUICK + CONFIRM)
 
 
 def test_a_training_that_breaks_is_a_failure() -> None:
