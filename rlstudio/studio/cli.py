@@ -259,7 +259,8 @@ def keys_of(
     Returns:
         'section.key' → default
     """
-    from rlstudio.studio.catalog import default_values, quick_values
+    from rlstudio.evidence.table import quick_values
+    from rlstudio.studio.catalog import default_values
     from rlstudio.runs.config import packaged_configs
     path = Path(named or '')
     file = packaged_configs().get(named or '') or (path if path.is_file() else where_run(named or 'x') / 'config.yaml')

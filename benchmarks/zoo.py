@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""The zoo: every packaged config over enough seeds, what is there and what is missing.
+
+    python benchmarks/zoo.py                                  # which seeds of which config are missing; nothing is run
+    nice python benchmarks/zoo.py --run --minutes 30          # run what is missing, short trainings first; again, and it goes on
+    nice python benchmarks/zoo.py --run --only 'dqn/*' --seeds 5 --jobs 2
+    python docs/make_zoo.py                                   # then the page
+
+A seed is there if benchmarks/results has its line with the config as it is today and without overrides. Each run is `rlstudio run CONFIG --seed N --json` in a process of its own, and its line is stored as soon as it has ended:
+whoever stops this script loses the run that is going on.
+"""
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, RunFailed, history, sha256, table
+from learning import measure, results_path
+
+from rlstudio.core.options import Config
+from rlstudio.runs.config import load_config
+
+CONFIGS = ROOT / "configs"
+SEEDS = {"mujoco": 5, "atari": 3}   # wanted by family of worlds; all others: 10
+MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Swimmer", "Ant", "Humanoid")
+
+
+def family(config: Config) -> str:
+    "Which packages bring the world"
+    world = config.env.id
+    return "mujoco" if world.startswith(MUJOCO) else "atari" if world.startswith("ALE/") else "box2d" if world.startswith(("LunarLander", "BipedalWalker")) else "classic"
+
+
+def entries() -> Iterator[tuple[str, Path, Config]]:
+    "Every packaged config: its name, its file, and what it says"
+    for path in sorted(CONFIGS.glob("*/*.yaml")): yield path.relative_to(CONFIGS).with_suffix("").as_posix(), path, load_config(path)[0]
+
+
+def stored(path: Path) -> dict[int, dict[str, Any]]:
+    "The newest line of each seed, of the config as it is today"
+    now = sha256(path)
+    return {r["seed"]: r for r in history(results_path(path)) if not r["overrides"] and r["config_sha256"] == now}
+
+
+def wanted(config: Config) -> int:
+    "How many seeds this world should have"
+    return SEEDS.get(family(config), 10)
+
+
+def missing(only: str = "*", seeds: int | None = None) -> list[tuple[str, Path, Config, list[int]]]:
+    "Configs with the seeds that they lack, those with the shortest trainings first"
+    found = [(name, path, c, [s for s in range(1, (seeds or wanted(c)) + 1) if s not in stored(path)]) for name, path, c in entries() if fnmatchcase(name, only)]
+    return sorted((f for f in found if f[3]), key=lambda f: (f[2].algo.name not in ("a2c", "ppo"), f[2].train.total_steps))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="run what is missing")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="such as 'ppo/*'")
+    parser.add_argument("--seeds", type=int, help="so many for each config, instead of what its world wants")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so long")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    options = parser.parse_args()
+    todo, end = missing(options.only, options.seeds), time.monotonic() + 60 * options.minutes
+    print(table(("config", "env steps", "has", "lacks seeds"), [(name, f"{c.train.total_steps:,}", len(stored(path)), ", ".join(map(str, lacks))) for name, path, c, lacks in todo]) if todo
+          else "nothing is missing", flush=True)
+    if not options.run: return
+    def one(path: Path, seed: int) -> None:
+        if time.monotonic() > end: return
+        try: measure(path, seed, [], runs, options.jobs, True)
+        except RunFailed as e: print(e, flush=True)   # such as a world that is not installed
+    with tempfile.TemporaryDirectory() as runs, ThreadPoolExecutor(options.jobs) as pool:
+        for f in [pool.submit(one, path, s) for _, path, _, lacks in todo for s in lacks]: f.result()
+
+
+if __name__ == "__main__": main()
