@@ -28,9 +28,9 @@ from rlstudio.data.returns import td_error
 from rlstudio.data.rollout import next_values
 from rlstudio.evidence.gate import (
     ALARM,
+    CONFIRM,
     FAIL,
     LATE,
-    CONFIRM,
     QUICK,
     RETURN,
     Baseline,

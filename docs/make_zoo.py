@@ -50,7 +50,7 @@ def tables() -> dict[str, list[tuple[str, ...]]]:
     "Family → the rows of what was measured"
     found: dict[str, list[tuple[str, ...]]] = {f: [] for f in FAMILIES}
     for name, path, config in entries():
-        if rows := list(stored(path).values()): found[family(config)].append(row(name, path, config, rows))
+        if rows := list(stored(path, config).values()): found[family(config)].append(row(name, path, config, rows))
     return {f: sorted(rows) for f, rows in found.items()}
 
 
@@ -64,9 +64,9 @@ def page() -> str:
     parts = [TEXT.format(few=FEW)]
     for f, rows in tables().items():
         if rows: parts.append(f"## {FAMILIES[f]}\n\n{markdown(HEAD, rows)}\n")
-    absent = [name for name, path, _ in entries() if not stored(path)]
+    absent = [name for name, path, c in entries() if not stored(path, c)]
     if absent: parts.append(f"## Not measured yet\n\n{', '.join(f'`{name}`' for name in absent)}\n")
-    made = sorted({f"torch {r['versions']['torch']}, numpy {r['versions']['numpy']}, {r['machine']['cpu']}" for _, path, _ in entries() for r in stored(path).values()})
+    made = sorted({f"torch {r['versions']['torch']}, numpy {r['versions']['numpy']}, {r['machine']['cpu']}" for _, path, c in entries() for r in stored(path, c).values()})
     parts.append("## Made with\n\n" + "\n".join(f"- {m}" for m in made) + "\n")
     return "\n".join(parts)
 

@@ -17,8 +17,8 @@ from rlstudio.core.seeding import make_generator
 from rlstudio.evidence.drift import same_arithmetic
 from rlstudio.evidence.gate import (
     ALARM,
-    FAIL,
     CONFIRM,
+    FAIL,
     QUICK,
     Baseline,
     GateCell,
