@@ -196,8 +196,8 @@ def summary() -> str:
         return f"{sum(e.startswith('caught') for e in fits)} of {len(fits)}"
     controls, simulated = known("control"), [r for r in history(STORED) if r["kind"] == "simulation"]
     said = [table(("bug", *algos), [*lines, ["caught", *map(score, algos)]]), ""]
-    if controls: said.append(f"sound code: {sum(r['verdict'] in CAUGHT for r in controls)} failures, {sum(r['verdict'] != 'alike' for r in controls)} alarms in {len(controls)} real comparisons")
-    said += [f"simulated, {r['scores']}: {r['failures']} failures, {r['alarms']} alarms in {r['comparisons']:,} comparisons" for r in simulated]
+    if controls: said.append(f"sound code, real trainings: {sum(r['verdict'] in CAUGHT for r in controls)} failures, {sum(r['verdict'] != 'alike' for r in controls)} alarms in {len(controls)} comparisons")
+    said += [f"\nsimulated, {r['scores']}: {r['failures']} failures, {r['alarms']} alarms in {r['comparisons']:,} comparisons" for r in simulated]
     return "\n".join(said)
 
 
