@@ -55,6 +55,7 @@ Modules:
 - `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
 - `rlstudio.evidence.variance`: How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
+- `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
 - `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.
