@@ -236,7 +236,7 @@ def value_of(
         None: there is none, or none that is finite
     """
     if metric == 'area':
-        steps, values = curve(row['run'])
+        steps, values = curve(row['run'], 'episode/return_mean')
         return area_under_curve(steps, values) if len(steps) else None
     if metric in row:
         if not isinstance(row[metric], int | float | None): raise StatsError(f'metric: {metric} is {row[metric]!r} in {row["run"]}, expected a number')
@@ -493,7 +493,8 @@ def warnings_about(
     if odd := unfair(list(c.differs)): yield f'{", ".join(odd)} differ{"s" * (len(odd) == 1)}: this compares two questions, not two answers'
     for s in c.sides:
         if s.missing: yield f'{s.name}: {len(s.missing)} of {len(s.rows)} runs have no {c.metric} ({", ".join(sorted(set(s.missing.values())))}) and are left out, which flatters it if they failed'
-    yield from dict.fromkeys(row['interval']['note'] for row in c.rows() if row['interval'] and row['interval']['note'])
+    for row in c.rows():
+        if row['interval'] and row['interval']['note']: yield f'{row["side"]}: {row["interval"]["note"]}'
     if len(c.contrasts) > 1: yield f'{len(c.contrasts)} sides against one: p-values are corrected for it (Holm)'
     for folder, why in c.broken.items(): yield f'{folder}: cannot be read, {why}'
 

@@ -1184,7 +1184,7 @@ def table_(
 @app.command('compare')
 def compare_(
     sides: Annotated[list[str], typer.Argument(metavar='A B …', help="Runs, studies, folders, names or patterns ('runs/ppo-*'), a side each; a study is a side for each of its arms.")],  # the first is what the others are measured against
-    metric: Annotated[str, typer.Option(help='score: mean return of the final evaluation; area: mean height of the learning curve; a column of `rlstudio table`; or a metric of metrics.jsonl, its last value.')] = 'score',  # see `value_of`
+    metric: Annotated[str, typer.Option(help='score: mean return of the final evaluation; area: mean height of the training curve; a column of `rlstudio table`; or a metric of metrics.jsonl, its last value.')] = 'score',  # see `value_of`
     statistic: Annotated[str, typer.Option(metavar='iqm|mean|median', help='One number for many seeds.')] = 'iqm',  # a key of `STATISTICS`
     level: Annotated[float, typer.Option(help='What the intervals promise to cover.')] = .95,  # 0 … 1
     paired: Annotated[bool, typer.Option('--paired', help='Test by pairs of equal seeds; decide it before you look.')] = False,  # see `Contrast`
