@@ -132,7 +132,7 @@ def band_svg(
     return f'{area}<polyline fill="none" stroke="{lines[0].color}" stroke-width="2.5" points="{" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(at, middle))}"/>'
 
 # %% ../../nbs/87_studio.explorer.ipynb #ec99d2a6
-STYLE = ('<style>.rlstudio-many .line{stroke-width:1.2;opacity:.55}.rlstudio-seed text{display:none;font-weight:bold}.rlstudio-seed:hover text{display:block}'
+STYLE = ('<style>.rlstudio-many .line{stroke-width:1.2;opacity:.55}.rlstudio-seed text{display:none;font-weight:bold;paint-order:stroke;stroke:var(--jp-layout-color0,Canvas);stroke-width:4px}.rlstudio-seed:hover text{display:block}'
          '.rlstudio-seed:hover .line{stroke-width:3;opacity:1}</style>')
 
 def explorer_svg(
@@ -170,18 +170,20 @@ def explorer_svg(
 # %% ../../nbs/87_studio.explorer.ipynb #30e21c1f
 def legend_html(
     groups: dict[str, list[dict[str, Any]]],   # of `arms`: those that are drawn
+    colors: Sequence[str] = COLORS,            # one an arm
 ) -> str:                                      # a table
     """Colours, arms, IQM and interval
 
     Args:
         groups: of `arms`: those that are drawn
+        colors: one an arm
 
     Returns:
         a table
     """
     def number(v: float | None) -> str: return '–' if v is None else f'{v:,.4g}'
     rows = []
-    for color, (label, group) in zip(COLORS, groups.items()):
+    for color, (label, group) in zip(colors, groups.items()):
         f = arm_facts(label, group)
         found = f'[{number(f["low"])}, {number(f["high"])}]' if f['low'] is not None else ''
         rows.append(f'<tr><td style="color:{color}">━</td><td style="padding-right:1.2em">{html.escape(printable(label, lines=False))}</td><td style="padding-right:1.2em">{f["scored"]} of {f["seeds"]} ended</td>'
@@ -281,10 +283,13 @@ class Explorer:
         """
         if self.quiet: return
         drawn = {arm: [row for row in self.groups[arm] if row['run'] in self.runs.value] for arm in self.arms.value[:len(COLORS)]}
-        lines = [SeedLine(arm, row['name'], row['seed'], color, *self.curve_of(row['run'])) for color, (arm, group) in zip(COLORS, drawn.items()) for row in group]
+        places = list(self.groups) if len(self.groups) <= len(COLORS) else list(drawn)   # an arm keeps its colour, if there are enough
+        colors = {arm: COLORS[places.index(arm)] for arm in drawn}
+        lines = [SeedLine(arm, row['name'], row['seed'], colors[arm], *self.curve_of(row['run'])) for arm, group in drawn.items() for row in group]
         self.picture.value = explorer_svg(lines, self.bands.value, self.x.label, self.metric.value)
         more = len(self.arms.value) - len(drawn)
-        self.legend.value = legend_html({arm: group for arm, group in drawn.items() if group}) + (f'{more} more arms are chosen; {len(COLORS)} at most are drawn' if more else '')
+        shown = {arm: group for arm, group in drawn.items() if group}
+        self.legend.value = legend_html(shown, [colors[arm] for arm in shown]) + (f'{more} more arms are chosen; {len(COLORS)} at most are drawn' if more else '')
 
     def _ipython_display_(self) -> None:
         from IPython import display as ipython
