@@ -77,6 +77,7 @@ Modules:
 - `rlstudio.studio.catalog`: A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.
 - `rlstudio.studio.cli`: A few commands over the same objects that the notebooks use: run, resume, evaluate, export, push, check-env, show, list, delete.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
+- `rlstudio.studio.explorer`: Choose arms, runs, metric, axis and smoothing in a notebook, and see the curves at once; the one under the mouse says which seed it is.
 - `rlstudio.studio.panel`: A training in a notebook shows its curve, its health and its film while it runs, and has buttons that work.
 - `rlstudio.train.agent`: What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
 - `rlstudio.train.callbacks`: Enough is enough: stop when the goal is reached, when nothing improves or when time is up, and turn a knob on the way.
