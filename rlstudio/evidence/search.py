@@ -957,7 +957,7 @@ def search_lines(
     if not order: return lines
     whole = config.train.total_steps * len(study.seeds)
     if 'stopped' in counts and (spent := sum(t.steps for t in tried)): lines[0] += f'; {spent / (whole * len(tried)):.0%} of the steps of all'
-    lines += [f'{"best" if k == 0 else "":8} {t.name}  {t.score:,.1f}  {" ".join(f"{key}={as_text(value)}" for key, value in t.values.items())}' for k, t in enumerate(order[:3])]
+    lines += [f'{"best" if k == 0 else "":8} {t.name}  {t.score:,.1f}  {" ".join(f"{key}={value if isinstance(value, str) else as_text(value)}" for key, value in t.values.items())}' for k, t in enumerate(order[:3])]
     if found := importance(tried, search.dimensions):
         lines.append('matters  ' + ', '.join(f'{x.key} {x.share:.0%}' for x in found if x.p <= .05) + ('' if any(x.p <= .05 for x in found) else 'no key more than chance'))
     first, best = max(study.seeds) + 1, Path(folder) / trial_names(study, int(order[0].name[6:]))[0]
@@ -1056,8 +1056,12 @@ def ray_cluster(
         return
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')   # no request leaves the machine
     local: dict[str, Any] = {} if os.environ.get('RAY_ADDRESS') else dict(num_cpus=jobs, include_dashboard=False)
-    try: ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
-    except Exception as e: raise SearchError(f'Ray does not start: {" ".join(str(e).split())[:200]}; try again, or --executor local') from e
+    for left in (2, 1, 0):   # on a busy machine its parts give up waiting for each other
+        try: ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+        except Exception as e:
+            ray.shutdown()
+            if not left: raise SearchError(f'Ray does not start: {" ".join(str(e).split())[:200]}; try again, or --executor local') from e
+        else: break
     try: yield ray
     finally: ray.shutdown()
 
