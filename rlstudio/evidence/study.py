@@ -38,7 +38,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -1012,7 +1012,7 @@ class Study:
         name: str | None = None,     # None: after its configs
         runs_dir: str | Path | None = None,  # None: as the settings say
         search: Mapping[str, Any] | None = None,  # of `77_evidence.search`
-    ) -> 'Study':                    # a new one, or the one that asked the same before
+    ) -> Self:                       # a new one, or the one that asked the same before
         """Plan a study, or find it again
 
         Args:
@@ -1033,11 +1033,14 @@ class Study:
     @classmethod
     def open(cls,
         folder: str | Path,   # of a study, or its name, or its study.yaml
-    ) -> 'Study':
+    ) -> Self:                # as its folder says
         """Find a study again
 
         Args:
             folder: of a study, or its name, or its study.yaml
+
+        Returns:
+            as its folder says
         """
         path, named = Path(folder), Path(load_settings().runs_dir) / folder
         if path.name == STUDY_FILE and path.is_file(): path = path.parent

@@ -696,12 +696,12 @@ def variance_of(
         if seeds < 4 or seeds % 2: raise typer.BadParameter(f'--seeds: given {seeds}, expected an even number from 4 on, since seeds come in pairs')
         check_plot(plot)
         with importing(emit): from rlstudio.evidence.variance import nothing_else, plan_variance, run_cells, variance_report
-        from rlstudio.evidence.study import check_room, is_finished
+        from rlstudio.evidence.study import disk_line, is_finished
         wanted = None if streams is None else [s.strip() for s in streams.split(',') if s.strip()]
         study = plan_variance(config, overrides or (), seeds // 2, wanted, name, runs_dir)
         todo, stream = [c for c in study.cells if not is_finished(c.folder)], None if quiet else sys.stderr
         say(f'{study.folder}: {2 * len(study.pairs)} seeds in pairs, and {", ".join(study.streams)} between them: {len(study.cells)} runs of {study.config.train.total_steps:,} steps'
-            + (f', {len(todo)} of them to do; {check_room(todo, study.folder)}' if todo else ', all done'))
+            + (f', {len(todo)} of them to do; {disk_line(todo, study.folder)}' if todo else ', all done'))
         run_cells(study, jobs, stream=stream)
         report = variance_report(study, None if no_checks else nothing_else(study, jobs, stream=stream))
         if plot:
@@ -811,7 +811,7 @@ def show_run(
 ) -> None:
     "What a run or a study is, how it went, and what to do with it"
     with explained(as_json) as emit:
-        if (run / 'study.yaml').is_file(): return show_study(run, speaker(False, as_json), emit)
+        if (run / 'study.yaml').is_file(): return show_study(run, speaker(as_json, as_json), emit)
         from rlstudio.runs.folder import check_hash
         from rlstudio.studio.catalog import facts_in
         row, _, manifest, result = facts_in(run)
@@ -1261,7 +1261,7 @@ def migrate(
 @app.command('study')
 def study_(
     words: Annotated[list[str], typer.Argument(  # as `asked_study` takes them
-        metavar='CONFIG... [section.key=value]...', autocompletion=complete_config, help='Configs, and changes to all of them; or a study: its folder, its name, or a study.yaml.')],
+        metavar='CONFIG|KEY=VALUE', autocompletion=complete_config, help='Configs, and changes to all of them; or a study: its folder, its name, or a study.yaml.')],
     seeds: Annotated[str | None, typer.Option(metavar='1-10', help='Seeds of each config.  [default: 1-5]')] = None,  # as `seed_list` takes them
     grid: Annotated[list[str] | None, typer.Option(metavar='KEY=V1,V2', help='Values of a key, each with every config; again for more keys.')] = None,  # as `grid_of` takes them
     jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time.  [default: one a processor]')] = None,  # processes
