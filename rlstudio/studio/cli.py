@@ -1108,10 +1108,14 @@ def study_(
         metavar='CONFIG... [section.key=value]...', autocompletion=complete_config, help='Configs, and changes to all of them; or a study: its folder, its name, or a study.yaml.')],
     seeds: Annotated[str | None, typer.Option(metavar='1-10', help='Seeds of each config.  [default: 1-5]')] = None,  # as `seed_list` takes them
     grid: Annotated[list[str] | None, typer.Option(metavar='KEY=V1,V2', help='Values of a key, each with every config; again for more keys.')] = None,  # as `grid_of` takes them
+    search: Annotated[list[str] | None, typer.Option(metavar='KEY=LOW..HIGH[:log|:logit|:int]', help='Look for a good value, also among words: KEY=A|B; again for more keys.')] = None,  # as `parse_dimension` takes them
+    trials: Annotated[int | None, typer.Option(help='Runs of a search.  [default: 40]')] = None,  # at least 1
+    sampler: Annotated[str | None, typer.Option(metavar='tpe|random', help='Who proposes the values.  [default: tpe]')] = None,  # see `Search`
+    pruner: Annotated[str | None, typer.Option(metavar='none|asha|median', help='Who ends hopeless runs early.  [default: none]')] = None,  # see `Search`
     jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time.  [default: one a processor]')] = None,  # processes
     name: Annotated[str | None, typer.Option(help='Name of the study.  [default: after its configs]')] = None,  # of its folder
     max_failures: Annotated[int | None, typer.Option(min=1, help='Stop when so many runs have failed.')] = None,  # never
-    executor: Annotated[str, typer.Option(help='Who runs them.')] = 'local',  # a name in `executors`
+    executor: Annotated[str, typer.Option(metavar='local|ray|slurm', help='Who runs them.')] = 'local',  # a name in `executors`
     runs_dir: RunsDir = None,  # made if it is not there
     modules: Import = None,    # of the user's own
     quiet: Quiet = False,      # only the results
@@ -1120,7 +1124,8 @@ def study_(
     "Train many runs: rlstudio study ppo/cartpole a2c/cartpole --seeds 1-10 --grid algo.gamma=0.98,0.99"
     with at_work(f'rlstudio {__version__}: study {" ".join(words)}', modules, quiet, as_json) as (say, emit):
         from rlstudio.evidence.study import asked_study
-        work_through(asked_study(words, seeds, grid or (), name, runs_dir), jobs, max_failures, executor, say, emit, quiet)
+        searched = {key: value for key, value in dict(space=search, trials=trials, sampler=sampler, pruner=pruner).items() if value is not None}
+        work_through(asked_study(words, seeds, grid or (), name, runs_dir, searched), jobs, max_failures, executor, say, emit, quiet)
 
 # %% ../../nbs/84_studio.cli.ipynb #study004
 def work_through(
@@ -1143,7 +1148,7 @@ def work_through(
         emit: gets the results
         quiet: no progress
     """
-    from rlstudio.evidence.study import arm_line, disk_line, default_jobs, is_finished
+    from rlstudio.evidence.study import arm_line, disk_line, default_jobs, is_finished, searches
     from rlstudio.studio.console import command, labelled
     cells, todo = study.cells, [c for c in study.cells if not is_finished(c.folder)]
     first = f'{study.folder}: {len(cells)} runs' + (f', {len(cells) - len(todo)} of them done' if len(todo) < len(cells) else '')
@@ -1153,7 +1158,8 @@ def work_through(
         say(labelled('next', [command('study', study.folder)]))
         raise
     width = max(len(row['arm']) for row in rows)
-    for i, row in enumerate(rows): print(f'{"arms" if not i else "":<8}{arm_line(row, width)}')
+    lines = searches.get('optuna')['lines'](study.folder) if study.plan.search else [f'{"arms" if not i else "":<8}{arm_line(row, width)}' for i, row in enumerate(rows)]
+    for line in lines: print(line)
     for i, (name, why) in enumerate(study.errors.items()): say(f'{"failed" if not i else "":<8}{name}: {why}')
     say(labelled('next', [command('list', 'runs', '--runs-dir', study.folder)] + ([command('study', study.folder)] if study.errors else [])))
     emit(dict(study=str(study.folder), arms=rows, failed=study.errors))
