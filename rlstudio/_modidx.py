@@ -3597,6 +3597,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rlstudio.studio.cli.Listing': ('studio.cli.html#listing', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.Shell': ('studio.cli.html#shell', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.about': ('studio.cli.html#about', 'rlstudio/studio/cli.py'),
+                                     'rlstudio.studio.cli.after_study': ('studio.cli.html#after_study', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.algo_rows': ('studio.cli.html#algo_rows', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.at_work': ('studio.cli.html#at_work', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.audit_run': ('studio.cli.html#audit_run', 'rlstudio/studio/cli.py'),
