@@ -1214,12 +1214,12 @@ def delete_(
 ) -> None:
     "Delete runs for good, after a question"
     with explained(as_json) as emit:
-        from rlstudio.studio.catalog import check_deletable, delete_run, facts_or_damage
+        from rlstudio.studio.catalog import check_deletable, delete_run, facts_or_damage, run_folders
         from rlstudio.runs.folder import RunError
         from rlstudio.studio.console import command, size
         folders, say = list({f.absolute(): f for f in runs}.values()), speaker(False, as_json)
         for folder in folders: check_deletable(folder)
-        rows = [facts_or_damage(f).row | dict(kilobytes=max(1, size(f) // 1024)) for f in folders]
+        rows = [facts_or_damage(f).row | (dict(status=f'a study of {len(run_folders(f))} runs') if (f / 'study.yaml').is_file() else {}) | dict(kilobytes=max(1, size(f) // 1024)) for f in folders]
         if not yes:
             say(table(rows))
             if not sys.stdin.isatty(): raise RunError(f'nothing was deleted: nobody is here to be asked; if you are sure, type: {command("delete", *folders, "--yes")}')
