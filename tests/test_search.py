@@ -206,7 +206,7 @@ def test_lines_of_a_search_without_optuna(tmp_path: Path) -> None:
     "A report can be made where the extra is not installed; a search cannot, and says what to install"
     s = study(tmp_path, trials=1)
     run_cell(str(s.folder), "trial-0000")
-    code = "import sys; sys.modules['optuna'] = None; from rlstudio.evidence import search as S; print(S.search_lines(sys.argv[1])[0]); S.Journal(sys.argv[1], None)"
+    code = "import sys; sys.modules['optuna'] = None; from rlstudio.evidence import search as S; print(S.search_lines(sys.argv[1])[1]); S.Journal(sys.argv[1], None)"
     done = run(sys.executable, "-c", code, s.folder, coverage=False)
     assert "1 of 1 trials: 1 completed" in done.stdout and "pip install 'rlstudio[search]'" in done.stderr, said(done)
     assert search_lines(s.folder)[-1].endswith("--seeds 2-11")

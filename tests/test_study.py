@@ -3,7 +3,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import child_env, run, said
 
-from rlstudio.evidence.study import Study, StudyError, read_plan, run_cell, steps_so_far, asked_study
+from rlstudio.evidence.study import Study, StudyError, asked_study, read_plan, run_cell, steps_so_far
 from rlstudio.evidence.verify import verify
 from rlstudio.runs.run import Run
 

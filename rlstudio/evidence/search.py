@@ -45,7 +45,7 @@ from ..core.files import FileError, append_to, open_own, own_folder, remove_tree
 from ..core.options import Config, ConfigError, as_text, scalar
 from ..core.registry import imported, suggest
 from ..core.seeding import check_seed, make_generator, seed_sequence
-from .study import Cell, StudyPlan, TellCell, cell_outcome, read_plan, run_cell
+from .study import Cell, StudyPlan, Told, cell_outcome, read_plan, run_cell
 from ..runs.config import home_of, with_overrides
 from ..runs.folder import BusyError, RunFolder
 from ..train.evaluate import evaluation_pace
@@ -952,16 +952,16 @@ def search_lines(
     search, config = search_of(study)
     tried = trials(folder)
     counts = {state: [t.state for t in tried].count(state) for state in dict.fromkeys(t.state for t in tried)}
-    lines = [f'search   {len(tried)} of {search.trials} trials: {", ".join(f"{n} {state}" for state, n in counts.items()) or "none"}']
+    lines = [f'search  {" ".join(map(str, search.dimensions))}', f'        {search.sampler}{"" if search.pruner == "none" else f", {search.pruner}"}; {len(tried)} of {search.trials} trials: {", ".join(f"{n} {state}" for state, n in counts.items()) or "none"}']
     order = [t for t in ranked(tried) if t.state == 'completed']
     if not order: return lines
     whole = config.train.total_steps * len(study.seeds)
-    if 'stopped' in counts and (spent := sum(t.steps for t in tried)): lines[0] += f'; {spent / (whole * len(tried)):.0%} of the steps of all'
-    lines += [f'{"best" if k == 0 else "":8} {t.name}  {t.score:,.1f}  {" ".join(f"{key}={value if isinstance(value, str) else as_text(value)}" for key, value in t.values.items())}' for k, t in enumerate(order[:3])]
+    if 'stopped' in counts and (spent := sum(t.steps for t in tried)): lines[1] += f'; {spent / (whole * len(tried)):.0%} of the steps of all'
+    lines += [f'{"best" if k == 0 else "":8}{t.name}  {t.score:,.1f}  {" ".join(f"{key}={value if isinstance(value, str) else as_text(value)}" for key, value in t.values.items())}' for k, t in enumerate(order[:3])]
     if found := importance(tried, search.dimensions):
-        lines.append('matters  ' + ', '.join(f'{x.key} {x.share:.0%}' for x in found if x.p <= .05) + ('' if any(x.p <= .05 for x in found) else 'no key more than chance'))
+        lines.append('matters ' + ', '.join(f'{x.key} {x.share:.0%}' for x in found if x.p <= .05) + ('' if any(x.p <= .05 for x in found) else 'no key more than chance'))
     first, best = max(study.seeds) + 1, Path(folder) / trial_names(study, int(order[0].name[6:]))[0]
-    lines.append(f'confirm  the best of {len(order)} was lucky, too; fresh seeds decide: rlstudio study {shlex.quote(str(best))} --seeds {first}-{first + 9}')
+    lines.append(f'confirm the best of {len(order)} was lucky, too; fresh seeds decide: rlstudio study {shlex.quote(str(best))} --seeds {first}-{first + 9}')
     return lines
 
 TRIALS = dict(check=check_search, cells=trial_cells, run=run_trial, lines=search_lines)   # what a study with a search calls; found by name in `searches`
@@ -999,7 +999,7 @@ def hand_over(
     study_folder: str,             # of a study
     names: Sequence[str],          # of its cells
     jobs: int,                     # at a time
-    told: TellCell,                    # hears of each cell
+    told: Told,                    # hears of each cell
     begin: Callable[[str], Any],   # hands a cell over, and returns a handle
     look: Callable[[Any], str | None],  # None: under way; else what `cell_apart` returned
     cancel: Callable[[Any], object],    # ends what is under way
@@ -1069,7 +1069,7 @@ def run_ray(
     study_folder: str,     # of a study
     names: Sequence[str],  # of its cells
     jobs: int,             # at a time
-    told: TellCell,            # hears of each cell
+    told: Told,            # hears of each cell
 ) -> None:
     """Run cells as tasks of Ray
 
@@ -1099,7 +1099,7 @@ def run_slurm(
     study_folder: str,     # of a study
     names: Sequence[str],  # of its cells
     jobs: int,             # at a time
-    told: TellCell,            # hears of each cell
+    told: Told,            # hears of each cell
 ) -> None:
     """Run cells as jobs of Slurm
 

@@ -38,7 +38,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ import torch
 from ..core.files import FileError, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file
 from ..core.options import Config, ConfigError, as_text, diff, plain, to_dict
 from ..core.registry import Registry, imported, suggest
+from .stats import interval, iqm
 from ..runs.config import Overrides, any_config, as_overrides, load_config, load_settings, open_workspace, short_name, to_yaml, with_overrides, with_section
 from ..runs.folder import BusyError, RunError, RunFolder, check_run_name, is_busy, now, put_folder, read_record
 from ..runs.run import Run, begin_folder, make_trainer
@@ -716,8 +717,8 @@ def disk_line(
     Returns:
         a line; `StudyError` if it cannot fit
     """
-    points = {c.arm: replace(c.config, train=replace(c.config.train, seed=1)) for c in cells}
-    sizes = {arm: run_bytes(config) for arm, config in list(points.items())[:64]}
+    points = list({c.arm: c.config for c in cells}.items())
+    sizes = {arm: run_bytes(replace(config, train=replace(config.train, seed=1))) for arm, config in points[:64]}
     usual = max(sizes.values(), default=0)
     need, free = sum(sizes.get(c.arm, usual) for c in cells), shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
     said = f'about {in_words(need)} of disk, {in_words(free)} are free'
@@ -835,14 +836,14 @@ def ticking(
 # %% ../../nbs/76_evidence.study.ipynb #789ce7f7
 def arm_rows(
     cells: Sequence[Cell],  # of a study
-) -> list[dict[str, Any]]:  # arm, runs, done, failed, mean, worst, best, goal, solved, scores
+) -> list[dict[str, Any]]:  # arm, runs, done, failed, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
     """The results of a study, a row for each arm and point of the grid
 
     Args:
         cells: of a study
 
     Returns:
-        arm, runs, done, failed, mean, worst, best, goal, solved, scores
+        arm, runs, done, failed, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
     """
     rows = {c.arm: dict[str, Any](arm=c.arm, runs=0, done=0, failed=0, scores={}, goal=None, solved=None) for c in cells}
     for c in cells:
@@ -856,6 +857,8 @@ def arm_rows(
     for row in rows.values():
         scores = list(row['scores'].values())
         row |= dict(mean=float(np.mean(scores)) if scores else None, worst=min(scores, default=None), best=max(scores, default=None))
+        sure = interval(scores) if len(scores) > 2 else None
+        row |= dict(iqm=float(iqm(scores)) if scores else None, low=sure and sure.low, high=sure and sure.high, note=sure.note if sure else '')
     return list(rows.values())
 
 def arm_line(
@@ -872,7 +875,8 @@ def arm_line(
         one line
     """
     words = [f'{row["done"]} of {row["runs"]} done' + (f', {row["failed"]} failed' if row['failed'] else '')]
-    if row['scores']: words.append(f'mean {row["mean"]:,.1f}, from {row["worst"]:,.1f} to {row["best"]:,.1f}')
+    sure = '' if row['low'] is None else f' [{row["low"]:,.1f}, {row["high"]:,.1f}]'
+    if row['scores']: words.append(f'IQM {row["iqm"]:,.1f}{sure}, worst {row["worst"]:,.1f}, best {row["best"]:,.1f}')
     if row['goal'] is not None and row['scores']: words.append(f'{row["solved"]} of {len(row["scores"])} reach {row["goal"]:g}')
     return f'{row["arm"]:<{width}}  ' + ' · '.join(words)
 
@@ -1008,7 +1012,7 @@ class Study:
         name: str | None = None,     # None: after its configs
         runs_dir: str | Path | None = None,  # None: as the settings say
         search: Mapping[str, Any] | None = None,  # of `77_evidence.search`
-    ) -> 'Study':                    # a new one, or the one that asked the same before
+    ) -> Self:                       # a new one, or the one that asked the same before
         """Plan a study, or find it again
 
         Args:
@@ -1029,11 +1033,14 @@ class Study:
     @classmethod
     def open(cls,
         folder: str | Path,   # of a study, or its name, or its study.yaml
-    ) -> 'Study':
+    ) -> Self:                # as its folder says
         """Find a study again
 
         Args:
             folder: of a study, or its name, or its study.yaml
+
+        Returns:
+            as its folder says
         """
         path, named = Path(folder), Path(load_settings().runs_dir) / folder
         if path.name == STUDY_FILE and path.is_file(): path = path.parent
