@@ -238,7 +238,7 @@ def test_a_cell_that_another_process_works_on_is_waited_for(tmp_path: Path) -> N
     from rlstudio.evidence.search import hand_over
     s, words, heard = study(tmp_path, trials=1), iter(["busy", "busy", ""]), list[str]()
     hand_over(str(s.folder), ["trial-0000"], 1, lambda name, out: heard.append(out["status"]), lambda name: name, lambda handle: next(words), lambda handle: None, pause=.05)
-    assert heard == ["running", "busy", "running", "busy", "running", "new"]
+    assert heard == ["running", "busy", "running", "busy", "running", "failed"]
 
 
 def test_a_range_gives_values_that_the_config_takes() -> None:

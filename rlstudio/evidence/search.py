@@ -45,7 +45,7 @@ from ..core.files import FileError, append_to, open_own, own_folder, remove_tree
 from ..core.options import Config, ConfigError, as_text, scalar
 from ..core.registry import imported, suggest
 from ..core.seeding import check_seed, make_generator, seed_sequence
-from .study import Cell, StudyPlan, Told, cell_outcome, read_plan, run_cell
+from .study import Cell, StudyPlan, TellCell, cell_outcome, read_plan, run_cell
 from ..runs.config import home_of, with_overrides
 from ..runs.folder import BusyError, RunFolder
 from ..train.evaluate import evaluation_pace
@@ -999,7 +999,7 @@ def hand_over(
     study_folder: str,             # of a study
     names: Sequence[str],          # of its cells
     jobs: int,                     # at a time
-    told: Told,                    # hears of each cell
+    told: TellCell,                    # hears of each cell
     begin: Callable[[str], Any],   # hands a cell over, and returns a handle
     look: Callable[[Any], str | None],  # None: under way; else what `cell_apart` returned
     cancel: Callable[[Any], object],    # ends what is under way
@@ -1020,8 +1020,12 @@ def hand_over(
     queue, running, later = deque(names), dict[str, Any](), dict[str, float]()
     def settle(name: str, word: str) -> None:
         del running[name]
-        if word == BUSY_CELL: later[name] = time.monotonic() + 1
-        told(name, dict(status='busy', error='another process works on it') if word == BUSY_CELL else cell_outcome(Path(study_folder) / name, word))
+        if word == BUSY_CELL:
+            later[name] = time.monotonic() + 1
+            told(name, dict(status='busy', error='another process works on it'))
+            return
+        out = cell_outcome(Path(study_folder) / name, word)
+        told(name, out if out['status'] in ('completed', 'interrupted') else out | dict(status='failed'))
     try:
         while queue or running or later:
             for name in [n for n, t in later.items() if t < time.monotonic()]: later.pop(name); queue.append(name)
@@ -1069,7 +1073,7 @@ def run_ray(
     study_folder: str,     # of a study
     names: Sequence[str],  # of its cells
     jobs: int,             # at a time
-    told: Told,            # hears of each cell
+    told: TellCell,            # hears of each cell
 ) -> None:
     """Run cells as tasks of Ray
 
@@ -1099,7 +1103,7 @@ def run_slurm(
     study_folder: str,     # of a study
     names: Sequence[str],  # of its cells
     jobs: int,             # at a time
-    told: Told,            # hears of each cell
+    told: TellCell,            # hears of each cell
 ) -> None:
     """Run cells as jobs of Slurm
 
