@@ -45,11 +45,8 @@ Modules:
 - `rlstudio.evidence.drift`: Does this machine compute the bits that others computed? A matrix of tiny trainings with known results answers in seconds.
 - `rlstudio.evidence.gate`: Does the code still learn as well as it did? A few short trainings against a reviewed file of scores, with a false-alarm rate that is stated and holds.
 - `rlstudio.evidence.migrate`: A run of an older version is brought to the present one beside its place, tried, and put there in one step; the old one stays.
-- `rlstudio.evidence.search`: Better hyperparameters from many short runs: say where to look, let Optuna propose, stop what is hopeless, and lose nothing when a process dies.
 - `rlstudio.evidence.report`: A run or a study becomes one HTML file that needs nothing else: the verdict, curves, every seed, films, the config, and what all of it rests on.
-- `rlstudio.evidence.stats`: How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
-- `rlstudio.evidence.study`: Many seeds, several configs, a grid of values: one folder, one command, and whatever dies on the way, the same command again.
-- `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
+- `rlstudio.evidence.search`: Better hyperparameters from many short runs: say where to look, let Optuna propose, stop what is hopeless, and lose nothing when a process dies.
 - `rlstudio.evidence.stats`: How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
 - `rlstudio.evidence.study`: Many seeds, several configs, a grid of values: one folder, one command, and whatever dies on the way, the same command again.
 - `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
