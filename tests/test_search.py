@@ -15,7 +15,23 @@ from support import child_env, run, said
 
 from rlstudio.core.seeding import global_states, make_generator, moved_generators
 from rlstudio.evidence.search import (
-    JOURNAL, STOPPED, Choices, Journal, Range, Search, SearchError, Trial, behind_rung, below_median, importance, make_search, propose, ray_cluster, search_lines, trials)
+    JOURNAL,
+    STOPPED,
+    Choices,
+    Journal,
+    Range,
+    Search,
+    SearchError,
+    Trial,
+    behind_rung,
+    below_median,
+    importance,
+    make_search,
+    propose,
+    ray_cluster,
+    search_lines,
+    trials,
+)
 from rlstudio.evidence.study import Study, StudyError, run_cell
 from rlstudio.runs.config import any_config, with_overrides
 from rlstudio.runs.run import Run
