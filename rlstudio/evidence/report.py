@@ -1131,7 +1131,7 @@ def differs_html(
     if not keys: return ''
     return table_html(['key', *(a.label for a in shown)], [[k, *map(value_text, values)] for k, values in keys.items()])
 
-# %% ../../nbs/81_evidence.report.ipynb #4ac0a146
+# %% ../../nbs/81_evidence.report.ipynb #a95d2fd1
 @dataclass(frozen=True)
 class Searched:
     """What a study has searched for, and found
@@ -1152,7 +1152,7 @@ class Searched:
     @property
     def best(self) -> list[Any]:
         "Completed trials, the best first"
-        return [t for t in ranked(self.tried) if t.state == 'completed' and abs(t.score) < BIGGEST]
+        return [t for t in ranked(self.tried) if t.state == 'completed' and abs(t.score or 0.) < BIGGEST]
 
 def search_in(
     folder: Path,  # perhaps of a study
@@ -1185,7 +1185,7 @@ def slice_html(
     Returns:
         HTML; '' without trials
     """
-    d, shown = found.dimensions[number], [t for t in ranked(found.tried) if t.places and abs(t.score) < BIGGEST]
+    d, shown = found.dimensions[number], [t for t in ranked(found.tried) if t.places and abs(t.score or 0.) < BIGGEST]
     words = getattr(d, 'words', ())
     def dots(some: Sequence[Any]) -> list[tuple[float, float]]: return [(t.places[number] * (len(words) - 1) if words else float(t.values[d.key]), t.score) for t in some]
     def names(some: Sequence[Any]) -> list[str]: return [f'{t.name}: {value_text(t.values[d.key])} gives {t.score:.5g}' for t in some]
@@ -1234,7 +1234,7 @@ def search_verdict(
     values = ', '.join(f'{k}={value_text(v)}' for k, v in best.values.items())
     return '', f'Best of {count}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
 
-# %% ../../nbs/81_evidence.report.ipynb #ee795746
+# %% ../../nbs/81_evidence.report.ipynb #0254fcf5
 def typical_runs(
     arm: Arm,             # any
 ) -> dict[str, Path]:     # what it is → folder; the same run only once
@@ -1312,11 +1312,14 @@ class Many:
 
 def read_many(
     folder: Path,  # of a study, or with runs somewhere below it
-) -> Many:
+) -> Many:         # `broken` names the runs that could not be read
     """Read many runs for their page
 
     Args:
         folder: of a study, or with runs somewhere below it
+
+    Returns:
+        `broken` names the runs that could not be read
     """
     table, search, planned = read_table(folder), search_in(folder), 0
     if is_study(folder):
