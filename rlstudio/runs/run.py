@@ -1277,7 +1277,11 @@ class Run:
             reason = trainer.stop_reason or trainer.stop_asked  # also if it came with the last step
             if (trainer.finished and not reason) or (reason and not trainer.interrupted):
                 return finish(self, trainer, None if trainer.finished else reason)
-        except KeyboardInterrupt as e: reason = str(e) or 'SIGINT'
+        except KeyboardInterrupt as e:   # the second one
+            reason = str(e) or 'SIGINT'
+            saved = max((int(p.name[5:]) for p in checkpoints(self.folder / 'checkpoints')), default=None)
+            warnings.warn(f'{self.folder}: ended at once at step {trainer.env_steps:,}; resume goes on from ' +
+                          ('the beginning, since nothing was saved yet' if saved is None else f'the checkpoint of step {saved:,}'), stacklevel=2)
         with undisturbed(): self.leave_word(reason, env_steps=trainer.env_steps)
         return summarize(self, trainer, 'interrupted')
 
