@@ -10,7 +10,22 @@ from typer.testing import CliRunner
 
 from rlstudio.evidence.study import StudyError, cell_outcome, executors, run_cell
 from rlstudio.evidence.variance import (
-    VarianceReport, alone_share, fixed_share, intraclass, intraclass_interval, measure_variance, mixed_cells, nothing_else, pairs_needed, plan_variance, report_text, share_of, variance_report, varied_streams, visible_difference)
+    VarianceReport,
+    alone_share,
+    fixed_share,
+    intraclass,
+    intraclass_interval,
+    measure_variance,
+    mixed_cells,
+    nothing_else,
+    pairs_needed,
+    plan_variance,
+    report_text,
+    share_of,
+    variance_report,
+    varied_streams,
+    visible_difference,
+)
 from rlstudio.runs.config import load_config
 from rlstudio.runs.run import Run
 from rlstudio.studio.cli import app
