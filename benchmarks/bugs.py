@@ -21,7 +21,7 @@ from common import RESULTS, append, history, record, table
 from rlstudio.algos import a2c, on_policy, ppo, sac
 from rlstudio.algos.common import Part
 from rlstudio.core.batch import Batch
-from rlstudio.core.options import to_dict
+from rlstudio.core.options import config_hash, to_dict
 from rlstudio.core.seeding import make_generator
 from rlstudio.data import replay
 from rlstudio.data.returns import td_error
@@ -161,7 +161,8 @@ def ask(bug: str, name: str, cell: GateCell, round: int = 0) -> dict[str, Any]:
     returns = {m: v for m, v in cell.scores.items() if m in (RETURN, LATE)}
     fresh = trained(bug, algo, config, seeds[:QUICK])
     if "alarm" in (two_stages(cell.scores, fresh, 1)[0], two_stages(returns, fresh, 1)[0]): fresh += trained(bug, algo, config, seeds[QUICK:])
-    return record(kind="bug" if bug else "control", gate="quick", cell=name, algo=algo, bug=bug, round=round, seeds=len(fresh), measures=fresh)
+    return record(kind="bug" if bug else "control", gate="quick", cell=name, algo=algo, bug=bug, round=round, config_hash=config_hash(cell.now()),
+                  seeds=len(fresh), measures=fresh)
 
 
 CAUGHT = ("worse", "changed", "broken")
@@ -176,9 +177,9 @@ def judged(row: Values, baseline: Baseline) -> Values:
 
 
 def known(kind: str) -> list[Values]:
-    "The newest line of each bug in each training, or of each round, with its verdicts"
+    "The newest line of each bug in each training as it is in the baseline, or of each round, with its verdicts"
     baseline = read_baseline("quick")
-    rows = {(r["cell"], r["bug"], r["round"]): r for r in history(STORED) if r["kind"] == kind and r["cell"] in baseline}
+    rows = {(r["cell"], r["bug"], r["round"]): r for r in history(STORED) if r["kind"] == kind and r["cell"] in baseline and r["config_hash"] == config_hash(baseline[r["cell"]].now())}
     return [judged(r, baseline) for r in rows.values()]
 
 
