@@ -45,9 +45,14 @@ Modules:
 - `rlstudio.evidence.drift`: Does this machine compute the bits that others computed? A matrix of tiny trainings with known results answers in seconds.
 - `rlstudio.evidence.gate`: Does the code still learn as well as it did? A few short trainings against a reviewed file of scores, with a false-alarm rate that is stated and holds.
 - `rlstudio.evidence.migrate`: A run of an older version is brought to the present one beside its place, tried, and put there in one step; the old one stays.
+- `rlstudio.evidence.report`: A run or a study becomes one HTML file that needs nothing else: the verdict, curves, every seed, films, the config, and what all of it rests on.
+- `rlstudio.evidence.search`: Better hyperparameters from many short runs: say where to look, let Optuna propose, stop what is hopeless, and lose nothing when a process dies.
 - `rlstudio.evidence.stats`: How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
+- `rlstudio.evidence.study`: Many seeds, several configs, a grid of values: one folder, one command, and whatever dies on the way, the same command again.
 - `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
+- `rlstudio.evidence.variance`: How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
+- `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
 - `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.

@@ -154,3 +154,9 @@ def test_survival_by_hand_and_against_scipy() -> None:
 @pytest.mark.parametrize(("until", "area"), [(None, 5), (5, 2.5), (10, 5), (20, 7.5), (0, 0)])
 def test_area_under_a_triangle(until: float | None, area: float) -> None:
     assert s.area_under_curve([0, 10], [0, 10], until) == pytest.approx(area)
+
+
+def test_ranks_make_the_test_of_mann_and_whitney() -> None:
+    g = np.random.default_rng(8)
+    x, y = g.normal(.7, 1, 6), g.normal(0, 1, 5)
+    assert s.permutation_test(*s.joint_ranks(x, y)) == pytest.approx(scipy_stats.mannwhitneyu(x, y, method="exact").pvalue, abs=1e-12)

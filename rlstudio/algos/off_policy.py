@@ -403,6 +403,7 @@ def newest_rows(
 class OffPolicy(Learner):
     "Acts, remembers, and learns from the memory"
     Config = OffPolicyConfig
+    draws: ClassVar[tuple[str, ...]] = ('action', 'replay')
     anneals: ClassVar[tuple[str, ...]] = ('learning_rate', 'tau')
     config: OffPolicyConfig
     updates = 0         # gradient updates so far
@@ -428,6 +429,7 @@ class OffPolicy(Learner):
         self.replay = make_replay(c, env.num_envs, env.observation_spec, env.action_spec, env.goal, final_mask_of(env))
         self.buffer = RolloutBuffer(c.train_every, env, {'action': self.module.fields['action']})
         self.rounds = c.num_steps // c.train_every
+        if self.kit: self.kit.remember(self.replay)
 
     def example(self) -> Batch:   # as `Learner`
         "as `Learner`"

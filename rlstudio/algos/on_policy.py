@@ -18,6 +18,7 @@ __all__ = ['sequence_problems', 'OnPolicyConfig', 'learning_rows', 'learning_tar
 
 # %% ../../nbs/51_algos.on_policy.ipynb #0af57993
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -105,6 +106,7 @@ def learning_rows(
     scale: RewardScale | None,  # sees the rewards first, then scales them; None: raw rewards
     gamma: float,               # γ
     gae_lambda: float,          # λ
+    estimate: Callable[..., np.ndarray] = gae,  # advantages, as `gae` does
 ) -> Batch:                     # obs, action, log_prob, value, advantage, return_: (≤ T·N, …)
     """Targets of one rollout, flat
 
@@ -113,11 +115,12 @@ def learning_rows(
         scale: sees the rewards first, then scales them; None: raw rewards
         gamma: γ
         gae_lambda: λ
+        estimate: advantages, as `gae` does
 
     Returns:
         obs, action, log_prob, value, advantage, return_: (≤ T·N, …)
     """
-    data, valid = learning_targets(batch, scale, gamma, gae_lambda).flatten(), batch.fields.get('valid')
+    data, valid = learning_targets(batch, scale, gamma, gae_lambda, estimate).flatten(), batch.fields.get('valid')
     return data if valid is None or valid.all() else data[valid.ravel()]
 
 def learning_targets(
@@ -125,6 +128,7 @@ def learning_targets(
     scale: RewardScale | None,  # as in `learning_rows`
     gamma: float,               # γ
     gae_lambda: float,          # λ
+    estimate: Callable[..., np.ndarray] = gae,  # advantages, as `gae` does
 ) -> Batch:                     # the fields of `learning_rows`, still (T, N, …)
     """What a rollout teaches, step by step
 
@@ -133,6 +137,7 @@ def learning_targets(
         scale: as in `learning_rows`
         gamma: γ
         gae_lambda: λ
+        estimate: advantages, as `gae` does
 
     Returns:
         the fields of `learning_rows`, still (T, N, …)
@@ -141,7 +146,7 @@ def learning_targets(
     if scale is not None:
         scale.update(reward, b.terminated, b.truncated, gamma, True if valid is None else valid)
         reward = scale.array(reward)
-    advantage = gae(reward, b.value, b.next_value, b.terminated, b.truncated, gamma, gae_lambda)
+    advantage = estimate(reward, b.value, b.next_value, b.terminated, b.truncated, gamma, gae_lambda)
     kept = {k: x for k, x in b.fields.items() if k in ('obs', 'mask', 'state', 'action', 'log_prob', 'value')}
     return Batch(**kept, advantage=advantage, return_=advantage + b.value)
 
@@ -152,6 +157,7 @@ def learning_pieces(
     gamma: float,               # γ
     gae_lambda: float,          # λ
     length: int | None,         # L, a divisor of T; None: T
+    estimate: Callable[..., np.ndarray] = gae,  # advantages, as `gae` does
 ) -> Batch:                     # the fields of `learning_rows`, begins, and valid if there is one: (K, L, …)
     """Targets of one rollout, in pieces that keep the order of time
 
@@ -161,12 +167,13 @@ def learning_pieces(
         gamma: γ
         gae_lambda: λ
         length: L, a divisor of T; None: T
+        estimate: advantages, as `gae` does
 
     Returns:
         the fields of `learning_rows`, begins, and valid if there is one: (K, L, …)
     """
     valid = batch.fields.get('valid')
-    data = learning_targets(batch, scale, gamma, gae_lambda).replace(begins=episode_begins(batch.done, valid))
+    data = learning_targets(batch, scale, gamma, gae_lambda, estimate).replace(begins=episode_begins(batch.done, valid))
     if valid is not None: data = data.replace(valid=valid)
     return cut_sequences(data, length or len(batch.reward))
 
@@ -208,7 +215,7 @@ def explained_variance(
 class OnPolicy(Learner):
     "Collects a rollout, learns from it, throws it away"
     Config = OnPolicyConfig
-    actions, masks = ('discrete', 'multi_discrete', 'multi_binary', 'box', 'tree'), True
+    actions, masks, draws = ('discrete', 'multi_discrete', 'multi_binary', 'box', 'tree'), True, ('action',)
     anneals: ClassVar[tuple[str, ...]] = ('learning_rate', 'gamma', 'gae_lambda', 'ent_coef', 'vf_coef')
     metrics: ClassVar[tuple[tuple[Any, ...], ...]] = (
         ('loss/policy', 'what the policy makes small: −mean log π(a|s) Â, for PPO −L^CLIP (eq. 7)'),
@@ -219,6 +226,8 @@ class OnPolicy(Learner):
          (-math.inf, 1)),
         ('schedule/learning_rate', 'step size now', '', (0, math.inf)),
     )
+
+    advantages = staticmethod(gae)   # a subclass may try another estimate
 
     def __init__(self,
         config: RunConfig,        # as `Learner`
@@ -308,9 +317,9 @@ class OnPolicy(Learner):
         """
         c, scale = self.config, self.module.reward_scale
         if not isinstance(self.module, RecurrentActorCritic):
-            rows = learning_rows(batch, scale, c.gamma, c.gae_lambda)
+            rows = learning_rows(batch, scale, c.gamma, c.gae_lambda, self.advantages)
             return rows, rows
-        pieces = learning_pieces(batch, scale, c.gamma, c.gae_lambda, c.sequence_length)
+        pieces = learning_pieces(batch, scale, c.gamma, c.gae_lambda, c.sequence_length, self.advantages)
         return pieces, sequence_rows(pieces)
 
     def learn(self,

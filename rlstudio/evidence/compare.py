@@ -30,7 +30,7 @@ import numpy as np
 from ..core.options import as_text
 from ..core.registry import suggest
 from .stats import (
-    STATISTICS, Interval, StatsError, area_under_curve, difference, improvement_interval, interval, mean_score, normalized, pair_by_seed,
+    STATISTICS, Interval, StatsError, area_under_curve, difference, improvement_interval, interval, joint_ranks, normalized, pair_by_seed,
     permutation_test, probability_of_improvement, profile, profile_band, seeds_needed)
 from .table import arms, curve, label_arms, read_table
 from ..runs.folder import RunError, RunFolder
@@ -92,7 +92,7 @@ class Contrast:
         middle: that difference itself
         wins: probability that a run of the side beats a run of the first, 0 … 1
         wins_range: of `wins`
-        p: permutation test, two-sided; how often chance alone does as much
+        p: permutation test of ranks, or of the differences within pairs; two-sided: how often chance alone does as much
         paired: was it a test of pairs?
         pairs: seeds that both sides have, in all worlds
         pairs_won: of them, those in which the side is ahead
@@ -106,7 +106,7 @@ class Contrast:
     middle: float          # that difference itself
     wins: float            # probability that a run of the side beats a run of the first, 0 … 1
     wins_range: Interval   # of `wins`
-    p: float               # permutation test, two-sided; how often chance alone does as much
+    p: float               # permutation test of ranks, or of the differences within pairs; two-sided: how often chance alone does as much
     paired: bool           # was it a test of pairs?
     pairs: int             # seeds that both sides have, in all worlds
     pairs_won: int         # of them, those in which the side is ahead
@@ -153,13 +153,13 @@ def contrast(
     better, worse = (y, x) if lower else (x, y)
     common = [pair_by_seed(side.scores[w], base.scores[w])[:2] for w in side.scores]
     won = sum(int(((b > a) if lower else (a > b)).sum()) for a, b in common)
-    left, right = ({w: pair[k] for w, pair in zip(side.scores, common)} for k in (0, 1)) if paired else (x, y)
     if paired and not all(len(a) for a, _ in common): raise StatsError(f'paired: {base.name} and {side.name} have no seed in common; leave --paired out')
-    seeds = min(base.seeds, side.seeds)
+    ranks, seeds = joint_ranks(x, y), min(base.seeds, side.seeds)
+    left, right = (tuple(pair[k] for pair in common) for k in (0, 1)) if paired else ranks
     return Contrast(base.name, side.name, difference(x, y, statistic, level) if seeds > 1 else None, float(statistic(x) - statistic(y)),
                     probability_of_improvement(better, worse), improvement_interval(better, worse, level),
-                    permutation_test(left, right, paired, statistic=mean_score if paired else statistic), paired, sum(len(a) for a, _ in common), won, seeds,
-                    seeds_needed(x, y) if seeds > 1 else None, lower)
+                    permutation_test(left, right, paired), paired, sum(len(a) for a, _ in common), won, seeds,
+                    seeds_needed(*ranks) if seeds > 1 else None, lower)
 
 # %% ../../nbs/78_evidence.compare.ipynb #b0550926
 ALPHA = .05   # below it, chance is refused
@@ -555,7 +555,7 @@ def comparison_text(
     lines = [f'{c.metric}{", from random (0) to good (1)" * c.scaled}', '', *aligned([head, *rows]), '']
     for k, sentence in zip(c.contrasts, c.verdicts()):
         lines += [sentence, f'  {k.side} - {k.base}: {k.middle:+.4g} {range_text(vars(k.gap) if k.gap else None)}'.rstrip()
-                  + f', probability of improvement {k.wins:.2f} {range_text(vars(k.wins_range))}']
+                  + f', probability of improvement {k.wins:.2f} [{k.wins_range.low:.2f}, {k.wins_range.high:.2f}]']
     if c.differs: lines += ['', *aligned([['differs', *(s.name for s in c.sides)], *([name, *('|'.join(v)[:40] for v in values)] for name, values in c.differs.items())])]
     if notes := c.notes(): lines += ['', *(f'note: {n}' for n in notes)]
     return '\n'.join(lines)

@@ -47,12 +47,12 @@ class GoldenCase:
 
     Args:
         config: as `config_from_dict` takes it
-        packages: distributions that bring the world
-        engine: who differentiates: auto, autograd or tape
+        packages: distributions that bring the world, or the engine
+        engine: who differentiates: auto, autograd, tape or compiled
     """
     config: dict[str, Any]          # as `config_from_dict` takes it
-    packages: tuple[str, ...] = ()  # distributions that bring the world
-    engine: str = 'auto'            # who differentiates: auto, autograd or tape
+    packages: tuple[str, ...] = ()  # distributions that bring the world, or the engine
+    engine: str = 'auto'            # who differentiates: auto, autograd, tape or compiled
 
     def resolved(self) -> Config:  # complete and checked
         """The config of the training
@@ -91,7 +91,7 @@ def tiny(
                            train=dict(total_steps=(240 if on else 192) * world['num_envs'], seed=1)), packages, engine)
 
 # %% ../../nbs/73_evidence.drift.ipynb #d4644b2c
-_GYM, _RELU = ('gymnasium',), dict(activation='relu')
+_GYM, _NUMBA, _RELU = ('gymnasium',), ('numba', 'llvmlite'), dict(activation='relu')
 
 GOLDEN_CASES: dict[str, GoldenCase] = {
     'ppo/cartpole': tiny('ppo', 'CartPole-v1'),
@@ -129,6 +129,10 @@ GOLDEN_CASES: dict[str, GoldenCase] = {
     'td3/pendulum': tiny('td3', 'Pendulum-v1', _RELU),
     'td3/pendulum-all-parts': tiny('td3', 'Pendulum-v1', dict(normalize_obs=True, normalize_reward=True), exploration='ou', prioritized=True, n_step=3),
     'td3/hopper': tiny('td3', dict(id='Hopper-v5', num_envs=2), _RELU, (*_GYM, 'mujoco')),
+    'ppo/cartpole-compiled': tiny('ppo', 'CartPole-v1', packages=_NUMBA, engine='compiled'),
+    'ppo/pendulum-compiled': tiny('ppo', 'Pendulum-v1', dict(activation='silu', layer_norm=True), packages=_NUMBA, engine='compiled'),
+    'dqn/cartpole-compiled': tiny('dqn', dict(id='CartPole-v1', num_envs=2), packages=_NUMBA, engine='compiled', prioritized=True, quantiles=8),
+    'sac/pendulum-compiled': tiny('sac', 'Pendulum-v1', _RELU, packages=_NUMBA, engine='compiled'),
 }
 
 # %% ../../nbs/73_evidence.drift.ipynb #360c6e5b

@@ -17,9 +17,9 @@ __all__ = ['Scores', 'STATISTICS', 'CUTS', 'SEEDS_WANTED', 'SIGNS', 'REFERENCES'
            'iqm', 'mean_score', 'median_score', 'optimality_gap', 'student_cdf', 'student_quantile', 'Interval',
            'bootstrap', 'standard_error', 'seeds_note', 'kind_of', 'interval', 'check_method', 'difference',
            'same_worlds', 'probability_of_improvement', 'wilson_end', 'improvement_interval', 'relabelled',
-           'permutation_test', 'pair_by_seed', 'effect_size', 'seeds_for_effect', 'seeds_needed', 'profile',
-           'profile_band', 'checked_curve', 'area_under_curve', 'steps_to', 'survival', 'median_steps', 'Reference',
-           'normalized', 'coverage']
+           'permutation_test', 'joint_ranks', 'pair_by_seed', 'effect_size', 'seeds_for_effect', 'seeds_needed',
+           'profile', 'profile_band', 'checked_curve', 'area_under_curve', 'steps_to', 'survival', 'median_steps',
+           'Reference', 'normalized', 'coverage']
 
 # %% ../../nbs/74_evidence.stats.ipynb #8e4328c6
 import math
@@ -547,6 +547,25 @@ def permutation_test(
     extra = int(sample > 0)
     return (int((null >= seen - 1e-12 * max(1., abs(seen))).sum()) + extra) / (len(null) + extra)
 
+# %% ../../nbs/74_evidence.stats.ipynb #637f28ca
+def joint_ranks(
+    x: Scores,  # one side
+    y: Scores,  # the other, in the same worlds
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:  # the same shapes; 1: the lowest of both sides; equals share a rank
+    """Ranks of both sides together, each world for itself
+
+    Args:
+        x: one side
+        y: the other, in the same worlds
+
+    Returns:
+        the same shapes; 1: the lowest of both sides; equals share a rank
+    """
+    xs, ys = same_worlds(x, y)
+    def ranks(pool: np.ndarray) -> np.ndarray: return ((pool < pool[:, None]).sum(1) + (pool <= pool[:, None]).sum(1) + 1) / 2
+    both = [ranks(np.concatenate([a, b])) for a, b in zip(xs, ys)]
+    return tuple(r[:len(a)] for r, a in zip(both, xs)), tuple(r[len(a):] for r, a in zip(both, xs))
+
 # %% ../../nbs/74_evidence.stats.ipynb #5bd4e2b9
 def pair_by_seed(
     x: Mapping[int, float],  # score by seed
@@ -789,12 +808,12 @@ REFERENCES: dict[str, Reference] = {
     'MountainCarContinuous-v0': Reference(-33.2, 90., "the world's own threshold"),
     'Pendulum-v1': Reference(-1235.4, -151.9, f'{_ZOO}, TD3'),
     'LunarLander-v3': Reference(-181.3, 242.1, f'{_ZOO}, PPO, version 2 of the world'),
-    'LunarLanderContinuous-v3': Reference(-180., 270.9, f'{_ZOO}, PPO, version 2 of the world'),
-    'BipedalWalker-v3': Reference(-100., 300., "the world's own threshold"),
+    'LunarLanderContinuous-v3': Reference(-222.7, 270.9, f'{_ZOO}, PPO, version 2 of the world'),
+    'BipedalWalker-v3': Reference(-100.7, 300., "the world's own threshold"),
     'HalfCheetah-v5': Reference(-280., 9656., f'{_ZOO}, TD3, 1M steps, version 3 of the world'),
-    'Hopper-v5': Reference(18., 3606., f'{_ZOO}, TD3, 1M steps, version 3 of the world'),
-    'Walker2d-v5': Reference(2., 4718., f'{_ZOO}, TD3, 1M steps, version 3 of the world'),
-    'Swimmer-v5': Reference(0., 360., "the world's own threshold"),
+    'Hopper-v5': Reference(18.8, 3606., f'{_ZOO}, TD3, 1M steps, version 3 of the world'),
+    'Walker2d-v5': Reference(1.8, 4718., f'{_ZOO}, TD3, 1M steps, version 3 of the world'),
+    'Swimmer-v5': Reference(.2, 360., "the world's own threshold"),
     'rlstudio/Catch-v0': Reference(-.8, 1., 'known answer, `catch_returns`'),
     'rlstudio/BitFlip-v0': Reference(-7.870857238769531, -3.0078125, 'known answer, `bitflip_returns`'),
     'rlstudio/TMaze-v0': Reference(0., 1., 'known answer, `tmaze_returns`'),

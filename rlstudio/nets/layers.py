@@ -185,6 +185,8 @@ def bent(
 # %% ../../nbs/24_nets.layers.ipynb #f85cc5aa
 class MLP(nn.Sequential):
     "Linear layers with an activation between them; for tensors, arrays and variables"
+    kernel: Any = None   # (mlp, x) → y of arrays and variables, in the place of NumPy; an engine may set it
+
     def __init__(self,
         sizes: Sequence[int],        # inputs, hidden …, outputs
         rng: np.random.Generator,    # draws the first weights
@@ -233,6 +235,7 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Any) -> Any:   # (B, in) → (B, out): of the kind that is given
         "(B, in) → (B, out): of the kind that is given"
+        if self.kernel and not isinstance(x, torch.Tensor): return self.kernel(self, x)
         if isinstance(x, np.ndarray): return mlp_array(self, x)
         return mlp_node(self, x) if isinstance(x, Var) else super().forward(x)
 

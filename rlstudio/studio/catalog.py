@@ -13,16 +13,18 @@ Everything is read from small files, so a thousand runs take a second or two, an
 # %% auto #0
 __all__ = ['SHORT_NAMES', 'COMPARE', 'MISSING', 'STATES', 'RunFacts', 'facts_in', 'run_row', 'run_folders', 'check_run', 'fact',
            'has_size', 'looks_like', 'holds', 'condition', 'facts_or_damage', 'created', 'in_order', 'list_runs',
-           'written_value', 'written_classes', 'written_fields', 'default_values', 'decisions', 'check_deletable',
-           'delete_run']
+           'study_folders', 'study_row', 'written_value', 'written_classes', 'written_fields', 'default_values',
+           'decisions', 'check_deletable', 'delete_run']
 
 # %% ../../nbs/82_studio.catalog.ipynb #852ee482
 import ast
 import json
+import math
 import operator
 import re
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -30,13 +32,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from ..core.files import is_regular
+from ..core.files import is_regular, read_file
 from ..core.options import (CheckpointConfig, EnvConfig, EvalConfig, LogConfig, NetConfig, TrainConfig, as_text, plain, scalar, to_dict)
 from ..core.registry import algos, suggest
 from ..evidence.table import quick_values
 from ..runs.config import load_settings
 from ..runs.folder import RunError, RunFolder, is_busy, locked
-from ..runs.yaml import read_yaml_file
+from ..runs.yaml import MAX_BYTES, read_yaml, read_yaml_file
 
 # %% ../../nbs/82_studio.catalog.ipynb #be199e0e
 class RunFacts(NamedTuple):
@@ -290,6 +292,42 @@ def list_runs(
         if found and all(fact(f, key) is MISSING for f in found): raise RunError(f'--where: no run has {key!r}; expected a column of the list, or a key of a config, result or manifest')
     def fits(f: RunFacts) -> bool: return all(fact(f, key) is not MISSING and holds(fact(f, key), sign, text) for key, sign, text in wanted)
     return in_order(filter(fits, found), sort)
+
+# %% ../../nbs/82_studio.catalog.ipynb #studies02
+def study_folders(
+    runs_dir: str | Path,  # where runs live
+) -> list[Path]:           # sorted by name; hidden ones left out
+    """The studies in it
+
+    Args:
+        runs_dir: where runs live
+
+    Returns:
+        sorted by name; hidden ones left out
+    """
+    return sorted(f.parent for f in Path(runs_dir).glob('[!.]*/study.yaml') if is_regular(f))
+
+def study_row(
+    folder: Path,     # of a study
+) -> dict[str, Any]:  # study, arms, runs, done, running, stopped, failed
+    """A study in one line
+
+    Args:
+        folder: of a study
+
+    Returns:
+        study, arms, runs, done, running, stopped, failed
+    """
+    status = Counter(facts_or_damage(f).row['status'] for f in run_folders(folder))
+    row = dict(study=str(folder), arms='damaged', runs=status.total(), done=status['completed'], running=status['running'],
+               stopped=status['interrupted'] + status['killed'], failed=status['failed'] + status['damaged'])
+    try:
+        values = read_yaml(read_file(folder / 'study.yaml', 16 * MAX_BYTES).decode()).values
+        row['arms'] = ' '.join(map(str, values['arms']))
+        points = math.prod(len(v) for v in values['grid'].values())
+        row['runs'] = int((values.get('search') or {}).get('trials') or len(values['arms']) * points) * len(values['seeds'])
+    except (ValueError, KeyError, TypeError, AttributeError): pass
+    return row
 
 # %% ../../nbs/82_studio.catalog.ipynb #f6cc548a
 def written_value(

@@ -54,8 +54,8 @@ class Algorithm(Protocol):
         env: VectorEnv,        # N environments
         streams: Streams,      # every chance it may use
         device: str = 'cpu',   # torch device
-        engine: str = 'auto',  # who differentiates: auto, autograd or tape
-    ): "\nArgs:\n    config: the whole config; its `algo` section is a `Config` of the class\n    env: N environments\n    streams: every chance it may use\n    device: torch device\n    engine: who differentiates: auto, autograd or tape"; ...
+        engine: str = 'auto',  # who differentiates: auto, autograd, tape or compiled
+    ): "\nArgs:\n    config: the whole config; its `algo` section is a `Config` of the class\n    env: N environments\n    streams: every chance it may use\n    device: torch device\n    engine: who differentiates: auto, autograd, tape or compiled"; ...
     def collect(self,
         stepper: Stepper,      # steps the agent in the environments
     ) -> Batch: "\nArgs:\n    stepper: steps the agent in the environments\nReturns:\n    the new experience"; ...            # the new experience
@@ -237,7 +237,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),  # told in this order
         device: str = 'cpu',             # torch device of the learner
         threads: int = 1,                # arithmetic threads of `train`; 1 is exact
-        engine: str = 'auto',            # who differentiates: auto, autograd or tape
+        engine: str = 'auto',            # who differentiates: auto, autograd, tape or compiled
     ):
         """
         Args:
@@ -245,12 +245,12 @@ class Trainer:
             callbacks: told in this order
             device: torch device of the learner
             threads: arithmetic threads of `train`; 1 is exact
-            engine: who differentiates: auto, autograd or tape
+            engine: who differentiates: auto, autograd, tape or compiled
         """
         check_given(config)
         register_trainer_metrics()
         self.config, self.callbacks, self.threads = config, list(callbacks), threads
-        self.streams, self.env = Streams(config.train.seed), make_vector(config.env)
+        self.streams, self.env = Streams(config.train.seed, config.train.streams), make_vector(config.env)
         check_fit(config, self.env)
         self.algo: Algorithm = algos.get(config.algo.name)(config, self.env, self.streams, device, engine)
         seeds = [self.streams.seed('env', i) for i in range(config.env.num_envs)]

@@ -1,0 +1,212 @@
+"The engine `compiled`: equal to autograd, deterministic, resumable, cached; and absent for whoever does not ask for it."
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import child_env, run, said
+
+from rlstudio.algos.common import EngineError
+from rlstudio.core.arithmetic import arithmetic_threads, engine_fact, identity
+from rlstudio.core.finite import NonFiniteError
+from rlstudio.core.options import Config, config_from_dict
+from rlstudio.core.registry import UnknownName
+from rlstudio.data.priority import SumTree
+from rlstudio.fast import kernels
+from rlstudio.nets.flat import weights_sha256
+from rlstudio.nets.layers import MLP
+from rlstudio.train.trainer import Trainer
+
+CASES: dict[str, dict[str, Any]] = {
+    "ppo": dict(env=dict(id="CartPole-v1"), algo=dict(name="ppo", num_steps=32, num_epochs=2, num_minibatches=2)),
+    "ppo, real actions": dict(env=dict(id="Pendulum-v1"), algo=dict(name="ppo", num_steps=32, num_epochs=2, num_minibatches=2, ent_coef=.01), net=dict(activation="elu", layer_norm=True)),
+    "ppo, masks": dict(env=dict(id="rlstudio/Doors-v0"), algo=dict(name="ppo", num_steps=32, num_epochs=2, num_minibatches=2, ent_coef=.01)),
+    "a2c": dict(env=dict(id="Acrobot-v1"), algo=dict(name="a2c", num_steps=8), net=dict(activation="silu")),
+    "dqn": dict(env=dict(id="CartPole-v1"), algo=dict(name="dqn", batch_size=16, learning_starts=64, num_steps=16, buffer_size=300, dueling=True, quantiles=5, n_step=3, prioritized=True)),
+    "sac": dict(env=dict(id="Pendulum-v1"), algo=dict(name="sac", batch_size=16, learning_starts=64, num_steps=16, buffer_size=300)),
+    "td3": dict(env=dict(id="Pendulum-v1"), algo=dict(name="td3", batch_size=16, learning_starts=64, num_steps=16, buffer_size=300)),
+}
+
+
+def config(case: str, seed: int = 1) -> Config:
+    c, off = CASES[case], "batch_size" in CASES[case]["algo"]
+    net = dict(hidden=[16, 16] if off else [16]) | (dict(normalize_obs=False, normalize_reward=False) if off else {}) | c.get("net", {})
+    return config_from_dict(dict(env=c["env"] | dict(num_envs=4), algo=c["algo"], net=net, train=dict(total_steps=640, seed=seed)))
+
+
+def trainer(case: str, engine: str = "compiled", seed: int = 1) -> Trainer: return Trainer(config(case, seed), engine=engine)
+
+
+def weights(t: Trainer) -> np.ndarray: return np.concatenate([p.detach().numpy().ravel() for p in t.algo.module.parameters()])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_updates_equal_those_of_autograd(case: str) -> None:
+    "Level L2: the same first weights, and updates that agree to rounding; and it is machine code that made them"
+    with arithmetic_threads():
+        ends = []
+        for engine in ("compiled", "tape", "autograd"):
+            t = trainer(case, engine)
+            if engine == "compiled":
+                assert t.algo.engine == "compiled" and "numba" in t.algo.engine_why  # type: ignore[attr-defined]
+                assert all(m.kernel for m in t.algo.module.modules() if isinstance(m, MLP)) and all(p.mover for p in t.algo.parts.values())  # type: ignore[attr-defined]
+            first = weights(t)
+            t.train(160)
+            ends.append(weights(t))
+            assert np.abs(ends[-1] - first).max() > 1e-5, "nothing was learned, so nothing is shown"
+    assert np.abs(ends[0] - ends[1]).max() < 3e-6 and np.abs(ends[0] - ends[2]).max() < 3e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_halves_are_a_whole(case: str) -> None:
+    with arithmetic_threads():
+        whole, half, rest = trainer(case), trainer(case), trainer(case)
+        rest.load_state_dict(half.train(320).state_dict())
+        assert weights_sha256(rest.train().algo.module) == weights_sha256(whole.train().algo.module) != weights_sha256(trainer(case, seed=2).train().algo.module)
+
+
+def test_two_engines_in_one_process() -> None:
+    "Kernels belong to instances: what one learner computes with is no other's business"
+    with arithmetic_threads():
+        alone = weights_sha256(trainer("ppo", "tape").train().algo.module)
+        mine, other = trainer("ppo", "tape"), trainer("ppo")
+        mine.train(320), other.train(320)
+        assert weights_sha256(mine.train().algo.module) == alone != weights_sha256(other.train().algo.module)
+
+
+# The kernels themselves: as the compiler reads them, and as Python does
+
+def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Each loop gives in plain Python what it gives compiled, to rounding; so what is read is what runs"
+    rng = np.random.default_rng(0)
+    def f(*shape: int) -> np.ndarray: return rng.standard_normal(shape, np.float32)
+    z, b, G = f(5, 6), f(6), f(5, 6)
+    row, B = np.empty(6, np.float32), lambda *s: np.empty(s, np.float32)
+    choice = rng.integers(0, 6, 5)
+    norm = z, b, f(6), 1e-5, B(5, 6), B(5), B(5, 6)
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        *(("bend_rows", (z, b, kind)) for kind in range(3)), ("silu_rows", (z, b, B(5, 6))), *(("unbend_rows", (G, z, row, kind)) for kind in range(4)),
+        ("column_sums", (G, row)), ("norm_rows", norm), ("unnorm_rows", (G, z, abs(f(5)), b, B(6), B(6))),
+        ("categorical_rows", (z, choice, B(5, 6), B(5, 6), B(5), B(5))), ("categorical_back", (f(5), f(5), choice, z, abs(z), f(5), B(5, 6))),
+        ("categorical_draw", (z, rng.random((5, 1), np.float32), B(5, 6), np.empty(5, np.int64), B(5))),
+        ("gaussian_rows", (z, f(5, 3), B(5, 3), B(5), B(5))), ("gaussian_back", (f(5), f(5), z, f(5, 3), B(5, 6))),
+        ("squashed_rows", (z, f(5, 3), B(5, 3), B(5))), ("squashed_back", (f(5, 3), f(5), z, f(5, 3), f(5, 3), B(5, 6))),
+        ("squared_length", (b,)), ("adam_rows", (f(6), f(6), f(6), abs(f(6)), .5, 1e-3, .1, 1e-8)),
+        ("gae_columns", (z, rng.random((5, 6)) < .3, .9, B(5, 6))), ("add_groups", (rng.random((3, 16)), np.zeros(3), np.array([2, 0]))),
+        ("step_down", (rng.random((3, 16)), np.array([2, 0, 1]), np.array([.1, 5., 99.]))),
+    ]
+    assert {name for name, _ in calls} | {"tanh32"} == {k.py_func.__name__ for k in kernels._kernels if k.py_func.__module__ == kernels.__name__}
+    for name, args in calls:
+        done = getattr(kernels, name)
+        copies = [[a.copy() if isinstance(a, np.ndarray) else a for a in args] for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "tanh32", kernels.tanh32.py_func)
+            results = [done(*copies[0]), done.py_func(*copies[1])]
+        for x, y in [results, *zip(*copies)]:
+            if isinstance(x, np.ndarray | float): assert np.allclose(x, y, rtol=1e-5, atol=2e-6), name
+
+
+@pytest.mark.parametrize("activation", kernels.KINDS)
+def test_not_a_number_passes_through(activation: str) -> None:
+    "A broken number must arrive where numbers are checked, as it does without kernels"
+    x = np.ones((3, 4), np.float32)
+    x[1, 2] = np.nan
+    for layer_norm in (False, True):
+        mlp = MLP((4, 8, 2), np.random.default_rng(0), activation, layer_norm=layer_norm)
+        mlp.kernel = kernels.compiled_mlp
+        assert np.isnan(mlp(x)).all(1).tolist() == [False, True, False]
+
+
+def test_a_gradient_that_is_not_finite_is_never_applied() -> None:
+    t = trainer("ppo")
+    part = t.algo.parts["agent"]  # type: ignore[attr-defined]
+    part.flat.grad.fill_(float("inf"))
+    before = weights(t)
+    with pytest.raises(NonFiniteError, match="gradient"): part.step()
+    assert (weights(t) == before).all() and part.adam.count.item() == 0
+
+
+def test_the_tree_is_numpys_bit_for_bit_at_every_size() -> None:
+    rng = np.random.default_rng(3)
+    for size in (1, 20, 4096, 4097, 70_001):
+        plain, mine = SumTree(size), kernels.CompiledTree(size)
+        for _ in range(20):
+            index, value = rng.integers(0, size, 50), rng.random(50) * rng.integers(0, 2, 50) * 10.**rng.integers(-9, 9, 50)
+            for tree in (plain, mine): tree.set(index, value + 1e-12)
+            points = np.append(rng.random(200), [0, np.nextafter(1, 0), 1]) * plain.total
+            assert all((a == b).all() for a, b in zip(plain.lines, mine.lines)) and (plain.find(points) == mine.find(points)).all()
+
+
+# Who asks, and who does not
+
+def test_who_does_not_ask_needs_no_numba() -> None:
+    code = ("import sys; sys.modules['numba'] = None; sys.path.insert(0, 'tests')\n"
+            "from rlstudio.core.options import config_from_dict; from rlstudio.train.trainer import Trainer\n"
+            "c = config_from_dict(dict(env=dict(id='CartPole-v1', num_envs=4), algo=dict(name='ppo', num_steps=32), net=dict(hidden=[8]), train=dict(total_steps=128)))\n"
+            "print(Trainer(c).train().algo.engine, 'rlstudio.fast.kernels' in sys.modules)\n"
+            "Trainer(c, engine='compiled')")
+    done = run(sys.executable, "-c", code)
+    assert done.stdout.split() == ["tape", "False"] and done.returncode == 1, said(done)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "EngineError: settings.ini: engine = compiled: the compiled kernels need numba" in last and "pip install 'rlstudio[fast]'" in last and "engine = auto" in last
+
+
+def test_an_engine_that_nobody_brings() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'compiled'"): trainer("ppo", "compild")
+
+
+def test_a_memory_needs_autograd_and_the_message_says_so() -> None:
+    c = config_from_dict(dict(env=dict(id="rlstudio/TMaze-v0", num_envs=4), algo=dict(name="ppo", num_steps=16), net=dict(hidden=[8], core="gru", core_size=8), train=dict(total_steps=128)))
+    with pytest.raises(EngineError, match="engine = compiled: .*only autograd goes back through time.*fix: engine = auto"): Trainer(c, engine="compiled")
+
+
+def test_the_compiler_is_a_fact_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine_fact("tape") == "tape" and identity("")["engine"] == ""
+    fact = engine_fact("compiled")
+    assert fact.startswith("compiled, numba ") and "llvmlite" in fact
+    monkeypatch.setenv("NUMBA_CPU_NAME", "haswell")
+    assert engine_fact("compiled") == fact + ", NUMBA_CPU_NAME=haswell"
+
+
+TRAIN = "import sys; sys.path.insert(0, 'tests'); from test_kernels import *\nwith arithmetic_threads(): t = trainer('ppo').train()\nprint(weights_sha256(t.algo.module), *kernels.kernels_made())"
+
+
+def test_two_processes_compile_at_once_and_a_third_reads(tmp_path: Path) -> None:
+    "One empty cache, two processes that fill it, the same bits as here; a later process compiles nothing"
+    want = weights_sha256(trainer("ppo").train().algo.module)
+    env = child_env(NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    both = [subprocess.Popen([sys.executable, "-c", TRAIN], stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    told = [p.communicate(timeout=300)[0].split() for p in both]
+    assert [t[0] for t in told] == [want, want] and all(int(t[1]) + int(t[2]) > 4 for t in told)
+    digest, made, read = run(sys.executable, "-c", TRAIN, NUMBA_CACHE_DIR=str(tmp_path / "cache")).stdout.split()
+    assert (digest, int(made)) == (want, 0) and int(read) > 4
+
+
+def test_without_a_place_for_a_cache(tmp_path: Path) -> None:
+    "A read-only home and a read-only package: each process compiles for itself, and the bits are the same"
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    done = run(sys.executable, "-c", TRAIN, NUMBA_CACHE_DIR=str(nowhere / "cache"), NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator")
+    assert done.returncode == 0, said(done)
+    digest, made, read = done.stdout.split()
+    assert digest == weights_sha256(trainer("ppo").train().algo.module) and int(made) > 4 and int(read) == 0
+
+
+def test_a_run_names_its_engine_resumes_and_passes_an_audit(tmp_path: Path) -> None:
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nengine = compiled\n")
+    small = "algo.num_steps=32", "net.hidden=[16]", "eval.episodes=2", "train.total_steps=1024", "checkpoint.every=512"
+    done = run("rlstudio", "run", "ppo/cartpole", *small, "--name", "a", "--json", cwd=tmp_path)
+    assert done.returncode == 0, said(done)
+    manifest, result = (json.loads((tmp_path / "runs/a" / name).read_text()) for name in ("manifest.json", "result.json"))
+    assert manifest["engine"] == "compiled" and manifest["machine"]["engine"] == engine_fact("compiled") and manifest["level"] == "L3"
+    assert "kernels" in manifest["engine_why"]
+    done = run("rlstudio", "audit", "a", cwd=tmp_path)
+    assert done.returncode == 0, said(done)
+    done = run("rlstudio", "resume", "a", "train.total_steps=2048", "--json", cwd=tmp_path)
+    assert done.returncode == 0 and json.loads(done.stdout)["level"] == "L3", said(done)
+    assert json.loads(done.stdout)["weights_sha256"] != result["weights_sha256"]
+    assert torch.get_num_threads() >= 1
