@@ -36,10 +36,10 @@ from rlstudio.evidence.gate import (
     Baseline,
     GateCell,
     fresh_seeds,
+    one_verdict,
     read_baseline,
     surprises,
     train_here,
-    verdict_of,
 )
 
 STORED = RESULTS / "bugs.jsonl"
@@ -152,7 +152,7 @@ def two_stages(stored: Mapping[str, Sequence[float]], fresh: Sequence[dict[str, 
     if not surprises(stored, fresh[:QUICK], ALARM): return "alike", []
     if len(fresh) < QUICK + CONFIRM: return "alarm", []
     found = surprises(stored, fresh, FAIL / cells)
-    return verdict_of(found), [vars(f) for f in found]
+    return one_verdict(found), [vars(f) for f in found]
 
 
 def ask(bug: str, name: str, cell: GateCell, round: int = 0) -> dict[str, Any]:
