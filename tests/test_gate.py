@@ -122,8 +122,8 @@ def test_a_training_that_breaks_is_a_failure() -> None:
 
 def test_a_broken_training_is_measured_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     "In the real thing: an advantage that is not a number"
-    from rlstudio.algos import on_policy
-    monkeypatch.setattr(on_policy, "gae", lambda reward, *rest: reward * np.nan)
+    from rlstudio.algos.on_policy import OnPolicy
+    monkeypatch.setattr(OnPolicy, "advantages", staticmethod(lambda reward, *rest: reward * np.nan))
     assert train_here(made().resolved, [1]) == [{}]
 
 
