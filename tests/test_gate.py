@@ -235,7 +235,7 @@ def test_the_quick_gate(quick: Baseline) -> None:
 
 
 def test_the_score_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    "The stored table: eight of eight in PPO, no false alarm in 20 real comparisons and in 20,000 simulated ones more than is allowed"
+    "The stored table: eight of eight in PPO, no false alarm in 20 real comparisons, and in 20,000 simulated ones no more than are allowed"
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     sys.modules.pop("common", None)
     import bugs
