@@ -52,7 +52,6 @@ CASES: dict[int, tuple[str, str]] = {  # number → the fault, what happens
     36: ("a header that claims 1 TiB", "refused before anything is allocated"),
 }
 REASONS: dict[int, str] = {  # numbers without a test: why
-    33: "there are no sweeps yet",
 }
 PARTLY: dict[int, str] = {  # what of a number is not shown
     34: "there is no version of the plugin interface yet, so none can be wrong",

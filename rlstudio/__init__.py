@@ -41,8 +41,16 @@ Modules:
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
 - `rlstudio.envs.workers`: Slow worlds on all cores: `backend: workers` steps the same episodes in other processes, bit for bit, and says which world it was when one of them dies.
 - `rlstudio.evidence.audit`: Anyone can take a run, execute it again in a process of its own, and lay the two ledgers side by side: equal line by line, or the first update and the component that went another way.
+- `rlstudio.evidence.compare`: Is B better than A? A table, a difference with its interval, and one honest sentence: yes, no, or how many more seeds it takes.
 - `rlstudio.evidence.drift`: Does this machine compute the bits that others computed? A matrix of tiny trainings with known results answers in seconds.
+- `rlstudio.evidence.gate`: Does the code still learn as well as it did? A few short trainings against a reviewed file of scores, with a false-alarm rate that is stated and holds.
 - `rlstudio.evidence.migrate`: A run of an older version is brought to the present one beside its place, tried, and put there in one step; the old one stays.
+- `rlstudio.evidence.report`: A run or a study becomes one HTML file that needs nothing else: the verdict, curves, every seed, films, the config, and what all of it rests on.
+- `rlstudio.evidence.search`: Better hyperparameters from many short runs: say where to look, let Optuna propose, stop what is hopeless, and lose nothing when a process dies.
+- `rlstudio.evidence.stats`: How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
+- `rlstudio.evidence.study`: Many seeds, several configs, a grid of values: one folder, one command, and whatever dies on the way, the same command again.
+- `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
+- `rlstudio.evidence.variance`: How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
 - `rlstudio.fast.rollout`: Acting, drawing and stepping in one loop of machine code: a step in a small world costs less than a call of a function in Python.

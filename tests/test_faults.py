@@ -261,6 +261,7 @@ print(run.train([Press()])['status'], run.manifest['stopped_by'], signal.getsign
     done = run(sys.executable, "-c", script, folder, coverage=False)
     assert done.stdout == "interrupted SIGTERM True\n" and "SIGHUP: a checkpoint of step 2,048 is written" in done.stderr, said(done)
     assert saved(folder / "script") == [0, 2048]   # the iteration that was interrupted is lost
+    assert re.search(r"ended at once at step 4,096; resume goes on from the checkpoint of step 2,048", done.stderr), said(done)
 
 
 # An environment that fails, exits, or does not come back

@@ -474,10 +474,11 @@ def test_ci_calls_the_readme() -> None:
 
 def test_workflow_actions_are_pinned() -> None:
     "Every action by its full commit, with the version beside it; no permission beyond reading"
-    text = (ROOT / ".github/workflows/ci.yml").read_text()
-    uses = re.findall(r"uses:\s*(.+)", text)
-    assert uses and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", u.strip()) for u in uses), uses
-    assert "permissions:\n  contents: read\n" in text and "write" not in text
+    for path in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        text = path.read_text()
+        uses = re.findall(r"uses:\s*(.+)", text)
+        assert uses and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", u.strip()) for u in uses), uses
+        assert "permissions:\n  contents: read\n" in text and "write" not in text
 
 
 def test_scripts_are_executable() -> None:

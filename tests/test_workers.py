@@ -58,7 +58,7 @@ def nothing_is_left() -> Iterator[None]:
     assert shared_names() <= before
 
 
-def shared_names() -> set[str]: return {p for p in os.listdir("/dev/shm") if p.startswith(("pym-", "psm_", "sem."))}
+def shared_names() -> set[str]: return {p for p in os.listdir("/dev/shm") if p.startswith(("pym-", "psm_"))}   # semaphores may be those of a test beside this one
 
 
 def command_of(pid: int) -> str:

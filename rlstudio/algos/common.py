@@ -395,6 +395,7 @@ class Learner:
     metrics: ClassVar[tuple[tuple[Any, ...], ...]] = ()  # rows for the glossary, those of base classes apart
     anneals: ClassVar[tuple[str, ...]] = ()              # numbers of `Config` that are read in each update, so that they may be moved
     masks: ClassVar[bool] = False                        # does it respect action masks, acting and learning?
+    draws: ClassVar[tuple[str, ...]] = ('init',)         # its random streams, those of base classes apart; `train.streams` may vary them
     rounds = 1      # pairs of collect and update in one iteration
     progress = 0.   # 0 → 1 over the training, for schedules
     takes_arrays = True   # can `targets` work with plain arrays? Found by the trial of the tape

@@ -403,6 +403,7 @@ def newest_rows(
 class OffPolicy(Learner):
     "Acts, remembers, and learns from the memory"
     Config = OffPolicyConfig
+    draws: ClassVar[tuple[str, ...]] = ('action', 'replay')
     anneals: ClassVar[tuple[str, ...]] = ('learning_rate', 'tau')
     config: OffPolicyConfig
     updates = 0         # gradient updates so far

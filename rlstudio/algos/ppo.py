@@ -165,7 +165,7 @@ class PPOConfig(OnPolicyConfig):
 # %% ../../nbs/53_algos.ppo.ipynb #b9854eba
 class PPO(OnPolicy):
     "Proximal policy optimisation (clip): several epochs on each rollout, held near the policy that collected it, arXiv:1707.06347."
-    Config, anneals = PPOConfig, (*OnPolicy.anneals, 'clip_range', 'clip_range_vf', 'target_kl')
+    Config, draws, anneals = PPOConfig, ('minibatch',), (*OnPolicy.anneals, 'clip_range', 'clip_range_vf', 'target_kl')
     metrics = (
         ('policy/approx_kl', 'mean of (r − 1) − log r', 'nats', (0, .05)),
         ('policy/clip_fraction', 'share of |r − 1| > ε', '', (0, .4)),

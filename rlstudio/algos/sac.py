@@ -121,7 +121,7 @@ class SACConfig(OffPolicyConfig):
 # %% ../../nbs/56_algos.sac.ipynb #0a1fb913
 class SAC(OffPolicy):
     "Soft actor-critic: a policy as random as its reward allows, for real-valued actions between bounds, arXiv:1812.05905 alg. 1."
-    Config, actions = SACConfig, ('box',)
+    Config, actions, draws = SACConfig, ('box',), ('learn',)
     defaults = dict(env=dict(num_envs=1),
                     net=dict(hidden=(256, 256), activation='relu', normalize_obs=False, normalize_reward=False))
     metrics = (

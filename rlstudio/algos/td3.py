@@ -102,7 +102,7 @@ class TD3Config(OffPolicyConfig):
 # %% ../../nbs/57_algos.td3.ipynb #f1408b58
 class TD3(OffPolicy):
     "Twin delayed deep deterministic policy gradient, for real-valued actions between bounds, arXiv:1802.09477 alg. 1."
-    Config, actions = TD3Config, ('box',)
+    Config, actions, draws = TD3Config, ('box',), ('target',)
     anneals = (*OffPolicy.anneals, 'target_noise', 'target_noise_clip')
     defaults = dict(env=dict(num_envs=1),
                     net=dict(hidden=(400, 300), activation='relu', normalize_obs=False, normalize_reward=False))

@@ -5,7 +5,8 @@ afterwards it never changes.
 
 - `config_from_dict`: a `Config` from plain values, or a `ConfigError` with *every* `Problem` in it.
 - `Section`, `AlgoConfig`: what configs are made of. An algorithm derives its own, with the range of each field beside its type. `Unit`, `Share`,
-  `Positive`, `NonNegative`, `Count`, `Whole` and `Width` are the ranges that return.
+  `Positive`, `NonNegative`, `Count`, `Whole`, `Width` and `Seed` are the ranges that return.
+- `stream_names`: the random streams of an algorithm, which `train.streams` may vary one at a time.
 - `to_dict`, `config_hash`, `diff`: write it, identify it, compare it.
 
 No file is read here: chapter `runs.config` reads YAML, and knows lines and columns. A config can name what is registered; it cannot name code."""
@@ -14,13 +15,13 @@ No file is read here: chapter `runs.config` reads YAML, and knows lines and colu
 
 # %% auto #0
 __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Positive', 'NonNegative', 'Count', 'Whole', 'Width',
-           'Steps', 'SYNONYMS', 'NOT_HERE', 'Numbers', 'CONVERSIONS', 'S', 'Problem', 'ConfigError', 'fault', 'plain',
-           'as_text', 'scalar', 'fit', 'expected', 'FieldSpec', 'field_specs', 'check_value', 'repair', 'as_lines',
-           'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig', 'TrainConfig', 'EvalConfig', 'CheckpointConfig',
-           'LogConfig', 'Config', 'goal_steps', 'all_numbers', 'number_of', 'tidy', 'as_here', 'as_minibatches',
-           'as_update_ratio', 'as_target_every', 'as_hidden', 'as_schedule', 'as_value_clip', 'translated',
-           'other_name', 'unknown_key', 'key_homes', 'build_section', 'named_algo', 'with_defaults', 'build_config',
-           'config_from_dict', 'to_dict', 'config_hash', 'diff']
+           'Steps', 'Seed', 'SYNONYMS', 'NOT_HERE', 'Numbers', 'CONVERSIONS', 'S', 'Problem', 'ConfigError', 'fault',
+           'plain', 'as_text', 'scalar', 'fit', 'expected', 'FieldSpec', 'field_specs', 'check_value', 'repair',
+           'as_lines', 'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig', 'TrainConfig', 'EvalConfig',
+           'CheckpointConfig', 'LogConfig', 'stream_names', 'stream_faults', 'Config', 'goal_steps', 'all_numbers',
+           'number_of', 'tidy', 'as_here', 'as_minibatches', 'as_update_ratio', 'as_target_every', 'as_hidden',
+           'as_schedule', 'as_value_clip', 'translated', 'other_name', 'unknown_key', 'key_homes', 'build_section',
+           'named_algo', 'with_defaults', 'build_config', 'config_from_dict', 'to_dict', 'config_hash', 'diff']
 
 # %% ../../nbs/06_core.options.ipynb #293fff5e
 import hashlib
@@ -178,6 +179,7 @@ def fit(
         return tuple(fit(args[0], v) for v in value)
     if origin in (Union, UnionType) and float not in args:
         for a in args: value = fit(a, value)
+    if origin is dict and isinstance(value, dict): return {k: fit(args[1], v) for k, v in value.items()}
     whole = hint is int and isinstance(value, float) and value.is_integer()
     return int(value) if whole else value
 
@@ -263,8 +265,8 @@ def check_value(
     faults: dict[tuple[str, ...], str] = {}
     for error in errors:
         at, hint, given = path, spec.hint, value
-        if get_origin(hint) is tuple and error['loc']:
-            at, hint = (*path, str(error['loc'][0])), get_args(hint)[0]
+        if get_origin(hint) in (tuple, dict) and error['loc']:
+            at, hint = (*path, str(error['loc'][0])), get_args(hint)[-1 if get_origin(hint) is dict else 0]
             given = error['input']
         why = f'given {as_text(given)}, expected {expected(hint)}{repair(hint, given, at[-1] if at else "")}'
         faults[at] = str(error['ctx']['error']) if error['type'] == 'value_error' else why
@@ -367,6 +369,7 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]      # how many, at least one
 Whole = Annotated[int, Field(ge=0)]                     # a whole number ≥ 0
 Width = Annotated[int, Field(ge=1, le=65_536)]          # that many are held in memory
 Steps = Annotated[int, Field(ge=1, le=10**15)]           # env steps; a thousand years of them, at 30,000 a second
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]         # of random numbers
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig(Section):
@@ -478,13 +481,28 @@ class TrainConfig(Section):
     Args:
         total_steps: env steps, of all copies together
         seed: all random streams derive from it
+        streams: stream → a seed of its own: {init: 7} gives other first weights, and all else stays
         stop_at_goal: end early when an evaluation reaches the goal?
         max_minutes: end early after so many minutes; null: never
     """
     total_steps: Steps = 100_000  # env steps, of all copies together
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 1  # all random streams derive from it
+    seed: Seed = 1                # all random streams derive from it
+    streams: dict[str, Seed] = field(default_factory=dict)  # stream → a seed of its own: {init: 7} gives other first weights, and all else stays
     stop_at_goal: bool = False           # end early when an evaluation reaches the goal?
     max_minutes: Positive | None = None  # end early after so many minutes; null: never
+
+    def seed_of(self,
+        stream: str,  # its name
+    ) -> int:         # the run's seed, unless it has one of its own
+        """The seed that a random stream derives from
+
+        Args:
+            stream: its name
+
+        Returns:
+            the run's seed, unless it has one of its own
+        """
+        return self.streams.get(stream, self.seed)
 
 # %% ../../nbs/06_core.options.ipynb #cdac658e
 @dataclass(frozen=True, kw_only=True)
@@ -532,6 +550,38 @@ class LogConfig(Section):
     every: Count = 1       # iterations between two records
     rotate_mb: Count = 64  # MiB, then a new metrics file
 
+# %% ../../nbs/06_core.options.ipynb #a9551e4e
+def stream_names(
+    algo: Any,           # the class of an algorithm
+) -> tuple[str, ...]:    # such as ('init', 'action', 'minibatch', 'env', 'eval')
+    """The random streams of an algorithm's runs: `draws` of its class and of those that it derives from, then those of every run
+
+    Args:
+        algo: the class of an algorithm
+
+    Returns:
+        such as ('init', 'action', 'minibatch', 'env', 'eval')
+    """
+    own = [name for cls in reversed(getattr(algo, '__mro__', ())) for name in vars(cls).get('draws', ())]
+    return tuple(dict.fromkeys([*own, 'env', 'eval']))
+
+def stream_faults(
+    algo: Any,                  # the class of an algorithm
+    streams: Mapping[str, int],  # of `train.streams`
+) -> list[Fault]:               # []: each is one of `stream_names`
+    """The streams that no run of this algorithm draws from
+
+    Args:
+        algo: the class of an algorithm
+        streams: of `train.streams`
+
+    Returns:
+        []: each is one of `stream_names`
+    """
+    known = stream_names(algo)
+    def close(name: str) -> str: return hint if 'did you mean' in (hint := suggest(name, known)) else ''
+    return [(('train', 'streams', name), f'no stream of {algo.__name__}, which draws from {", ".join(known)}{close(name)}') for name in streams if name not in known]
+
 # %% ../../nbs/06_core.options.ipynb #399bddee
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
@@ -558,6 +608,8 @@ class Config(Section):
         wrong = [(key, f'given {as_text(getattr(self, key))}, expected {cls.__name__}(…)')
                  for key, cls in get_type_hints(Config).items()
                  if not isinstance(getattr(self, key), cls)]
+        if self.train.streams and not wrong and self.algo.name in algos:
+            wrong = [('.'.join(path), why) for path, why in stream_faults(algos.get(self.algo.name), self.train.streams)]
         if wrong: raise ConfigError(Problem('Config', 0, 0, key, why) for key, why in wrong)
 
 # %% ../../nbs/06_core.options.ipynb #784ad6bb
@@ -1005,6 +1057,7 @@ def build_config(
         if not cls: continue
         parts[name], more = build_section(cls, values.get(name), (name,), homes, numbers)
         faults += more
+    if algo and parts['train']: faults += stream_faults(algo, parts['train'].streams)
     return (None, faults) if faults else (Config(**parts), [])
 
 # %% ../../nbs/06_core.options.ipynb #ac5bb7ef
@@ -1050,7 +1103,10 @@ def config_hash(
     Returns:
         64 hexadecimal digits
     """
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(',', ':'))
+    values = to_dict(config)
+    for section in (values, values.get('train')):
+        if isinstance(section, dict) and section.get('streams') == {}: del section['streams']   # as before there was this key
+    text = json.dumps(values, sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/06_core.options.ipynb #57cc25a3

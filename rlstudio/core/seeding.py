@@ -4,7 +4,7 @@ A run draws random numbers for many purposes: initial weights, exploration, the 
 a generator of its own, derived from the run's seed, the purpose's *name* and an index. So the draws of one purpose do not depend on those of another, and
 adding a stream or an environment shifts no other.
 
-- `Streams`: named generators, integer seeds for environments, and their exact state for a checkpoint.
+- `Streams`: named generators, integer seeds for environments, and their exact state for a checkpoint. One of them may have a seed of its own.
 - `untouched_generators`: proves that a block of code left the global generators of python, numpy and torch alone.
 - `global_states`, `moved_generators`: the same for code that may use them, such as a user's environment.
 
@@ -133,17 +133,33 @@ class Streams:
     "The named random streams of a run, such as `streams['env', 3]`"
     def __init__(self,
         seed: int,  # the run's seed, 0 … 2**63 - 1
+        replaced: Mapping[str, int] = {},  # name → a seed of its own, in the place of the run's
     ):
         """
         Args:
             seed: the run's seed, 0 … 2**63 - 1
+            replaced: name → a seed of its own, in the place of the run's
         """
         self.run_seed = check_seed(seed)
+        self.replaced = {name: check_seed(s) for name, s in replaced.items()}
         self._made: dict[tuple[str, str, int], Any] = {}
+
+    def seed_of(self,
+        name: str,  # the purpose
+    ) -> int:       # the run's, unless it is replaced
+        """The seed that a stream derives from
+
+        Args:
+            name: the purpose
+
+        Returns:
+            the run's, unless it is replaced
+        """
+        return self.replaced.get(name, self.run_seed)
 
     def _get(self, *key: Any) -> Any:
         if key not in self._made:
-            self._made[key] = make_generator(key[0], self.run_seed, *key[1:])
+            self._made[key] = make_generator(key[0], self.seed_of(key[1]), *key[1:])
         return self._made[key]
 
     def __getitem__(self,
@@ -181,7 +197,7 @@ class Streams:
         Returns:
             0 … 2**31 - 1
         """
-        return int(seed_sequence(self.run_seed, name, index).generate_state(1)[0] >> 1)
+        return int(seed_sequence(self.seed_of(name), name, index).generate_state(1)[0] >> 1)
 
     def state_dict(self) -> dict[str, Any]:  # JSON-able; only the generators used so far
         """Where every stream is now
@@ -190,7 +206,7 @@ class Streams:
             JSON-able; only the generators used so far
         """
         made = {'/'.join(map(str, k)): generator_state(g) for k, g in self._made.items()}
-        return {'seed': self.run_seed, 'streams': made}
+        return {'seed': self.run_seed, 'streams': made} | ({'replaced': self.replaced} if self.replaced else {})
 
     def load_state_dict(self,
         state: Mapping[str, Any],  # what `state_dict` gave, of the same seed
@@ -208,8 +224,11 @@ def _load_streams(streams: Streams, state: Mapping[str, Any]) -> None:
         raise ValueError(
             f"streams: given the state of seed {state['seed']}, expected that of seed "
             f"{streams.run_seed}; make Streams({state['seed']}) to load it")
+    if state.get('replaced', {}) != streams.replaced:
+        raise ValueError(f"streams: given a state with other seeds for {state.get('replaced', {})}, expected {streams.replaced}; "
+                         f"make Streams({state['seed']}, {state.get('replaced', {})}) to load it")
     for (kind, name, i), generator in streams._made.items():
-        start = make_generator(kind, streams.run_seed, name, i)
+        start = make_generator(kind, streams.seed_of(name), name, i)
         set_generator_state(generator, generator_state(start))
     for path, saved in state['streams'].items():
         kind, *words, index = path.split('/')

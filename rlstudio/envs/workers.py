@@ -13,10 +13,10 @@ A world that takes a millisecond for a step keeps one core busy and all others i
 # %% auto #0
 __all__ = ['LOOK', 'ONE_STEP', 'CALL', 'DONE', 'MORE', 'SLOW', 'GRACE', 'shares', 'usable_cores', 'Arena', 'lay_out',
            'shared_bytes', 'bytes_of', 'look', 'Task', 'address_of', 'found_at', 'registration', 'defined_in',
-           'get_ready', 'Marked', 'Portion', 'behave', 'one_thread', 'die_with', 'refused', 'work', 'serve',
-           'without_script', 'without_ctrl_c', 'task_for', 'Worker', 'start_process', 'WorkerError', 'how_it_ended',
-           'what_was_lost', 'Pool', 'give_order', 'wait_for_all', 'receive', 'lost', 'checked', 'Workers', 'begun',
-           'all_lost', 'let_go', 'steps_single_envs']
+           'get_ready', 'Marked', 'Portion', 'behave', 'one_thread', 'take_core', 'die_with', 'refused', 'work',
+           'serve', 'without_script', 'without_ctrl_c', 'task_for', 'Worker', 'start_process', 'WorkerError',
+           'how_it_ended', 'what_was_lost', 'Pool', 'give_order', 'wait_for_all', 'receive', 'lost', 'checked',
+           'Workers', 'begun', 'all_lost', 'let_go', 'steps_single_envs']
 
 # %% ../../nbs/19_envs.workers.ipynb #1f3c2f19
 import builtins
@@ -182,7 +182,7 @@ def bytes_of(
     return np.frombuffer(memory, np.uint8)[-ctypes.addressof(memory) % 64:]
 
 # %% ../../nbs/19_envs.workers.ipynb #ee22f593
-LOOK = 50e-6  # s
+LOOK = 1e-3   # s
 
 def look(
     numbers: np.ndarray,  # in shared memory
@@ -440,6 +440,19 @@ def one_thread() -> None:
     torch = sys.modules.get('torch')
     if torch: torch.set_num_threads(1)
 
+def take_core(
+    number: int,   # which worker this is
+) -> None:
+    """Move to a core that no worker beside this one moves to, if there are enough
+
+    Args:
+        number: which worker this is
+    """
+    if not hasattr(os, 'sched_setaffinity'): return
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(usable)[number % len(usable)]})
+    os.sched_setaffinity(0, usable)
+
 # %% ../../nbs/19_envs.workers.ipynb #d7ec6826
 def die_with(
     alive: Connection,  # reading end of a pipe that only the parent writes to
@@ -503,6 +516,7 @@ def work(
                 get_ready(task)
                 portion = Portion(task, shared)
                 one_thread()
+                take_core(number)
             else:
                 name, args = channel.recv()
                 value = getattr(portion, name)

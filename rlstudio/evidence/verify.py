@@ -135,7 +135,7 @@ def _begins(path: Path, stamp: Stamp, whole: bool) -> str:
     try: size = path.lstat().st_size
     except OSError: return 'missing'
     if size < stamp['bytes']: return f'cut off: {size:,} of {stamp["bytes"]:,} bytes'
-    if whole and size > stamp['bytes']: return f'{size - stamp["bytes"]:,} bytes more than the run wrote'
+    if whole and size > stamp['bytes']: return f'longer than the run wrote: {size:,} instead of {stamp["bytes"]:,} bytes'
     try: found = hash_file(path, stamp['bytes'])
     except (FileError, OSError) as e: return f'cannot be read ({e})'
     if found == stamp: return ''

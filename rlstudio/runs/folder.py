@@ -13,7 +13,7 @@ What is written is written whole or not at all. The manifest claims the level of
 
 # %% auto #0
 __all__ = ['SHAPES', 'HASHES', 'Stamp', 'OWN', 'RUN_VERSION', 'PARTS', 'RunError', 'check_run_name', 'put_folder', 'new_folder',
-           'taken', 'locate_run', 'lock_file', 'locked', 'stamp_of', 'hash_file', 'Record', 'spell_record',
+           'taken', 'locate_run', 'lock_file', 'BusyError', 'locked', 'stamp_of', 'hash_file', 'Record', 'spell_record',
            'check_record', 'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files',
            'settle_record', 'looks_of', 'check_hash', 'Hashes', 'versions', 'module_hash', 'code_hash', 'level_of',
            'now', 'user', 'is_busy', 'RunFolder', 'check_inside', 'check_version']
@@ -184,6 +184,9 @@ def lock_file(
     try: return open_plain(path, os.O_RDONLY | more)
     except FileError as e: raise RunError(str(e)) from e
 
+class BusyError(RunError):
+    "Another process is working on this run"
+
 @contextmanager
 def locked(
     folder: Path,  # a run's folder
@@ -196,8 +199,8 @@ def locked(
     with open(lock_file(folder, os.O_CREAT)) as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(f'{folder}: another process is working on this run; wait for it, '
-                           f'or stop it first') from None
+            raise BusyError(f'{folder}: another process is working on this run; wait for it, '
+                            f'or stop it first') from None
         yield
 
 # %% ../../nbs/64_runs.folder.ipynb #eae760ff

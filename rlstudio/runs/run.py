@@ -719,7 +719,7 @@ def judge(
     asked: dict[str, Any] = dict(episodes=episodes, greedy=greedy, max_steps=max_steps)
     c = replace(c, **{k: v for k, v in asked.items() if v is not None})
     with arithmetic_threads(run.settings.threads):
-        result = evaluate(trainer.algo.module, run.config.env, c, run.config.train.seed if seed is None else seed, trainer.env_steps)
+        result = evaluate(trainer.algo.module, run.config.env, c, run.config.train.seed_of('eval') if seed is None else seed, trainer.env_steps)
     run.files.keep([result.to_dict()])
     return result
 
@@ -739,7 +739,7 @@ def film(
         seed: fixes the start; None: the run's
     """
     try:
-        frames = rollout_frames(trainer.algo.module, run.config.env, run.config.train.seed if seed is None else seed)
+        frames = rollout_frames(trainer.algo.module, run.config.env, run.config.train.seed_of('eval') if seed is None else seed)
         with run.files.hashes.changing([f'videos/{name}.webp']): save_webp(frames, run.folder / 'videos' / f'{name}.webp')
     except (Exception, SystemExit) as e:
         why = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
@@ -852,7 +852,7 @@ class FilmEvery(Callback):
         before, self.seen = self.seen, trainer.env_steps
         if self.seen // self.every <= before // self.every: return
         try:
-            frames = rollout_frames(trainer.algo.module, trainer.config.env, trainer.config.train.seed)
+            frames = rollout_frames(trainer.algo.module, trainer.config.env, trainer.config.train.seed_of('eval'))
             name = f'videos/step_{self.seen:012d}.webp'
             with Hashes(self.folder).changing([name]): save_webp(frames, self.folder / name)
         except (Exception, SystemExit) as e: warnings.warn(f'no video at {self.seen:,} steps: {type(e).__name__}: {e}', stacklevel=2)
@@ -1277,7 +1277,11 @@ class Run:
             reason = trainer.stop_reason or trainer.stop_asked  # also if it came with the last step
             if (trainer.finished and not reason) or (reason and not trainer.interrupted):
                 return finish(self, trainer, None if trainer.finished else reason)
-        except KeyboardInterrupt as e: reason = str(e) or 'SIGINT'
+        except KeyboardInterrupt as e:   # the second one
+            reason = str(e) or 'SIGINT'
+            saved = max((int(p.name[5:]) for p in checkpoints(self.folder / 'checkpoints')), default=None)
+            warnings.warn(f'{self.folder}: ended at once at step {trainer.env_steps:,}; resume goes on from ' +
+                          ('the beginning, since nothing was saved yet' if saved is None else f'the checkpoint of step {saved:,}'), stacklevel=2)
         with undisturbed(): self.leave_word(reason, env_steps=trainer.env_steps)
         return summarize(self, trainer, 'interrupted')
 

@@ -23,10 +23,11 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'importing', 'where_run', 'exact_run', 'files_beginning', 'complete_config', 'complete_run', 'complete_algo',
            'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work',
            'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines',
-           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'count_line', 'drift_', 'verify_runs', 'show_run',
-           'config_lines', 'leg_lines', 'card', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
-           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'delete_', 'migrate',
-           'Shell', 'completion', 'end_on_signals', 'main']
+           'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'check_plot', 'variance_of', 'count_line', 'drift_',
+           'gate_', 'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run',
+           'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed',
+           'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'show_study', 'Shell',
+           'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -151,7 +152,9 @@ def where_run(
     try: runs_dir = load_settings().runs_dir
     except ValueError as e: raise typer.BadParameter(str(e)) from None   # of settings.ini: the run is not to blame
     try: return locate_run(given, runs_dir)
-    except ValueError: return Path(given)   # the command itself says what is wrong with it
+    except ValueError:
+        named = Path(runs_dir, given)   # a study, or a run in one; else the command itself says what is wrong with it
+        return named if not Path(given).exists() and any((named / file).is_file() for file in ('study.yaml', 'config.yaml')) else Path(given)
 
 def exact_run(
     given: str,  # as typed
@@ -259,7 +262,8 @@ def keys_of(
     Returns:
         'section.key' → default
     """
-    from rlstudio.studio.catalog import default_values, quick_values
+    from rlstudio.evidence.table import quick_values
+    from rlstudio.studio.catalog import default_values
     from rlstudio.runs.config import packaged_configs
     path = Path(named or '')
     file = packaged_configs().get(named or '') or (path if path.is_file() else where_run(named or 'x') / 'config.yaml')
@@ -658,6 +662,56 @@ def check_env_(
         emit(report.to_dict())
         if not report.ok: raise typer.Exit(1)
 
+# %% ../../nbs/84_studio.cli.ipynb #b1496e25
+def check_plot(
+    file: Path | None,  # of `--plot`
+) -> None:
+    """Refuse a picture that could not be written, before anything runs
+
+    Args:
+        file: of `--plot`
+    """
+    if file and file.suffix.lower() not in ('.png', '.svg'): raise typer.BadParameter(f'--plot: given {file}, expected a file that ends in .png or .svg')
+    if file and not file.absolute().parent.is_dir(): raise typer.BadParameter(f'--plot: given {file}, but there is no folder {file.parent}')
+
+@app.command('variance')
+def variance_of(
+    config: Annotated[str, typer.Argument(  # found by `find_config`
+        help='A YAML file, or a packaged name: ppo/cartpole.', autocompletion=complete_config)],
+    overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
+        metavar='[section.key=value]...', autocompletion=complete_key, help='Over the file: train.total_steps=5e4')] = None,
+    seeds: Annotated[int, typer.Option(help='Independent seeds, in pairs; each pair is a run more for every stream.')] = 10,  # even, ≥ 4
+    streams: Annotated[str | None, typer.Option(metavar='NAME,NAME', help='Only these streams: init,env  [default: all that the algorithm has]')] = None,  # of `stream_names`
+    jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time.  [default: one a processor]')] = None,
+    name: Annotated[str | None, typer.Option(help='Name of the study.')] = None,  # see `check_run_name`
+    runs_dir: RunsDir = None,  # made if it is not there
+    no_checks: Annotated[bool, typer.Option('--no-checks', help='Leave out the runs in other processes, in workers, and after kills.')] = False,  # else four runs more
+    plot: Annotated[Path | None, typer.Option(metavar='FILE', help='A picture: .png or .svg.')] = None,
+    modules: Import = None,  # of the user's own
+    quiet: Quiet = False,    # no progress
+    as_json: Json = False,   # for programs
+) -> None:
+    "How much of the spread between seeds comes from weights, worlds, actions, minibatches"
+    with at_work(f'rlstudio {__version__}: variance of {config} {" ".join(overrides or [])}'.rstrip(), modules, quiet, as_json) as (say, emit):
+        if seeds < 4 or seeds % 2: raise typer.BadParameter(f'--seeds: given {seeds}, expected an even number from 4 on, since seeds come in pairs')
+        check_plot(plot)
+        with importing(emit): from rlstudio.evidence.variance import nothing_else, plan_variance, run_cells, variance_report
+        from rlstudio.evidence.study import check_room, is_finished
+        wanted = None if streams is None else [s.strip() for s in streams.split(',') if s.strip()]
+        study = plan_variance(config, overrides or (), seeds // 2, wanted, name, runs_dir)
+        todo, stream = [c for c in study.cells if not is_finished(c.folder)], None if quiet else sys.stderr
+        say(f'{study.folder}: {2 * len(study.pairs)} seeds in pairs, and {", ".join(study.streams)} between them: {len(study.cells)} runs of {study.config.train.total_steps:,} steps'
+            + (f', {len(todo)} of them to do; {check_room(todo, study.folder)}' if todo else ', all done'))
+        run_cells(study, jobs, stream=stream)
+        report = variance_report(study, None if no_checks else nothing_else(study, jobs, stream=stream))
+        if plot:
+            from rlstudio.runs.pictures import save_figure
+            save_figure(report.plot(), plot)
+        emit(report.to_dict() | dict(study=str(study.folder), plot=str(plot) if plot else None))
+        if not as_json: speaker(False, False)(f'\n{report}' + (f'\n\nwritten: {plot}' if plot else ''))
+        if not all(report.same_bits.values()): raise typer.Exit(3)
+        if report.failed: raise typer.Exit(1)
+
 # %% ../../nbs/84_studio.cli.ipynb #73d71f02
 def count_line(
     stream: Any,  # where it goes; anything but a terminal stays as it is
@@ -697,6 +751,38 @@ def drift_(
         emit(report.to_dict() | dict(recorded=written))
         if not report.ok: raise typer.Exit(3)
 
+# %% ../../nbs/84_studio.cli.ipynb #9a7e0002
+@app.command('gate')
+def gate_(
+    baseline: Annotated[str, typer.Argument(metavar='BASELINE', help='A file of scores, or one that comes with the package: quick.')],  # see `baseline_path`
+    config: Annotated[str, typer.Argument(help='With --write: measure this config, too.', autocompletion=complete_config)] = '',  # found by `find_config`
+    overrides: Annotated[list[str] | None, typer.Argument(metavar='[section.key=value]...', autocompletion=complete_key, help='Over the config: train.total_steps=2e4')] = None,  # keep it short
+    write: Annotated[bool, typer.Option('--write', help='Measure, and write the scores into the file.')] = False,  # else compare
+    cells: Annotated[list[str] | None, typer.Option('--cell', metavar='NAME', help="Only these trainings: 'sac/*'; again for more.")] = None,  # see `chosen_trainings`
+    name: Annotated[str, typer.Option(help='With --write: name of the training.  [default: as the config is called]')] = '',  # a key of the file
+    seeds: Annotated[int, typer.Option(min=1, help='With --write: how many seeds.')] = 30,  # 10 or more
+    jobs: Annotated[int, typer.Option(min=1, help='Trainings at a time.')] = 1,  # processes
+    fresh: Annotated[bool, typer.Option('--fresh', help='Do not ask for equal bits first: fresh seeds answer.')] = False,  # as on another machine
+    round: Annotated[int, typer.Option(min=0, help='Which fresh seeds.')] = 0,  # others for each number
+    modules: Import = None,  # of the user's own
+    as_json: Json = False,   # for programs
+) -> None:
+    "Does the code still learn as a baseline says? Exit code 3 if it does not"
+    with at_work('', modules, False, as_json) as (say, emit):
+        from rlstudio.evidence.gate import GateError, measure_cells, run_gate
+        if config and not write: raise GateError(f'gate: given a config ({config}) without --write, expected one only where it is to be measured; fix: rlstudio gate {baseline} {config} --write')
+        tell = count_line(sys.stderr)
+        try:
+            if write: done = measure_cells(baseline, config, overrides or (), name, cells or (), seeds, jobs, tell)
+            else: report = run_gate(baseline, cells or (), jobs, not fresh, round, tell)
+        finally: tell(1, 1, '')
+        if write:
+            for line in done: say(line)
+            return emit(dict(baseline=baseline, written=done))
+        say(str(report))
+        emit(report.to_dict())
+        if not report.ok: raise typer.Exit(3)
+
 # %% ../../nbs/84_studio.cli.ipynb #c01702b9
 @app.command('verify')
 def verify_runs(
@@ -723,10 +809,13 @@ def show_run(
     whole: Annotated[bool, typer.Option('--config', help='The whole config, defaults too.')] = False,  # else what differs
     as_json: Json = False,  # for programs
 ) -> None:
-    "What a run is, how it went, and what to do with it"
+    "What a run or a study is, how it went, and what to do with it"
     with explained(as_json) as emit:
+        if (run / 'study.yaml').is_file(): return show_study(run, speaker(False, as_json), emit)
+        from rlstudio.runs.folder import check_hash
         from rlstudio.studio.catalog import facts_in
         row, _, manifest, result = facts_in(run)
+        check_hash(run, 'manifest.json')   # a fact that somebody has changed is not shown
         emit(row | dict(manifest=manifest, result=result))
         if not as_json: speaker(False, False)(card(run, row, manifest, result, whole))
 
@@ -817,6 +906,21 @@ def card(
     parts.append(next_commands(result | dict(run=str(run)) if result else dict(run=str(run), status='interrupted', imports=manifest.get('imports'))))
     if not whole: parts.append(labelled('', [command('show', run, '--config')]))
     return '\n'.join(part for part in parts if part)
+
+# %% ../../nbs/84_studio.cli.ipynb #4e904702
+@app.command('report')
+def report_(
+    target: Annotated[str, typer.Argument(metavar='RUN|STUDY', autocompletion=complete_run, help='Folder of a run or a study, or its name.')],  # as typed
+    out: Annotated[Path | None, typer.Option('--out', metavar='FILE', help='Where the page goes.  [default: report.html in the folder]')] = None,  # made, or replaced
+    as_json: Json = False,  # for programs
+) -> None:
+    "Write one HTML page about a run or a study, to open, mail and print"
+    with explained(as_json) as emit:
+        from rlstudio.evidence.report import write_report
+        from rlstudio.runs.config import load_settings
+        written = write_report(target, out, load_settings().runs_dir)
+        speaker(False, as_json)(f'{written}: open it in a browser ({max(1, written.stat().st_size // 1024):,} KB, one file)')
+        emit(dict(report=str(written), bytes=written.stat().st_size))
 
 # %% ../../nbs/84_studio.cli.ipynb #8f36f609
 @app.command('push')
@@ -922,7 +1026,7 @@ def wrapper_rows() -> list[dict[str, Any]]:  # name, source, about
 
 class Listing(StrEnum):
     "What can be listed"
-    algos, envs, nets, wrappers, configs, runs = 'algos', 'envs', 'nets', 'wrappers', 'configs', 'runs'
+    algos, envs, nets, wrappers, configs, runs, studies = 'algos', 'envs', 'nets', 'wrappers', 'configs', 'runs', 'studies'
 
 def rows_of(
     listing: Listing,       # what
@@ -944,7 +1048,7 @@ def rows_of(
     from rlstudio.core import registry
     from rlstudio.runs.config import load_settings, open_workspace, packaged_configs
     settings = load_settings()
-    if listing not in (Listing.configs, Listing.runs):
+    if listing not in (Listing.configs, Listing.runs, Listing.studies):
         for plugin in settings.plugins:     # one that is missing does not hide the others
             with suppress(registry.PluginError): registry.allow(plugin)
         open_workspace(replace(settings, plugins=()), modules or ())
@@ -957,7 +1061,8 @@ def rows_of(
     if listing is Listing.envs:
         from rlstudio.envs.make import env_ids, env_origin
         return [dict(id=i, native=is_native(i), source=env_origin(i)) for i in env_ids()]
-    from rlstudio.studio.catalog import list_runs
+    from rlstudio.studio.catalog import list_runs, study_folders, study_row
+    if listing is Listing.studies: return [study_row(folder) for folder in study_folders(runs_dir or settings.runs_dir)]
     return [facts.row for facts in list_runs(runs_dir or settings.runs_dir, **filters)]
 
 # %% ../../nbs/84_studio.cli.ipynb #e322d5c6
@@ -974,7 +1079,7 @@ def list_(
     modules: Import = None,    # of the user's own
     as_json: Json = False,     # for programs
 ) -> None:
-    "List algos, envs, nets, wrappers, configs or runs"
+    "List algos, envs, nets, wrappers, configs, runs or studies"
     with explained(as_json) as emit:
         filters = dict(algo=algo, env=env, status=status, where=where or [], sort=sort)
         given = [f'--{k}' for k, v in dict(filters, limit=limit).items() if v and v != 'newest']
@@ -1049,6 +1154,57 @@ def run_table(
              for r in rows]
     return narrowed(short, width, ('seed', 'algo', 'steps', 'env'))
 
+# %% ../../nbs/84_studio.cli.ipynb #7ab1e002
+@app.command('table')
+def table_(
+    folders: Annotated[list[str] | None, typer.Argument(metavar='FOLDER...', autocompletion=complete_run, help="Folders of runs, studies, runs, their names, or 'patterns*'; none: all runs.")] = None,  # none: all runs
+    to_csv: Annotated[Path | None, typer.Option('--csv', metavar='FILE', help='Write a row a run as CSV; - is standard output.')] = None,  # replaced
+    to_parquet: Annotated[Path | None, typer.Option('--parquet', metavar='FILE', help='Write a row a run as Parquet.')] = None,  # replaced
+    every: Annotated[bool, typer.Option('--all-keys', help='A column for every key of the configs, not only for those that differ.')] = False,  # in files and JSON
+    runs_dir: RunsDir = None,  # where names are looked up
+    as_json: Json = False,     # for programs
+) -> None:
+    "Sum up runs: a line an arm, with an interval; a row a run in CSV, Parquet or JSON"
+    with explained(as_json) as emit:
+        from rlstudio.evidence.table import csv_text, read_table, table_document, write_table
+        from rlstudio.runs.config import load_settings
+        from rlstudio.runs.folder import RunError
+        say, to_stdout = speaker(False, as_json), str(to_csv) == '-'
+        if as_json and to_stdout: raise typer.BadParameter('--csv - and --json both want standard output; expected one of them')
+        if as_json and (files := [f for f in folders or [] if f.endswith('.json') and not Path(f).is_dir()]): raise RunError(f'{files[0]}: --json takes no file; expected: rlstudio table … --json > {files[0]}')
+        found = read_table(folders or (), runs_dir or load_settings().runs_dir)
+        for kind, path in dict(csv=to_csv, parquet=to_parquet).items():
+            if path and str(path) != '-': say(f'wrote {write_table(found, path, every, kind)}: {len(found):,} run{"s" * (len(found) != 1)}')
+        if to_stdout: print(csv_text(found, every), end='')
+        if to_csv or to_parquet: any(speaker(False, True)(f'broken: {why}') for why in found.broken.values())
+        else: say(str(found) if found.rows or found.broken else 'no runs here')
+        if as_json: emit(table_document(found, every))
+
+# %% ../../nbs/84_studio.cli.ipynb #83b15585
+@app.command('compare')
+def compare_(
+    sides: Annotated[list[str], typer.Argument(metavar='A B …', help="Runs, studies, folders, names or patterns ('runs/ppo-*'), a side each; a study is a side for each of its arms.")],  # the first is what the others are measured against
+    metric: Annotated[str, typer.Option(help='score: mean return of the final evaluation; area: mean height of the learning curve; a column of `rlstudio table`; or a metric of metrics.jsonl, its last value.')] = 'score',  # see `value_of`
+    statistic: Annotated[str, typer.Option(metavar='iqm|mean|median', help='One number for many seeds.')] = 'iqm',  # a key of `STATISTICS`
+    level: Annotated[float, typer.Option(help='What the intervals promise to cover.')] = .95,  # 0 … 1
+    paired: Annotated[bool, typer.Option('--paired', help='Test by pairs of equal seeds; decide it before you look.')] = False,  # see `Contrast`
+    lower: Annotated[bool, typer.Option('--lower', help='Less is better, as with seconds.')] = False,  # else more is
+    plot: Annotated[Path | None, typer.Option(metavar='FILE', help='Write a picture, .png or .svg: seeds, intervals, profiles.')] = None,  # replaced if it is there
+    runs_dir: RunsDir = None,  # where names are looked up
+    as_json: Json = False,     # for programs
+) -> None:
+    "Is B better than A? A table, a difference with its interval, and a sentence: rlstudio compare A B"
+    with explained(as_json) as emit:
+        from rlstudio.evidence.compare import compare_sides, comparison_figure
+        from rlstudio.runs.config import load_settings
+        from rlstudio.runs.pictures import UNSIGNED, save_figure
+        from rlstudio.studio.console import clean
+        if plot and plot.suffix[1:].lower() not in UNSIGNED: raise typer.BadParameter(f'--plot: given {plot}, expected a name that ends in .png or .svg')
+        found = compare_sides(sides, metric, statistic, level, paired, lower, runs_dir or load_settings().runs_dir)
+        emit(found.to_dict())
+        if not as_json: speaker(False, False)(clean(str(found)))
+        if plot: save_figure(comparison_figure(found), plot)
+
 # %% ../../nbs/84_studio.cli.ipynb #68f7e4ff
 @app.command('delete')
 def delete_(
@@ -1091,14 +1247,100 @@ def migrate(
         rows = []
         for run in runs:
             done = migrate_run(run, dry_run, load_settings().runs_dir)
+            folder, kept = (path and (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path) for path in (done.folder, done.kept))
             for change in done.changes: say(f'  {change}')
             if not done.changes: said = f'of version {RUN_VERSION} already; nothing to do'
-            elif done.kept: said = f'migrated from version {done.version} to {RUN_VERSION}; the old run stays as {done.kept}'
+            elif done.kept: said = f'migrated from version {done.version} to {RUN_VERSION}; the old run stays as {kept}'
             else: said = f'would be migrated from version {done.version} to {RUN_VERSION}; nothing was written'
-            say(f'{done.folder}: {said}')
+            say(f'{folder}: {said}')
             rows.append(dict(run=str(done.folder), version=done.version, kept=str(done.kept) if done.kept else None, dry_run=dry_run,
                              changes=[dict(path=c.path, what=c.what, said=c.said) for c in done.changes]))
         emit(rows if len(rows) > 1 else rows[0])
+
+# %% ../../nbs/84_studio.cli.ipynb #study002
+@app.command('study')
+def study_(
+    words: Annotated[list[str], typer.Argument(  # as `asked_study` takes them
+        metavar='CONFIG... [section.key=value]...', autocompletion=complete_config, help='Configs, and changes to all of them; or a study: its folder, its name, or a study.yaml.')],
+    seeds: Annotated[str | None, typer.Option(metavar='1-10', help='Seeds of each config.  [default: 1-5]')] = None,  # as `seed_list` takes them
+    grid: Annotated[list[str] | None, typer.Option(metavar='KEY=V1,V2', help='Values of a key, each with every config; again for more keys.')] = None,  # as `grid_of` takes them
+    jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time.  [default: one a processor]')] = None,  # processes
+    name: Annotated[str | None, typer.Option(help='Name of the study.  [default: after its configs]')] = None,  # of its folder
+    max_failures: Annotated[int | None, typer.Option(min=1, help='Stop when so many runs have failed.')] = None,  # never
+    executor: Annotated[str, typer.Option(help='Who runs them.')] = 'local',  # a name in `executors`
+    runs_dir: RunsDir = None,  # made if it is not there
+    modules: Import = None,    # of the user's own
+    quiet: Quiet = False,      # only the results
+    as_json: Json = False,     # for programs
+) -> None:
+    "Train many runs: rlstudio study ppo/cartpole a2c/cartpole --seeds 1-10 --grid algo.gamma=0.98,0.99"
+    with at_work(f'rlstudio {__version__}: study {" ".join(words)}', modules, quiet, as_json) as (say, emit):
+        from rlstudio.evidence.study import asked_study
+        work_through(asked_study(words, seeds, grid or (), name, runs_dir), jobs, max_failures, executor, say, emit, quiet)
+
+# %% ../../nbs/84_studio.cli.ipynb #study004
+def work_through(
+    study: Any,               # a `Study`, planned
+    jobs: int | None,         # runs at a time; None: one a processor
+    max_failures: int | None,  # stop when so many have failed
+    executor: str,            # a name in `executors`
+    say: Callable[[str], None],  # prints a line for people
+    emit: Emit,               # gets the results
+    quiet: bool = False,      # no progress
+) -> None:
+    """Bring a study to its end, and say how it went
+
+    Args:
+        study: a `Study`, planned
+        jobs: runs at a time; None: one a processor
+        max_failures: stop when so many have failed
+        executor: a name in `executors`
+        say: prints a line for people
+        emit: gets the results
+        quiet: no progress
+    """
+    from rlstudio.evidence.study import arm_line, disk_line, default_jobs, is_finished
+    from rlstudio.studio.console import command, labelled
+    cells, todo = study.cells, [c for c in study.cells if not is_finished(c.folder)]
+    first = f'{study.folder}: {len(cells)} runs' + (f', {len(cells) - len(todo)} of them done' if len(todo) < len(cells) else '')
+    say(labelled('study', [first, *([f'{min(len(todo), jobs or default_jobs())} at a time, {disk_line(todo, study.folder)}'] if todo else [])]))
+    try: rows = study.run(jobs, max_failures, executor, None if quiet else sys.stdout)   # standard error, where the output is one JSON object
+    except KeyboardInterrupt:
+        say(labelled('next', [command('study', study.folder)]))
+        raise
+    width = max(len(row['arm']) for row in rows)
+    for i, row in enumerate(rows): print(f'{"arms" if not i else "":<8}{arm_line(row, width)}')
+    for note in dict.fromkeys(row['note'] for row in rows if row['note']): say(f'        {note}')
+    for i, (name, why) in enumerate(study.errors.items()): say(f'{"failed" if not i else "":<8}{name}: {why}')
+    say(labelled('next', [command('list', 'runs', '--runs-dir', study.folder)] + ([command('study', study.folder)] if study.errors else [])))
+    emit(dict(study=str(study.folder), arms=rows, failed=study.errors))
+    if study.errors: raise typer.Exit(1)
+
+# %% ../../nbs/84_studio.cli.ipynb #study006
+def show_study(
+    folder: Path,                # of a study
+    say: Callable[[str], None],  # prints a line for people
+    emit: Emit,                  # gets the results
+) -> None:
+    """What a study is, and how far
+
+    Args:
+        folder: of a study
+        say: prints a line for people
+        emit: gets the results
+    """
+    from rlstudio.evidence.study import Study, arm_line
+    from rlstudio.studio.catalog import study_row
+    from rlstudio.studio.console import command, labelled
+    study, counts = Study.open(folder), study_row(folder)
+    rows, left = study.results(), counts['runs'] - counts['done']
+    width = max(len(row['arm']) for row in rows)
+    seeds, grid = study.plan.seeds, study.plan.grid
+    facts = [f'{folder}: {counts["runs"]} runs, {counts["done"]} done' + ''.join(f', {counts[k]} {k}' for k in ('running', 'stopped', 'failed') if counts[k]), f'seeds {", ".join(map(str, seeds[:20]))}{"…" * (len(seeds) > 20)}']
+    say(labelled('study', facts + [f'{key}: {", ".join(map(str, values))}' for key, values in grid.items()]))
+    say(labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note']))))
+    say(labelled('next', [*([command('study', folder)] if left else []), command('list', 'runs', '--runs-dir', folder)]))
+    emit(counts | dict(arms=rows))
 
 # %% ../../nbs/84_studio.cli.ipynb #bd05048b
 class Shell(StrEnum):

@@ -245,7 +245,7 @@ def untrained_score(
     """
     few = replace(config.eval, greedy=False, episodes=min(5, config.eval.episodes), max_steps=min(SHORT, config.eval.max_steps))
     with warnings.catch_warnings(action='ignore', category=UserWarning):  # that none ends says nothing yet
-        return evaluate(module, config.env, few, config.train.seed)
+        return evaluate(module, config.env, few, config.train.seed_of('eval'))
 
 # %% ../../nbs/42_train.evaluate.ipynb #ff868713
 def evaluation_pace(
@@ -316,7 +316,7 @@ class Evaluate(Callback):
         """
         config = trainer.config if self.config is None else replace(trainer.config, eval=self.config)
         if not self.due(trainer, config): return
-        try: self.last = result = evaluate(trainer.algo.module, config.env, on_the_way(config), config.train.seed, trainer.env_steps)
+        try: self.last = result = evaluate(trainer.algo.module, config.env, on_the_way(config), config.train.seed_of('eval'), trainer.env_steps)
         except (Exception, SystemExit) as e:  # what was learned is not lost over it
             warnings.warn(f'not evaluated at {trainer.env_steps:,} steps: {type(e).__name__}: {e}', stacklevel=2)
             return

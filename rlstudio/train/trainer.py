@@ -250,7 +250,7 @@ class Trainer:
         check_given(config)
         register_trainer_metrics()
         self.config, self.callbacks, self.threads = config, list(callbacks), threads
-        self.streams, self.env = Streams(config.train.seed), make_vector(config.env)
+        self.streams, self.env = Streams(config.train.seed, config.train.streams), make_vector(config.env)
         check_fit(config, self.env)
         self.algo: Algorithm = algos.get(config.algo.name)(config, self.env, self.streams, device, engine)
         seeds = [self.streams.seed('env', i) for i in range(config.env.num_envs)]

@@ -1,0 +1,148 @@
+"The comparison: real runs on the command line, sides from whatever is typed, and sentences that never say more than the numbers."
+import json
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import run
+
+from rlstudio.core.options import config_from_dict
+from rlstudio.evidence import compare as c
+from rlstudio.evidence.stats import StatsError, iqm
+from rlstudio.runs.config import to_yaml
+from rlstudio.runs.folder import RunError
+from rlstudio.runs.run import Run
+
+
+def place(folder: Path, seed: int = 1, score: float | None = 1., world: str = "CartPole-v1", status: str = "completed", train: dict | None = None, **algo: object) -> Path:
+    "A run as it lies in a folder, without the training"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config_from_dict(dict(env=dict(id=world), algo=dict(name="ppo") | algo, train=dict(seed=seed) | (train or {})))))
+    (folder / "manifest.json").write_text(json.dumps(dict(status=status, level="L3", env_steps=9, created=f"2026-01-01T12:00:{seed:02}+00:00", versions=dict(torch="2.13"))))
+    if score is not None:
+        (folder / "result.json").write_text(json.dumps(dict(status=status, total_steps=9, train_seconds=1., eval_return_mean=score, eval_return_std=2., eval_episodes=20, goal=475.)))
+    return folder
+
+
+def side(name: str, scores: list[float]) -> c.Side: return c.Side(name, name, {"CartPole-v1": dict(enumerate(scores, 1))}, ())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "Two arms of three real runs each"
+    home = tmp_path_factory.mktemp("trained")
+    for arm, rate in (("slow", 1e-5), ("fast", 3e-2)):
+        for seed in (1, 2, 3):
+            config = dict(env=dict(id="rlstudio/Bandit-v0", num_envs=4), algo=dict(name="ppo", num_steps=8, learning_rate=rate), net=dict(hidden=[8]), train=dict(total_steps=256, seed=seed), eval=dict(episodes=5))
+            with warnings.catch_warnings(action="ignore"):   # there is no video of a bandit
+                Run.from_config(config, runs_dir=home / "runs", name=f"{arm}-{seed}").train()
+    return home
+
+
+def test_real_runs_on_the_command_line(trained: Path) -> None:
+    "Table, sentence, differences, picture; JSON holds the same; nothing in the runs has changed"
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+    said = run("rlstudio", "compare", "slow-*", "fast-*", "--plot", "both.svg", cwd=trained)
+    assert said.returncode == 0 and not said.stderr, said.stderr
+    for words in ("A  ppo rlstudio/Bandit-v0 algo.learning_rate=1e-05", "B  ppo rlstudio/Bandit-v0 algo.learning_rate=0.03", "differs", "below 5 seeds", "B - A:"): assert words in said.stdout, words
+    assert (trained / "both.svg").read_text().count("<path") > 10
+    found = json.loads(run("rlstudio", "compare", "slow-*", "fast-*", "--json", cwd=trained).stdout)
+    assert [s["seeds"] for s in found["sides"]] == [3, 3] and found["contrasts"][0]["verdict"] in said.stdout and list(found["differs"]) == ["algo.learning_rate"]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["slow-*"], "expected two or more"), (["slow-*", "nowhere"], "nowhere: not a run"), (["slow-*", "fast-*", "--metric", "loss/polic"], "did you mean"),
+    (["slow-*", "fast-*", "--statistic", "iqr"], "given 'iqr'"), (["slow-*", "fast-*", "--plot", "x.gif"], ".png or .svg"), (["slow-*", "slow-*"], "the same runs twice"),
+    (["slow-*", "fast-*", "--level", "95"], "between 0 and 1")])
+def test_mistakes_are_one_message(trained: Path, args: list[str], said: str) -> None:
+    done = run("rlstudio", "compare", *args, cwd=trained)
+    assert done.returncode == 2 and said in " ".join(done.stderr.replace("│", " ").split()) and "Traceback" not in done.stderr and not done.stdout
+
+
+def test_a_metric_of_the_file(trained: Path) -> None:
+    found = c.compare_sides(["slow-*", "fast-*"], "loss/value", runs_dir=trained / "runs")
+    last = json.loads((trained / "runs/slow-1/metrics.jsonl").read_text().splitlines()[-1])
+    assert found.sides[0].scores["rlstudio/Bandit-v0"][1] in (last.get("loss/value"), *(json.loads(x).get("loss/value") for x in (trained / "runs/slow-1/metrics.jsonl").read_text().splitlines()))
+    assert c.compare_sides(["slow-*", "fast-*"], "seconds", lower=True, runs_dir=trained / "runs").contrasts[0].lower
+
+
+def test_a_folder_with_arms_is_a_side_each(tmp_path: Path) -> None:
+    for gamma in (.9, .95, .99):
+        for seed in (1, 2): place(tmp_path / f"grid/g{gamma}-s{seed}", seed, 100 * gamma + seed, gamma=gamma)
+    found = c.compare_sides([tmp_path / "grid"])
+    assert [s.name for s in found.sides] == ["A", "B", "C"] and len(found.contrasts) == 2 and any("Holm" in n for n in found.notes())
+    assert found.differs["algo.gamma"] == [["0.9"], ["0.95"], ["0.99"]]
+
+
+def test_the_same_config_twice_is_told_by_the_folder(tmp_path: Path) -> None:
+    "Old code against new code: one arm, two folders"
+    for name in ("old", "new"):
+        for seed in (1, 2): place(tmp_path / name / f"s{seed}", seed, seed + (name == "new"))
+    found = c.compare_sides([tmp_path / "old", tmp_path / "new"])
+    assert [Path(s.label.split(" (")[0]).name for s in found.sides] == ["old", "new"] and found.differs == {}
+
+
+def test_an_unfair_budget_is_said_first(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        place(tmp_path / f"a/s{seed}", seed, 10. + seed, train=dict(total_steps=1000))
+        place(tmp_path / f"b/s{seed}", seed, 12. + seed, train=dict(total_steps=2000))
+    note = c.compare_sides([tmp_path / "a", tmp_path / "b"]).notes()[0]
+    assert note.startswith("train.total_steps differs: this compares two questions")
+
+
+def test_worlds_are_strata_on_one_scale(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        for world, scores in (("CartPole-v1", (300, 310)), ("Acrobot-v1", (-120, -110))):
+            for name, score in zip("ab", scores): place(tmp_path / name / f"{world}-{seed}", seed, score + seed, world, gamma=.9 if name == "a" else .99)
+    found = c.compare_sides([tmp_path / "a", tmp_path / "b"])
+    assert found.scaled and found.contrasts[0].pairs == 6 and found.contrasts[0].wins == 1 and 0 < found.rows()[0]["iqm"] < 1
+    with pytest.raises(StatsError, match="no common scale"): c.compare_sides([tmp_path / "a", tmp_path / "b"], "seconds")
+    place(tmp_path / "a/more", 4, 5., "Pendulum-v1", gamma=.9)
+    with pytest.raises(StatsError, match="Pendulum-v1 on one side only"): c.compare_sides([tmp_path / "a", tmp_path / "b"])
+    place(tmp_path / "a/other", 4, 5., "CartPole-v1", gamma=.5)
+    with pytest.raises(RunError, match="3 worlds and 2 configs in CartPole-v1"): c.compare_sides([tmp_path / "a", tmp_path / "b"])
+
+
+def test_failures_are_not_forgotten(tmp_path: Path) -> None:
+    for seed in (1, 2, 3): place(tmp_path / f"a/s{seed}", seed, 10. + seed), place(tmp_path / f"b/s{seed}", seed, None if seed == 2 else 20. + seed, status="failed" if seed == 2 else "completed", gamma=.9)
+    (tmp_path / "b/s4").mkdir()
+    (tmp_path / "b/s4/config.yaml").write_text("\x1b[31m: [")
+    found = c.compare_sides([tmp_path / "a", tmp_path / "b"])
+    assert found.contrasts[0].seeds == 2 and "1 of 3 runs have no score (failed)" in str(found) and "cannot be read" in str(found)
+
+
+def test_is_and_seems() -> None:
+    "`is better` is said in at most 5 % of studies of two equal sides (20 of 400 expected, more than 36 would be very bad luck), and nearly always where the difference is large"
+    g = np.random.default_rng(5)
+    def said(shift: float, n: int) -> bool: return " is better" in c.verdict(c.contrast(side("A", list(g.normal(0, 1, n))), side("B", list(g.normal(shift, 1, n))), iqm))
+    assert sum(said(0, 5) for _ in range(400)) <= 36 and sum(said(4, 6) for _ in range(30)) >= 28
+    assert not any(said(9, 3) for _ in range(5))   # three seeds a side can never be enough
+
+
+def test_sentences() -> None:
+    better = c.verdict(c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm))
+    assert better == "B is better: a run of it wins with probability 1.00, ahead in 5 of 5 seeds (p = 0.0079)"
+    less = c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm, lower=True)
+    assert less.better == "A" and "A is better: a run of it wins with probability 1.00, ahead in 5 of 5" in c.verdict(less)
+    seems = c.verdict(c.contrast(side("A", [1, 2, 3]), side("B", [2, 3, 4]), iqm))
+    assert "B seems better" in seems and "more seeds a side would settle it" in seems
+    assert "more than 1,000 seeds" in c.verdict(c.contrast(side("A", [1, 4.5]), side("B", [2, 3]), iqm))
+    assert c.settled(c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm), p=.06) is False
+
+
+def test_pairs_are_tested_as_pairs() -> None:
+    "Ten seeds that differ by far more than the sides do: only pairs can see it"
+    hard = [100. * k for k in range(10)]
+    one, two = side("A", hard), side("B", [h + 5 + k % 2 for k, h in enumerate(hard)])
+    assert c.contrast(one, two, iqm).p > .5 and c.contrast(one, two, iqm, paired=True).p < .01
+    lost = c.Side("B", "B", {"CartPole-v1": {77: 1., 78: 2.}}, ())
+    with pytest.raises(StatsError, match="no seed in common"): c.contrast(one, lost, iqm, paired=True)
+
+
+def test_holm_is_monotone() -> None:
+    p = list(np.random.default_rng(0).random(6) / 5)
+    found = c.holm(p)
+    assert all(f >= q for f, q in zip(found, p)) and all(found[i] <= found[j] for i, j in pairwise(sorted(range(6), key=p.__getitem__)))

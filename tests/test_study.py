@@ -1,0 +1,161 @@
+"Studies from outside: the command, killed drivers and workers, two drivers at once, runs that fail"
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import child_env, run, said
+
+from rlstudio.evidence.study import Study, StudyError, asked_study, read_plan, run_cell, steps_so_far
+from rlstudio.evidence.verify import verify
+from rlstudio.runs.run import Run
+
+SMALL = ["train.total_steps=12288", "algo.num_steps=64", "eval.episodes=2", "checkpoint.every=1024"]
+
+
+def study(*args: object, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(["rlstudio", "study", *map(str, args)], cwd=cwd, env=child_env(coverage=False), text=True, stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def children(pid: int) -> list[int]:
+    try: return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError: return []
+
+
+def until(true: Callable[[], object], what: str, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited in vain until {what}"
+        time.sleep(.05)
+
+
+def alive(pid: int) -> bool:
+    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError: return False
+
+
+def command_of(pid: int) -> str:
+    try: return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError: return ""
+
+
+def seed_of(pid: int) -> str:
+    "Of the cell that a worker works on"
+    return command_of(pid).rstrip("\0").rpartition("_s")[2]
+
+
+def lone_hashes(folder: Path, seeds: list[int]) -> list[str]:
+    return [Run.from_config("ppo/cartpole", [*SMALL, f"train.seed={s}"], runs_dir=folder).train(display="silent")["weights_sha256"] for s in seeds]
+
+
+@pytest.mark.faults(33)
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+def test_a_study_whose_workers_and_driver_are_killed_runs_each_run_once(tmp_path: Path) -> None:
+    ask = ["ppo/cartpole", *SMALL, "--seeds", "1-3", "--jobs", 2, "--name", "s"]
+    folder = tmp_path / "runs" / "s"
+    first = study(*ask, cwd=tmp_path)
+    until(lambda: steps_so_far(folder / "ppo-cartpole_s1") > 2000 and children(first.pid), "run 1 is on its way")
+    victim = next(p for p in children(first.pid) if seed_of(p) == "1")
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: any(seed_of(p) == "1" and p != victim for p in children(first.pid)) or (folder / "ppo-cartpole_s3" / "metrics.jsonl").exists(), "another worker has begun")
+    workers = children(first.pid)
+    first.kill()
+    assert "killed  ppo-cartpole_s1: its process was killed by SIGKILL; begun again" in first.communicate()[0]
+    until(lambda: not any(map(alive, workers)), "the workers have ended after their driver")
+    both = [study(*ask, cwd=tmp_path) for _ in range(2)]     # the same command again, and a second one that joins
+    for done in both:
+        out = done.communicate(timeout=300)[0]
+        assert done.returncode == 0 and "3 of 3 done" in out, out
+    runs = [Run.open(folder / f"ppo-cartpole_s{s}") for s in (1, 2, 3)]
+    assert [r.manifest["weights_sha256"] for r in runs] == lone_hashes(tmp_path / "alone", [1, 2, 3])
+    for r in runs:
+        assert [record["step"] for record in r.history] == [*range(512, 12289, 512)]   # each update once
+        assert verify(r.folder).whole
+    assert {p.name for p in folder.iterdir()} == {"study.yaml", "logs", *(r.folder.name for r in runs)}
+
+
+def test_ctrl_c_saves_all_and_the_folder_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "ppo-cartpole"
+    first = study("ppo/cartpole", *SMALL, "train.total_steps=2e6", "--seeds", "1-3", "--jobs", 2, cwd=tmp_path)
+    until(lambda: all(steps_so_far(folder / f"ppo-cartpole_s{s}") > 1000 for s in (1, 2)), "two runs are on their way")
+    first.send_signal(signal.SIGINT)
+    out = first.communicate(timeout=120)[0]
+    assert first.returncode == 130 and "each run saves a checkpoint" in out and "rlstudio study runs/ppo-cartpole" in out, out
+    for s in (1, 2):
+        r = Run.open(folder / f"ppo-cartpole_s{s}")
+        assert r.status == "interrupted" and r.manifest["stopped_by"] == "SIGTERM" and (r.folder / "checkpoints" / f"step_{r.manifest['env_steps']:012d}").is_dir()
+    assert not (folder / "ppo-cartpole_s3").exists()
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "my_env.py").write_text("""
+import gymnasium as gym, numpy as np
+class Breaks(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+    def __init__(self, at=10**9): self.at, self.t = at, 0
+    def reset(self, *, seed=None, options=None): super().reset(seed=seed); return np.zeros(1, np.float32), {}
+    def step(self, action):
+        self.t += 1
+        if self.t > self.at: raise RuntimeError('the motor is hot')
+        return np.zeros(1, np.float32), 1., self.t % 5 == 0, False, {}
+gym.register('Breaks-v0', Breaks)
+""")
+    (tmp_path / "breaks.yaml").write_text("env: {id: Breaks-v0, num_envs: 2}\nalgo: {name: ppo, num_steps: 32}\ntrain: {total_steps: 256}\neval: {episodes: 1}\n")
+    done = run("rlstudio", "study", "breaks.yaml", "--seeds", "1", "--grid", "env.kwargs={at: 40},{}", "--import", "my_env", "--json", cwd=tmp_path)
+    assert done.returncode == 1, said(done)
+    facts = json.loads(done.stdout)
+    assert [row["done"] for row in facts["arms"]] == [0, 1] and [row["failed"] for row in facts["arms"]] == [1, 0]
+    (name, why), = facts["failed"].items()
+    assert name.startswith("breaks_env.kwargs=") and "the motor is hot" in why and "Traceback" not in done.stderr
+    assert "the motor is hot" in (tmp_path / facts["study"] / "logs" / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("args, why", [
+    (["ppo/cartpol"], "did you mean"),
+    (["ppo/cartpole", "--seeds", "3-1"], "expected numbers and ranges such as 1-5,8"),
+    (["ppo/cartpole", "train.seed=3"], "--seeds 1-10"),
+    (["ppo/cartpole", "--grid", "algo.gama=0.9,0.99"], "algo.gama: unknown key; did you mean 'gamma'?"),
+    (["ppo/cartpole", "--grid", "algo.num_minibatches=4,100000"], "algo.num_minibatches"),
+    (["ppo/cartpole", "--executor", "lokal"], "did you mean 'local'"),
+    (["ppo/cartpole", "--name", "../x"], "expected letters, digits"),
+])
+def test_mistakes_are_explained_before_anything_runs(args: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from typer.testing import CliRunner
+
+    from rlstudio.studio.cli import app
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["study", *args, "train.total_steps=256"])
+    assert done.exit_code == 2 and why in done.output and "Traceback" not in done.output, done.output
+    assert not [*tmp_path.glob("runs/*/*_s*")] and (not (tmp_path / "runs").exists() or "lokal" in args)
+
+
+def test_an_old_question_finds_its_folder_although_the_config_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lift.yaml").write_text("env: {id: CartPole-v1}\nalgo: {name: ppo}\n")
+    old = asked_study(["lift.yaml"], seeds="1")
+    assert asked_study(["lift.yaml"], seeds="1-2").folder == old.folder and read_plan(old.folder).seeds == (1, 2)
+    Path("lift.yaml").write_text("env: {id: CartPole-v1}\nalgo: {name: ppo, gamma: 0.9}\n")
+    assert asked_study(["lift.yaml"]).folder.name == "lift-2"
+    assert asked_study(["lift"]).cells[0].config.algo.gamma != .9      # of the folder, not of the file
+
+
+def test_a_study_of_a_stranger_names_nothing_outside_of_its_folder(tmp_path: Path) -> None:
+    made = Study.from_configs("ppo/cartpole", seeds=1, runs_dir=tmp_path)
+    file = made.folder / "study.yaml"
+    text = file.read_text()
+    for old, new in (("  ppo-cartpole:", "  ../../x:"), ("version: 1", "version: 2"), ("grid: {}", "grid: 3"), ("seeds: [1]", "seeds: 1-99999999"), ("id: CartPole-v1", "id: 7")):
+        assert old in text
+        file.write_text(text.replace(old, new))
+        with pytest.raises(ValueError): Study.open(made.folder)
+    file.write_text(text)
+    (made.folder / "logs").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="expected a folder"): made.run()
+    (made.folder / "logs").unlink()
+    (made.folder / "ppo-cartpole_s1").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="expected a folder"): run_cell(str(made.folder), "ppo-cartpole_s1")
+    with pytest.raises(StudyError, match="not a study"): Study.open(tmp_path)
