@@ -215,7 +215,7 @@ def explained_variance(
 class OnPolicy(Learner):
     "Collects a rollout, learns from it, throws it away"
     Config = OnPolicyConfig
-    actions, masks = ('discrete', 'multi_discrete', 'multi_binary', 'box', 'tree'), True
+    actions, masks, draws = ('discrete', 'multi_discrete', 'multi_binary', 'box', 'tree'), True, ('action',)
     anneals: ClassVar[tuple[str, ...]] = ('learning_rate', 'gamma', 'gae_lambda', 'ent_coef', 'vf_coef')
     metrics: ClassVar[tuple[tuple[Any, ...], ...]] = (
         ('loss/policy', 'what the policy makes small: −mean log π(a|s) Â, for PPO −L^CLIP (eq. 7)'),

@@ -302,7 +302,8 @@ class CompiledLoop(Compiled):
     def collect(self, learner: Any, stepper: Stepper, noise: np.ndarray) -> bool:   # as `Compiled`
         "as `Compiled`"
         if not fits_loop(learner, stepper): return False
-        env, buffer, m, tally = stepper.env, learner.buffer, learner.module, stepper.tally
+        buffer, m, tally = learner.buffer, learner.module, stepper.tally
+        env: Any = stepper.env   # one of `WORLDS`
         rows, obs, (weights, biases), t, T = buffer.rows, buffer.seen.obs, layers_of(m.actor), 0, buffer.num_steps
         world, option = WORLDS.index(type(env)), float(getattr(env, 'sutton_barto_reward', getattr(env, 'goal_velocity', 0)))
         if self.room is None: self.room = np.zeros((2, env.num_envs, max(obs.shape[-1], *(len(b) for b in biases))), _f)
@@ -329,7 +330,8 @@ class CompiledLoop(Compiled):
             buffer: where they were written
             t: steps that are written
         """
-        env, tally, obs, out = stepper.env, stepper.tally, buffer.seen.obs, stepper.env.out
+        tally, obs, out = stepper.tally, buffer.seen.obs, stepper.env.out
+        env: Any = stepper.env
         out.obs[:], out.reward[:], out.terminated[:], out.truncated[:] = obs[t], buffer.rows.reward[t - 1], buffer.rows.terminated[t - 1], buffer.rows.truncated[t - 1]
         stepper.done = out.terminated | out.truncated
         which = stepper.done.nonzero()[0]
@@ -339,5 +341,5 @@ class CompiledLoop(Compiled):
         out.final_obs[which] = obs[t, which]
         tally.running_return[which] = tally.running_length[which] = 0
         if len(which):
-            env._restart(which)   # type: ignore[attr-defined]
+            env._restart(which)
             obs[t] = out.obs
