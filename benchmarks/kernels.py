@@ -6,6 +6,11 @@
 For each node (chapter fast.kernels) microseconds of what it replaces and of the kernel; for PPO, DQN and SAC microseconds of a whole env step, collecting and learning.
 The ratio within one round is what means anything: a machine's speed drifts. `--only WORD` measures what has the word in its name.
 """
+# ruff: noqa: E402
+import sys
+
+sys.path.append(sys.path.pop(0))   # numba asks for the package `coverage`, and a script beside this one has its name
+
 import argparse
 import os
 import statistics
