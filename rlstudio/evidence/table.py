@@ -14,7 +14,7 @@ Only small files are read, with the reader that trusts nobody (`08_core.files`),
 # %% auto #0
 __all__ = ['RUN_FILES', 'VARIED', 'STEM', 'KEPT_FROM', 'RACY', 'KEPT_VERSION', 'STAMPED', 'EVALUATION', 'COLORS', 'Groups',
            'DRAWINGS', 'runs_below', 'find_runs', 'places_of', 'word_value', 'quick_values', 'study_of', 'status_now',
-           'start_of', 'run_facts', 'arm_key', 'arm_name', 'label_arms', 'arms', 'Table', 'read_table',
+           'warm_start_of', 'run_facts', 'arm_key', 'arm_name', 'label_arms', 'arms', 'Table', 'read_table',
            'facts_or_reason', 'stamps_of', 'kept_path', 'read_kept', 'keep', 'facts_of_all', 'facts_beside',
            'tidy_column', 'library_of_frames', 'frame_of', 'csv_text', 'parquet_bytes', 'write_table', 'arm_facts',
            'summary', 'summary_text', 'table_document', 'curve', 'smoothed', 'band', 'curves_of', 'draw_curves',
@@ -185,7 +185,7 @@ def status_now(
     """
     return 'killed' if noted == 'running' and not is_busy(folder) else printable(noted, lines=False)
 
-def start_of(
+def warm_start_of(
     manifest: dict[str, Any],  # of a run
 ) -> str | None:               # 'run@step'; None: it began from nothing
     """With whose weights a run began
@@ -221,7 +221,7 @@ def run_facts(
         status=status_now(folder, manifest.get('status', 'new')), level=manifest.get('level'), engine=manifest.get('engine'), steps=manifest.get('env_steps', result.get('total_steps')),
         score=result.get('eval_return_mean'), score_std=result.get('eval_return_std'), episodes=result.get('eval_episodes'), goal=result.get('goal'),
         solved=result.get('solved'), untrained=result.get('untrained'), seconds=result.get('train_seconds'), created=manifest.get('created'),
-        start=start_of(manifest), code=manifest.get('versions', {}).get('code'), weights=result.get('weights_sha256'))
+        start=warm_start_of(manifest), code=manifest.get('versions', {}).get('code'), weights=result.get('weights_sha256'))
     config = {k: None if v == 'null' else metric_value(v) for k, v in flat_config(values).items() if v != '{}'}
     return {k: v if v is None or isinstance(v, bool | int | float | str) else as_text(v) for k, v in facts.items()} | config   # what a stranger wrote may be anything
 
