@@ -26,8 +26,8 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'check_plot', 'variance_of', 'count_line', 'drift_',
            'gate_', 'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run',
            'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed',
-           'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'after_study',
-           'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
+           'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'result_lines',
+           'after_study', 'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -1304,7 +1304,7 @@ def work_through(
         emit: gets the results
         quiet: no progress
     """
-    from rlstudio.evidence.study import StudyStopped, arm_line, default_jobs, disk_line, is_finished, searches
+    from rlstudio.evidence.study import StudyStopped, default_jobs, disk_line, is_finished
     from rlstudio.studio.console import command, labelled
     cells, todo = study.cells, [c for c in study.cells if not is_finished(c.folder)]
     first = f'{study.folder}: {len(cells)} runs' + (f', {len(cells) - len(todo)} of them done' if len(todo) < len(cells) else '')
@@ -1317,16 +1317,33 @@ def work_through(
     except KeyboardInterrupt:
         say(labelled('next', [command('study', study.folder)]))
         raise
-    width = max(len(row['arm']) for row in rows)
-    lines = searches.get('optuna')['lines'](study.folder) if study.plan.search else [f'{"arms" if not i else "":<8}{arm_line(row, width)}' for i, row in enumerate(rows)]
-    for line in lines: print(line)
-    for note in dict.fromkeys(row['note'] for row in rows if row['note']): say(f'        {note}')
+    for line in result_lines(study, rows): print(line)
     for i, (name, why) in enumerate(study.errors.items()): say(f'{"failed" if not i else "":<8}{name}: {why}')
     left = sum(row['runs'] - row['done'] for row in rows)
     if left > len(study.errors): say(f'        {left - len(study.errors)} runs were stopped on their way')
     say(labelled('next', after_study(study.folder, rows)))
     emit(dict(study=str(study.folder), arms=rows, failed=study.errors))
     if left: raise typer.Exit(1)
+
+# %% ../../nbs/84_studio.cli.ipynb #search002
+def result_lines(
+    study: Any,                  # a `Study`
+    rows: list[dict[str, Any]],  # its results
+) -> list[str]:                  # for people
+    """What has come out of a study so far
+
+    Args:
+        study: a `Study`
+        rows: its results
+
+    Returns:
+        for people
+    """
+    from rlstudio.evidence.study import arm_line, searches
+    from rlstudio.studio.console import labelled
+    if study.plan.search: return list(searches.get('optuna')['lines'](study.folder))
+    width = max(len(row['arm']) for row in rows)
+    return [labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note'])))]
 
 # %% ../../nbs/84_studio.cli.ipynb #study006
 def after_study(
@@ -1358,16 +1375,15 @@ def show_study(
         say: prints a line for people
         emit: gets the results
     """
-    from rlstudio.evidence.study import Study, arm_line
+    from rlstudio.evidence.study import Study
     from rlstudio.studio.catalog import study_row
     from rlstudio.studio.console import labelled
     study, counts = Study.open(folder), study_row(folder)
     rows = study.results()
-    width = max(len(row['arm']) for row in rows)
     seeds, grid = study.plan.seeds, study.plan.grid
     facts = [f'{folder}: {counts["runs"]} runs, {counts["done"]} done' + ''.join(f', {counts[k]} {k}' for k in ('running', 'stopped', 'failed') if counts[k]), f'seeds {", ".join(map(str, seeds[:20]))}{"…" * (len(seeds) > 20)}']
     say(labelled('study', facts + [f'{key}: {", ".join(map(str, values))}' for key, values in grid.items()]))
-    say(labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note']))))
+    for line in result_lines(study, rows): say(line)
     say(labelled('next', after_study(folder, rows)))
     emit(counts | dict(arms=rows))
 
