@@ -5,8 +5,8 @@
     python benchmarks/study_kills.py --seed 2       # other moments
     python benchmarks/study_kills.py --show         # only what is stored
 
-The study has two arms, PPO and DQN (whose replay memory is a part of each checkpoint), with ten seeds each, two processes at a time. Ten times SIGKILL goes to the driver or to one of its workers, after a time drawn from 1 to 15 s: while a
-worker starts, trains, saves, evaluates. A driver that was killed is started again by the same command, at once, so that it meets the workers of the dead one. Then the command runs to its end.
+The study has two arms, PPO and DQN (whose replay memory is a part of each checkpoint), with ten seeds each, two processes at a time. Ten times SIGKILL goes to the driver or to one of its workers, after a time drawn from 1 to 15 s (for a worker, from the moment at
+which there is one): while it starts, trains, saves, evaluates. A driver that was killed is started again by the same command, at once, so that it meets the workers of the dead one. Then the command runs to its end.
 It passes if the weights of all 20 runs have the SHA-256 of the same run done alone, if no record of metrics is missing or there twice, and if every file of every run is whole. Rows go to benchmarks/results/study_kills.jsonl.
 """
 import argparse
@@ -41,9 +41,9 @@ def kill_study(folder: Path, draw: random.Random, kills: int) -> tuple[list[str]
     "Ten kills and an end: what was killed and when, exit code, the last lines"
     done, driver = [], start(folder)
     while len(done) < kills and driver.poll() is None:
-        wait = draw.uniform(1, 15)
+        victim, wait = draw.choice(["driver", "worker", "worker"]), draw.uniform(1, 15)
+        while victim == "worker" and not workers(driver.pid) and driver.poll() is None: time.sleep(.1)   # a slow machine takes long to start
         time.sleep(wait)
-        victim = draw.choice(["driver", "worker", "worker"])
         pids = workers(driver.pid)
         if victim == "worker" and not pids or driver.poll() is not None: continue
         os.kill(draw.choice(pids) if victim == "worker" else driver.pid, signal.SIGKILL)
@@ -88,8 +88,8 @@ def main() -> None:
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
     if not args.show: append(STORE, record(**once(args.seed, args.kills)))
-    print(table(("seed", "runs", "kills", "equal to lone runs", "each record once", "files whole", "s"),
-                [(r["seed"], r["runs"], len(r["kills"]), r["same"], r["once"], r["whole"], r["seconds"]) for r in history(STORE)]))
+    print(table(("seed", "runs", "kills", "of the driver", "equal to lone runs", "each record once", "files whole", "s"),
+                [(r["seed"], r["runs"], len(r["kills"]), sum(k.startswith("driver") for k in r["kills"]), r["same"], r["once"], r["whole"], r["seconds"]) for r in history(STORE)]))
 
 
 if __name__ == "__main__": main()

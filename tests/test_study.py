@@ -113,6 +113,8 @@ gym.register('Breaks-v0', Breaks)
     (name, why), = facts["failed"].items()
     assert name.startswith("breaks_env.kwargs=") and "the motor is hot" in why and "Traceback" not in done.stderr
     assert "the motor is hot" in (tmp_path / facts["study"] / "logs" / f"{name}.txt").read_text()
+    again = run("rlstudio", "study", facts["study"], "--max-failures", "1", "--import", "my_env", cwd=tmp_path)
+    assert again.returncode == 1 and "1 runs have failed" in again.stdout and f"rlstudio study {facts['study']}" in again.stdout, said(again)
 
 
 @pytest.mark.parametrize("args, why", [

@@ -1076,6 +1076,7 @@ class Study:
         """
         execute, todo, progress = executors.get(executor), [c for c in self.cells if not is_finished(c.folder)], StudyProgress(self.cells)
         sweep_new(self.folder)
+        self.errors = progress.errors
         with ticking(progress, stream) as say:
             def told(name: str, what: dict[str, Any]) -> None:
                 if not name: return say(str(what['status']))
@@ -1084,7 +1085,6 @@ class Study:
                 if max_failures and len(progress.errors) >= max_failures:
                     raise StudyStopped(f'{self.folder}: {len(progress.errors)} runs have failed ({", ".join(progress.errors)}), so the others were stopped; see {self.folder}/logs, or allow more: --max-failures')
             if todo: execute(str(self.folder), [c.name for c in todo], jobs or default_jobs(), told)
-        self.errors = progress.errors
         return self.results()
 
     def __repr__(self) -> str: return '\n'.join([f'Study({str(self.folder)!r}: {len(self.cells)} runs)', *(arm_line(row) for row in self.results())])
