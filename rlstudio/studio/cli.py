@@ -27,7 +27,7 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'gate_', 'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run',
            'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed',
            'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'result_lines',
-           'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
+           'after_study', 'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -1214,12 +1214,12 @@ def delete_(
 ) -> None:
     "Delete runs for good, after a question"
     with explained(as_json) as emit:
-        from rlstudio.studio.catalog import check_deletable, delete_run, facts_or_damage
+        from rlstudio.studio.catalog import check_deletable, delete_run, facts_or_damage, run_folders
         from rlstudio.runs.folder import RunError
         from rlstudio.studio.console import command, size
         folders, say = list({f.absolute(): f for f in runs}.values()), speaker(False, as_json)
         for folder in folders: check_deletable(folder)
-        rows = [facts_or_damage(f).row | dict(kilobytes=max(1, size(f) // 1024)) for f in folders]
+        rows = [facts_or_damage(f).row | (dict(status=f'a study of {len(run_folders(f))} runs') if (f / 'study.yaml').is_file() else {}) | dict(kilobytes=max(1, size(f) // 1024)) for f in folders]
         if not yes:
             say(table(rows))
             if not sys.stdin.isatty(): raise RunError(f'nothing was deleted: nobody is here to be asked; if you are sure, type: {command("delete", *folders, "--yes")}')
@@ -1293,7 +1293,7 @@ def work_through(
     emit: Emit,               # gets the results
     quiet: bool = False,      # no progress
 ) -> None:
-    """Bring a study to its end, and say how it went
+    """Bring a study to its end, and say how it went; exit code 1 if a run is not done
 
     Args:
         study: a `Study`, planned
@@ -1309,15 +1309,18 @@ def work_through(
     cells, todo = study.cells, [c for c in study.cells if not is_finished(c.folder)]
     first = f'{study.folder}: {len(cells)} runs' + (f', {len(cells) - len(todo)} of them done' if len(todo) < len(cells) else '')
     say(labelled('study', [first, *([f'{min(len(todo), jobs or default_jobs())} at a time, {disk_line(todo, study.folder)}'] if todo else [])]))
-    try: rows = study.run(jobs, max_failures, executor, None if quiet else sys.stdout)   # standard error, where the output is one JSON object
+    try:
+        with through_hangups(): rows = study.run(jobs, max_failures, executor, None if quiet else sys.stdout)   # standard error, where the output is one JSON object
     except KeyboardInterrupt:
         say(labelled('next', [command('study', study.folder)]))
         raise
     for line in result_lines(study, rows): print(line)
     for i, (name, why) in enumerate(study.errors.items()): say(f'{"failed" if not i else "":<8}{name}: {why}')
-    say(labelled('next', [command('list', 'runs', '--runs-dir', study.folder)] + ([command('study', study.folder)] if study.errors else [])))
+    left = sum(row['runs'] - row['done'] for row in rows)
+    if left > len(study.errors): say(f'        {left - len(study.errors)} runs were stopped on their way')
+    say(labelled('next', after_study(study.folder, rows)))
     emit(dict(study=str(study.folder), arms=rows, failed=study.errors))
-    if study.errors: raise typer.Exit(1)
+    if left: raise typer.Exit(1)
 
 # %% ../../nbs/84_studio.cli.ipynb #search002
 def result_lines(
@@ -1340,6 +1343,23 @@ def result_lines(
     return [labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note'])))]
 
 # %% ../../nbs/84_studio.cli.ipynb #study006
+def after_study(
+    folder: Path,                # of a study
+    rows: list[dict[str, Any]],  # of `arm_rows`
+) -> list[str]:                  # commands
+    """What one would type next
+
+    Args:
+        folder: of a study
+        rows: of `arm_rows`
+
+    Returns:
+        commands
+    """
+    from rlstudio.studio.console import command
+    if any(row['done'] < row['runs'] for row in rows): return [command('study', folder)]
+    return [*([command('compare', folder)] if len(rows) > 1 else []), command('report', folder)]
+
 def show_study(
     folder: Path,                # of a study
     say: Callable[[str], None],  # prints a line for people
@@ -1354,14 +1374,14 @@ def show_study(
     """
     from rlstudio.evidence.study import Study
     from rlstudio.studio.catalog import study_row
-    from rlstudio.studio.console import command, labelled
+    from rlstudio.studio.console import labelled
     study, counts = Study.open(folder), study_row(folder)
-    rows, left = study.results(), counts['runs'] - counts['done']
+    rows = study.results()
     seeds, grid = study.plan.seeds, study.plan.grid
     facts = [f'{folder}: {counts["runs"]} runs, {counts["done"]} done' + ''.join(f', {counts[k]} {k}' for k in ('running', 'stopped', 'failed') if counts[k]), f'seeds {", ".join(map(str, seeds[:20]))}{"…" * (len(seeds) > 20)}']
     say(labelled('study', facts + [f'{key}: {", ".join(map(str, values))}' for key, values in grid.items()]))
     for line in result_lines(study, rows): say(line)
-    say(labelled('next', [*([command('study', folder)] if left else []), command('list', 'runs', '--runs-dir', folder)]))
+    say(labelled('next', after_study(folder, rows)))
     emit(counts | dict(arms=rows))
 
 # %% ../../nbs/84_studio.cli.ipynb #bd05048b
