@@ -613,11 +613,11 @@ def run_verdict(
     if mean >= goal: return 'good', f'Solved: {score}; the goal is {goal:,g}.'
     return 'warn', f'Not solved: {score}; {goal - mean:,.1f} short of the goal of {goal:,g}.'
 
-# %% ../../nbs/81_evidence.report.ipynb #75acf414
+# %% ../../nbs/81_evidence.report.ipynb #41f65661
 def command_html(
     *words: Any,  # of a command
 ) -> str:         # HTML
-    """What one could type next
+    """What one could type next; of a path that leads elsewhere only its end, since a page travels
 
     Args:
         *words: of a command
@@ -625,6 +625,7 @@ def command_html(
     Returns:
         HTML
     """
+    words = tuple('/'.join(w.parts[-3:]) if isinstance(w, Path) and w.is_absolute() else w for w in words)
     return f'<code>{safe(shlex.join(str(w) for w in words), 400)}</code>'
 
 def page_head(
@@ -1234,7 +1235,7 @@ def search_verdict(
     values = ', '.join(f'{k}={value_text(v)}' for k, v in best.values.items())
     return '', f'Best of {count}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
 
-# %% ../../nbs/81_evidence.report.ipynb #0254fcf5
+# %% ../../nbs/81_evidence.report.ipynb #c66334db
 def typical_runs(
     arm: Arm,             # any
 ) -> dict[str, Path]:     # what it is → folder; the same run only once
@@ -1248,10 +1249,10 @@ def typical_runs(
     """
     rows = sorted(arm.scored, key=lambda r: -float(r['score']))
     if not rows: return {}
-    picked = {'best': rows[0], 'middle': rows[len(rows) // 2], 'worst': rows[-1]}
-    once = {r['run']: f'{what} seed of {arm.label}: {r["seed"]}, return {r["score"]:,.4g}' for what, r in reversed(picked.items())}
-    return {label: Path(run) for run, label in reversed(once.items())}
+    named = {r['run']: what for what, r in (('middle', rows[len(rows) // 2]), ('worst', rows[-1]), ('best', rows[0]))}   # of two runs, the second is the worst
+    return {f'{named[r["run"]]} seed of {arm.label}: {r["seed"]}, return {r["score"]:,.4g}': Path(r['run']) for r in rows if r['run'] in named}
 
+# %% ../../nbs/81_evidence.report.ipynb #a79414a2
 def world_html(
     found: Sequence[Arm],  # of one world, at least one
 ) -> str:                  # HTML
@@ -1348,7 +1349,7 @@ def many_head(
     caution = safe(f'{len(states)} of {many.total} runs are not complete ({repeated(states)}): this is what holds so far.', 600) if states else ''
     if many.search and many.search.best:
         first = max(many.search.seeds) + 1
-        run = next((r['run'] for r in many.rows if str(r['name']).startswith(many.search.best[0].name)), many.search.best[0].name)
+        run = next((Path(r['run']) for r in many.rows if str(r['name']).startswith(many.search.best[0].name)), many.search.best[0].name)
         caution += f' Fresh seeds decide: {command_html("rlstudio", "study", run, "--seeds", f"{first}-{first + 9}")}'
     worlds = list(dict.fromkeys(r['env'] for r in many.rows))
     tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=sum(map(len, many.worlds.values())) or None, trials=len(many.search.tried) if many.search else None, seeds=len(seeds),
