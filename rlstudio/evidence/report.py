@@ -13,7 +13,7 @@ The page holds no script and asks no other computer for anything; a browser that
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', 'DASHES', 'MAX_CHARTS', 'MAX_FILM', 'FOOT',
            'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'ChartAxes', 'axes_for',
-           'axes_svg', 'colour_of', 'marks_svg', 'legend_html', 'chart_html', 'strip_svg', 'ends_of', 'Markup',
+           'axes_svg', 'colour_of', 'marks_svg', 'marks_legend', 'chart_html', 'strip_svg', 'ends_of', 'Markup',
            'table_html', 'tiles_html', 'folded_html', 'section_html', 'Story', 'read_text', 'read_story', 'run_verdict',
            'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure',
            'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
@@ -266,7 +266,7 @@ def axes_svg(
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="{"end" if x > right - 14 and not axes.words else "middle"}">{_tick_text(axes, t)}</text>')
     return ''.join(parts) + f'<text x="{(axes.left + right) / 2:.1f}" y="{bottom + 31:.1f}" text-anchor="middle">{safe(x_label, 60)}</text>'
 
-# %% ../../nbs/81_evidence.report.ipynb #5f439f91
+# %% ../../nbs/81_evidence.report.ipynb #a720663a
 DASHES = '', ' stroke-dasharray="7 4"', ' stroke-dasharray="2 3"', ' stroke-dasharray="9 3 2 3"'   # where colours come again
 
 def colour_of(
@@ -309,7 +309,7 @@ def marks_svg(
     return (f'<g class="{css}">' + (f'<polygon points="{path(band)}"/>' if band else '')
             + f'<polyline class="{"faint" if marks.kind == "faint" else ""}" points="{path(points)}"{dash}>{said(0)}</polyline></g>')
 
-def legend_html(
+def marks_legend(
     marks: Sequence[Marks],  # of a chart
 ) -> str:                    # HTML; '' where nothing needs a name
     """What the colours mean
@@ -327,7 +327,7 @@ def legend_html(
     keys = [key(m) for m in marks if m.label]
     return f'<ul class="legend">{"".join(keys)}</ul>' if keys else ''
 
-# %% ../../nbs/81_evidence.report.ipynb #d38c91a0
+# %% ../../nbs/81_evidence.report.ipynb #e6e61498
 def chart_html(
     marks: Sequence[Marks],      # what to draw, the first one at the back
     title: str,                  # what it shows
@@ -365,7 +365,7 @@ def chart_html(
         drawn += f'<line class="goal" x1="{left:.1f}" x2="{right:.1f}" y1="{place:.1f}" y2="{place:.1f}"/>'
         drawn += f'<text x="{right:.1f}" y="{place - 4 if place > 22 else place + 13:.1f}" text-anchor="end">goal {goal:g}</text>'
     return (f'<figure><svg viewBox="0 0 {axes.width:g} {height:g}" role="img"><title>{safe(title, 120)}</title>{axes_svg(axes, x_label)}{drawn}</svg>'
-            f'{legend_html(marks)}<figcaption>{safe(caption)}</figcaption></figure>')
+            f'{marks_legend(marks)}<figcaption>{safe(caption)}</figcaption></figure>')
 
 # %% ../../nbs/81_evidence.report.ipynb #f083a56d
 def strip_svg(
