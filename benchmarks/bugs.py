@@ -21,7 +21,7 @@ from common import RESULTS, append, history, record, table
 from rlstudio.algos import a2c, on_policy, ppo, sac
 from rlstudio.algos.common import Part
 from rlstudio.core.batch import Batch
-from rlstudio.core.options import to_dict
+from rlstudio.core.options import config_hash, to_dict
 from rlstudio.core.seeding import make_generator
 from rlstudio.data import replay
 from rlstudio.data.returns import td_error
@@ -36,10 +36,10 @@ from rlstudio.evidence.gate import (
     Baseline,
     GateCell,
     fresh_seeds,
+    one_verdict,
     read_baseline,
     surprises,
     train_here,
-    verdict_of,
 )
 
 STORED = RESULTS / "bugs.jsonl"
@@ -50,7 +50,7 @@ Values = dict[str, Any]
 def swapped(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
     "Inside, a function of a module or a class is another one, made from the right one"
     right = vars(owner)[name]
-    setattr(owner, name, make(right))
+    setattr(owner, name, staticmethod(make(right.__func__)) if isinstance(right, staticmethod) else make(right))
     try: yield
     finally: setattr(owner, name, right)
 
@@ -127,13 +127,13 @@ def old_log_probs(right: Any) -> Any:
 
 ON, OFF = ("ppo", "a2c"), ("dqn", "sac", "td3")
 BUGS: dict[str, dict[str, tuple[Any, str, Any]]] = {  # bug → algorithm → what is swapped, and for what; none: it does not fit
-    "wrong GAE mask": {a: (on_policy, "gae", leaking_gae) for a in ON},
+    "wrong GAE mask": {a: (on_policy.OnPolicy, "advantages", leaking_gae) for a in ON},
     "no advantage normalisation": {a: (on_policy, "normalize_advantage", lambda right: lambda advantage: advantage) for a in ON},
-    "truncated treated as terminal": {a: (on_policy, "gae", cut_is_terminal) for a in ON} | {a: (replay, "discount_table", cut_is_terminal_in_replay) for a in OFF},
+    "truncated treated as terminal": {a: (on_policy.OnPolicy, "advantages", cut_is_terminal) for a in ON} | {a: (replay, "discount_table", cut_is_terminal_in_replay) for a in OFF},
     "target never updated": {a: (on_policy.OnPolicy, "collect", frozen_critic) for a in ON} | {a: (Part, "follow", lambda right: lambda self, tau: None) for a in OFF},
     "sign of the entropy": {"ppo": (ppo.PPO, "losses", entropy_pays_less), "a2c": (a2c.A2C, "losses", entropy_pays_less), "sac": (sac, "actor_loss", entropy_pays_less_in_sac)},
     "stale log-probs": {"ppo": (ppo.PPO, "learn", old_log_probs)},
-    "off-by-one n-step": {a: (on_policy, "gae", one_step_short) for a in ON} | {a: (replay, "discount_table", discount_one_short) for a in OFF},
+    "off-by-one n-step": {a: (on_policy.OnPolicy, "advantages", one_step_short) for a in ON} | {a: (replay, "discount_table", discount_one_short) for a in OFF},
     "learning rate × 10": {a: (None, "", None) for a in (*ON, *OFF)},
 }
 
@@ -152,16 +152,18 @@ def two_stages(stored: Mapping[str, Sequence[float]], fresh: Sequence[dict[str, 
     if not surprises(stored, fresh[:QUICK], ALARM): return "alike", []
     if len(fresh) < QUICK + CONFIRM: return "alarm", []
     found = surprises(stored, fresh, FAIL / cells)
-    return verdict_of(found), [vars(f) for f in found]
+    return one_verdict(found), [vars(f) for f in found]
 
 
 def ask(bug: str, name: str, cell: GateCell, round: int = 0) -> dict[str, Any]:
     "One bug in one training, with as many seeds as the gate asks for"
     config, seeds, algo = to_dict(cell.now()), fresh_seeds(cell, round), name.partition("/")[0]
     returns = {m: v for m, v in cell.scores.items() if m in (RETURN, LATE)}
+    again = trained(bug, algo, config, cell.seeds[:1])[0]   # on the arithmetic of the baseline: does a bit differ at all?
     fresh = trained(bug, algo, config, seeds[:QUICK])
     if "alarm" in (two_stages(cell.scores, fresh, 1)[0], two_stages(returns, fresh, 1)[0]): fresh += trained(bug, algo, config, seeds[QUICK:])
-    return record(kind="bug" if bug else "control", gate="quick", cell=name, algo=algo, bug=bug, round=round, seeds=len(fresh), measures=fresh)
+    return record(kind="bug" if bug else "control", gate="quick", cell=name, algo=algo, bug=bug, round=round, config_hash=config_hash(cell.now()),
+                  reached=any(again.get(m) != v for m, v in cell.stored(0).items()), seeds=len(fresh), measures=fresh)
 
 
 CAUGHT = ("worse", "changed", "broken")
@@ -176,9 +178,9 @@ def judged(row: Values, baseline: Baseline) -> Values:
 
 
 def known(kind: str) -> list[Values]:
-    "The newest line of each bug in each training, or of each round, with its verdicts"
+    "The newest line of each bug in each training as it is in the baseline, or of each round, with its verdicts"
     baseline = read_baseline("quick")
-    rows = {(r["cell"], r["bug"], r["round"]): r for r in history(STORED) if r["kind"] == kind and r["cell"] in baseline}
+    rows = {(r["cell"], r["bug"], r["round"]): r for r in history(STORED) if r["kind"] == kind and r["cell"] in baseline and r.get("config_hash") == config_hash(baseline[r["cell"]].now())}
     return [judged(r, baseline) for r in rows.values()]
 
 
@@ -186,7 +188,7 @@ def summary() -> str:
     "A table, bug by algorithm: in which trainings of how many it is caught"
     rows, algos = known("bug"), (*ON, *OFF)
     def entry(bug: str, algo: str) -> str:
-        mine = [r for r in rows if r["bug"] == bug and r["algo"] == algo]
+        mine = [r for r in rows if r["bug"] == bug and r["algo"] == algo and r.get("reached", True)]   # else no line that is wrong has run
         if algo not in BUGS[bug]: return "–"
         if not mine: return "?"
         return ("caught" if any(r["verdict"] in CAUGHT for r in mine) else "missed") + (", by its return" if any(r["returns_alone"] in CAUGHT for r in mine) else "")

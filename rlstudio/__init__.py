@@ -53,6 +53,7 @@ Modules:
 - `rlstudio.evidence.variance`: How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
+- `rlstudio.fast.rollout`: Acting, drawing and stepping in one loop of machine code: a step in a small world costs less than a call of a function in Python.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
 - `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.
@@ -77,6 +78,7 @@ Modules:
 - `rlstudio.studio.catalog`: A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.
 - `rlstudio.studio.cli`: A few commands over the same objects that the notebooks use: run, resume, evaluate, export, push, check-env, show, list, delete.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
+- `rlstudio.studio.explorer`: Choose arms, runs, metric, axis and smoothing in a notebook, and see the curves at once; the one under the mouse says which seed it is.
 - `rlstudio.studio.panel`: A training in a notebook shows its curve, its health and its film while it runs, and has buttons that work.
 - `rlstudio.train.agent`: What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
 - `rlstudio.train.callbacks`: Enough is enough: stop when the goal is reached, when nothing improves or when time is up, and turn a knob on the way.

@@ -122,8 +122,8 @@ def test_a_training_that_breaks_is_a_failure() -> None:
 
 def test_a_broken_training_is_measured_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     "In the real thing: an advantage that is not a number"
-    from rlstudio.algos import on_policy
-    monkeypatch.setattr(on_policy, "gae", lambda reward, *rest: reward * np.nan)
+    from rlstudio.algos.on_policy import OnPolicy
+    monkeypatch.setattr(OnPolicy, "advantages", staticmethod(lambda reward, *rest: reward * np.nan))
     assert train_here(made().resolved, [1]) == [{}]
 
 
@@ -235,7 +235,7 @@ def test_the_quick_gate(quick: Baseline) -> None:
 
 
 def test_the_score_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    "The stored table: eight of eight in PPO, no false alarm in 20 real comparisons and in 20,000 simulated ones more than is allowed"
+    "The stored table: eight of eight in PPO, no false alarm in 20 real comparisons, and in 20,000 simulated ones no more than are allowed"
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     sys.modules.pop("common", None)
     import bugs

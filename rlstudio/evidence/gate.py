@@ -15,7 +15,7 @@ A sound library fails the whole gate less than once in a thousand times, however
 # %% auto #0
 __all__ = ['RETURN', 'LATE', 'SILENT', 'QUICK', 'CONFIRM', 'ALARM', 'FAIL', 'Baseline', 'TrainSeeds', 'GateError', 'measures_of',
            'measure_training', 'rank_sums', 'rank_test', 'Surprise', 'effect_on', 'surprises', 'GateCell', 'lock_hash',
-           'as_cell', 'baseline_path', 'read_baseline', 'baseline_text', 'fresh_seeds', 'CellVerdict', 'verdict_of',
+           'as_cell', 'baseline_path', 'read_baseline', 'baseline_text', 'fresh_seeds', 'CellVerdict', 'one_verdict',
            'train_here', 'check_cell', 'changes_since', 'GateReport', 'join_workspace', 'train_apart',
            'chosen_trainings', 'run_gate', 'measure_cells', 'review_line']
 
@@ -277,7 +277,7 @@ def as_cell(
 def baseline_path(
     given: str | Path,  # a file, or the name of one that comes with the package
 ) -> Path:              # perhaps of no file yet
-    """Where a baseline is: quick and nightly come with the package
+    """Where a baseline is: quick comes with the package
 
     Args:
         given: a file, or the name of one that comes with the package
@@ -373,7 +373,7 @@ class CellVerdict:
     @property
     def ok(self) -> bool: "may it pass?"; return self.verdict not in ('changed', 'worse', 'broken')   # may it pass?
 
-def verdict_of(
+def one_verdict(
     findings: Sequence[Surprise],  # of all fresh seeds; none: it was nothing
 ) -> str:                         # cleared, better, changed or worse
     """One word for all findings
@@ -438,7 +438,7 @@ def check_cell(
     trained += len(fresh)
     if not all(fresh): return CellVerdict(name, 'broken', trained, (), (f'{sum(not f for f in fresh)} of {len(fresh)} trainings broke: a number was not finite', *notes))
     findings = surprises(cell.scores, fresh, chance)
-    return CellVerdict(name, verdict_of(findings), trained, tuple(findings), notes)
+    return CellVerdict(name, one_verdict(findings), trained, tuple(findings), notes)
 
 def changes_since(
     cell: GateCell,   # of that day
