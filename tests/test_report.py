@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlstudio.evidence.report import DARK, LIGHT, write_report
+from rlstudio.evidence.search import STOPPED
 from rlstudio.evidence.study import make_plan, plan_text
 from rlstudio.evidence.verify import verify
 from rlstudio.runs.folder import locked
@@ -236,7 +237,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     (folder / "study.yaml").write_text(plan_text(plan))
     for k in range(12):
-        rate, activation, early = 10.0 ** (-6 + k / 2), "tanh" if k % 2 else "relu", dict(stopped_early="pruned: hopeless") if k == 2 else {}
+        rate, activation, early = 10.0 ** (-6 + k / 2), "tanh" if k % 2 else "relu", dict(stopped_early=STOPPED + "hopeless") if k == 2 else {}
         at = made_up(folder, f"trial-{k:04}", 1, 500.0 - 10 * (k - 7) ** 2, learning_rate=rate)
         manifest, result = (json.loads((at / name).read_text()) for name in ("manifest.json", "result.json"))
         (at / "manifest.json").write_text(json.dumps(manifest | dict(config=dict(algo=dict(learning_rate=rate), net=dict(activation=activation)))))
@@ -247,7 +248,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_of_a_search(search: Path, tmp_path: Path) -> None:
     page = write_report(search).read_text()
     text = harmless(page)
-    for said in ("Best of 12 of 20 trials: trial-0007 with 500", "8 of 20 runs are not complete (not begun)", "rlstudio study", "--seeds 2-11", "of the spread goes with it", "No more than chance", "tanh"): assert said in text, said
+    for said in ("Best of 12 of 20 trials: trial-0007 with 500", "8 of 20 runs are not complete (not begun)", "rlstudio study", "--seeds 2-11", "of the spread goes with it", "stopped early", "No more than chance", "tanh"): assert said in text, said
     assert page.index("score over algo.learning_rate") < page.index("score over net.activation") and "What came out" not in text
     copy = shutil.copytree(search, tmp_path / "copy")
     (copy / "study.yaml").write_text("version: 1\nsearch: {space: 3}\narms: []\n")

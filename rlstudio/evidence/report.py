@@ -13,7 +13,7 @@ The page holds no script and asks no other computer for anything; a browser that
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', 'DASHES', 'MAX_CHARTS', 'MAX_FILM', 'FOOT',
            'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'ChartAxes', 'axes_for',
-           'axes_svg', 'colour_of', 'marks_svg', 'legend_html', 'chart_html', 'strip_svg', 'ends_of', 'Markup',
+           'axes_svg', 'colour_of', 'marks_svg', 'marks_legend', 'chart_html', 'strip_svg', 'ends_of', 'Markup',
            'table_html', 'tiles_html', 'folded_html', 'section_html', 'Story', 'read_text', 'read_story', 'run_verdict',
            'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure',
            'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
@@ -162,7 +162,7 @@ def thinned(
     if len(items) <= most: return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
-# %% ../../nbs/81_evidence.report.ipynb #110fd418
+# %% ../../nbs/81_evidence.report.ipynb #a714f5e2
 @dataclass(frozen=True)
 class ChartAxes:
     """The two axes of a chart; places are in its own units
@@ -259,13 +259,14 @@ def axes_svg(
     parts, right, bottom = list[str](), axes.width - 10, axes.at(axes.x[0], axes.y[0])[1]
     for t in ticks(*axes.y, round(axes.height / 40)):
         y = axes.at(axes.x[0], t)[1]
-        parts.append(f'<line class="axis" x1="{axes.left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{axes.left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{short_number(t)}</text>')
+        parts.append(f'<line class="axis" x1="{axes.left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                     f'<text x="{axes.left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{short_number(t)}</text>')
     for t in _x_ticks(axes):
         x = axes.at(t, axes.y[0])[0]
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="{"end" if x > right - 14 and not axes.words else "middle"}">{_tick_text(axes, t)}</text>')
     return ''.join(parts) + f'<text x="{(axes.left + right) / 2:.1f}" y="{bottom + 31:.1f}" text-anchor="middle">{safe(x_label, 60)}</text>'
 
-# %% ../../nbs/81_evidence.report.ipynb #5f439f91
+# %% ../../nbs/81_evidence.report.ipynb #a720663a
 DASHES = '', ' stroke-dasharray="7 4"', ' stroke-dasharray="2 3"', ' stroke-dasharray="9 3 2 3"'   # where colours come again
 
 def colour_of(
@@ -308,7 +309,7 @@ def marks_svg(
     return (f'<g class="{css}">' + (f'<polygon points="{path(band)}"/>' if band else '')
             + f'<polyline class="{"faint" if marks.kind == "faint" else ""}" points="{path(points)}"{dash}>{said(0)}</polyline></g>')
 
-def legend_html(
+def marks_legend(
     marks: Sequence[Marks],  # of a chart
 ) -> str:                    # HTML; '' where nothing needs a name
     """What the colours mean
@@ -326,7 +327,7 @@ def legend_html(
     keys = [key(m) for m in marks if m.label]
     return f'<ul class="legend">{"".join(keys)}</ul>' if keys else ''
 
-# %% ../../nbs/81_evidence.report.ipynb #1b679dbb
+# %% ../../nbs/81_evidence.report.ipynb #e6e61498
 def chart_html(
     marks: Sequence[Marks],      # what to draw, the first one at the back
     title: str,                  # what it shows
@@ -361,11 +362,12 @@ def chart_html(
     drawn = ''.join(marks_svg(m, axes) for m in marks)
     for y in aim:
         left, right, place = axes.left, axes.width - 10, axes.at(axes.x[0], y)[1]
-        drawn += f'<line class="goal" x1="{left:.1f}" x2="{right:.1f}" y1="{place:.1f}" y2="{place:.1f}"/><text x="{right:.1f}" y="{place - 4 if place > 22 else place + 13:.1f}" text-anchor="end">goal {goal:g}</text>'
+        drawn += f'<line class="goal" x1="{left:.1f}" x2="{right:.1f}" y1="{place:.1f}" y2="{place:.1f}"/>'
+        drawn += f'<text x="{right:.1f}" y="{place - 4 if place > 22 else place + 13:.1f}" text-anchor="end">goal {goal:g}</text>'
     return (f'<figure><svg viewBox="0 0 {axes.width:g} {height:g}" role="img"><title>{safe(title, 120)}</title>{axes_svg(axes, x_label)}{drawn}</svg>'
-            f'{legend_html(marks)}<figcaption>{safe(caption)}</figcaption></figure>')
+            f'{marks_legend(marks)}<figcaption>{safe(caption)}</figcaption></figure>')
 
-# %% ../../nbs/81_evidence.report.ipynb #746a7b78
+# %% ../../nbs/81_evidence.report.ipynb #f083a56d
 def strip_svg(
     values: Sequence[float],              # one dot each
     ends: tuple[float, float],            # lowest and highest of all rows
@@ -393,10 +395,12 @@ def strip_svg(
     def fine(*seen: float | None) -> bool: return all(v is not None and math.isfinite(v) and abs(v) < BIGGEST for v in seen)
     parts = []
     if fine(goal): parts.append(f'<line class="goal" x1="{x(goal or 0):.1f}" x2="{x(goal or 0):.1f}" y1="1" y2="31"/>')
-    if interval and fine(*interval): parts.append(f'<rect x="{x(interval[0]):.1f}" y="22" width="{max(1, x(interval[1]) - x(interval[0])):.1f}" height="5" opacity=".45"/>')
+    if interval and fine(*interval):
+        parts.append(f'<rect x="{x(interval[0]):.1f}" y="22" width="{max(1, x(interval[1]) - x(interval[0])):.1f}" height="5" opacity=".45"/>')
     if fine(middle): parts.append(f'<rect x="{x(middle or 0) - 1.5:.1f}" y="18" width="3" height="13"/>')
     for i, v in enumerate(values):
-        if fine(v): parts.append(f'<circle cx="{x(v):.1f}" cy="{7 + 5 * (i * 7 % 3) / 2:.1f}" r="3" opacity=".75">{f"<title>{safe(names[i], 120)}</title>" if i < len(names) else ""}</circle>')
+        said = f'<title>{safe(names[i], 120)}</title>' if i < len(names) else ''
+        if fine(v): parts.append(f'<circle cx="{x(v):.1f}" cy="{7 + 5 * (i * 7 % 3) / 2:.1f}" r="3" opacity=".75">{said}</circle>')
     return f'<svg class="{colour_of(colour)[0]}" viewBox="0 0 280 32" role="img"><title>{len(values)} values</title>{"".join(parts)}</svg>'
 
 def ends_of(
@@ -613,11 +617,11 @@ def run_verdict(
     if mean >= goal: return 'good', f'Solved: {score}; the goal is {goal:,g}.'
     return 'warn', f'Not solved: {score}; {goal - mean:,.1f} short of the goal of {goal:,g}.'
 
-# %% ../../nbs/81_evidence.report.ipynb #75acf414
+# %% ../../nbs/81_evidence.report.ipynb #e5fe5960
 def command_html(
     *words: Any,  # of a command
 ) -> str:         # HTML
-    """What one could type next
+    """What one could type next; of a path that leads elsewhere only its end, since a page travels
 
     Args:
         *words: of a command
@@ -625,6 +629,7 @@ def command_html(
     Returns:
         HTML
     """
+    words = tuple('/'.join(w.parts[-3:]) if isinstance(w, Path) and w.is_absolute() else w for w in words)
     return f'<code>{safe(shlex.join(str(w) for w in words), 400)}</code>'
 
 def page_head(
@@ -649,7 +654,8 @@ def page_head(
         HTML
     """
     doubt = f'<p class="dim">{caution}</p>' if caution else ''
-    return f'<header><p class="dim small">{safe(kind, 60)}</p><h1>{safe(name)}</h1><p class="verdict {safe(mood, 8)}">{safe(sentence, 600)}</p>{doubt}{tiles_html(tiles)}</header>'
+    return f'<header><p class="dim small">{safe(kind, 60)}</p><h1>{safe(name)}</h1>' \
+        f'<p class="verdict {safe(mood, 8)}">{safe(sentence, 600)}</p>{doubt}{tiles_html(tiles)}</header>'
 
 def run_head(
     story: Story,  # of a run
@@ -672,7 +678,7 @@ def run_head(
     caution = f'This is one seed, and another one may end elsewhere. How sure is it? {more}' if story.status == 'completed' else ''
     return page_head('Run', story.folder.name, mood, sentence, tiles, caution)
 
-# %% ../../nbs/81_evidence.report.ipynb #551d92de
+# %% ../../nbs/81_evidence.report.ipynb #f8f712cb
 def _pairs(steps: Any, values: Any) -> list[tuple[float, float]]: return [(float(x), float(y)) for x, y in zip(steps, values)]
 
 def run_curves(
@@ -709,10 +715,11 @@ def episodes_html(
     """
     some = list(evaluations)[-6:]
     ends = ends_of([float(r) for e in some for r in e['returns']] + ([goal] if goal is not None else []))
-    rows = [[e['env_steps'], e['mean'], min(e['returns'], default=None), Markup(strip_svg([float(r) for r in e['returns'][:400]], ends, middle=e['mean'], goal=goal, colour=1))] for e in some]
+    rows = [[e['env_steps'], e['mean'], min(e['returns'], default=None), Markup(strip_svg([float(r) for r in e['returns'][:400]], ends, middle=e['mean'], goal=goal, colour=1))]
+            for e in some]
     return table_html(['at step', 'mean', 'worst', f'each episode, from {ends[0]:.4g} to {ends[1]:.4g}'], rows)
 
-# %% ../../nbs/81_evidence.report.ipynb #4b261e13
+# %% ../../nbs/81_evidence.report.ipynb #a42c7b16
 MAX_CHARTS = 36   # small ones on a page
 
 def small_charts(
@@ -726,14 +733,16 @@ def small_charts(
     Returns:
         HTML
     """
-    def logged(name: str) -> bool: return len({v for r in records if isinstance(v := r.get(name), int | float) and not isinstance(v, bool)}) > 1   # a constant is in the config
+    def logged(name: str) -> bool:
+        return len({v for r in records if isinstance(v := r.get(name), int | float) and not isinstance(v, bool)}) > 1   # a constant is in the config
     names = [n for n in dict.fromkeys(k for r in records for k in r) if '/' in n and n != 'episode/return_mean' and not n.startswith(('time/', 'train/'))]
     groups: dict[str, list[str]] = {}
     for name in [n for n in names if logged(n)][:MAX_CHARTS]: groups.setdefault(name.partition('/')[0], []).append(name)
-    charts = [f'<p class="dim small">{safe(name)}</p>' + chart_html([Marks('', _pairs(*series(records, name)))], name, '', width=230, height=130) for group in groups.values() for name in group]
+    charts = [f'<p class="dim small">{safe(name)}</p>'
+              + chart_html([Marks('', _pairs(*series(records, name)))], name, '', width=230, height=130) for group in groups.values() for name in group]
     return section_html('What else was logged', '<div class="small-grid">' + ''.join(f'<div>{c}</div>' for c in charts) + '</div>' if charts else '')
 
-# %% ../../nbs/81_evidence.report.ipynb #33756e46
+# %% ../../nbs/81_evidence.report.ipynb #0cd77b30
 MAX_FILM = 6 * 2**20   # bytes
 
 def film_figure(
@@ -755,7 +764,8 @@ def film_figure(
         try: data = read_file(folder / 'videos' / name, MAX_FILM)
         except (FileError, OSError): continue
         if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
-            return f'<figure><img alt="an episode, filmed" src="data:image/webp;base64,{b64encode(data).decode()}"><figcaption>{safe(label or name, 120)}</figcaption></figure>'
+            return f'<figure><img alt="an episode, filmed" src="data:image/webp;base64,{b64encode(data).decode()}">' \
+                   f'<figcaption>{safe(label or name, 120)}</figcaption></figure>'
     return ''
 
 def films_html(
@@ -772,7 +782,7 @@ def films_html(
     films = ''.join(film_figure(folder, label) for label, folder in runs.items())
     return section_html('How it looks', f'<div class="films">{films}</div>' if films else '')
 
-# %% ../../nbs/81_evidence.report.ipynb #416e50d5
+# %% ../../nbs/81_evidence.report.ipynb #c7f01be6
 def repeated(
     values: Sequence[Any],  # one for each run
 ) -> str:                   # 'a (9 runs), b (1 run)'; only the value where all have the same
@@ -801,7 +811,8 @@ def grounds_html(
         HTML
     """
     def noted(key: str) -> str: return repeated([s.manifest.get(key) for s in stories])
-    facts = dict(level=repeated([f'{s.manifest["level"]}: {s.manifest.get("why", "")}' for s in stories if s.manifest.get('level')]), resume=noted('resume'), engine=noted('engine'),
+    facts = dict(level=repeated([f'{s.manifest["level"]}: {s.manifest.get("why", "")}' for s in stories if s.manifest.get('level')]),
+                 resume=noted('resume'), engine=noted('engine'),
                  device=noted('device'), created=repeated([str(s.manifest.get('created', ''))[:10] for s in stories]))
     if len(stories) == 1: facts |= {'config hash': str(stories[0].manifest.get('config_hash', ''))[:16], 'weights': str(stories[0].result.get('weights_sha256', ''))[:16]}
     tables = [_two_columns(facts)]
@@ -831,7 +842,7 @@ def files_html(
     covered = 'each is what the run wrote' if found.recorded and not found.uncovered else 'no damage was found; not all are covered by hashes'
     return f'<p class="good"><b>{found.files} files:</b> {safe(covered)} (SHA-256, compared when this page was made).</p>'
 
-# %% ../../nbs/81_evidence.report.ipynb #e45aaa67
+# %% ../../nbs/81_evidence.report.ipynb #a027d997
 def run_page(
     folder: str | Path,  # of a run
 ) -> str:                # HTML of the whole page
@@ -846,7 +857,8 @@ def run_page(
     story = read_story(folder)
     damage = '<p class="bad"><b>What could not be read:</b></p>' + table_html(['problem'], [[d] for d in story.damage], 20) if story.damage else ''
     body = [run_head(story), damage, run_curves(story), films_html({'the newest episode that was filmed': story.folder}), small_charts(story.records),
-            section_html('What it rests on', files_html(story.folder), grounds_html([story])), section_html('Config', folded_html('config.yaml: the same run again', story.text)), FOOT]
+            section_html('What it rests on', files_html(story.folder), grounds_html([story])),
+            section_html('Config', folded_html('config.yaml: the same run again', story.text)), FOOT]
     return page_html(f'{story.folder.name}: report', ''.join(body))
 
 FOOT = '<p class="dim small">Made by RLStudio from the files of the folder. This page holds no script and loads nothing.</p>'
@@ -914,7 +926,7 @@ def ranked_arms(
     found.sort(key=lambda a: (a.middle is None, -(a.middle or 0.)))
     return [Arm(a.label, a.rows, k) for k, a in enumerate(found)]
 
-# %% ../../nbs/81_evidence.report.ipynb #b44618fb
+# %% ../../nbs/81_evidence.report.ipynb #d5036caf
 def _goal(found: Sequence[Arm]) -> float | None:
     return next((float(r['goal']) for a in found for r in a.rows if isinstance(r['goal'], int | float)), None)
 
@@ -937,7 +949,8 @@ def results_html(
     ends = ends_of([v for a in shown for v in a.scores] + ([goal] if goal is not None else []))
     rows = []
     for a in shown:
-        strip = strip_svg(a.scores, ends, [f'seed {r["seed"]}: {r["score"]:.5g}' for r in a.scored], a.middle, (a.interval.low, a.interval.high) if a.interval else None, goal, a.colour)
+        strip = strip_svg(a.scores, ends, [f'seed {r["seed"]}: {r["score"]:.5g}' for r in a.scored], a.middle,
+                          (a.interval.low, a.interval.high) if a.interval else None, goal, a.colour)
         solved = f'{sum(s >= goal for s in a.scores)} of {len(a.scores)}' if goal is not None else None
         rows.append([a.label, len(a.scores), a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, Markup(strip)])
     note = next((a.interval.note for a in shown if a.interval and a.interval.note), '') or 'IQM: the mean of the middle half of the seeds.'
@@ -1020,7 +1033,7 @@ def verdict_of_arms(
         else: said += f'. It seems ahead of {other.label} (probability {c.wins:.2f}), but chance alone does as much (p = {p:.2g}); it would take {settled_by(c, p)}'
     return mood, said + '.'
 
-# %% ../../nbs/81_evidence.report.ipynb #9b34df89
+# %% ../../nbs/81_evidence.report.ipynb #d4b3b265
 MAX_ARMS, MAX_SEEDS = 6, 30   # on one chart
 
 def arm_curves(
@@ -1059,7 +1072,8 @@ def curves_html(
     metric, what = (EVALUATION, 'evaluations') if counts and sorted(counts)[len(counts) // 2] > 2 else ('episode/return_mean', 'training, mean of the last 100 episodes')
     marks = sorted((m for a in shown for m in arm_curves(a, metric)), key=lambda m: m.kind != 'faint')
     rest = f' The best {MAX_ARMS} of {len(found)} arms.' if len(found) > MAX_ARMS else ''
-    return chart_html(marks, 'Return over env steps', goal=_goal(found), caption=f'Return in {what}. Line: IQM of the seeds; band: its 95 % interval at each step; thin lines: each seed.{rest}')
+    return chart_html(marks, 'Return over env steps', goal=_goal(found),
+                      caption=f'Return in {what}. Line: IQM of the seeds; band: its 95 % interval at each step; thin lines: each seed.{rest}')
 
 def _is_readable(folder: str) -> bool:
     try: RunFolder(folder).evaluations
@@ -1082,7 +1096,8 @@ def profile_html(
     low, high = ends_of([v for a in shown for v in a.scores])
     levels = np.linspace(low - (high - low) * .03, high, 80)
     marks = [Marks(a.label, _pairs(levels, profile(a.scores, levels)), 'line', a.colour, _pairs(*profile_band(a.scores, levels))) for a in shown]
-    return chart_html(marks, 'Performance profile', 'score', caption='Profile: the part of the seeds that score above each value, with 95 % intervals. Higher is better everywhere.')
+    return chart_html(marks, 'Performance profile', 'score',
+                      caption='Profile: the part of the seeds that score above each value, with 95 % intervals. Higher is better everywhere.')
 
 # %% ../../nbs/81_evidence.report.ipynb #89ab5fe9
 def differing_keys(
@@ -1131,7 +1146,7 @@ def differs_html(
     if not keys: return ''
     return table_html(['key', *(a.label for a in shown)], [[k, *map(value_text, values)] for k, values in keys.items()])
 
-# %% ../../nbs/81_evidence.report.ipynb #a95d2fd1
+# %% ../../nbs/81_evidence.report.ipynb #d189f302
 @dataclass(frozen=True)
 class Searched:
     """What a study has searched for, and found
@@ -1211,7 +1226,8 @@ def search_html(
     order = importance(found.tried, found.dimensions)
     numbers = sorted(range(len(found.dimensions)), key=lambda k: next((i for i, x in enumerate(order) if x.key == found.dimensions[k].key), k))
     scored = [t for t in found.tried if t.score is not None and abs(t.score) < BIGGEST]
-    course = chart_html([Marks('', [(float(i + 1), t.score) for i, t in enumerate(scored)], 'dots', names=[t.name for t in scored])], 'score over trials', 'trial', caption='The course of the search.', height=200)
+    course = chart_html([Marks('', [(float(i + 1), t.score) for i, t in enumerate(scored)], 'dots', names=[t.name for t in scored])],
+                        'score over trials', 'trial', caption='The course of the search.', height=200)
     keys = [d.key for d in found.dimensions]
     rows = [[t.name, t.score, t.state, f'{t.steps:,}', *(value_text(t.values[k]) for k in keys if k in t.values)] for t in ranked(found.tried)[:20]]
     return section_html('The search', '<div class="grid">' + ''.join(slice_html(found, k) for k in numbers) + course + '</div>' if scored else '',
@@ -1234,7 +1250,7 @@ def search_verdict(
     values = ', '.join(f'{k}={value_text(v)}' for k, v in best.values.items())
     return '', f'Best of {count}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
 
-# %% ../../nbs/81_evidence.report.ipynb #0254fcf5
+# %% ../../nbs/81_evidence.report.ipynb #c66334db
 def typical_runs(
     arm: Arm,             # any
 ) -> dict[str, Path]:     # what it is → folder; the same run only once
@@ -1248,10 +1264,10 @@ def typical_runs(
     """
     rows = sorted(arm.scored, key=lambda r: -float(r['score']))
     if not rows: return {}
-    picked = {'best': rows[0], 'middle': rows[len(rows) // 2], 'worst': rows[-1]}
-    once = {r['run']: f'{what} seed of {arm.label}: {r["seed"]}, return {r["score"]:,.4g}' for what, r in reversed(picked.items())}
-    return {label: Path(run) for run, label in reversed(once.items())}
+    named = {r['run']: what for what, r in (('middle', rows[len(rows) // 2]), ('worst', rows[-1]), ('best', rows[0]))}   # of two runs, the second is the worst
+    return {f'{named[r["run"]]} seed of {arm.label}: {r["seed"]}, return {r["score"]:,.4g}': Path(r['run']) for r in rows if r['run'] in named}
 
+# %% ../../nbs/81_evidence.report.ipynb #3439664e
 def world_html(
     found: Sequence[Arm],  # of one world, at least one
 ) -> str:                  # HTML
@@ -1281,8 +1297,10 @@ def runs_html(
     Returns:
         HTML
     """
-    lost = f'<p class="bad"><b>{len(broken)} could not be read:</b></p>' + table_html(['run', 'why'], [[Path(k).name, why] for k, why in broken.items()], 50) if broken else ''
-    listed = table_html(['run', 'arm', 'seed', 'status', 'env steps', 'score', 'level'], [[r['name'], r['arm'], r['seed'], r['status'], r['steps'], r['score'], r['level']] for r in rows], 500)
+    lost = f'<p class="bad"><b>{len(broken)} could not be read:</b></p>' \
+           + table_html(['run', 'why'], [[Path(k).name, why] for k, why in broken.items()], 50) if broken else ''
+    listed = table_html(['run', 'arm', 'seed', 'status', 'env steps', 'score', 'level'],
+                        [[r['name'], r['arm'], r['seed'], r['status'], r['steps'], r['score'], r['level']] for r in rows], 500)
     inside = f'<details{" open" if len(rows) <= 12 else ""}><summary>{len(rows)} runs</summary>{listed}</details>' if rows else ''
     return section_html('Runs', lost, inside)
 
@@ -1344,18 +1362,20 @@ def many_head(
     mood = 'bad' if not said else said[0][1] if len(said) == 1 else ''
     sentence = ' '.join(f'{world}: {text}' if len(many.worlds) > 1 else text for world, _, text in said) or 'No run could be read.'
     done, seeds = sum(r['status'] == 'completed' for r in many.rows), {r['seed'] for r in many.rows}
-    states = [r['status'] for r in many.rows if r['status'] != 'completed'] + ['broken'] * len(many.broken) + ['not begun'] * (many.total - len(many.rows) - len(many.broken))
+    states = [r['status'] for r in many.rows if r['status'] != 'completed']
+    states += ['broken'] * len(many.broken) + ['not begun'] * (many.total - len(many.rows) - len(many.broken))
     caution = safe(f'{len(states)} of {many.total} runs are not complete ({repeated(states)}): this is what holds so far.', 600) if states else ''
     if many.search and many.search.best:
         first = max(many.search.seeds) + 1
-        run = next((r['run'] for r in many.rows if str(r['name']).startswith(many.search.best[0].name)), many.search.best[0].name)
+        run = next((Path(r['run']) for r in many.rows if str(r['name']).startswith(many.search.best[0].name)), many.search.best[0].name)
         caution += f' Fresh seeds decide: {command_html("rlstudio", "study", run, "--seeds", f"{first}-{first + 9}")}'
     worlds = list(dict.fromkeys(r['env'] for r in many.rows))
-    tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=sum(map(len, many.worlds.values())) or None, trials=len(many.search.tried) if many.search else None, seeds=len(seeds),
+    tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=sum(map(len, many.worlds.values())) or None,
+                 trials=len(many.search.tried) if many.search else None, seeds=len(seeds),
                  complete=f'{done} of {many.total}', level=min((str(r['level']) for r in many.rows if r['level']), default=None))
     return page_head('Study' if any(r['study'] for r in many.rows) else 'Runs', many.name, mood, sentence, tiles, caution)
 
-# %% ../../nbs/81_evidence.report.ipynb #689ae853
+# %% ../../nbs/81_evidence.report.ipynb #171c9814
 def many_page(
     folder: str | Path,  # of a study, or with runs somewhere below it
 ) -> str:                # HTML of the whole page
@@ -1374,7 +1394,8 @@ def many_page(
     first = Path(many.rows[0]['run']) if many.rows else folder
     body = [many_head(many), *(world_html(found) for found in list(many.worlds.values())[:12]), search_html(many.search), films_html(best),
             section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(many.rows, many.broken),
-            section_html('Config', folded_html('study.yaml: the same study again', read_text(folder / 'study.yaml')), folded_html(f'config.yaml of {first.name}', read_text(first / 'config.yaml'))), FOOT]
+            section_html('Config', folded_html('study.yaml: the same study again', read_text(folder / 'study.yaml')),
+                         folded_html(f'config.yaml of {first.name}', read_text(first / 'config.yaml'))), FOOT]
     return page_html(f'{many.name}: report', ''.join(body))
 
 def read_grounds(
