@@ -13,7 +13,17 @@ from common import RESULTS, append, history, record
 
 from rlstudio.core.seeding import make_generator
 from rlstudio.evidence.stats import (
-    Interval, difference, improvement_interval, interval, iqm, mean_score, median_score, permutation_test, probability_of_improvement, trimmed_mean)
+    Interval,
+    difference,
+    improvement_interval,
+    interval,
+    iqm,
+    mean_score,
+    median_score,
+    permutation_test,
+    probability_of_improvement,
+    trimmed_mean,
+)
 
 PATH = RESULTS / "coverage.jsonl"
 SEEDS = (3, 5, 10, 20)

@@ -25,7 +25,7 @@ def results_path(config: Path) -> Path:
 
 def measure(config: Path, seed: int, overrides: list[str], runs: str, jobs: int, store: bool) -> dict[str, Any]:
     "One run of one seed"
-    from rlstudio.core.options import config_hash   # chapters that only show a table need none of it
+    from rlstudio.core.options import config_hash  # chapters that only show a table need none of it
     from rlstudio.runs.config import load_config
     result, seconds = rlstudio("run", config, f"train.seed={seed}", *overrides, "--runs-dir", runs)
     row = record(config=config.stem, config_sha256=sha256(config), config_hash=config_hash(load_config(config, overrides)[0]), overrides=overrides, jobs=jobs, wall_seconds=round(seconds, 3),

@@ -14,13 +14,13 @@ def main() -> None:
     out = {"versions": {p: version(p) for p in ("rliable", "arch", "numpy", "scipy")}, "cases": [], "pairs": []}
     for scores in cases:
         seen: list[np.ndarray] = []
-        def func(s: np.ndarray) -> np.ndarray:
+        def func(s: np.ndarray, seen: list[np.ndarray] = seen) -> np.ndarray:
             seen.append(s)
             return np.array([metrics.aggregate_iqm(s), metrics.aggregate_mean(s), metrics.aggregate_median(s)])
-        np.random.seed(1)
+        np.random.seed(1)   # noqa: NPY002, rliable draws from the global generator
         _, ends = library.get_interval_estimates({"x": scores}, func, reps=60)
         levels = np.linspace(-.2, 1.4, 9)
-        np.random.seed(2)
+        np.random.seed(2)   # noqa: NPY002
         profiles, _ = library.create_performance_profile({"x": scores}, levels, reps=10)
         out["cases"].append({
             "scores": scores.tolist(), "iqm": metrics.aggregate_iqm(scores), "mean": metrics.aggregate_mean(scores), "median": metrics.aggregate_median(scores),

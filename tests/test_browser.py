@@ -209,3 +209,53 @@ def test_the_first_tutorial_in_jupyterlab(page: Page, lab: str, artefacts: Path)
     page.command("apputils:change-theme", theme="JupyterLab Dark")
     page.page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'", timeout=10_000)
     page.picture("dark", ".rlstudio-panel")
+
+
+SHELF = """
+from rlstudio.runs.run import Run
+from rlstudio.studio.explorer import Explorer
+for gamma in (.9, .98):
+    for seed in (1, 2, 3):
+        Run.from_config('ppo/cartpole', ['train.total_steps=4096', 'eval.episodes=2', 'eval.every=1024', f'algo.gamma={gamma}', f'train.seed={seed}'], runs_dir='shelf', name=f'gamma{gamma}_s{seed}').train(display='silent')
+Explorer('shelf')"""
+
+
+def test_the_explorer_in_jupyterlab(page: Page, lab: str) -> None:
+    page.open(lab, "01_first_agent.ipynb")
+    page.run(SHELF)
+    page.until(lambda: page.page.locator(".rlstudio-explorer .rlstudio-seed").count() == 6, 240)
+    page.finish(30)
+    box = page.page.locator(".rlstudio-explorer")
+    box.scroll_into_view_if_needed()
+    picture, selects = box.locator(".rlstudio-many"), box.locator("select")
+
+    # The line under the mouse names its seed, and no other does.
+    x, y = box.locator(".rlstudio-seed").last.evaluate("""g => { const line = g.querySelector('polyline'), last = line.points[line.points.length - 1]
+        const at = new DOMPoint(last.x, last.y).matrixTransform(line.getScreenCTM()); return [at.x - 1, at.y] }""")
+    assert not box.locator(".rlstudio-seed text:visible").count()
+    page.page.mouse.move(x, y)
+    page.until(lambda: box.locator(".rlstudio-seed text:visible").count() == 1)
+    assert box.locator(".rlstudio-seed text:visible").inner_html().startswith("seed ") and "gamma0.9" in box.locator(".rlstudio-seed text:visible").inner_html()
+    page.picture("explorer", ".rlstudio-explorer")
+    page.page.mouse.move(0, 0)
+
+    # Another metric, another axis, smoothing, and one arm of the two.
+    selects.nth(2).select_option(label="policy/entropy")
+    page.until(lambda: "policy/entropy against env steps" in picture.inner_html())
+    selects.nth(3).select_option(label="iterations")
+    page.until(lambda: "policy/entropy against iterations" in picture.inner_html())
+    before = box.locator(".rlstudio-seed polyline").first.get_attribute("points")
+    box.locator(".noUi-handle").focus()
+    for _ in range(10): page.page.keyboard.press("ArrowRight")
+    page.until(lambda: box.locator(".rlstudio-seed polyline").first.get_attribute("points") != before)
+    selects.nth(0).select_option(index=1)
+    page.until(lambda: box.locator(".rlstudio-seed").count() == 3 and selects.nth(1).locator("option").count() == 3)
+    selects.nth(1).select_option(index=0)
+    page.until(lambda: box.locator(".rlstudio-seed").count() == 1)
+    page.command("apputils:change-theme", theme="JupyterLab Dark")
+    page.page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'", timeout=10_000)
+    page.picture("explorer_dark", ".rlstudio-explorer")
+    box.get_by_role("button", name="Read again").click()
+    page.until(lambda: box.locator(".rlstudio-seed").count() == 3)   # the arm is kept, all its runs are shown again
+    page.finish(30)
+    assert not page.errors()

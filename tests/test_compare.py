@@ -117,19 +117,19 @@ def test_failures_are_not_forgotten(tmp_path: Path) -> None:
 def test_is_and_seems() -> None:
     "`is better` is said in at most 5 % of studies of two equal sides (20 of 400 expected, more than 36 would be very bad luck), and nearly always where the difference is large"
     g = np.random.default_rng(5)
-    def said(shift: float, n: int) -> bool: return " is better" in c.verdict(c.contrast(side("A", list(g.normal(0, 1, n))), side("B", list(g.normal(shift, 1, n))), iqm))
+    def said(shift: float, n: int) -> bool: return " is better" in c.sentence(c.contrast(side("A", list(g.normal(0, 1, n))), side("B", list(g.normal(shift, 1, n))), iqm))
     assert sum(said(0, 5) for _ in range(400)) <= 36 and sum(said(4, 6) for _ in range(30)) >= 28
     assert not any(said(9, 3) for _ in range(5))   # three seeds a side can never be enough
 
 
 def test_sentences() -> None:
-    better = c.verdict(c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm))
+    better = c.sentence(c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm))
     assert better == "B is better: a run of it wins with probability 1.00, ahead in 5 of 5 seeds (p = 0.0079)"
     less = c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm, lower=True)
-    assert less.better == "A" and "A is better: a run of it wins with probability 1.00, ahead in 5 of 5" in c.verdict(less)
-    seems = c.verdict(c.contrast(side("A", [1, 2, 3]), side("B", [2, 3, 4]), iqm))
+    assert less.better == "A" and "A is better: a run of it wins with probability 1.00, ahead in 5 of 5" in c.sentence(less)
+    seems = c.sentence(c.contrast(side("A", [1, 2, 3]), side("B", [2, 3, 4]), iqm))
     assert "B seems better" in seems and "more seeds a side would settle it" in seems
-    assert "more than 1,000 seeds" in c.verdict(c.contrast(side("A", [1, 4.5]), side("B", [2, 3]), iqm))
+    assert "more than 1,000 seeds" in c.sentence(c.contrast(side("A", [1, 4.5]), side("B", [2, 3]), iqm))
     assert c.settled(c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm), p=.06) is False
 
 

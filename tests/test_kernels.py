@@ -110,6 +110,42 @@ def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
             if isinstance(x, np.ndarray | float): assert np.allclose(x, y, rtol=1e-5, atol=2e-6), name
 
 
+def test_the_loop_in_python_and_in_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    "The compiled rollout, read as plain Python, makes the same steps; with each activation, in each world"
+    from rlstudio.fast import rollout
+    rng = np.random.default_rng(0)
+    for number, world in enumerate(rollout.WORLDS):
+        for kind in range(4):
+            env = world(3)
+            env.reset([1, 2, 3])
+            mlp = MLP((env.obs.shape[1], 8, env.action_spec.nvec[0]), np.random.default_rng(1))
+            def arguments() -> list[Any]:
+                d, T, N = env.obs.shape[1], 6, 3
+                obs = np.zeros((T + 1, N, d), np.float32)
+                obs[0] = env.obs
+                written = [np.zeros((T, N), t) for t in (np.int64, np.float32, np.float32, bool, bool)]
+                return [number, 0., 4, 0, env._state.copy(), np.array([0, 1, 0]), np.zeros(N), obs, *written, noise, rollout.norm_rows_of(None, d), *rollout.layers_of(mlp), kind, np.zeros((2, N, 8), np.float32)]
+            noise = rng.random((6, 3, 1), np.float32)
+            fast, slow = arguments(), arguments()
+            came = rollout.rollout_rows(*fast)
+            with monkeypatch.context() as patch:
+                for name in ("tanh32", "acrobot_slopes", "advance_one", "observe_one", "few_rows"): patch.setattr(rollout, name, getattr(rollout, name).py_func)
+                assert rollout.rollout_rows.py_func(*slow) == came == 3    # copy 1 is cut after its 4th step
+            assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(fast[4:13], slow[4:13]))
+
+
+def test_where_the_loop_does_not_fit() -> None:
+    "Another world, network or distribution is collected step by step, and learns"
+    from rlstudio.fast.rollout import fits_loop
+    small = dict(env=dict(id="CartPole-v1", num_envs=2), algo=dict(name="ppo", num_steps=16), net=dict(hidden=[8]), train=dict(total_steps=64))
+    other: list[tuple[bool, dict[str, Any]]] = [(True, {}), (True, dict(net=dict(hidden=[8], normalize_obs=True))), (False, dict(net=dict(hidden=[8], layer_norm=True))),
+        (False, dict(env=dict(id="Pendulum-v1", num_envs=2))), (False, dict(env=dict(id="CartPole-v1", num_envs=2, backend="inprocess"))), (False, dict(env=dict(id="rlstudio/Doors-v0", num_envs=2)))]
+    for fits, change in other:
+        t = Trainer(config_from_dict(small | change), engine="compiled")
+        assert fits_loop(t.algo, t.stepper) is fits and t.train().env_steps == 64
+    assert not fits_loop((t := trainer("ppo", "tape")).algo, t.stepper)
+
+
 @pytest.mark.parametrize("activation", kernels.KINDS)
 def test_not_a_number_passes_through(activation: str) -> None:
     "A broken number must arrive where numbers are checked, as it does without kernels"

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlstudio.evidence.report import DARK, LIGHT, write_report
+from rlstudio.evidence.study import make_plan, plan_text
 from rlstudio.evidence.verify import verify
 from rlstudio.runs.folder import locked
 from rlstudio.runs.run import Run
@@ -190,12 +191,11 @@ def made_up(folder: Path, name: str, seed: int, score: float, **config: Any) -> 
 
 @pytest.fixture(scope="module")
 def rates(tmp_path_factory: pytest.TempPathFactory, pole: Path) -> Path:
-    "Two arms of six seeds, twelve trials of a search, and one film"
+    "Two arms of six seeds, and one film"
     folder = tmp_path_factory.mktemp("many") / "rates"
     for s, (a, b) in enumerate(zip((480, 490, 500, 470, 495, 488), (300, 210, 410, 350, 260, 390)), 1):
         made_up(folder, f"fast_s{s}", s, float(a), learning_rate=1e-3)
         made_up(folder, f"slow_s{s}", s, float(b), learning_rate=1e-4)
-    for k in range(1, 13): made_up(folder, f"trial-{k:04}", 1, 500.0 - 10 * (k - 7) ** 2, learning_rate=10 ** (-6 + k / 2), activation="tanh" if k % 2 else "relu")
     shutil.copytree(pole / "videos", folder / "fast_s3" / "videos")
     return folder
 
@@ -203,7 +203,7 @@ def rates(tmp_path_factory: pytest.TempPathFactory, pole: Path) -> Path:
 def test_the_page_of_many(rates: Path) -> None:
     page = write_report(rates).read_text()
     text = harmless(page)
-    for said in ("24 of 24", "5 of 6 reach the goal", "It beats", "with probability 1.00", "The search", "trial-0007", "Performance profile", "What differs", "seed 4: 470", "L3: one thread"): assert said in text, said
+    for said in ("12 of 12", "5 of 6 reach the goal", "It beats", "with probability 1.00", "settled", "Performance profile", "What differs", "seed 4: 470", "L3: one thread"): assert said in text, said
     assert page.count("data:image/webp") == 1 and page.count("<polygon") == 4 and "not complete" not in text
 
 
@@ -226,6 +226,36 @@ def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run"): write_report(tmp_path / "empty")
     made_up(tmp_path / "one", "only", 1, 3.0)
     assert "IQM 3 over 1 seed" in harmless(write_report(tmp_path / "one").read_text())
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A study with a search: twelve trials of twenty, one of them stopped early"
+    folder = tmp_path_factory.mktemp("many") / "search"
+    plan = make_plan({"pole": "ppo/cartpole"}, [], [1], None, dict(space=["algo.learning_rate=1e-6..1e-0:log", "net.activation=tanh|relu"], trials=20))
+    folder.mkdir()
+    (folder / "study.yaml").write_text(plan_text(plan))
+    for k in range(12):
+        rate, activation, early = 10.0 ** (-6 + k / 2), "tanh" if k % 2 else "relu", dict(stopped_early="pruned: hopeless") if k == 2 else {}
+        at = made_up(folder, f"trial-{k:04}", 1, 500.0 - 10 * (k - 7) ** 2, learning_rate=rate)
+        manifest, result = (json.loads((at / name).read_text()) for name in ("manifest.json", "result.json"))
+        (at / "manifest.json").write_text(json.dumps(manifest | dict(config=dict(algo=dict(learning_rate=rate), net=dict(activation=activation)))))
+        (at / "result.json").write_text(json.dumps(result | early))
+    return folder
+
+
+def test_the_page_of_a_search(search: Path, tmp_path: Path) -> None:
+    page = write_report(search).read_text()
+    text = harmless(page)
+    for said in ("Best of 12 of 20 trials: trial-0007 with 500", "8 of 20 runs are not complete (not begun)", "rlstudio study", "--seeds 2-11", "of the spread goes with it", "No more than chance", "tanh"): assert said in text, said
+    assert page.index("score over algo.learning_rate") < page.index("score over net.activation") and "What came out" not in text
+    copy = shutil.copytree(search, tmp_path / "copy")
+    (copy / "study.yaml").write_text("version: 1\nsearch: {space: 3}\narms: []\n")
+    assert "trial-0007" in harmless(write_report(copy).read_text())
+
+
+def test_a_search_in_a_browser(browser: Any, artefacts: Path, search: Path, tmp_path: Path) -> None:
+    seen(browser, write_report(search, tmp_path / "report.html"), artefacts, "report-search")
 
 
 def test_many_in_a_browser(browser: Any, artefacts: Path, rates: Path, tmp_path: Path) -> None:

@@ -15,7 +15,23 @@ from support import child_env, run, said
 
 from rlstudio.core.seeding import global_states, make_generator, moved_generators
 from rlstudio.evidence.search import (
-    JOURNAL, STOPPED, Choices, Journal, Range, Search, SearchError, Trial, behind_rung, below_median, importance, make_search, propose, ray_cluster, search_lines, trials)
+    JOURNAL,
+    STOPPED,
+    Choices,
+    Journal,
+    Range,
+    Search,
+    SearchError,
+    Trial,
+    behind_rung,
+    below_median,
+    importance,
+    make_search,
+    propose,
+    ray_cluster,
+    search_lines,
+    trials,
+)
 from rlstudio.evidence.study import Study, StudyError, run_cell
 from rlstudio.runs.config import any_config, with_overrides
 from rlstudio.runs.run import Run
@@ -206,7 +222,7 @@ def test_lines_of_a_search_without_optuna(tmp_path: Path) -> None:
     "A report can be made where the extra is not installed; a search cannot, and says what to install"
     s = study(tmp_path, trials=1)
     run_cell(str(s.folder), "trial-0000")
-    code = "import sys; sys.modules['optuna'] = None; from rlstudio.evidence import search as S; print(S.search_lines(sys.argv[1])[0]); S.Journal(sys.argv[1], None)"
+    code = "import sys; sys.modules['optuna'] = None; from rlstudio.evidence import search as S; print(S.search_lines(sys.argv[1])[1]); S.Journal(sys.argv[1], None)"
     done = run(sys.executable, "-c", code, s.folder, coverage=False)
     assert "1 of 1 trials: 1 completed" in done.stdout and "pip install 'rlstudio[search]'" in done.stderr, said(done)
     assert search_lines(s.folder)[-1].endswith("--seeds 2-11")
@@ -238,7 +254,7 @@ def test_a_cell_that_another_process_works_on_is_waited_for(tmp_path: Path) -> N
     from rlstudio.evidence.search import hand_over
     s, words, heard = study(tmp_path, trials=1), iter(["busy", "busy", ""]), list[str]()
     hand_over(str(s.folder), ["trial-0000"], 1, lambda name, out: heard.append(out["status"]), lambda name: name, lambda handle: next(words), lambda handle: None, pause=.05)
-    assert heard == ["running", "busy", "running", "busy", "running", "new"]
+    assert heard == ["running", "busy", "running", "busy", "running", "failed"]
 
 
 def test_a_range_gives_values_that_the_config_takes() -> None:

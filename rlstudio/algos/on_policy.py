@@ -279,7 +279,7 @@ class OnPolicy(Learner):
         """
         act, buffer = self.module.act, self.buffer
         noise = self.module.noise(self.streams['action'], (buffer.num_steps, buffer.num_envs))
-        collect(stepper, buffer, lambda seen, t: act(seen, noise[t]))
+        if not (self.kit and self.kit.collect(self, stepper, noise)): collect(stepper, buffer, lambda seen, t: act(seen, noise[t]))
         return buffer.batch().replace(next_value=next_values(buffer, self.module.value))
 
     def update(self,

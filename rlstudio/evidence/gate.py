@@ -16,8 +16,8 @@ A sound library fails the whole gate less than once in a thousand times, however
 __all__ = ['RETURN', 'LATE', 'SILENT', 'QUICK', 'CONFIRM', 'ALARM', 'FAIL', 'Baseline', 'TrainSeeds', 'GateError', 'measures_of',
            'measure_training', 'rank_sums', 'rank_test', 'Surprise', 'effect_on', 'surprises', 'GateCell', 'lock_hash',
            'as_cell', 'baseline_path', 'read_baseline', 'baseline_text', 'fresh_seeds', 'CellVerdict', 'one_verdict',
-           'train_here', 'check_cell', 'changes_since', 'join_workspace', 'train_apart', 'chosen_trainings', 'run_gate',
-           'measure_cells', 'review_line']
+           'train_here', 'check_cell', 'changes_since', 'GateReport', 'join_workspace', 'train_apart',
+           'chosen_trainings', 'run_gate', 'measure_cells', 'review_line']
 
 # %% ../../nbs/80_evidence.gate.ipynb #c8636711
 import hashlib
@@ -464,17 +464,28 @@ def changes_since(
 # %% ../../nbs/80_evidence.gate.ipynb #97984fab
 @dataclass(frozen=True)
 class GateReport:
-    "Does it still learn as it did?"
+    """Does it still learn as it did?
+
+    Args:
+        baseline: its file
+        seeds: stored for each training, at least
+        arithmetic: is it that of the baseline, in every training?
+        rows: one a training
+    """
     baseline: str                    # its file
     seeds: int                       # stored for each training, at least
     arithmetic: bool                 # is it that of the baseline, in every training?
     rows: tuple[CellVerdict, ...]    # one a training
 
     @property
-    def ok(self) -> bool: return all(r.ok for r in self.rows)   # may it pass?
+    def ok(self) -> bool: "may it pass?"; return all(r.ok for r in self.rows)   # may it pass?
 
     def conclusion(self) -> str:  # one line
-        "What to think of it"
+        """What to think of it
+
+        Returns:
+            one line
+        """
         bad, n = [r for r in self.rows if not r.ok], len(self.rows)
         if not bad: return f'{n} of {n} trainings learn as they did' + (', to the last digit' if all(r.verdict == 'equal' for r in self.rows) else '')
         worse = sum(r.verdict != 'changed' for r in bad)
@@ -482,7 +493,11 @@ class GateReport:
         return f'{what}; a sound library gives that in less than {FAIL:.1%} of all gates. If it is meant: rlstudio gate {self.baseline} --write, and let the file be reviewed'
 
     def to_dict(self) -> dict[str, Any]:  # JSON-able
-        "The report for programs"
+        """The report for programs
+
+        Returns:
+            JSON-able
+        """
         rows = {r.name: dict(verdict=r.verdict, ok=r.ok, seeds=r.seeds, notes=list(r.notes), findings=[vars(f) for f in r.findings]) for r in self.rows}
         return dict(ok=self.ok, conclusion=self.conclusion(), baseline=self.baseline, seeds=self.seeds, same_arithmetic=self.arithmetic, trainings=rows)
 
@@ -491,8 +506,9 @@ class GateReport:
         def lines(r: CellVerdict) -> list[str]:
             said = [*map(str, r.findings[:3]), *([f'and {len(r.findings) - 3} more'] if len(r.findings) > 3 else []), *r.notes] or ['']
             return [f'{r.name:<{wide}}  {r.verdict:<7}  {r.seeds:>5}  {said[0]}'.rstrip(), *(f'{"":<{wide + 18}}{s}' for s in said[1:])]
+        many = f'{len(self.rows)} training' + 's' * (len(self.rows) > 1)
         who = 'the arithmetic of the baseline: equal bits are asked for first' if self.arithmetic else 'another arithmetic than that of the baseline: fresh seeds answer'
-        return '\n'.join([f'gate     {self.baseline}: {len(self.rows)} training{'s' if len(self.rows) > 1 else ''}, {self.seeds} stored seeds each', f'         {who}', '',
+        return '\n'.join([f'gate     {self.baseline}: {many}, {self.seeds} stored seeds each', f'         {who}', '',
                           f'{"training":<{wide}}  {"verdict":<7}  {"seeds":>5}', *(line for r in self.rows for line in lines(r)), '', self.conclusion()])
 
 # %% ../../nbs/80_evidence.gate.ipynb #3a7c72ff

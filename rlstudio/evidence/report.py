@@ -12,17 +12,17 @@ The page holds no script and asks no other computer for anything; a browser that
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', 'DASHES', 'MAX_CHARTS', 'MAX_FILM', 'FOOT',
-           'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'ChartAxes', 'axes_for', 'axes_svg',
-           'colour_of', 'marks_svg', 'legend_html', 'chart_html', 'strip_svg', 'ends_of', 'Markup', 'table_html',
-           'tiles_html', 'folded_html', 'section_html', 'Story', 'read_text', 'read_story', 'verdict_of',
+           'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'ChartAxes', 'axes_for',
+           'axes_svg', 'colour_of', 'marks_svg', 'legend_html', 'chart_html', 'strip_svg', 'ends_of', 'Markup',
+           'table_html', 'tiles_html', 'folded_html', 'section_html', 'Story', 'read_text', 'read_story', 'run_verdict',
            'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure',
            'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
-           'ranked_arms', 'results_html', 'against_html', 'verdict_of_arms', 'arm_curves', 'curves_html',
-           'profile_html', 'differing_keys', 'differs_html', 'explained_share', 'is_trial', 'verdict_of_trials',
-           'slices_html', 'slice_html', 'search_html', 'typical_runs', 'world_html', 'runs_html', 'verdict_of_world',
-           'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
+           'ranked_arms', 'results_html', 'against_best', 'settled_by', 'against_html', 'verdict_of_arms', 'arm_curves',
+           'curves_html', 'profile_html', 'differing_keys', 'value_text', 'differs_html', 'Searched', 'search_in',
+           'slice_html', 'search_html', 'search_verdict', 'typical_runs', 'world_html', 'runs_html', 'Many',
+           'read_many', 'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
 
-# %% ../../nbs/81_evidence.report.ipynb #8e73d1e0
+# %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
 import re
 import shlex
@@ -36,16 +36,18 @@ import numpy as np
 
 from ..core.files import FileError, is_regular, put_file, read_file, safe
 from ..core.options import as_text
-from .stats import (
-    Interval, difference, improvement_interval, interval, iqm, permutation_test, probability_of_improvement, profile, profile_band, seeds_needed, seeds_note)
-from .table import EVALUATION, arms, curve, find_runs, read_table
+from .compare import Contrast, Side, contrast, holm, make_side, settled
+from .search import importance, ranked, search_of, trials
+from .stats import Interval, interval, iqm, profile, profile_band
+from .study import is_study, read_plan
+from .table import EVALUATION, arms, band, curves_of, find_runs, read_table
 from .verify import verify
 from ..runs.folder import RunFolder, is_busy, locate_run, locked
 from ..runs.pictures import short_number, ticks
 from ..runs.yaml import MAX_BYTES, Source, read_yaml_file
 from ..train.metrics import read_metrics, series
 
-# %% ../../nbs/81_evidence.report.ipynb #0eb3edf1
+# %% ../../nbs/81_evidence.report.ipynb #bb30bc78
 LIGHT = dict(page='#ffffff', ink='#1b1f24', dim='#59636e', line='#d1d9e0', panel='#f6f8fa', good='#1a7f37', warn='#8a5a00', bad='#b3261e',
              c0='#0969da', c1='#c2410c', c2='#0f766e', c3='#8250df', c4='#a21caf', c5='#6b5900')
 DARK = dict(page='#0d1117', ink='#e6edf3', dim='#9198a1', line='#3d444d', panel='#151b23', good='#3fb950', warn='#d29922', bad='#ff7b72',
@@ -66,7 +68,7 @@ p{{margin:6px 0}}.dim,figcaption,th{{color:var(--dim)}}.small{{font-size:13px}}
 .good b,b.good{{color:var(--good)}}.warn b,b.warn{{color:var(--warn)}}.bad b,b.bad{{color:var(--bad)}}
 .tiles{{display:flex;flex-wrap:wrap;gap:10px;margin:16px 0 0}}.tiles div{{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:8px 14px;min-width:110px}}
 .tiles dt{{font-size:12px;color:var(--dim)}}.tiles dd{{margin:0;font-size:18px;font-weight:600;overflow-wrap:anywhere}}
-.grid{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:10px 28px}}
+.grid{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(420px,100%),1fr));gap:10px 28px}}
 .small-grid{{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:4px 18px}}.columns{{columns:2 380px;column-gap:28px}}.columns>div{{break-inside:avoid;margin-bottom:14px}}
 figure{{margin:10px 0;min-width:0;break-inside:avoid}}figcaption{{font-size:13px}}
 svg{{display:block;width:100%;height:auto;overflow:visible}}svg text{{fill:var(--dim);font:12px system-ui,sans-serif}}
@@ -74,13 +76,13 @@ svg{{display:block;width:100%;height:auto;overflow:visible}}svg text{{fill:var(-
 .legend{{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:13px;padding:0;margin:2px 0;list-style:none}}.legend svg{{display:inline-block;width:26px;height:10px;vertical-align:middle;margin-right:5px}}
 .scroll{{overflow-x:auto}}table{{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}}
 thead:has(th:empty){{display:none}}th,td{{text-align:left;padding:3px 16px 3px 0;vertical-align:top;border-bottom:1px solid var(--line)}}th{{font-weight:500}}td.n,th.n{{text-align:right;white-space:nowrap}}td.k,td:first-child{{white-space:nowrap;max-width:420px;overflow:hidden;text-overflow:ellipsis}}
-td{{overflow-wrap:anywhere;min-width:4em}}.strip{{width:280px;min-width:220px;padding-right:0}}
+td{{overflow-wrap:break-word;max-width:420px}}.strip{{width:280px;min-width:220px;padding-right:0}}
 pre{{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:10px 14px;overflow-x:auto;font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace}}
-summary{{cursor:pointer;color:var(--dim)}}.films{{display:flex;flex-wrap:wrap;gap:16px}}.films figure{{max-width:300px}}.films img{{max-width:100%;border-radius:6px;border:1px solid var(--line)}}
+code{{font-size:13px;overflow-wrap:anywhere}}summary{{cursor:pointer;color:var(--dim)}}.films{{display:flex;flex-wrap:wrap;gap:16px}}.films figure{{max-width:300px}}.films img{{max-width:100%;border-radius:6px;border:1px solid var(--line)}}
 {''.join(f'.c{i}{{--c:var(--c{i})}}' for i in range(NUM_COLOURS))}
 polyline{{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}}polyline.faint{{stroke-width:1;opacity:.4}}polygon{{fill:var(--c);opacity:.17}}circle{{fill:var(--c)}}.bar{{stroke:var(--c);stroke-width:1.5}}rect{{fill:var(--c)}}
 @media(max-width:600px){{main{{padding:18px 14px 40px}}.verdict{{font-size:16px}}svg text{{font-size:13px}}.small-grid{{grid-template-columns:repeat(2,minmax(0,1fr))}}}}
-@media print{{body{{font-size:11pt}}main{{max-width:none;padding:0}}h2{{break-after:avoid}}.scroll,pre{{overflow:visible}}pre{{white-space:pre-wrap;font-size:8.5pt}}tr,.tiles div{{break-inside:avoid}}
+@media print{{.films figure{{max-width:31%}}body{{font-size:10pt}}main{{max-width:none;padding:0}}.grid{{grid-template-columns:1fr 1fr}}table{{font-size:8.5pt}}th,td{{padding-right:8px}}.strip{{min-width:150px;width:200px}}td.n,th.n,td.k{{white-space:normal}}h2{{break-after:avoid}}.scroll,pre{{overflow:visible}}pre{{white-space:pre-wrap;font-size:8.5pt}}tr,.tiles div{{break-inside:avoid}}
 details::details-content{{content-visibility:visible;height:auto}}*{{-webkit-print-color-adjust:exact;print-color-adjust:exact}}@page{{margin:16mm}}}}'''
 
 # %% ../../nbs/81_evidence.report.ipynb #74d90746
@@ -160,7 +162,7 @@ def thinned(
     if len(items) <= most: return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
-# %% ../../nbs/81_evidence.report.ipynb #901ccc3b
+# %% ../../nbs/81_evidence.report.ipynb #110fd418
 @dataclass(frozen=True)
 class ChartAxes:
     """The two axes of a chart; places are in its own units
@@ -172,6 +174,7 @@ class ChartAxes:
         height: likewise
         left: room for numbers
         log: x values are logarithms (base 10)
+        words: x values are numbers of these
     """
     x: tuple[float, float]    # lowest and highest
     y: tuple[float, float]    # likewise
@@ -179,6 +182,7 @@ class ChartAxes:
     height: float = 240.      # likewise
     left: float = 46.         # room for numbers
     log: bool = False         # x values are logarithms (base 10)
+    words: Sequence[str] = ()  # x values are numbers of these
 
     def at(self,
         x: float,  # a value
@@ -202,6 +206,7 @@ def axes_for(
     width: float = 440.,            # of the chart
     height: float = 240.,           # likewise
     log: bool = False,              # x values are logarithms
+    words: Sequence[str] = (),      # x values are numbers of these
 ) -> ChartAxes | None:                  # None: nothing to draw
     """Axes with room for all marks
 
@@ -211,6 +216,7 @@ def axes_for(
         width: of the chart
         height: likewise
         log: x values are logarithms
+        words: x values are numbers of these
 
     Returns:
         None: nothing to draw
@@ -223,15 +229,19 @@ def axes_for(
     low, high = low - room, high + room
     left = 14 + 7. * max(len(short_number(t)) for t in ticks(low, high, round(height / 40)))
     ends = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
-    if all(m.kind == 'dots' for m in marks): ends = ends[0] - .03 * (ends[1] - ends[0]), ends[1] + .03 * (ends[1] - ends[0])
-    return ChartAxes(ends, (low, high), width, height, left, log)
+    if words: ends = -.5, len(words) - .5
+    elif all(m.kind == 'dots' for m in marks): ends = ends[0] - .03 * (ends[1] - ends[0]), ends[1] + .03 * (ends[1] - ends[0])
+    return ChartAxes(ends, (low, high), width, height, left, log, words)
 
 def _x_ticks(axes: ChartAxes) -> list[float]:
+    if axes.words: return [float(k) for k in range(len(axes.words))]
     whole = ticks(*axes.x, max(3, round(axes.width / 75)))
     if not axes.log: return whole
     powers = range(math.floor(axes.x[0]), math.ceil(axes.x[1]) + 1)
     fine = [k + math.log10(m) for k in powers for m in ((1,) if len(powers) > 4 else (1, 3) if len(powers) > 3 else (1, 2, 5))]
     return [t for t in fine if axes.x[0] <= t <= axes.x[1]] or whole
+
+def _tick_text(axes: ChartAxes, t: float) -> str: return safe(axes.words[int(t)], 16) if axes.words else short_number(10 ** t if axes.log else t)
 
 def axes_svg(
     axes: ChartAxes,  # of a chart
@@ -252,7 +262,7 @@ def axes_svg(
         parts.append(f'<line class="axis" x1="{axes.left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{axes.left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{short_number(t)}</text>')
     for t in _x_ticks(axes):
         x = axes.at(t, axes.y[0])[0]
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="{"end" if x > right - 14 else "middle"}">{short_number(10 ** t if axes.log else t)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="{"end" if x > right - 14 and not axes.words else "middle"}">{_tick_text(axes, t)}</text>')
     return ''.join(parts) + f'<text x="{(axes.left + right) / 2:.1f}" y="{bottom + 31:.1f}" text-anchor="middle">{safe(x_label, 60)}</text>'
 
 # %% ../../nbs/81_evidence.report.ipynb #5f439f91
@@ -316,7 +326,7 @@ def legend_html(
     keys = [key(m) for m in marks if m.label]
     return f'<ul class="legend">{"".join(keys)}</ul>' if keys else ''
 
-# %% ../../nbs/81_evidence.report.ipynb #8e4f931b
+# %% ../../nbs/81_evidence.report.ipynb #1b679dbb
 def chart_html(
     marks: Sequence[Marks],      # what to draw, the first one at the back
     title: str,                  # what it shows
@@ -326,6 +336,7 @@ def chart_html(
     width: float = 440.,         # in its own units, about pixels
     height: float = 240.,        # likewise
     log: bool = False,           # x on a logarithmic axis: only what is above 0
+    words: Sequence[str] = (),   # x values are numbers of these
 ) -> str:                        # HTML; '' where nothing can be drawn
     """A chart
 
@@ -338,13 +349,14 @@ def chart_html(
         width: in its own units, about pixels
         height: likewise
         log: x on a logarithmic axis: only what is above 0
+        words: x values are numbers of these
 
     Returns:
         HTML; '' where nothing can be drawn
     """
     marks = [d for m in marks if (d := drawable(m, log)).points]
     aim = [goal] if goal is not None and math.isfinite(goal) and abs(goal) < BIGGEST else []
-    axes = axes_for(marks, aim, width, height, log)
+    axes = axes_for(marks, aim, width, height, log, words)
     if axes is None: return ''
     drawn = ''.join(marks_svg(m, axes) for m in marks)
     for y in aim:
@@ -570,12 +582,12 @@ def read_story(
     if lost: story.damage.append(f'{len(lost)} lines of metrics are no records; the first is {lost[0]}')   # the rest is as good as before
     return story
 
-# %% ../../nbs/81_evidence.report.ipynb #6caa185c
+# %% ../../nbs/81_evidence.report.ipynb #342f9f44
 def _number(facts: Mapping[str, Any], key: str) -> float | None:
     value = facts.get(key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
-def verdict_of(
+def run_verdict(
     story: Story,  # of a run
 ) -> tuple[str, str]:  # 'good', 'warn', 'bad' or ''; a sentence
     """What came out of a run
@@ -601,7 +613,7 @@ def verdict_of(
     if mean >= goal: return 'good', f'Solved: {score}; the goal is {goal:,g}.'
     return 'warn', f'Not solved: {score}; {goal - mean:,.1f} short of the goal of {goal:,g}.'
 
-# %% ../../nbs/81_evidence.report.ipynb #0db61066
+# %% ../../nbs/81_evidence.report.ipynb #75acf414
 def command_html(
     *words: Any,  # of a command
 ) -> str:         # HTML
@@ -650,7 +662,7 @@ def run_head(
     Returns:
         HTML
     """
-    mood, sentence = verdict_of(story)
+    mood, sentence = run_verdict(story)
     steps, seconds = _number(story.manifest, 'env_steps'), _number(story.result, 'train_seconds')
     tiles = dict(algorithm=story.of('algo', 'name'), world=story.of('env', 'id'), seed=story.of('train', 'seed'), status=story.status,
                  level=story.manifest.get('level'), **{'env steps': f'{steps:,.0f}' if steps is not None else None,
@@ -902,7 +914,7 @@ def ranked_arms(
     found.sort(key=lambda a: (a.middle is None, -(a.middle or 0.)))
     return [Arm(a.label, a.rows, k) for k, a in enumerate(found)]
 
-# %% ../../nbs/81_evidence.report.ipynb #ce7fec7c
+# %% ../../nbs/81_evidence.report.ipynb #b44618fb
 def _goal(found: Sequence[Arm]) -> float | None:
     return next((float(r['goal']) for a in found for r in a.rows if isinstance(r['goal'], int | float)), None)
 
@@ -928,16 +940,50 @@ def results_html(
         strip = strip_svg(a.scores, ends, [f'seed {r["seed"]}: {r["score"]:.5g}' for r in a.scored], a.middle, (a.interval.low, a.interval.high) if a.interval else None, goal, a.colour)
         solved = f'{sum(s >= goal for s in a.scores)} of {len(a.scores)}' if goal is not None else None
         rows.append([a.label, len(a.scores), a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, Markup(strip)])
-    fewest = min((len(a.scores) for a in shown if a.scores), default=0)
-    note = seeds_note(fewest, 't') or 'IQM: the mean of the middle half of the seeds.'
+    note = next((a.interval.note for a in shown if a.interval and a.interval.note), '') or 'IQM: the mean of the middle half of the seeds.'
     head = ['arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'at goal', f'a dot a seed, from {ends[0]:.4g} to {ends[1]:.4g}']
     return table_html(head, rows) + f'<p class="dim small">{safe(note[:1].upper() + note[1:])}</p>'
 
-# %% ../../nbs/81_evidence.report.ipynb #fbf4ec4e
+# %% ../../nbs/81_evidence.report.ipynb #5980bbd1
+MAX_AGAINST = 20   # arms that are compared with the best one
+
+def against_best(
+    found: Sequence[Arm],  # of one world, the best one first
+) -> list[tuple[Arm, Contrast, float]]:  # the other arm; the best one against it; the corrected p-value
+    """The best arm against the others
+
+    Args:
+        found: of one world, the best one first
+
+    Returns:
+        the other arm; the best one against it; the corrected p-value
+    """
+    def side(a: Arm) -> Side: return make_side(a.label, a.label, {a.label: a.scored}, 'score')
+    others = [a for a in found[1:MAX_AGAINST + 1] if a.scores]
+    asked = [contrast(side(a), side(found[0]), iqm) for a in others]
+    return list(zip(others, asked, holm([c.p for c in asked])))
+
+def settled_by(
+    c: Contrast,  # of two arms
+    p: float,     # corrected
+) -> str:         # a few words
+    """Is it settled? If not, how many seeds would it take?
+
+    Args:
+        c: of two arms
+        p: corrected
+
+    Returns:
+        a few words
+    """
+    if settled(c, p): return 'settled'
+    if c.needed is None: return 'more seeds' if c.seeds < 2 else 'more than 1,000 seeds a side'
+    return f'about {max(c.needed, c.seeds + 1):,} seeds a side'
+
 def against_html(
     found: Sequence[Arm],  # of one world, the best one first
 ) -> str:                  # HTML; '' for a single arm
-    """The best arm against the others
+    """The best arm against the others, as a table
 
     Args:
         found: of one world, the best one first
@@ -945,18 +991,11 @@ def against_html(
     Returns:
         HTML; '' for a single arm
     """
-    best, rows = found[0], []
-    for a in found[1:21]:
-        if min(len(a.scores), len(best.scores)) < 2: continue
-        gap, wins = difference(best.scores, a.scores), probability_of_improvement(best.scores, a.scores)
-        needed = seeds_needed(best.scores, a.scores)
-        more = '' if 0 not in gap else f'{needed:,} a side' if needed else 'more than 1,000 a side'
-        rows.append([a.label, (best.middle or 0) - (a.middle or 0), _line(_ends(gap)), round(wins, 3), _line(_ends(improvement_interval(best.scores, a.scores))), permutation_test(best.scores, a.scores), more])
-    if not rows: return ''
-    head = ['against', 'ahead by (IQM)', '95 % interval', 'better with probability', '95 % interval', 'p by chance', 'seeds to settle it']
-    return f'<p>{safe(best.label)} against the others:</p>' + table_html(head, rows)
+    rows = [[a.label, c.middle, _line(_ends(c.gap)), round(c.wins, 3), _line(_ends(c.wins_range)), round(p, 5), settled_by(c, p)] for a, c, p in against_best(found)]
+    head = ['against', 'ahead by (IQM)', '95 % interval', 'wins with probability', '95 % interval', 'p by chance', 'is it settled?']
+    return f'<p>{safe(found[0].label)} against the others:</p>' + table_html(head, rows) if rows else ''
 
-# %% ../../nbs/81_evidence.report.ipynb #340837f4
+# %% ../../nbs/81_evidence.report.ipynb #9cba6ad3
 def verdict_of_arms(
     found: Sequence[Arm],  # of one world, the best one first
 ) -> tuple[str, str]:      # 'good', 'warn' or ''; a sentence or two
@@ -975,13 +1014,13 @@ def verdict_of_arms(
     reached = sum(s >= goal for s in best.scores) if goal is not None else 0
     mood = '' if goal is None else 'good' if reached == len(best.scores) else 'warn'
     if goal is not None: said += f'; {"all" if mood == "good" else f"{reached} of {len(best.scores)}"} reach the goal of {goal:,g}'
-    other = next((a for a in found[1:] if len(a.scores) > 1), None)
-    if other is None or len(best.scores) < 2: return mood, said + '.'
-    settled = 0 not in difference(best.scores, other.scores)
-    wins = probability_of_improvement(best.scores, other.scores)
-    return mood, f'{said}. It beats {other.label} with probability {wins:.2f}' + ('.' if settled else '; so few seeds do not settle that.')
+    for other, c, p in against_best(found)[:1]:
+        if settled(c, p): said += f'. It beats {other.label}: a run of it wins with probability {c.wins:.2f} (p = {p:.2g})'
+        elif c.seeds < 2: said += f'. Whether it beats {other.label} cannot be said: one of them has a single seed'
+        else: said += f'. It seems ahead of {other.label} (probability {c.wins:.2f}), but chance alone does as much (p = {p:.2g}); it would take {settled_by(c, p)}'
+    return mood, said + '.'
 
-# %% ../../nbs/81_evidence.report.ipynb #87e22f37
+# %% ../../nbs/81_evidence.report.ipynb #9b34df89
 MAX_ARMS, MAX_SEEDS = 6, 30   # on one chart
 
 def arm_curves(
@@ -999,20 +1038,10 @@ def arm_curves(
     Returns:
         thin lines, then the line with its band; [] where nothing was noted
     """
-    lines = list[tuple[Any, Any]]()
-    for row in arm.rows[:MAX_SEEDS]:
-        try: x, y = curve(row['run'], metric)
-        except (ValueError, OSError): continue
-        if len(x) > 1: lines.append((x, np.where(np.abs(y) < BIGGEST, y, np.nan)))
-    if not lines: return []
-    faint = [Marks('', _pairs(x, y), 'faint', arm.colour, names=[f'{arm.label}, seed {row["seed"]}']) for row, (x, y) in zip(arm.rows, lines)]
-    grid = np.linspace(min(x[0] for x, _ in lines), max(x[-1] for x, _ in lines), points)
-    at = np.array([np.interp(grid, x, y, np.nan, np.nan) for x, y in lines]).T   # (points, seeds)
-    seen = [(g, v[np.isfinite(v)]) for g, v in zip(grid, at)]
-    seen = [(float(g), v) for g, v in seen if len(v) > len(lines) / 2]
-    middle = [(g, float(iqm(v))) for g, v in seen]
-    band = [(i.low, i.high) for _, v in seen for i in (interval(v),)] if len(lines) > 2 else []
-    return [*faint, Marks(arm.label, middle, 'line', arm.colour, band)]
+    lines = [(x, np.where(np.abs(y) < BIGGEST, y, np.nan)) for x, y in curves_of(arm.rows[:MAX_SEEDS], metric)]
+    faint = [Marks('', _pairs(x, y), 'faint', arm.colour, names=[f'{arm.label}, seed {row["seed"]}']) for row, (x, y) in zip(arm.rows, lines) if len(x) > 1]
+    x, middle, low, high = band([(x[keep], y[keep]) for x, y in lines if (keep := np.isfinite(y)).sum() > 1], points)
+    return [*faint, Marks(arm.label, _pairs(x, middle), 'line', arm.colour, _pairs(low, high) if len(faint) > 2 else [])]
 
 def curves_html(
     found: Sequence[Arm],  # of one world, the best one first
@@ -1055,7 +1084,7 @@ def profile_html(
     marks = [Marks(a.label, _pairs(levels, profile(a.scores, levels)), 'line', a.colour, _pairs(*profile_band(a.scores, levels))) for a in shown]
     return chart_html(marks, 'Performance profile', 'score', caption='Profile: the part of the seeds that score above each value, with 95 % intervals. Higher is better everywhere.')
 
-# %% ../../nbs/81_evidence.report.ipynb #7307043b
+# %% ../../nbs/81_evidence.report.ipynb #89ab5fe9
 def differing_keys(
     found: Sequence[Arm],       # any
 ) -> dict[str, list[Any]]:      # 'section.key' → its value in each arm
@@ -1072,6 +1101,20 @@ def differing_keys(
     columns = {k: [row.get(k) for row in firsts] for k in keys}
     return {k: values for k, values in columns.items() if len(set(map(repr, values))) > 1}
 
+def value_text(
+    value: Any,  # of a config
+) -> str:        # '' for None
+    """A value as one would type it, in few digits
+
+    Args:
+        value: of a config
+
+    Returns:
+        '' for None
+    """
+    if value is None or isinstance(value, str): return value or ''
+    return f'{value:.6g}' if isinstance(value, float) else as_text(value)
+
 def differs_html(
     found: Sequence[Arm],  # the best one first
 ) -> str:                  # HTML; '' where nothing differs
@@ -1086,122 +1129,112 @@ def differs_html(
     shown = found[:MAX_ARMS]
     keys = differing_keys(shown)
     if not keys: return ''
-    return table_html(['key', *(a.label for a in shown)], [[k, *('' if v is None else as_text(v) for v in values)] for k, values in keys.items()])
+    return table_html(['key', *(a.label for a in shown)], [[k, *map(value_text, values)] for k, values in keys.items()])
 
-# %% ../../nbs/81_evidence.report.ipynb #39806190
-def explained_share(
-    values: Sequence[Any],    # (N,) of one parameter: numbers, or words
-    scores: Sequence[float],  # (N,)
-    groups: int = 5,          # of near numbers, at most
-) -> float:                   # 0 … 1; nan below six trials, or where all are alike
-    """Which share of the spread of scores goes with a parameter (epsilon squared, Kelley 1935)
+# %% ../../nbs/81_evidence.report.ipynb #a95d2fd1
+@dataclass(frozen=True)
+class Searched:
+    """What a study has searched for, and found
 
     Args:
-        values: (N,) of one parameter: numbers, or words
-        scores: (N,)
-        groups: of near numbers, at most
-
-    Returns:
-        0 … 1; nan below six trials, or where all are alike
+        folder: of the study
+        dimensions: of the search: `Range` or `Choices`
+        tried: of `trials`
+        wanted: how many trials it will have
+        seeds: of each trial
     """
-    y, distinct = np.asarray(scores, float), sorted(set(values), key=lambda v: (str(type(v)), v))
-    if len(y) < 6 or len(distinct) < 2 or not y.std(): return math.nan
-    order = np.array([distinct.index(v) for v in values])
-    if len(distinct) > groups: order = np.searchsorted(np.quantile(order, np.linspace(0, 1, groups + 1)[1:-1]), order, side='left')
-    parts = [y[order == g] for g in np.unique(order)]
-    within, total = sum(float(((p - p.mean()) ** 2).sum()) for p in parts), float(((y - y.mean()) ** 2).sum())
-    chance = (len(parts) - 1) * within / max(1, len(y) - len(parts))
-    return min(1., max(0., (total - within - chance) / total))
+    folder: Path                # of the study
+    dimensions: Sequence[Any]   # of the search: `Range` or `Choices`
+    tried: Sequence[Any]        # of `trials`
+    wanted: int                 # how many trials it will have
+    seeds: Sequence[int]        # of each trial
 
-def is_trial(
-    row: Mapping[str, Any],  # of `read_table`
-) -> bool:                   # by its name
-    """Is this run a trial of a search?
+    @property
+    def best(self) -> list[Any]:
+        "Completed trials, the best first"
+        return [t for t in ranked(self.tried) if t.state == 'completed' and abs(t.score or 0.) < BIGGEST]
+
+def search_in(
+    folder: Path,  # perhaps of a study
+) -> Searched | None:  # None: it has no search, or none that can be read
+    """The search of a study
 
     Args:
-        row: of `read_table`
+        folder: perhaps of a study
 
     Returns:
-        by its name
+        None: it has no search, or none that can be read
     """
-    return re.fullmatch(r'trial-\d+', str(row['name'])) is not None
-
-def verdict_of_trials(
-    trials: Sequence[Arm],  # of a search, the best one first
-) -> tuple[str, str]:       # mood and sentences
-    """What a search has found
-
-    Args:
-        trials: of a search, the best one first
-
-    Returns:
-        mood and sentences
-    """
-    best = trials[0]
-    if best.middle is None: return 'warn', 'No trial has a score yet.'
-    with_ = ', '.join(f'{k}={as_text(values[0])}' for k, values in list(differing_keys(trials).items())[:6])
-    return '', f'Best of {len(trials)} trials: {best.rows[0]["name"]} with {best.middle:,.4g} ({with_}). The best of many single seeds was lucky, too: expect less, and run it again with fresh seeds.'
-
-def slices_html(
-    trials: Sequence[Arm],  # of a search, the best one first
-) -> str:                   # HTML
-    """The score against each parameter
-
-    Args:
-        trials: of a search, the best one first
-
-    Returns:
-        HTML
-    """
-    charts = []
-    for key in differing_keys(trials):
-        scored = [(v, a.scores[0], a.rows[0]['name']) for a in trials if a.scores and (v := a.rows[0].get(key)) is not None]
-        share = explained_share([v if _is_number(v) else as_text(v) for v, _, _ in scored], [s for _, s, _ in scored])
-        charts.append((-share if share == share else 1., slice_html(key, scored, share)))
-    return '<div class="grid">' + ''.join(c for _, c in sorted(charts, key=lambda pair: pair[0])) + '</div>' if charts else ''
-
-def _is_number(v: Any) -> bool: return isinstance(v, int | float) and not isinstance(v, bool)
+    try:
+        plan = read_plan(folder)
+        if not plan.search: return None
+        search, _ = search_of(plan)
+        return Searched(folder, search.dimensions, trials(folder), search.trials, plan.seeds)
+    except (ValueError, OSError): return None
 
 def slice_html(
-    key: str,                                       # of a parameter
-    scored: Sequence[tuple[Any, float, str]],       # its value, score and name of each trial, the best one first
-    share: float,                                   # of `explained_share`
-) -> str:                                           # HTML
+    found: Searched,  # any
+    number: int,      # of a dimension
+) -> str:             # HTML; '' without trials
     """The score against one parameter
 
     Args:
-        key: of a parameter
-        scored: its value, score and name of each trial, the best one first
-        share: of `explained_share`
-
-    Returns:
-        HTML
-    """
-    words = [] if all(_is_number(v) for v, _, _ in scored) else sorted({as_text(v) for v, _, _ in scored})
-    dots = [(float(words.index(as_text(v))) if words else float(v), s) for v, s, _ in scored]
-    log = not words and bool(dots) and min(x for x, _ in dots) > 0 and max(x for x, _ in dots) > 20 * min(x for x, _ in dots)
-    how = (f'From the left: {", ".join(words)}. ' if words else '') + (f'{share:.0%} of the spread goes with it.' if share == share else '')
-    marks = [Marks('', dots, 'dots', names=[f'{n}: {as_text(v)} gives {s:.4g}' for v, s, n in scored]), Marks('', dots[:1], 'dots', 1, names=['the best'])]
-    return chart_html(marks, f'score over {key}', key, caption=how, height=200, log=log)
-
-def search_html(
-    trials: Sequence[Arm],  # of a search, the best one first
-) -> str:                   # HTML; '' without trials
-    """What a search has found
-
-    Args:
-        trials: of a search, the best one first
+        found: any
+        number: of a dimension
 
     Returns:
         HTML; '' without trials
     """
-    if not trials: return ''
-    keys = list(differing_keys(trials))[:8]
-    rows = [[a.rows[0]['name'], a.scores[0] if a.scores else None, a.rows[0]['status'], *('' if (v := a.rows[0].get(k)) is None else as_text(v) for k in keys)] for a in trials[:20]]
-    rest = f'<p class="dim small">The best 20 of {len(trials)} trials. Each is one seed: run the best ones again with fresh seeds before you believe them.</p>'
-    return section_html('The search', slices_html(trials), table_html(['trial', 'score', 'status', *keys], rows), rest)
+    d, shown = found.dimensions[number], [t for t in ranked(found.tried) if t.places and abs(t.score or 0.) < BIGGEST]
+    words = getattr(d, 'words', ())
+    def dots(some: Sequence[Any]) -> list[tuple[float, float]]: return [(t.places[number] * (len(words) - 1) if words else float(t.values[d.key]), t.score) for t in some]
+    def names(some: Sequence[Any]) -> list[str]: return [f'{t.name}: {value_text(t.values[d.key])} gives {t.score:.5g}' for t in some]
+    done, cut = ([t for t in shown if (t.state == 'completed') == ended] for ended in (True, False))
+    share = next((x for x in importance(found.tried, found.dimensions) if x.key == d.key), None)
+    said = '' if share is None else f'{share.share:.0%} of the spread goes with it.' if share.p <= .05 else 'No more than chance would do.'
+    marks = [Marks('stopped early' if cut else '', dots(cut), 'dots', 5, names=names(cut)), Marks('completed' if cut else '', dots(done), 'dots', 0, names=names(done)),
+             Marks('the best', dots(done[:1]), 'dots', 1, names=names(done[:1]))]
+    return chart_html(marks, f'score over {d.key}', d.key, caption=said, height=200, log=getattr(d, 'scale', '') == 'log', words=words)
 
-# %% ../../nbs/81_evidence.report.ipynb #78f844a4
+def search_html(
+    found: Searched | None,  # of `search_in`
+) -> str:                    # HTML; '' where there is none
+    """What a search has found
+
+    Args:
+        found: of `search_in`
+
+    Returns:
+        HTML; '' where there is none
+    """
+    if found is None: return ''
+    order = importance(found.tried, found.dimensions)
+    numbers = sorted(range(len(found.dimensions)), key=lambda k: next((i for i, x in enumerate(order) if x.key == found.dimensions[k].key), k))
+    scored = [t for t in found.tried if t.score is not None and abs(t.score) < BIGGEST]
+    course = chart_html([Marks('', [(float(i + 1), t.score) for i, t in enumerate(scored)], 'dots', names=[t.name for t in scored])], 'score over trials', 'trial', caption='The course of the search.', height=200)
+    keys = [d.key for d in found.dimensions]
+    rows = [[t.name, t.score, t.state, f'{t.steps:,}', *(value_text(t.values[k]) for k in keys if k in t.values)] for t in ranked(found.tried)[:20]]
+    return section_html('The search', '<div class="grid">' + ''.join(slice_html(found, k) for k in numbers) + course + '</div>' if scored else '',
+                        table_html(['trial', 'score', 'status', 'env steps', *keys], [r for r in rows if len(r) == 4 + len(keys)]))
+
+def search_verdict(
+    found: Searched,  # any
+) -> tuple[str, str]:  # mood and sentences
+    """What a search has found, in words
+
+    Args:
+        found: any
+
+    Returns:
+        mood and sentences
+    """
+    count = f'{len(found.tried)} of {found.wanted} trials'
+    if not found.best: return 'warn', f'{count}, and none has a score yet.'
+    best = found.best[0]
+    values = ', '.join(f'{k}={value_text(v)}' for k, v in best.values.items())
+    return '', f'Best of {count}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
+
+# %% ../../nbs/81_evidence.report.ipynb #0254fcf5
 def typical_runs(
     arm: Arm,             # any
 ) -> dict[str, Path]:     # what it is → folder; the same run only once
@@ -1220,26 +1253,20 @@ def typical_runs(
     return {label: Path(run) for run, label in reversed(once.items())}
 
 def world_html(
-    world: str,                      # its id
-    rows: Sequence[dict[str, Any]],  # of `read_table`, all of it
-) -> str:                            # HTML
-    """All about the runs of one world
+    found: Sequence[Arm],  # of one world, at least one
+) -> str:                  # HTML
+    """All about the arms of one world
 
     Args:
-        world: its id
-        rows: of `read_table`, all of it
+        found: of one world, at least one
 
     Returns:
         HTML
     """
-    found = ranked_arms([r for r in rows if not is_trial(r)])
-    parts = [search_html(ranked_arms([r for r in rows if is_trial(r)]))]
-    if found:
-        charts = [c for c in (curves_html(found), profile_html(found)) if c]
-        parts = [section_html(f'What came out in {world}', results_html(found), against_html(found)),
-                 section_html('How it learned', '<div class="grid">' + ''.join(f'<div>{c}</div>' for c in charts) + '</div>' if charts else ''),
-                 films_html(typical_runs(found[0])), section_html('What differs', differs_html(found)), *parts]
-    return ''.join(parts)
+    charts = [c for c in (curves_html(found), profile_html(found)) if c]
+    return ''.join([section_html(f'What came out in {found[0].rows[0]["env"]}', results_html(found), against_html(found)),
+                    section_html('How it learned', '<div class="grid">' + ''.join(f'<div>{c}</div>' for c in charts) + '</div>' if charts else ''),
+                    films_html(typical_runs(found[0])), section_html('What differs', differs_html(found))])
 
 def runs_html(
     rows: Sequence[dict[str, Any]],  # of `read_table`
@@ -1259,69 +1286,96 @@ def runs_html(
     inside = f'<details{" open" if len(rows) <= 12 else ""}><summary>{len(rows)} runs</summary>{listed}</details>' if rows else ''
     return section_html('Runs', lost, inside)
 
-def verdict_of_world(
-    rows: Sequence[dict[str, Any]],  # of `read_table`, all of one world, at least one
-) -> tuple[str, str]:                # mood and sentences
-    """What came out in a world
-
-    Args:
-        rows: of `read_table`, all of one world, at least one
-
-    Returns:
-        mood and sentences
-    """
-    arms_, trials = ([r for r in rows if is_trial(r) == searched] for searched in (False, True))
-    return verdict_of_arms(ranked_arms(arms_)) if arms_ else verdict_of_trials(ranked_arms(trials))
-
-def many_head(
-    name: str,                       # of the study, or of the folder
-    rows: Sequence[dict[str, Any]],  # of `read_table`
-    broken: int,                     # how many runs could not be read
-) -> str:                            # HTML
-    """The top of a page about many runs
+@dataclass(frozen=True)
+class Many:
+    """Many runs, as far as they can be read
 
     Args:
         name: of the study, or of the folder
         rows: of `read_table`
-        broken: how many runs could not be read
+        broken: folder → why it could not be read
+        worlds: id of a world → its arms, the best one first; without the trials of a search
+        search: of the study
+        planned: runs of the study; 0: not known
+    """
+    name: str                            # of the study, or of the folder
+    rows: Sequence[dict[str, Any]]       # of `read_table`
+    broken: Mapping[str, str]            # folder → why it could not be read
+    worlds: Mapping[str, Sequence[Arm]]  # id of a world → its arms, the best one first; without the trials of a search
+    search: Searched | None = None       # of the study
+    planned: int = 0                     # runs of the study; 0: not known
+
+    @property
+    def total(self) -> int:
+        "How many runs there are, or will be"
+        return max(self.planned, len(self.rows) + len(self.broken))
+
+def read_many(
+    folder: Path,  # of a study, or with runs somewhere below it
+) -> Many:         # `broken` names the runs that could not be read
+    """Read many runs for their page
+
+    Args:
+        folder: of a study, or with runs somewhere below it
+
+    Returns:
+        `broken` names the runs that could not be read
+    """
+    table, search, planned = read_table(folder), search_in(folder), 0
+    if is_study(folder):
+        try: planned = len(read_plan(folder).cells(folder))
+        except (ValueError, OSError): pass   # the runs are there all the same
+    arms_ = [r for r in table.rows if not (search and r['name'].startswith('trial-'))]
+    worlds = {world: ranked_arms([r for r in arms_ if r['env'] == world]) for world in dict.fromkeys(r['env'] for r in arms_)}
+    return Many(folder.absolute().name, table.rows, table.broken, worlds, search, planned)
+
+def many_head(
+    many: Many,  # runs
+) -> str:        # HTML
+    """The top of a page about many runs
+
+    Args:
+        many: runs
 
     Returns:
         HTML
     """
-    worlds = list(dict.fromkeys(r['env'] for r in rows))
-    verdicts = [(world, *verdict_of_world([r for r in rows if r['env'] == world])) for world in worlds[:4]]
-    mood = 'bad' if not rows else verdicts[0][1] if len(worlds) == 1 else ''
-    sentence = ' '.join(said if len(worlds) == 1 else f'{world}: {said}' for world, _, said in verdicts) or 'No run could be read.'
-    done = sum(r['status'] == 'completed' for r in rows)
-    missing = f'{len(rows) - done + broken} of {len(rows) + broken} runs are not complete ({repeated([r["status"] for r in rows if r["status"] != "completed"] + ["broken"] * broken)}): this is what holds so far.' if done < len(rows) + broken else ''
-    tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=len({(r['env'], r['arm']) for r in rows if not is_trial(r)}) or None, trials=sum(map(is_trial, rows)) or None, runs=len(rows) + broken, seeds=len({r['seed'] for r in rows}), complete=f'{done} of {len(rows) + broken}', level=min((str(r['level']) for r in rows if r['level']), default=None))
-    return page_head('Study' if any(r['study'] for r in rows) else 'Runs', name, mood, sentence, tiles, safe(missing, 600))
+    said = [(world, *verdict_of_arms(found)) for world, found in list(many.worlds.items())[:4]] + ([('', *search_verdict(many.search))] if many.search else [])
+    mood = 'bad' if not said else said[0][1] if len(said) == 1 else ''
+    sentence = ' '.join(f'{world}: {text}' if len(many.worlds) > 1 else text for world, _, text in said) or 'No run could be read.'
+    done, seeds = sum(r['status'] == 'completed' for r in many.rows), {r['seed'] for r in many.rows}
+    states = [r['status'] for r in many.rows if r['status'] != 'completed'] + ['broken'] * len(many.broken) + ['not begun'] * (many.total - len(many.rows) - len(many.broken))
+    caution = safe(f'{len(states)} of {many.total} runs are not complete ({repeated(states)}): this is what holds so far.', 600) if states else ''
+    if many.search and many.search.best:
+        first = max(many.search.seeds) + 1
+        run = next((r['run'] for r in many.rows if str(r['name']).startswith(many.search.best[0].name)), many.search.best[0].name)
+        caution += f' Fresh seeds decide: {command_html("rlstudio", "study", run, "--seeds", f"{first}-{first + 9}")}'
+    worlds = list(dict.fromkeys(r['env'] for r in many.rows))
+    tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=sum(map(len, many.worlds.values())) or None, trials=len(many.search.tried) if many.search else None, seeds=len(seeds),
+                 complete=f'{done} of {many.total}', level=min((str(r['level']) for r in many.rows if r['level']), default=None))
+    return page_head('Study' if any(r['study'] for r in many.rows) else 'Runs', many.name, mood, sentence, tiles, caution)
 
-# %% ../../nbs/81_evidence.report.ipynb #e23dcddd
+# %% ../../nbs/81_evidence.report.ipynb #689ae853
 def many_page(
-    target: Any,                     # as `find_runs` takes it
-    name: str = '',                  # of the study, or of the folder
-    runs_dir: str | Path = 'runs',   # where names are looked up
-) -> str:                            # HTML of the whole page
+    folder: str | Path,  # of a study, or with runs somewhere below it
+) -> str:                # HTML of the whole page
     """The report of a study, or of any runs
 
     Args:
-        target: as `find_runs` takes it
-        name: of the study, or of the folder
-        runs_dir: where names are looked up
+        folder: of a study, or with runs somewhere below it
 
     Returns:
         HTML of the whole page
     """
-    table = read_table(target, runs_dir)
-    worlds = list(dict.fromkeys(r['env'] for r in table.rows))
-    body = [many_head(name, table.rows, len(table.broken)), *(world_html(w, [r for r in table.rows if r['env'] == w]) for w in worlds[:12])]
-    stories = [read_grounds(Path(r['run'])) for r in thinned(table.rows, 200)] if table.rows else []
-    body += [section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(table.rows, table.broken)]
-    if table.rows:
-        first, asked = Path(table.rows[0]['run']), read_text(Path(target) / 'study.yaml') if isinstance(target, str | Path) else ''
-        body.append(section_html('Config', folded_html('study.yaml: the same study again', asked), folded_html(f'config.yaml of {first.name}', read_text(first / 'config.yaml'))))
-    return page_html(f'{name or "Runs"}: report', ''.join([*body, FOOT]))
+    folder = Path(folder)
+    many = read_many(folder)
+    best = {f'the best trial, {t.name}': folder / t.name for t in (many.search.best[:1] if many.search else [])}
+    stories = [read_grounds(Path(r['run'])) for r in thinned(many.rows, 200)] if many.rows else []
+    first = Path(many.rows[0]['run']) if many.rows else folder
+    body = [many_head(many), *(world_html(found) for found in list(many.worlds.values())[:12]), search_html(many.search), films_html(best),
+            section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(many.rows, many.broken),
+            section_html('Config', folded_html('study.yaml: the same study again', read_text(folder / 'study.yaml')), folded_html(f'config.yaml of {first.name}', read_text(first / 'config.yaml'))), FOOT]
+    return page_html(f'{many.name}: report', ''.join(body))
 
 def read_grounds(
     folder: Path,  # of a run
@@ -1337,7 +1391,7 @@ def read_grounds(
     try: return Story(folder, '', manifest=RunFolder(folder).manifest)
     except (ValueError, OSError): return Story(folder)
 
-# %% ../../nbs/81_evidence.report.ipynb #314a792d
+# %% ../../nbs/81_evidence.report.ipynb #898eb2f0
 def put_page(
     folder: Path,  # of a run
     data: bytes,   # the page
@@ -1391,6 +1445,6 @@ def write_report(
         of the file
     """
     folder, single = report_target(target, runs_dir)
-    data = (run_page(folder) if single else many_page(folder, folder.absolute().name)).encode()
+    data = (run_page(folder) if single else many_page(folder)).encode()
     if out is not None: return put_file(Path(out), data)
     return put_page(folder, data) if single else put_file(folder / 'report.html', data)

@@ -952,16 +952,16 @@ def search_lines(
     search, config = search_of(study)
     tried = trials(folder)
     counts = {state: [t.state for t in tried].count(state) for state in dict.fromkeys(t.state for t in tried)}
-    lines = [f'search   {len(tried)} of {search.trials} trials: {", ".join(f"{n} {state}" for state, n in counts.items()) or "none"}']
+    lines = [f'search  {" ".join(map(str, search.dimensions))}', f'        {search.sampler}{"" if search.pruner == "none" else f", {search.pruner}"}; {len(tried)} of {search.trials} trials: {", ".join(f"{n} {state}" for state, n in counts.items()) or "none"}']
     order = [t for t in ranked(tried) if t.state == 'completed']
     if not order: return lines
     whole = config.train.total_steps * len(study.seeds)
-    if 'stopped' in counts and (spent := sum(t.steps for t in tried)): lines[0] += f'; {spent / (whole * len(tried)):.0%} of the steps of all'
-    lines += [f'{"best" if k == 0 else "":8} {t.name}  {t.score:,.1f}  {" ".join(f"{key}={value if isinstance(value, str) else as_text(value)}" for key, value in t.values.items())}' for k, t in enumerate(order[:3])]
+    if 'stopped' in counts and (spent := sum(t.steps for t in tried)): lines[1] += f'; {spent / (whole * len(tried)):.0%} of the steps of all'
+    lines += [f'{"best" if k == 0 else "":8}{t.name}  {t.score:,.1f}  {" ".join(f"{key}={value if isinstance(value, str) else as_text(value)}" for key, value in t.values.items())}' for k, t in enumerate(order[:3])]
     if found := importance(tried, search.dimensions):
-        lines.append('matters  ' + ', '.join(f'{x.key} {x.share:.0%}' for x in found if x.p <= .05) + ('' if any(x.p <= .05 for x in found) else 'no key more than chance'))
+        lines.append('matters ' + ', '.join(f'{x.key} {x.share:.0%}' for x in found if x.p <= .05) + ('' if any(x.p <= .05 for x in found) else 'no key more than chance'))
     first, best = max(study.seeds) + 1, Path(folder) / trial_names(study, int(order[0].name[6:]))[0]
-    lines.append(f'confirm  the best of {len(order)} was lucky, too; fresh seeds decide: rlstudio study {shlex.quote(str(best))} --seeds {first}-{first + 9}')
+    lines.append(f'confirm the best of {len(order)} was lucky, too; fresh seeds decide: rlstudio study {shlex.quote(str(best))} --seeds {first}-{first + 9}')
     return lines
 
 TRIALS = dict(check=check_search, cells=trial_cells, run=run_trial, lines=search_lines)   # what a study with a search calls; found by name in `searches`
@@ -1020,8 +1020,12 @@ def hand_over(
     queue, running, later = deque(names), dict[str, Any](), dict[str, float]()
     def settle(name: str, word: str) -> None:
         del running[name]
-        if word == BUSY_CELL: later[name] = time.monotonic() + 1
-        told(name, dict(status='busy', error='another process works on it') if word == BUSY_CELL else cell_outcome(Path(study_folder) / name, word))
+        if word == BUSY_CELL:
+            later[name] = time.monotonic() + 1
+            told(name, dict(status='busy', error='another process works on it'))
+            return
+        out = cell_outcome(Path(study_folder) / name, word)
+        told(name, out if out['status'] in ('completed', 'interrupted') else out | dict(status='failed'))
     try:
         while queue or running or later:
             for name in [n for n, t in later.items() if t < time.monotonic()]: later.pop(name); queue.append(name)

@@ -38,7 +38,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -928,7 +928,7 @@ def make_plan(
     made = {name: any_config(config, changes)[0] for name, config in arm_names(configs).items()}
     if not made: raise StudyError('given no config, expected at least one, such as ppo/cartpole')
     arms = {name: replace(config, train=replace(config.train, seed=1)) for name, config in made.items()}
-    asked = StudyPlan(arms, seed_list(seeds), grid_of(grid or {}), dict(search or {}), now())
+    asked = StudyPlan(arms, seed_list(seeds or ('1' if search else '1-5')), grid_of(grid or {}), dict(search or {}), now())
     return replace(asked, search=searches.get('optuna')['check'](asked)) if search else asked
 
 # %% ../../nbs/76_evidence.study.ipynb #cfb3f4c2
@@ -1007,18 +1007,18 @@ class Study:
     def from_configs(cls,
         configs: Any,                # a config or several: names, files, folders of runs, nested dicts; or {name: config}
         overrides: Overrides = (),   # over each: 'section.key=value', several, or {'section': {'key': value}}
-        seeds: Any = '1-5',          # '1-10', a number, or numbers
+        seeds: Any = None,           # '1-10', a number, or numbers; None: 1-5, and 1 for a search
         grid: Any = None,            # {'algo.gamma': [0.9, 0.99]}, or 'algo.gamma=0.9,0.99'
         name: str | None = None,     # None: after its configs
         runs_dir: str | Path | None = None,  # None: as the settings say
         search: Mapping[str, Any] | None = None,  # of `77_evidence.search`
-    ) -> 'Study':                    # a new one, or the one that asked the same before
+    ) -> Self:                       # a new one, or the one that asked the same before
         """Plan a study, or find it again
 
         Args:
             configs: a config or several: names, files, folders of runs, nested dicts; or {name: config}
             overrides: over each: 'section.key=value', several, or {'section': {'key': value}}
-            seeds: '1-10', a number, or numbers
+            seeds: '1-10', a number, or numbers; None: 1-5, and 1 for a search
             grid: {'algo.gamma': [0.9, 0.99]}, or 'algo.gamma=0.9,0.99'
             name: None: after its configs
             runs_dir: None: as the settings say
@@ -1033,11 +1033,14 @@ class Study:
     @classmethod
     def open(cls,
         folder: str | Path,   # of a study, or its name, or its study.yaml
-    ) -> 'Study':
+    ) -> Self:                # as its folder says
         """Find a study again
 
         Args:
             folder: of a study, or its name, or its study.yaml
+
+        Returns:
+            as its folder says
         """
         path, named = Path(folder), Path(load_settings().runs_dir) / folder
         if path.name == STUDY_FILE and path.is_file(): path = path.parent
@@ -1182,9 +1185,11 @@ def asked_study(
     home = Path(old).parent if Path(old).name == STUDY_FILE else Path(old)
     if old and not is_study(home) and is_study(named := Path(runs_dir or load_settings().runs_dir, old)): home = named
     if old and is_study(home):
-        if changes or grid or name or search: raise StudyError(f'{home}: this study has been planned; what can be added are seeds: --seeds 1-20')
         plan = read_plan(home)
-        return Study(home) if seeds is None else Study(*place_study(replace(plan, seeds=seed_list(seeds)), home.parent, home.name))
+        longer = bool(plan.search) and set(search or ()) == {'trials'}
+        if changes or grid or name or search and not longer: raise StudyError(f'{home}: this study has been planned; what can be added are {"trials: --trials 80" if plan.search else "seeds: --seeds 1-20"}')
+        more = replace(plan, seeds=plan.seeds if seeds is None else seed_list(seeds), search=plan.search | dict(search or {}))
+        return Study(home) if more == plan else Study(*place_study(more, home.parent, home.name))
     typed = dict(overrides=changes, seeds=seeds, grid=grid_of(grid), name=name, search=search, runs_dir=runs_dir)
     asked = asked_in(Path(old)) if old and is_study_file(old) else dict(configs=given)
     if asked.get('overrides'): typed['overrides'] = [*as_overrides(asked['overrides']), *changes]

@@ -831,7 +831,7 @@ def draw_scores(
         ax: where to draw
         groups: of `arms`, of one world
     """
-    for place, (color, (label, group)) in enumerate(zip(COLORS, groups.items())):
+    for place, (color, group) in enumerate(zip(COLORS, groups.values())):
         scores = sorted(row['score'] for row in group if row['score'] is not None)
         ax.scatter(scores, [place - .06 * (i % 5 - 2) for i in range(len(scores))], s=14, color=color, alpha=.8, lw=0, zorder=3)
         if len(scores) > 1: ax.plot([(found := interval(scores)).low, found.high], [place] * 2, color=color, lw=7, alpha=.25, solid_capstyle='butt')

@@ -158,7 +158,7 @@ def share_of(
     def between(x: float, y: float) -> Interval: return Interval(float(x), float(y), level, 'fisher', n, note)
     return StreamShare(stream, n, 1 - r, between(1 - high, 1 - low), f, between(least, most), int(np.sum(np.asarray(a) == np.asarray(mixed))))
 
-# %% ../../nbs/79_evidence.variance.ipynb #496e3f43
+# %% ../../nbs/79_evidence.variance.ipynb #9615cc76
 def mean_reach(
     spread: float,       # standard deviation between seeds
     seeds: int,          # n ≥ 2
@@ -174,7 +174,7 @@ def mean_reach(
     Returns:
         half the width of the mean's interval
     """
-    return student_quantile((1 + level) / 2, seeds - 1) * spread / seeds**.5
+    return float(student_quantile((1 + level) / 2, seeds - 1) * spread / seeds**.5)
 
 def visible_difference(
     spread: float,       # standard deviation between seeds
@@ -193,7 +193,7 @@ def visible_difference(
     Returns:
         in units of the score
     """
-    return (student_quantile(1 - alpha / 2, 2 * seeds - 2) + student_quantile(power, 2 * seeds - 2)) * spread * (2 / seeds)**.5
+    return float((student_quantile(1 - alpha / 2, 2 * seeds - 2) + student_quantile(power, 2 * seeds - 2)) * spread * (2 / seeds)**.5)
 
 def pairs_needed(
     half: float = .25,   # wanted half-width of a share's interval, 0 < … < 1
@@ -628,7 +628,7 @@ def judged_apart(
     hashes = [(a.get('weights_sha256'), m.get('weights_sha256')) for a, m in pairs]
     return {'another evaluation': all(a == m for a, m in hashes if a and m)} if any(a and m for a, m in hashes) else {}
 
-# %% ../../nbs/79_evidence.variance.ipynb #9fc6dd18
+# %% ../../nbs/79_evidence.variance.ipynb #4ce5d4b9
 def measure_variance(
     config: Any,                      # a config: a name, a file, a run's folder, nested dicts
     overrides: Overrides = (),        # 'section.key=value', several, or {'section': {'key': value}}
@@ -685,6 +685,7 @@ def plan_variance(
     if not made.eval.episodes: raise StudyError('variance: given eval.episodes=0, so that no run has a score; expected at least one, such as eval.episodes=20')
     wanted = varied_streams(made, streams)
     arm = next(iter(arm_names(config)))
-    study = VarianceStudy.from_configs({arm: made}, (), range(1, 2 * pairs + 1), name=name or f'variance-{arm}', runs_dir=runs_dir)
+    planned = Study.from_configs({arm: made}, (), range(1, 2 * pairs + 1), name=name or f'variance-{arm}', runs_dir=runs_dir)
+    study = VarianceStudy(planned.folder, planned.plan)
     study.streams = wanted
     return study

@@ -6,7 +6,7 @@ products. So this chapter compiles them. A *kernel* is a loop in plain Python, w
 - `kernel`: a decorator. It compiles a function at its first call, and keeps the machine code for later processes.
 - `compiled_mlp`, `CompiledCategorical`, `CompiledGaussian`, `CompiledSquashed`: nodes for the tape of `nets.tape`, in the place of NumPy's.
 - `StepKernel`: clipping and Adam in one walk. `compiled_gae` and `CompiledTree`: the same bits as `gae` and `SumTree`.
-- `Compiled`: the engine. It gives a learner these nodes, and no algorithm knows. `engine = compiled` in settings.ini chooses it.
+- `Compiled`: the engine. It gives a learner these nodes, and no algorithm knows.
 
 What holds: values and gradients equal autograd's to rounding. Two runs give the same bits, resumed or not, compiled now or read from the cache. Whoever does not ask for
 this engine gets what was there before, bit for bit, and needs no numba."""
@@ -848,9 +848,9 @@ class CompiledTree(SumTree):
         for level in reversed(self.levels): step_down(level, where, mass)
         return where
 
-# %% ../../nbs/58_fast.kernels.ipynb #b15723f2
+# %% ../../nbs/58_fast.kernels.ipynb #a572fb3c
 class Compiled:
-    "The engine `compiled`: gives the parts of a learner their kernels"
+    "An engine: gives the parts of a learner their kernels"
     def __init__(self,
         learner: Any,   # a `Learner` whose losses the tape can differentiate
     ) -> None:
@@ -876,6 +876,23 @@ class Compiled:
         """
         made, read = (now - then for now, then in zip(kernels_made(), self.before))
         return f'engine = compiled: numba {version("numba")}, {made} kernels compiled and {read} read from the cache'
+
+    def collect(self,
+        learner: Any,        # of an on-policy algorithm; its buffer is filled
+        stepper: Any,        # its agent in its worlds
+        noise: np.ndarray,   # (T, N, k) for the agent
+    ) -> bool:               # False: not here, so step by step
+        """Fill the buffer in the place of `data.rollout.collect`; an engine with a loop of its own may
+
+        Args:
+            learner: of an on-policy algorithm; its buffer is filled
+            stepper: its agent in its worlds
+            noise: (T, N, k) for the agent
+
+        Returns:
+            False: not here, so step by step
+        """
+        return False
 
     def remember(self,
         replay: ReplayBuffer,   # of an off-policy learner, still empty

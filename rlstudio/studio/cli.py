@@ -26,8 +26,8 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'check_plot', 'variance_of', 'count_line', 'drift_',
            'gate_', 'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run',
            'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed',
-           'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'show_study', 'Shell',
-           'completion', 'end_on_signals', 'main']
+           'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'result_lines',
+           'after_study', 'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -696,12 +696,12 @@ def variance_of(
         if seeds < 4 or seeds % 2: raise typer.BadParameter(f'--seeds: given {seeds}, expected an even number from 4 on, since seeds come in pairs')
         check_plot(plot)
         with importing(emit): from rlstudio.evidence.variance import nothing_else, plan_variance, run_cells, variance_report
-        from rlstudio.evidence.study import check_room, is_finished
+        from rlstudio.evidence.study import disk_line, is_finished
         wanted = None if streams is None else [s.strip() for s in streams.split(',') if s.strip()]
         study = plan_variance(config, overrides or (), seeds // 2, wanted, name, runs_dir)
         todo, stream = [c for c in study.cells if not is_finished(c.folder)], None if quiet else sys.stderr
         say(f'{study.folder}: {2 * len(study.pairs)} seeds in pairs, and {", ".join(study.streams)} between them: {len(study.cells)} runs of {study.config.train.total_steps:,} steps'
-            + (f', {len(todo)} of them to do; {check_room(todo, study.folder)}' if todo else ', all done'))
+            + (f', {len(todo)} of them to do; {disk_line(todo, study.folder)}' if todo else ', all done'))
         run_cells(study, jobs, stream=stream)
         report = variance_report(study, None if no_checks else nothing_else(study, jobs, stream=stream))
         if plot:
@@ -811,7 +811,7 @@ def show_run(
 ) -> None:
     "What a run or a study is, how it went, and what to do with it"
     with explained(as_json) as emit:
-        if (run / 'study.yaml').is_file(): return show_study(run, speaker(False, as_json), emit)
+        if (run / 'study.yaml').is_file(): return show_study(run, speaker(as_json, as_json), emit)
         from rlstudio.runs.folder import check_hash
         from rlstudio.studio.catalog import facts_in
         row, _, manifest, result = facts_in(run)
@@ -1214,12 +1214,12 @@ def delete_(
 ) -> None:
     "Delete runs for good, after a question"
     with explained(as_json) as emit:
-        from rlstudio.studio.catalog import check_deletable, delete_run, facts_or_damage
+        from rlstudio.studio.catalog import check_deletable, delete_run, facts_or_damage, run_folders
         from rlstudio.runs.folder import RunError
         from rlstudio.studio.console import command, size
         folders, say = list({f.absolute(): f for f in runs}.values()), speaker(False, as_json)
         for folder in folders: check_deletable(folder)
-        rows = [facts_or_damage(f).row | dict(kilobytes=max(1, size(f) // 1024)) for f in folders]
+        rows = [facts_or_damage(f).row | (dict(status=f'a study of {len(run_folders(f))} runs') if (f / 'study.yaml').is_file() else {}) | dict(kilobytes=max(1, size(f) // 1024)) for f in folders]
         if not yes:
             say(table(rows))
             if not sys.stdin.isatty(): raise RunError(f'nothing was deleted: nobody is here to be asked; if you are sure, type: {command("delete", *folders, "--yes")}')
@@ -1261,13 +1261,17 @@ def migrate(
 @app.command('study')
 def study_(
     words: Annotated[list[str], typer.Argument(  # as `asked_study` takes them
-        metavar='CONFIG... [section.key=value]...', autocompletion=complete_config, help='Configs, and changes to all of them; or a study: its folder, its name, or a study.yaml.')],
+        metavar='CONFIG|KEY=VALUE', autocompletion=complete_config, help='Configs, and changes to all of them; or a study: its folder, its name, or a study.yaml.')],
     seeds: Annotated[str | None, typer.Option(metavar='1-10', help='Seeds of each config.  [default: 1-5]')] = None,  # as `seed_list` takes them
     grid: Annotated[list[str] | None, typer.Option(metavar='KEY=V1,V2', help='Values of a key, each with every config; again for more keys.')] = None,  # as `grid_of` takes them
+    search: Annotated[list[str] | None, typer.Option(metavar='KEY=LOW..HIGH[:log|:logit|:int]', help='Look for a good value, also among words: KEY=A|B; again for more keys.')] = None,  # as `parse_dimension` takes them
+    trials: Annotated[int | None, typer.Option(help='Runs of a search.  [default: 40]')] = None,  # at least 1
+    sampler: Annotated[str | None, typer.Option(metavar='tpe|random', help='Who proposes the values.  [default: tpe]')] = None,  # see `Search`
+    pruner: Annotated[str | None, typer.Option(metavar='none|asha|median', help='Who ends hopeless runs early.  [default: none]')] = None,  # see `Search`
     jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time.  [default: one a processor]')] = None,  # processes
     name: Annotated[str | None, typer.Option(help='Name of the study.  [default: after its configs]')] = None,  # of its folder
     max_failures: Annotated[int | None, typer.Option(min=1, help='Stop when so many runs have failed.')] = None,  # never
-    executor: Annotated[str, typer.Option(help='Who runs them.')] = 'local',  # a name in `executors`
+    executor: Annotated[str, typer.Option(metavar='local|ray|slurm', help='Who runs them.')] = 'local',  # a name in `executors`
     runs_dir: RunsDir = None,  # made if it is not there
     modules: Import = None,    # of the user's own
     quiet: Quiet = False,      # only the results
@@ -1276,7 +1280,8 @@ def study_(
     "Train many runs: rlstudio study ppo/cartpole a2c/cartpole --seeds 1-10 --grid algo.gamma=0.98,0.99"
     with at_work(f'rlstudio {__version__}: study {" ".join(words)}', modules, quiet, as_json) as (say, emit):
         from rlstudio.evidence.study import asked_study
-        work_through(asked_study(words, seeds, grid or (), name, runs_dir), jobs, max_failures, executor, say, emit, quiet)
+        searched = {key: value for key, value in dict(space=search, trials=trials, sampler=sampler, pruner=pruner).items() if value is not None}
+        work_through(asked_study(words, seeds, grid or (), name, runs_dir, searched), jobs, max_failures, executor, say, emit, quiet)
 
 # %% ../../nbs/84_studio.cli.ipynb #study004
 def work_through(
@@ -1288,7 +1293,7 @@ def work_through(
     emit: Emit,               # gets the results
     quiet: bool = False,      # no progress
 ) -> None:
-    """Bring a study to its end, and say how it went
+    """Bring a study to its end, and say how it went; exit code 1 if a run is not done
 
     Args:
         study: a `Study`, planned
@@ -1299,24 +1304,62 @@ def work_through(
         emit: gets the results
         quiet: no progress
     """
-    from rlstudio.evidence.study import arm_line, disk_line, default_jobs, is_finished
+    from rlstudio.evidence.study import disk_line, default_jobs, is_finished
     from rlstudio.studio.console import command, labelled
     cells, todo = study.cells, [c for c in study.cells if not is_finished(c.folder)]
     first = f'{study.folder}: {len(cells)} runs' + (f', {len(cells) - len(todo)} of them done' if len(todo) < len(cells) else '')
     say(labelled('study', [first, *([f'{min(len(todo), jobs or default_jobs())} at a time, {disk_line(todo, study.folder)}'] if todo else [])]))
-    try: rows = study.run(jobs, max_failures, executor, None if quiet else sys.stdout)   # standard error, where the output is one JSON object
+    try:
+        with through_hangups(): rows = study.run(jobs, max_failures, executor, None if quiet else sys.stdout)   # standard error, where the output is one JSON object
     except KeyboardInterrupt:
         say(labelled('next', [command('study', study.folder)]))
         raise
-    width = max(len(row['arm']) for row in rows)
-    for i, row in enumerate(rows): print(f'{"arms" if not i else "":<8}{arm_line(row, width)}')
-    for note in dict.fromkeys(row['note'] for row in rows if row['note']): say(f'        {note}')
+    for line in result_lines(study, rows): print(line)
     for i, (name, why) in enumerate(study.errors.items()): say(f'{"failed" if not i else "":<8}{name}: {why}')
-    say(labelled('next', [command('list', 'runs', '--runs-dir', study.folder)] + ([command('study', study.folder)] if study.errors else [])))
+    left = sum(row['runs'] - row['done'] for row in rows)
+    if left > len(study.errors): say(f'        {left - len(study.errors)} runs were stopped on their way')
+    say(labelled('next', after_study(study.folder, rows)))
     emit(dict(study=str(study.folder), arms=rows, failed=study.errors))
-    if study.errors: raise typer.Exit(1)
+    if left: raise typer.Exit(1)
+
+# %% ../../nbs/84_studio.cli.ipynb #search002
+def result_lines(
+    study: Any,                  # a `Study`
+    rows: list[dict[str, Any]],  # its results
+) -> list[str]:                  # for people
+    """What has come out of a study so far
+
+    Args:
+        study: a `Study`
+        rows: its results
+
+    Returns:
+        for people
+    """
+    from rlstudio.evidence.study import arm_line, searches
+    from rlstudio.studio.console import labelled
+    if study.plan.search: return list(searches.get('optuna')['lines'](study.folder))
+    width = max(len(row['arm']) for row in rows)
+    return [labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note'])))]
 
 # %% ../../nbs/84_studio.cli.ipynb #study006
+def after_study(
+    folder: Path,                # of a study
+    rows: list[dict[str, Any]],  # of `arm_rows`
+) -> list[str]:                  # commands
+    """What one would type next
+
+    Args:
+        folder: of a study
+        rows: of `arm_rows`
+
+    Returns:
+        commands
+    """
+    from rlstudio.studio.console import command
+    if any(row['done'] < row['runs'] for row in rows): return [command('study', folder)]
+    return [*([command('compare', folder)] if len(rows) > 1 else []), command('report', folder)]
+
 def show_study(
     folder: Path,                # of a study
     say: Callable[[str], None],  # prints a line for people
@@ -1329,17 +1372,16 @@ def show_study(
         say: prints a line for people
         emit: gets the results
     """
-    from rlstudio.evidence.study import Study, arm_line
+    from rlstudio.evidence.study import Study
     from rlstudio.studio.catalog import study_row
-    from rlstudio.studio.console import command, labelled
+    from rlstudio.studio.console import labelled
     study, counts = Study.open(folder), study_row(folder)
-    rows, left = study.results(), counts['runs'] - counts['done']
-    width = max(len(row['arm']) for row in rows)
+    rows = study.results()
     seeds, grid = study.plan.seeds, study.plan.grid
     facts = [f'{folder}: {counts["runs"]} runs, {counts["done"]} done' + ''.join(f', {counts[k]} {k}' for k in ('running', 'stopped', 'failed') if counts[k]), f'seeds {", ".join(map(str, seeds[:20]))}{"…" * (len(seeds) > 20)}']
     say(labelled('study', facts + [f'{key}: {", ".join(map(str, values))}' for key, values in grid.items()]))
-    say(labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note']))))
-    say(labelled('next', [*([command('study', folder)] if left else []), command('list', 'runs', '--runs-dir', folder)]))
+    for line in result_lines(study, rows): say(line)
+    say(labelled('next', after_study(folder, rows)))
     emit(counts | dict(arms=rows))
 
 # %% ../../nbs/84_studio.cli.ipynb #bd05048b
