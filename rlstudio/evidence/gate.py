@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+import rlstudio
 from ..core.arithmetic import changed_facts, identity, identity_key
 from ..core.files import MAX_JSON_FILE, Needed, check_shape, json_value, put_file, read_file
 from ..core.options import Config, config_from_dict, config_hash, diff, to_dict
@@ -285,7 +286,6 @@ def baseline_path(
     Returns:
         perhaps of no file yet
     """
-    import rlstudio
     package, name = Path(rlstudio.__file__).parent, f'{short_name(str(given))}.json'
     ours = [p for p in (package / 'evidence' / 'gates' / name, package.parent / 'evidence' / 'gates' / name) if p.is_file()]
     return Path(given) if Path(given).exists() or not ours else ours[0]
@@ -506,8 +506,9 @@ class GateReport:
         def lines(r: CellVerdict) -> list[str]:
             said = [*map(str, r.findings[:3]), *([f'and {len(r.findings) - 3} more'] if len(r.findings) > 3 else []), *r.notes] or ['']
             return [f'{r.name:<{wide}}  {r.verdict:<7}  {r.seeds:>5}  {said[0]}'.rstrip(), *(f'{"":<{wide + 18}}{s}' for s in said[1:])]
+        many = f'{len(self.rows)} training' + 's' * (len(self.rows) > 1)
         who = 'the arithmetic of the baseline: equal bits are asked for first' if self.arithmetic else 'another arithmetic than that of the baseline: fresh seeds answer'
-        return '\n'.join([f'gate     {self.baseline}: {len(self.rows)} trainings, {self.seeds} stored seeds each', f'         {who}', '',
+        return '\n'.join([f'gate     {self.baseline}: {many}, {self.seeds} stored seeds each', f'         {who}', '',
                           f'{"training":<{wide}}  {"verdict":<7}  {"seeds":>5}', *(line for r in self.rows for line in lines(r)), '', self.conclusion()])
 
 # %% ../../nbs/80_evidence.gate.ipynb #3a7c72ff
@@ -614,6 +615,7 @@ def measure_cells(
     """
     if seeds < 10: raise GateError(f'seeds: given {seeds}, expected 10 or more, such as 30: with fewer no change can be seen')
     path = baseline_path(path)
+    if path.is_relative_to(Path(rlstudio.__file__).parent): raise GateError(f'{path}: given a baseline of the installed package, expected a file of yours; fix: rlstudio gate mine.json CONFIG --write')
     known = read_baseline(path) if path.exists() else {}
     if not config and not known: raise GateError(f'{path}: given a baseline that is not there, expected a config to measure; fix: rlstudio gate {path} ppo/cartpole train.total_steps=2e4 --write')
     todo = {name or short_name(config): (config, tuple(overrides))} if config else {n: (known[n].config, known[n].overrides) for n in chosen_trainings(known, cells)}
