@@ -1,6 +1,6 @@
-"""Do the intervals of `evidence.stats` cover what they say? Many simulated studies with a known truth, at 3, 5, 10 and 20 seeds; one line each in benchmarks/results/coverage.jsonl.
+"""Do the intervals of `evidence.stats` cover what they say? Many simulated studies with a known truth, at 3, 5, 10 and 20 seeds; one line each in benchmarks/results/intervals.jsonl.
 
-python benchmarks/coverage.py [--studies 2000] [--only NAME …]
+python benchmarks/intervals.py [--studies 2000] [--only NAME …]
 
 A world is a distribution of scores. `failures` is the one that reinforcement learning knows best: four runs of five are good, one is lost."""
 import argparse
@@ -25,7 +25,7 @@ from rlstudio.evidence.stats import (
     trimmed_mean,
 )
 
-PATH = RESULTS / "coverage.jsonl"
+PATH = RESULTS / "intervals.jsonl"
 SEEDS = (3, 5, 10, 20)
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 

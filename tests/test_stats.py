@@ -100,7 +100,7 @@ def test_coverage(seeds: int) -> None:
 def test_stored_coverage_agrees_with_the_notes() -> None:
     "From `SEEDS_WANTED` seeds on, what was counted is 89 % or more where scores are about normal or fail in one run of five"
     kinds = {("mean_score", "t"): "mean", ("iqm", "t"): "iqm", ("mean_score", "percentile"): "bootstrap", ("iqm", "percentile"): "bootstrap", ("median_score", "percentile"): "bootstrap"}
-    rows = [json.loads(line) for line in (ROOT / "benchmarks/results/coverage.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (ROOT / "benchmarks/results/intervals.jsonl").read_text().splitlines()]
     rows = [r for r in rows if r["what"] == "interval" and r["world"] != "skewed"]
     assert {(r["seeds"], r["statistic"], r["method"]) for r in rows} >= {(n, *kind) for n in (3, 5, 10, 20) for kind in kinds}
     low = [r for r in rows if r["covered"] < .875 and r["seeds"] >= s.SEEDS_WANTED[kinds[r["statistic"], r["method"]]]]

@@ -1304,13 +1304,16 @@ def work_through(
         emit: gets the results
         quiet: no progress
     """
-    from rlstudio.evidence.study import disk_line, default_jobs, is_finished
+    from rlstudio.evidence.study import StudyStopped, default_jobs, disk_line, is_finished
     from rlstudio.studio.console import command, labelled
     cells, todo = study.cells, [c for c in study.cells if not is_finished(c.folder)]
     first = f'{study.folder}: {len(cells)} runs' + (f', {len(cells) - len(todo)} of them done' if len(todo) < len(cells) else '')
     say(labelled('study', [first, *([f'{min(len(todo), jobs or default_jobs())} at a time, {disk_line(todo, study.folder)}'] if todo else [])]))
     try:
         with through_hangups(): rows = study.run(jobs, max_failures, executor, None if quiet else sys.stdout)   # standard error, where the output is one JSON object
+    except StudyStopped as e:
+        say(str(e))
+        rows = study.results()
     except KeyboardInterrupt:
         say(labelled('next', [command('study', study.folder)]))
         raise
