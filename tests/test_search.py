@@ -22,7 +22,7 @@ from rlstudio.evidence.search import (
     Range,
     Search,
     SearchError,
-    Trial,
+    SearchTrial,
     behind_rung,
     below_median,
     importance,
@@ -206,15 +206,15 @@ def test_the_rules_against_a_slow_reading_of_their_papers() -> None:
 
 def test_importance_finds_what_mattered_and_nothing_else() -> None:
     draw, both = make_generator("numpy", 3, "test"), (Range("algo.gamma", 0, 1), Range("algo.lam", 0, 1))
-    def tried(score: object, n: int = 40) -> list[Trial]:
+    def tried(score: object, n: int = 40) -> list[SearchTrial]:
         xs = draw.random((n, 2))
-        return [Trial(f"trial-{i:04}", "completed", {}, float(score(x)), tuple(map(float, x))) for i, x in enumerate(xs)]   # type: ignore[operator]
+        return [SearchTrial(f"trial-{i:04}", "completed", {}, float(score(x)), tuple(map(float, x))) for i, x in enumerate(xs)]   # type: ignore[operator]
     hump = importance(tried(lambda x: -(x[0] - .3) ** 2), both)
     assert (hump[0].key, hump[0].p) == ("algo.gamma", .005) and hump[0].share > .5 and hump[1].p > .05
     chance = [x.p <= .05 for _ in range(100) for x in importance(tried(lambda x: draw.normal()), both)]
     assert .01 < np.mean(chance) < .10
     outlier = tried(lambda x: x[0])
-    outlier[0] = Trial("trial-0000", "completed", {}, -1e30, outlier[0].places)
+    outlier[0] = SearchTrial("trial-0000", "completed", {}, -1e30, outlier[0].places)
     assert importance(outlier, both)[0].key == "algo.gamma"
 
 
