@@ -119,14 +119,14 @@ def test_the_loop_in_python_and_in_machine_code(monkeypatch: pytest.MonkeyPatch)
             env = world(3)
             env.reset([1, 2, 3])
             mlp = MLP((env.obs.shape[1], 8, env.action_spec.nvec[0]), np.random.default_rng(1))
-            def arguments() -> list[Any]:
-                d, T, N = env.obs.shape[1], 6, 3
+            noise, d, T, N = rng.random((6, 3, 1), np.float32), env.obs.shape[1], 6, 3
+            both: list[list[Any]] = []
+            for _ in range(2):
                 obs = np.zeros((T + 1, N, d), np.float32)
                 obs[0] = env.obs
                 written = [np.zeros((T, N), t) for t in (np.int64, np.float32, np.float32, bool, bool)]
-                return [number, 0., 4, 0, env._state.copy(), np.array([0, 1, 0]), np.zeros(N), obs, *written, noise, rollout.norm_rows_of(None, d), *rollout.layers_of(mlp), kind, np.zeros((2, N, 8), np.float32)]
-            noise = rng.random((6, 3, 1), np.float32)
-            fast, slow = arguments(), arguments()
+                both.append([number, 0., 4, 0, env._state.copy(), np.array([0, 1, 0]), np.zeros(N), obs, *written, noise, rollout.norm_rows_of(None, d), *rollout.layers_of(mlp), kind, np.zeros((2, N, 8), np.float32)])
+            fast, slow = both
             came = rollout.rollout_rows(*fast)
             with monkeypatch.context() as patch:
                 for name in ("tanh32", "acrobot_slopes", "advance_one", "observe_one", "few_rows"): patch.setattr(rollout, name, getattr(rollout, name).py_func)

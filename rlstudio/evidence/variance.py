@@ -142,7 +142,7 @@ def share_of(
     b: ArrayLike,      # of other seeds, (n,)
     mixed: ArrayLike,  # of the seeds of `a`, with this stream from `b`, (n,)
     level: float = .95,  # of the intervals
-) -> StreamShare:
+) -> StreamShare:    # alone and fixed, ends included
     """Both shares of a stream, with intervals
 
     Args:
@@ -151,6 +151,9 @@ def share_of(
         b: of other seeds, (n,)
         mixed: of the seeds of `a`, with this stream from `b`, (n,)
         level: of the intervals
+
+    Returns:
+        alone and fixed, ends included
     """
     n, r, f = len(np.asarray(a)), float(intraclass(a, mixed)), float(intraclass(b, mixed))
     (low, high), (least, most) = intraclass_interval(r, n, level), intraclass_interval(f, n, level)
@@ -333,12 +336,15 @@ def bits_line(
 def size_lines(
     report: VarianceReport,      # with a spread
     shares: Sequence[StreamShare],  # of it
-) -> list[str]:
+) -> list[str]:                  # sentences for people
     """How large a study must be, in words
 
     Args:
         report: with a spread
         shares: of it
+
+    Returns:
+        sentences for people
     """
     reach, seen = ([f(report.spread, n) for n in (3, 5, 10, 20)] for f in (mean_reach, visible_difference))
     def row(what: str, values: Sequence[float]) -> str: return f'{what:<44}' + ''.join(f'{v:>9.3g}' for v in values)
@@ -496,12 +502,15 @@ class VarianceStudy(Study):
 def variance_report(
     study: VarianceStudy,                     # as far as its runs are done
     same_bits: Mapping[str, bool] | None = None,  # of `nothing_else`
-) -> VarianceReport:
+) -> VarianceReport:                          # of the pairs that have all their scores
     """What the runs of a study say about its streams
 
     Args:
         study: as far as its runs are done
         same_bits: of `nothing_else`
+
+    Returns:
+        of the pairs that have all their scores
     """
     outs = {c.name: cell_outcome(c.folder) for c in study.cells}
     def score(name: str) -> float: return float(outs[name].get('eval_return_mean') or 0.) if outs[name].get('eval_return_mean') is not None else float('nan')
@@ -640,7 +649,7 @@ def measure_variance(
     checks: bool = True,              # show that processes, workers and kills change nothing, too?
     executor: str = 'local',          # a name in `evidence.study.executors`
     stream: IO[str] | None = None,    # where progress is shown; None: nowhere
-) -> VarianceReport:
+) -> VarianceReport:                  # when all is done
     """How much of the spread between seeds comes from which random stream
 
     Args:
@@ -654,6 +663,9 @@ def measure_variance(
         checks: show that processes, workers and kills change nothing, too?
         executor: a name in `evidence.study.executors`
         stream: where progress is shown; None: nowhere
+
+    Returns:
+        when all is done
     """
     study = plan_variance(config, overrides, pairs, streams, name, runs_dir)
     run_cells(study, jobs, executor, stream)

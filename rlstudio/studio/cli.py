@@ -1339,9 +1339,9 @@ def result_lines(
     Returns:
         for people
     """
-    from rlstudio.evidence.study import arm_line, searches
+    from rlstudio.evidence.study import PROPOSER, arm_line, searches
     from rlstudio.studio.console import labelled
-    if study.plan.search: return list(searches.get('optuna')['lines'](study.folder))
+    if study.plan.search: return list(searches.get(PROPOSER)['lines'](study.folder))
     width = max(len(row['arm']) for row in rows)
     return [labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note'])))]
 
