@@ -142,6 +142,18 @@ def test_pairs_are_tested_as_pairs() -> None:
     with pytest.raises(StatsError, match="no seed in common"): c.contrast(one, lost, iqm, paired=True)
 
 
+def test_a_test_that_sees_the_other_side_ahead_settles_nothing() -> None:
+    "Fourteen of twenty pairs are won by one, six are lost by a hundred; the size of one difference counts no more than its place"
+    one, two = side("A", [500.] * 20), side("B", [501.] * 14 + [400.] * 6)
+    found = c.contrast(one, two, iqm, paired=True)
+    assert (found.better, found.pairs_won, found.pairs_lost) == ("B", 14, 6) and found.p > .5 and "B seems better" in c.sentence(found)
+    assert not c.settled(c.replace(found, p=.001, agrees=False))
+    assert c.signed_ranks((np.array([3., 5., 1., 1.]), np.array([1., 1., 3., 1.]))).tolist() == [2.5, 4., -2.5, 0.]
+    ties = c.contrast(side("A", [5.] * 4 + [6.]), side("B", [5.] * 5), iqm)
+    assert (ties.better, ties.pairs_won, ties.pairs_lost) == ("A", 0, 1) and "ahead in 1 of 5 seeds" in c.sentence(ties)
+    assert c.sentence(c.contrast(side("A", [500.]), side("B", [500.]), iqm)) == "A and B are alike in this 1 seed"
+
+
 def test_holm_is_monotone() -> None:
     p = list(np.random.default_rng(0).random(6) / 5)
     found = c.holm(p)

@@ -91,7 +91,7 @@ def test_golden_on_another_processor() -> None:
 def stale_outputs(copy: Path, **env: str) -> str:
     "Run the notebooks of a copy of the project; '' or the outputs that are no longer those that are stored"
     stored = {p: texts(p) for p in sorted(copy.glob("nbs/**/*.ipynb"))}
-    done = run("nbdev-test", "--save", cwd=copy, coverage=False, **env)
+    done = run("nbdev-test", "--save", cwd=copy, timeout=1800, coverage=False, **env)   # the whole book, beside other tests
     assert stored and done.returncode == 0, said(done)
     stale = [f"{p.relative_to(copy)}: {was!r} is now {now!r}" for p in stored
              for was, now in zip(stored[p], texts(p), strict=True) if len(was) != len(now) or not all(map(agree, was, now))]

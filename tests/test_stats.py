@@ -55,11 +55,24 @@ def test_difference_equals_welch_and_yuen(trim: float, m: int, n: int) -> None:
 
 
 def test_standard_error_of_worlds() -> None:
-    "Two worlds without trimming: variances of means add; the spread between worlds does not count"
+    "Two worlds without trimming: the variances of their means add; the spread between worlds does not count"
     a, b = [1., 2., 3.], [100., 104., 108., 112.]
     error, dof = s.standard_error(dict(a=a, b=b), cut=0)
-    va, vb = np.var(a, ddof=1) * 3 / 49, np.var(b, ddof=1) * 4 / 49
+    va, vb = np.var(a, ddof=1) / 3 / 4, np.var(b, ddof=1) / 4 / 4
     assert error == pytest.approx(math.sqrt(va + vb)) and dof == pytest.approx((va + vb)**2 / (va**2 / 2 + vb**2 / 3))
+
+
+def test_the_mean_of_worlds_with_unequal_seeds() -> None:
+    "The value is the mean of the worlds' means, so is its error: a world of two seeds is not known better for the ten of another"
+    few, many = np.array([0., 3.]), np.arange(10.)
+    error, dof = s.standard_error({"few": few, "many": many}, 0.)
+    parts = [w.var(ddof=1) / len(w) / 4 for w in (few, many)]
+    assert np.isclose(error**2, sum(parts)) and np.isclose(dof, sum(parts)**2 / (parts[0]**2 / 1 + parts[1]**2 / 9))
+
+
+@pytest.mark.parametrize("level", [95, 1., -1.])
+def test_a_level_that_is_none(level: float) -> None:
+    with pytest.raises(s.StatsError, match="expected one between 0 and 1"): s.interval([1, 2, 3], level=level)
 
 
 def test_permutation_equals_scipy() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import run, said
@@ -87,6 +88,13 @@ def test_an_arm_holds_each_seed_once(tmp_path: Path) -> None:
     assert [[r["seed"] for r in group] for group in found.values()] == [[1, 2]]
     made(tmp_path / "c", "x", mean=1., gamma=.5)
     assert [label.partition("algo.")[2] for label in arms(read_table(tmp_path))] == ["gamma=0.99", "gamma=0.5"]
+
+
+def test_a_run_with_a_varied_stream_is_no_seed_more() -> None:
+    "It shares all other streams with its seed's own run; where there is none such, it counts"
+    def row(seed: int, **more: Any) -> dict[str, Any]: return dict(arm="pole", seed=seed, score=1., status="completed", created="") | more
+    plain, mixed = [row(1), row(2)], [row(1, **{"train.streams.init": 2}), row(1, **{"train.streams.env": 2})]
+    assert arms([*mixed, *plain]) == {"pole": plain} and arms(mixed) == {"pole": mixed}
 
 
 def test_runs_of_strangers(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_no_extra_is_there(bare: Path, outside: Path) -> None:
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda c: c.module)
 def test_every_module_imports(bare: Path, outside: Path, chapter) -> None:
     done = run(bare / "python", "-W", "error", "-c", f"import {chapter.module}", cwd=outside, coverage=False)
-    assert done.returncode == 0, said(done)
+    if chapter.module.startswith("rlstudio.fast."): assert done.returncode == 1 and "pip install 'rlstudio[fast]'" in done.stderr, said(done)   # its engine is asked for by name
+    else: assert done.returncode == 0, said(done)
 
 
 def command(bare: Path, outside: Path, *args: object) -> CompletedProcess[str]:

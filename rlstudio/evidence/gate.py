@@ -16,8 +16,8 @@ A sound library fails the whole gate less than once in a thousand times, however
 __all__ = ['RETURN', 'LATE', 'SILENT', 'QUICK', 'CONFIRM', 'ALARM', 'FAIL', 'Baseline', 'TrainSeeds', 'GateError', 'measures_of',
            'measure_training', 'rank_sums', 'rank_test', 'Surprise', 'effect_on', 'surprises', 'GateCell', 'lock_hash',
            'as_cell', 'baseline_path', 'read_baseline', 'baseline_text', 'fresh_seeds', 'CellVerdict', 'one_verdict',
-           'train_here', 'check_cell', 'changes_since', 'GateReport', 'join_workspace', 'train_apart',
-           'chosen_trainings', 'run_gate', 'measure_cells', 'review_line']
+           'train_here', 'check_cell', 'missing_measures', 'changes_since', 'GateReport', 'join_workspace',
+           'train_apart', 'chosen_trainings', 'run_gate', 'measure_cells', 'review_line']
 
 # %% ../../nbs/80_evidence.gate.ipynb #c8636711
 import hashlib
@@ -433,12 +433,30 @@ def check_cell(
         again, trained = train(values, cell.seeds[:1])[0], 1
         if all(again.get(m) == v for m, v in cell.stored(0).items()): return CellVerdict(name, 'equal', 1, (), notes)
     fresh = train(values, seeds[:QUICK])
-    if all(fresh) and not surprises(cell.scores, fresh, ALARM): return CellVerdict(name, 'alike', trained + len(fresh), (), notes)
-    if all(fresh): fresh += train(values, seeds[QUICK:])
+    lost = missing_measures(cell, fresh)
+    if all(fresh) and not lost and not surprises(cell.scores, fresh, ALARM): return CellVerdict(name, 'alike', trained + len(fresh), (), notes)
+    if all(fresh) and not lost: fresh += train(values, seeds[QUICK:])
     trained += len(fresh)
     if not all(fresh): return CellVerdict(name, 'broken', trained, (), (f'{sum(not f for f in fresh)} of {len(fresh)} trainings broke: a number was not finite', *notes))
+    if lost := missing_measures(cell, fresh): return CellVerdict(name, 'broken', trained, (), (*lost, *notes))
     findings = surprises(cell.scores, fresh, chance)
     return CellVerdict(name, one_verdict(findings), trained, tuple(findings), notes)
+
+def missing_measures(
+    cell: GateCell,                       # what is known
+    fresh: Sequence[Mapping[str, float]],  # measures of fresh seeds
+) -> list[str]:                           # a sentence for each that is not there
+    """What every stored seed has and a fresh one lacks: no number of it was finite
+
+    Args:
+        cell: what is known
+        fresh: measures of fresh seeds
+
+    Returns:
+        a sentence for each that is not there
+    """
+    counts = {m: sum(m not in f for f in fresh) for m in cell.scores}
+    return [f'{m} is missing in {n} of {len(fresh)} trainings, and in none of the stored ones' for m, n in counts.items() if n]
 
 def changes_since(
     cell: GateCell,   # of that day

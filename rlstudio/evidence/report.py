@@ -14,13 +14,14 @@ The page holds no script and asks no other computer for anything; a browser that
 __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', 'DASHES', 'MAX_CHARTS', 'MAX_FILM', 'FOOT',
            'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'ChartAxes', 'axes_for',
            'axes_svg', 'colour_of', 'marks_svg', 'marks_legend', 'chart_html', 'strip_svg', 'ends_of', 'Markup',
-           'table_html', 'tiles_html', 'folded_html', 'section_html', 'Story', 'read_text', 'read_story', 'run_verdict',
-           'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure',
-           'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
-           'ranked_arms', 'results_html', 'against_best', 'settled_by', 'against_html', 'verdict_of_arms', 'arm_curves',
-           'curves_html', 'profile_html', 'differing_keys', 'value_text', 'differs_html', 'Searched', 'search_in',
-           'slice_html', 'search_html', 'search_verdict', 'typical_runs', 'world_html', 'runs_html', 'Many',
-           'read_many', 'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
+           'table_html', 'tiles_html', 'folded_html', 'section_html', 'Story', 'text_beside', 'read_story',
+           'run_verdict', 'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts',
+           'film_figure', 'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm',
+           'without_beginning', 'ranked_arms', 'results_html', 'against_best', 'settled_by', 'against_html',
+           'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys', 'value_text',
+           'differs_html', 'Searched', 'search_in', 'slice_html', 'search_html', 'search_verdict', 'typical_runs',
+           'world_html', 'runs_html', 'Many', 'read_many', 'many_head', 'many_page', 'read_grounds', 'put_page',
+           'report_target', 'write_report']
 
 # %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
@@ -543,7 +544,7 @@ class Story:
         keys = self.config.get(section)
         return keys.get(key) if isinstance(keys, dict) else None
 
-def read_text(
+def text_beside(
     path: Path,  # of a file
 ) -> str:        # '' where it cannot be read
     """What a text file of a folder says
@@ -578,7 +579,7 @@ def read_story(
     source = tried(lambda: read_yaml_file(files.path / 'config.yaml'), Source({}, {}, []))
     story.config = source.values if isinstance(source.values, dict) else {}
     story.damage += [str(p) for p in source.problems[:1]]
-    story.text = read_text(files.path / 'config.yaml')
+    story.text = text_beside(files.path / 'config.yaml')
     story.manifest, story.result = tried(lambda: files.manifest, {}), tried(lambda: files.read('result.json') or {}, {})
     lost = list[str]()
     story.evaluations, story.records = tried(lambda: files.evaluations, []), tried(lambda: list(read_metrics(files.path, lost)), [])
@@ -1394,8 +1395,8 @@ def many_page(
     first = Path(many.rows[0]['run']) if many.rows else folder
     body = [many_head(many), *(world_html(found) for found in list(many.worlds.values())[:12]), search_html(many.search), films_html(best),
             section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(many.rows, many.broken),
-            section_html('Config', folded_html('study.yaml: the same study again', read_text(folder / 'study.yaml')),
-                         folded_html(f'config.yaml of {first.name}', read_text(first / 'config.yaml'))), FOOT]
+            section_html('Config', folded_html('study.yaml: the same study again', text_beside(folder / 'study.yaml')),
+                         folded_html(f'config.yaml of {first.name}', text_beside(first / 'config.yaml'))), FOOT]
     return page_html(f'{many.name}: report', ''.join(body))
 
 def read_grounds(

@@ -14,7 +14,7 @@ Each trial is a normal run, so it can be resumed, audited and compared like any 
 
 # %% auto #0
 __all__ = ['SCALES', 'Dimension', 'EXAMPLES', 'SAMPLERS', 'PRUNERS', 'JOURNAL', 'RULES', 'STOPPED', 'SEARCH_PARTS', 'BUSY_CELL',
-           'SearchError', 'to_scale', 'from_scale', 'shortened', 'Range', 'Choices', 'parse_dimension',
+           'SearchError', 'to_scale', 'from_scale', 'shortened', 'Range', 'means_same', 'Choices', 'parse_dimension',
            'check_dimension', 'Search', 'make_search', 'mend_tail', 'JournalLock', 'optuna_ready', 'propose', 'sound',
            'open_journal', 'Journal', 'reached', 'behind_rung', 'below_median', 'StopHopeless', 'search_of',
            'check_search', 'trial_names', 'trial_cells', 'score_of_trial', 'run_trial', 'SearchTrial', 'trials',
@@ -176,6 +176,22 @@ class Range:
         return f'{self.key}={ends}' + ':int' * self.whole + (f':{self.scale}' if self.scale != 'linear' else '')
 
 # %% ../../nbs/77_evidence.search.ipynb #526b4172
+def means_same(
+    one: str,    # as on the command line
+    other: str,  # as in a config
+) -> bool:       # 1e-3 and 0.001 are the same
+    """Are two words the same value?
+
+    Args:
+        one: as on the command line
+        other: as in a config
+
+    Returns:
+        1e-3 and 0.001 are the same
+    """
+    try: return float(one) == float(other)
+    except ValueError: return one == other
+
 @dataclass(frozen=True)
 class Choices:
     """One of several values
@@ -223,9 +239,8 @@ class Choices:
         Returns:
             0 for the first one, 1 for the last
         """
-        spelled = [w.replace(' ', '') for w in self.words]
         text = (value if isinstance(value, str) else as_text(list(value) if isinstance(value, tuple) else value)).replace(' ', '')
-        return spelled.index(text) / (len(spelled) - 1) if text in spelled else -1.
+        return next((i / (len(self.words) - 1) for i, w in enumerate(self.words) if means_same(w.replace(' ', ''), text)), -1.)
 
     def __str__(self) -> str: return f'{self.key}={"|".join(self.words)}'
 
@@ -853,7 +868,8 @@ def between_groups(
     """
     n, distinct = len(places), np.unique(places)
     k = max(2, min(5, int(n**.5)))
-    group = np.searchsorted(distinct, places) if len(distinct) <= k else np.argsort(np.argsort(places, kind='stable'), kind='stable') * k // n
+    place = np.searchsorted(distinct, places) if len(distinct) <= k else np.searchsorted(np.sort(places), places) * k // n   # equal values stay together
+    group = np.unique(place, return_inverse=True)[1]
     sizes = np.bincount(group)
     k, member = len(sizes), (group[:, None] == np.arange(len(sizes))) / sizes   # (n, k)
     if k < 2 or n <= k: return np.zeros(ranks.shape[:-1])

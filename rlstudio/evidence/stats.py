@@ -187,6 +187,7 @@ def student_quantile(
     Returns:
         t, so that a share p is below it
     """
+    if not 0 < p < 1: raise StatsError(f'given the probability {p:g}, expected one between 0 and 1; a level is written 0.95')
     if p < .5: return -student_quantile(1 - p, dof)
     low, high = 0., 1.
     while student_cdf(high, dof) < p: high *= 2
@@ -247,18 +248,22 @@ CUTS: dict[Callable[[Scores], Any], float] = {mean_score: 0., iqm: .25}   # stat
 
 def standard_error(
     scores: Scores,    # two or more seeds in each world
-    cut: float = .25,  # of the trimmed mean of all worlds together
+    cut: float = .25,  # of the trimmed mean of all worlds together; 0: the mean of the worlds' means
 ) -> tuple[Any, Any]:  # the error, and its degrees of freedom; (…) each
     """Error of a trimmed mean from winsorised scores, worlds apart (Tukey & McLaughlin 1963)
 
     Args:
         scores: two or more seeds in each world
-        cut: of the trimmed mean of all worlds together
+        cut: of the trimmed mean of all worlds together; 0: the mean of the worlds' means
 
     Returns:
         the error, and its degrees of freedom; (…) each
     """
     worlds = as_worlds(scores)
+    if not cut:   # the mean of the worlds' means, whatever their numbers of seeds
+        parts = [w.var(-1, ddof=1) / w.shape[-1] / len(worlds)**2 for w in worlds]
+        total, spread = np.sum(parts, 0), np.sum([p**2 / (w.shape[-1] - 1) for p, w in zip(parts, worlds)], 0)
+        with np.errstate(divide='ignore', invalid='ignore'): return np.sqrt(total)[()], np.where(spread > 0, total**2 / spread, 1)[()]
     pool = np.sort(np.concatenate(worlds, -1), -1)
     n = pool.shape[-1]
     g = int(cut * n)

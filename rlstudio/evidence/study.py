@@ -112,6 +112,7 @@ def grid_of(
     if isinstance(given, Mapping): pairs = [(str(k), list(v) if isinstance(v, list | tuple) else [v]) for k, v in given.items()]
     else: pairs = [(key.strip(), [read_yaml(v).values for v in split_values(values)]) for key, _, values in (text.partition('=') for text in ([given] if isinstance(given, str) else given))]
     grid: Grid = {with_section(f'{key}=0').partition('=')[0]: [plain(v) for v in values] for key, values in pairs}
+    if len(grid) < len(pairs): raise StudyError(f'grid: given a key twice, among {", ".join(key for key, _ in pairs)}; write its values behind each other: KEY=V1,V2')
     for key, values in grid.items():
         if key == 'train.seed': raise StudyError('grid: given train.seed, expected another key; seeds are a part of every study: --seeds 1-10')
         if key == 'algo.name': raise StudyError('grid: given algo.name, expected another key; each algorithm has keys of its own: give a config for each')
@@ -494,7 +495,7 @@ class CellProcess:
         self.name, self.log = name, own_folder(Path(study_folder, 'logs'), make=True) / f'{name}.txt'
         paths = os.pathsep.join(p or '.' for p in sys.path)   # so that it finds what is imported here
         code = 'from rlstudio.evidence.study import work_on_cell; work_on_cell()'
-        with open(open_plain(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
+        with os.fdopen(open_plain(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
             self.process = subprocess.Popen([sys.executable, '-c', code, study_folder, name, *imported()], env=os.environ | dict(PYTHONPATH=paths),
                                             stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True)   # Ctrl-C is for the driver
 

@@ -290,9 +290,13 @@ def arms(
     """
     found = dict[str, dict[str, dict[str, Any]]]()
     def rank(row: dict[str, Any]) -> tuple[Any, ...]: return row['score'] is not None, row['status'] == 'completed', row['created'] or ''
-    for row in rows.rows if isinstance(rows, Table) else rows:
-        seeds, varied = found.setdefault(row['arm'], {}), json.dumps([row['seed'], sorted((k, v) for k, v in row.items() if k.startswith('train.streams'))])
-        if varied not in seeds or rank(row) > rank(seeds[varied]): seeds[varied] = row
+    def varied(row: dict[str, Any]) -> list[Any]: return sorted([k, v] for k, v in row.items() if k.startswith('train.streams.'))
+    rows = rows.rows if isinstance(rows, Table) else rows
+    plain = {row['arm'] for row in rows if not varied(row)}
+    for row in rows:
+        if varied(row) and row['arm'] in plain: continue
+        seeds, key = found.setdefault(row['arm'], {}), json.dumps([row['seed'], varied(row)])
+        if key not in seeds or rank(row) > rank(seeds[key]): seeds[key] = row
     return {label: sorted(seeds.values(), key=lambda row: row['seed']) for label, seeds in found.items()}
 
 # %% ../../nbs/75_evidence.table.ipynb #be37195c
@@ -496,8 +500,8 @@ def facts_beside(
         if was == stamps: found[folder] = row | dict(run=str(folder), status=status_now(folder, 'running' if row['status'] == 'killed' else row['status']), study=study_of(folder))
         else:
             found[folder] = now = facts_or_reason(folder)
-            racy = max(t for s in stamps for t in (s or (0,))[1:] or (0,)) > start - racy * 1e9
-            if racy or isinstance(now, str): kept.pop(folder.name, None)
+            fresh = max(t for s in stamps for t in (s or (0,))[1:] or (0,)) > start - racy * 1e9
+            if fresh or isinstance(now, str): kept.pop(folder.name, None)
             else: kept[folder.name], changed = (stamps, now), True
     if changed: keep(parent, kept)
     return found

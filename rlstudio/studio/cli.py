@@ -9,9 +9,9 @@ on standard output and everything else on standard error; `--help` imports neith
 | exit code | means |
 |---|---|
 | 0 | done |
-| 1 | the run failed (a number that is not finite, a full disk) |
+| 1 | the run failed (a number that is not finite, a full disk), or a run of a study did |
 | 2 | a mistake in the command, the config or the workspace |
-| 3 | a difference or damage was found (`verify`, `audit`, `drift`) |
+| 3 | a difference, damage or a regression was found (`verify`, `audit`, `drift`, `variance`, `gate`) |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; a checkpoint was written |
 
 A terminal that goes away (SIGHUP) ends nothing: a training writes a checkpoint and goes on; `kill PID` ends it."""
@@ -1279,7 +1279,8 @@ def study_(
 ) -> None:
     "Train many runs: rlstudio study ppo/cartpole a2c/cartpole --seeds 1-10 --grid algo.gamma=0.98,0.99"
     with at_work(f'rlstudio {__version__}: study {" ".join(words)}', modules, quiet, as_json) as (say, emit):
-        from rlstudio.evidence.study import asked_study
+        from rlstudio.evidence.study import asked_study, executors
+        executors.get(executor)   # a wrong name changes no study
         searched = {key: value for key, value in dict(space=search, trials=trials, sampler=sampler, pruner=pruner).items() if value is not None}
         work_through(asked_study(words, seeds, grid or (), name, runs_dir, searched), jobs, max_failures, executor, say, emit, quiet)
 
