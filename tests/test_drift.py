@@ -40,7 +40,7 @@ def test_the_matrix_is_wide() -> None:
     "Every algorithm in several worlds, and every family of worlds that is installed for the tests"
     algos = {name.partition("/")[0] for name in GOLDEN_CASES}
     assert algos == {"ppo", "a2c", "dqn", "sac", "td3"} and all(sum(n.startswith(f"{a}/") for n in GOLDEN_CASES) >= 3 for a in algos)
-    assert {p for c in GOLDEN_CASES.values() for p in c.packages} == {"gymnasium", "box2d", "mujoco", "ale-py"}
+    assert {p for c in GOLDEN_CASES.values() for p in c.packages} == {"gymnasium", "box2d", "mujoco", "ale-py", "numba", "llvmlite"}
     assert not [name for name, c in GOLDEN_CASES.items() if missing_packages(c)]
     assert len({json.dumps([c.config, c.engine]) for c in GOLDEN_CASES.values()}) == len(GOLDEN_CASES)
 
