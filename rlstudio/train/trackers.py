@@ -353,7 +353,8 @@ def mlflow_place(
     Returns:
         a tracking URI
     """
-    if find_spec('sqlalchemy'): return f'sqlite:///{folder.absolute().parent / "mlflow.db"}'
+    known = folder.absolute().parent / 'mlflow.db'   # of runs before; a new one would put its files into the present folder
+    if find_spec('sqlalchemy') and known.exists(): return f'sqlite:///{known}'
     os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')
     return (folder.absolute().parent / 'mlruns').as_uri()
 
