@@ -1537,6 +1537,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'rlstudio.evidence.drift.compare_trace': ( 'evidence.drift.html#compare_trace',
                                                                                     'rlstudio/evidence/drift.py'),
                                          'rlstudio.evidence.drift.distance': ('evidence.drift.html#distance', 'rlstudio/evidence/drift.py'),
+                                         'rlstudio.evidence.drift.everywhere': ( 'evidence.drift.html#everywhere',
+                                                                                 'rlstudio/evidence/drift.py'),
                                          'rlstudio.evidence.drift.golden_path': ( 'evidence.drift.html#golden_path',
                                                                                   'rlstudio/evidence/drift.py'),
                                          'rlstudio.evidence.drift.golden_text': ( 'evidence.drift.html#golden_text',

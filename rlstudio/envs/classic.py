@@ -275,7 +275,7 @@ def car_next(
         state one step later, (2, N)
     """
     x, v = state
-    slope = real(.0025 * cos(np.float64(real(3 * x))))
+    slope = real(.0025 * cos(np.asarray(real(3 * x), np.float64)))
     v = np.minimum(np.maximum(real(v + (push - slope)), -.07), .07)
     x = np.minimum(np.maximum(real(x + v), -1.2), .6)
     return np.array([x, np.where((x == -1.2) & (v < 0), 0, v)])

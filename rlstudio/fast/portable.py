@@ -631,7 +631,7 @@ class Portable:
             if not isinstance(mlp, MLP) or id(mlp) in done: continue
             done.add(id(mlp))
             for layer, gain in zip(mlp.linears, mlp.gains):
-                with torch.no_grad(): layer.weight.copy_(torch.from_numpy(orthogonal_matrix(rng, tuple(layer.weight.shape), gain)))
+                with torch.no_grad(): layer.weight.copy_(torch.from_numpy(orthogonal_matrix(rng, (layer.out_features, layer.in_features), gain)))
         set_generator_state(streams['init'], generator_state(rng))
         for part in learner.parts.values():
             if part.target:
