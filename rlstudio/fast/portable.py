@@ -17,14 +17,14 @@ What holds: equal hashes under every disguise of the processor (tests/test_porta
 __all__ = ['exp_of', 'log_of', 'sin_of', 'cos_of', 'PORTABLE_WORLDS', 'PORTABLE_DISTS', 'power_of_two', 'exp64', 'log64', 'sin64',
            'cos64', 'walk_rows', 'of_array', 'rewired', 'product', 'times', 'portable_mlp', 'normal_numbers',
            'gram_schmidt', 'orthogonal_matrix', 'PortableCategorical', 'PortableGaussian', 'whole_power',
-           'PortableStep', 'portable_surrogate', 'portable_standard', 'refresh_norm', 'follow_slowly', 'fit_world',
-           'unknown_parts', 'Portable']
+           'PortableStep', 'portable_surrogate', 'portable_standard', 'refresh_norm', 'follow_slowly', 'with_functions',
+           'fit_world', 'unknown_parts', 'Portable']
 
 # %% ../../nbs/92_fast.portable.ipynb #d6cbb658
 import math
 from collections.abc import Sequence
 from functools import partial
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from ..core.finite import check_finite
 from ..core.seeding import generator_state, make_generator, set_generator_state
 from ..data.priority import Prioritized
 from ..data.replay import ReplayBuffer
-from ..envs.classic import Acrobot, CartPole, Classic, MountainCar, MountainCarContinuous, Pendulum
+from ..envs.classic import Acrobot, CartPole, MountainCar, MountainCarContinuous, Pendulum
 from ..envs.vector import VectorEnv
 from . import kernels
 from .kernels import KINDS, StepKernel, kernel, outputs
@@ -559,16 +559,39 @@ def follow_slowly(
 
 # %% ../../nbs/92_fast.portable.ipynb #29ffb316
 PORTABLE_WORLDS = CartPole, MountainCar, MountainCarContinuous, Acrobot, Pendulum   # whose arithmetic is known
+_numpy = ModuleType('numpy')
+vars(_numpy).update(vars(np) | dict(exp=exp_of, log=log_of, sin=sin_of, cos=cos_of))
+
+def _names(code: Any) -> set[str]:   # of a function, and of those within it
+    return {*code.co_names}.union(*(_names(x) for x in code.co_consts if hasattr(x, 'co_names')))
+
+def with_functions(
+    f: Any,   # a function of arrays, such as the physics of a world
+) -> Any:     # the same, with functions of our own wherever it reads them from `np`
+    """A function of Python, beside which other names stand
+
+    Args:
+        f: a function of arrays, such as the physics of a world
+
+    Returns:
+        the same, with functions of our own wherever it reads them from `np`
+    """
+    names = {name: x for name, x in f.__globals__.items() if name in _names(f.__code__) and (x is np or isinstance(x, FunctionType))}
+    return FunctionType(f.__code__, f.__globals__ | {name: _numpy if x is np else with_functions(x) for name, x in names.items()}, f.__name__, f.__defaults__, f.__closure__)
 
 def fit_world(
     env: VectorEnv,   # any
 ) -> None:
-    """Give a classic world a sine and a cosine that are the same everywhere; leave others alone
+    """Give a classic world functions that are the same everywhere; leave others alone
 
     Args:
         env: any
     """
-    if isinstance(env, Classic): env.sin, env.cos = sin_of, cos_of
+    if type(env) not in PORTABLE_WORLDS: return
+    world: Any = env
+    for name in 'advance', 'observe': setattr(world, name, MethodType(with_functions(getattr(type(world), name)), world))
+    for name in 'rule', 'sight':
+        if getattr(world, name, None): setattr(world, name, with_functions(getattr(world, name)))
 
 # %% ../../nbs/92_fast.portable.ipynb #f929f91f
 PORTABLE_DISTS: dict[type, type] = {Categorical: PortableCategorical, DiagGaussian: PortableGaussian}
