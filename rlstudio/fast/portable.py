@@ -186,19 +186,22 @@ def walk_rows(
 def of_array(
     which: int,   # 0 … 3: exp, log, sin, cos
     x: Any,       # an array of any shape, or a number
+    dtype: Any = None,   # what x is taken as; None: as it is
 ) -> Any:         # the same shape and type
     """A portable function of an array
 
     Args:
         which: 0 … 3: exp, log, sin, cos
         x: an array of any shape, or a number
+        dtype: what x is taken as; None: as it is
 
     Returns:
         the same shape and type
     """
-    x = np.ascontiguousarray(x)
+    x = np.asarray(x, dtype)
+    shape, x = x.shape, np.ascontiguousarray(x)   # which makes an axis of none
     walk_rows(x.reshape(-1), y := np.empty(x.size, x.dtype), which)
-    return y.reshape(x.shape)
+    return y.reshape(shape)
 
 exp_of, log_of, sin_of, cos_of = (partial(of_array, which) for which in range(4))   # arrays → arrays
 
