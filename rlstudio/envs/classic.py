@@ -533,20 +533,20 @@ class Pendulum(Classic):
 
 # %% ../../nbs/16_envs.classic.ipynb #5ff067ca
 def acrobot_rates(
+    torque: Any,  # τ at the elbow, N m
     θ1: Any,      # angle of the upper link, rad
     θ2: Any,      # of the elbow, rad
     ω1: Any,      # its velocity, rad/s
     ω2: Any,      # likewise
-    torque: Any,  # τ at the elbow, N m
 ) -> Any:         # their rates
     """Equations of motion of the acrobot
 
     Args:
+        torque: τ at the elbow, N m
         θ1: angle of the upper link, rad
         θ2: of the elbow, rad
         ω1: its velocity, rad/s
         ω2: likewise
-        torque: τ at the elbow, N m
 
     Returns:
         their rates
@@ -617,10 +617,10 @@ def acrobot_next(
         0.2 s later; angles in [-π, π], velocities within ±4π and ±9π
     """
     dt, turn, s = .2, 2 * np.pi, (θ1, θ2, ω1, ω2)
-    k1 = acrobot_rates(*s, torque)
-    k2 = acrobot_rates(*ahead(s, k1, dt / 2), torque)
-    k3 = acrobot_rates(*ahead(s, k2, dt / 2), torque)
-    k4 = acrobot_rates(*ahead(s, k3, dt), torque)
+    k1 = acrobot_rates(torque, *s)
+    k2 = acrobot_rates(torque, *ahead(s, k1, dt / 2))
+    k3 = acrobot_rates(torque, *ahead(s, k2, dt / 2))
+    k4 = acrobot_rates(torque, *ahead(s, k3, dt))
     θ1, θ2 = θ1 + dt / 6 * mean_slope(k1[0], k2[0], k3[0], k4[0]), θ2 + dt / 6 * mean_slope(k1[1], k2[1], k3[1], k4[1])
     ω1, ω2 = ω1 + dt / 6 * mean_slope(k1[2], k2[2], k3[2], k4[2]), ω2 + dt / 6 * mean_slope(k1[3], k2[3], k3[3], k4[3])
     ω1, ω2 = np.minimum(np.maximum(ω1, -4 * np.pi), 4 * np.pi), np.minimum(np.maximum(ω2, -9 * np.pi), 9 * np.pi)

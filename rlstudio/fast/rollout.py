@@ -16,7 +16,11 @@ __all__ = ['reads', 'code_facts', 'code_name', 'all_seen', 'step_around', 'Named
            'see_rows', 'count_step', 'rollout_choices', 'rollout_reals', 'fits_loop', 'norm_rows_of', 'reals_of',
            'try_step', 'CompiledLoop']
 
-# %% ../../nbs/91_fast.rollout.ipynb #96ed5960
+# %% ../../nbs/91_fast.rollout.ipynb #6cfec288
+from .kernels import KINDS, Compiled, CompiledCategorical, CompiledGaussian, kernel, tanh32
+from .kernels import _kernels   # the list of what was compiled
+
+# %% ../../nbs/91_fast.rollout.ipynb #c04775c7
 import hashlib
 import inspect
 import math
@@ -31,14 +35,12 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.errors import NumbaError
 from numba.extending import overload, register_jitable
-from numba.np.unsafe.ndarray import to_fixed_tuple
+from numba.np.unsafe import ndarray as small
 
 from ..core.batch import Batch
 from ..core.finite import check_finite
 from ..data.rollout import Stepper
 from ..envs.classic import Classic, either
-from .kernels import KINDS, Compiled, CompiledCategorical, CompiledGaussian, kernel, tanh32
-from .kernels import _kernels   # the list of what was compiled
 from ..nets.dists import HALF_LOG_2PI
 from ..nets.encoders import Flat
 from ..nets.layers import MLP, GaussianMLP
@@ -47,7 +49,7 @@ from ..nets.normalize import RunningNorm
 
 _f = np.float32
 
-# %% ../../nbs/91_fast.rollout.ipynb #ba14b37f
+# %% ../../nbs/91_fast.rollout.ipynb #b00bdcee
 def reads(
     function: Any,   # of Python
 ) -> dict[str, Any]:   # name → constant, function or module: of itself, and of the functions that it calls
@@ -63,7 +65,7 @@ def reads(
     while todo:
         f = getattr(f := todo.pop(), 'py_func', f)
         seen = inspect.getclosurevars(f)
-        for name, x in (seen.globals | seen.nonlocals).items():
+        for name, x in {**seen.globals, **seen.nonlocals}.items():
             key = f'{f.__qualname__}.{name}'
             if key in found: continue
             found[key] = x
@@ -101,7 +103,7 @@ def code_name(
     facts = [[code_facts(f), sorted((k, str(code_facts(x))) for k, x in reads(f).items())] for f in functions if f]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
-# %% ../../nbs/91_fast.rollout.ipynb #08a7a1ea
+# %% ../../nbs/91_fast.rollout.ipynb #0e5d4835
 @overload(either)
 def _either(condition, a, b): return lambda condition, a, b: a if condition else b   # type: ignore[no-untyped-def]  # numba compares the two signatures
 
@@ -129,14 +131,15 @@ def step_around(
     Returns:
         a function of arrays
     """
+    numbers: Any = small.to_fixed_tuple   # the first numbers of an array, as many as are written there
     def step(state: Any, i: Any, action: Any, option: Any, obs: Any) -> Any:
-        after, reward, over = rule(*(to_fixed_tuple(state[:, i], k) + to_fixed_tuple(action, n) + to_fixed_tuple(option, m)))
+        after, reward, over = rule(*(numbers(state[:, i], k) + numbers(action, n) + numbers(option, m)))
         j = 0
         for x in numba.literal_unroll(after):
             state[j, i] = x
             j += 1
         j = 0
-        for x in numba.literal_unroll(sight(*to_fixed_tuple(state[:, i], k))):
+        for x in numba.literal_unroll(sight(*numbers(state[:, i], k))):
             obs[j] = x
             j += 1
         return np.float64(reward), bool(over)
@@ -158,7 +161,7 @@ class NamedCache(FunctionCache):
 
     def _index_key(self, sig: Any, codegen: Any) -> Any: return str(sig), codegen.magic_tuple(), self.name
 
-# %% ../../nbs/91_fast.rollout.ipynb #9e8c51b5
+# %% ../../nbs/91_fast.rollout.ipynb #92528c72
 _STEP = numba.types.Tuple((numba.float64, numba.boolean))(numba.float64[:, ::1], numba.int64, numba.float64[::1], numba.float64[::1], numba.float32[::1])
 _FLAGS: dict[str, Any] = dict(error_model='numpy', fastmath={'contract'})
 _steps: dict[Any, Any] = {}   # what was compiled in this process
@@ -179,9 +182,9 @@ def machine_step(
     if key in _steps: return _steps[key]
     for x in [x for f in key[:2] if f for x in reads(f).values()]:
         if isinstance(x, FunctionType) and x not in _ready: _ready[x] = register_jitable(**_FLAGS)(x)
-    compiled = [numba.njit(**_FLAGS)(f) if f else all_seen for f in key[:2]]
-    step = step_around(*compiled, *key[2:])
-    made = CFunc(step, (_STEP.args, _STEP.return_type), {}, _FLAGS)
+    rule, sight = [numba.njit(**_FLAGS)(f) if f else all_seen for f in key[:2]]
+    step = step_around(rule, sight, *key[2:])
+    made: Any = CFunc(step, (_STEP.args, _STEP.return_type), {}, _FLAGS)
     try: made._cache = NamedCache(step, code_name(*key[:2]) + str(key[2:]))
     except RuntimeError: pass   # no folder can be written
     made.compile()

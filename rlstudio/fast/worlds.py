@@ -29,10 +29,10 @@ from ..core.spec import spec_from_space
 from ..envs.classic import Classic, in_rows
 from ..envs.make import EnvError
 
-# %% ../../nbs/89_fast.worlds.ipynb #a5e60e3e
+# %% ../../nbs/89_fast.worlds.ipynb #5028198d
 class SingleWorld(gym.Env):
     "One copy of a `ScalarWorld`, as Gymnasium wants it"
-    metadata: ClassVar[dict[str, Any]] = {'render_modes': ['rgb_array'], 'render_fps': 20}
+    metadata: dict[str, Any] = {'render_modes': ['rgb_array'], 'render_fps': 20}
     batched: ClassVar[type['ScalarWorld']]   # the same world, N copies
 
     def __init__(self,
@@ -44,7 +44,7 @@ class SingleWorld(gym.Env):
             render_mode: 'rgb_array', where the world can be drawn
             **option: as the rule names them
         """
-        self.render_mode, self.cells = render_mode, self.batched(1, **option)
+        self.render_mode, self.cells = render_mode, self.batched(1, None, **option)
         self.observation_space, self.action_space = self.batched.spaces
 
     def reset(self, *,
