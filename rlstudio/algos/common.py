@@ -163,7 +163,7 @@ class Part:
         if self.target is not None: self.target.load_state_dict(state['target'])
 
 # %% ../../nbs/50_algos.common.ipynb #01f6458c
-Engine = Literal['auto', 'autograd', 'tape', 'compiled']
+Engine = Literal['auto', 'autograd', 'tape', 'compiled', 'portable']
 Told = tuple[str, Any, dict[str, Any]]   # name of a part, its loss, metrics
 
 def differentiate(
@@ -407,7 +407,7 @@ class Learner:
         env: VectorEnv,           # N environments
         streams: Streams,         # init, action and more by name
         device: str = 'cpu',      # where the learner lives
-        engine: Any = 'auto',     # who differentiates: auto, autograd, tape or compiled
+        engine: Any = 'auto',     # who differentiates: auto, autograd, tape, compiled or portable
     ) -> None:
         """
         Args:
@@ -415,7 +415,7 @@ class Learner:
             env: N environments
             streams: init, action and more by name
             device: where the learner lives
-            engine: who differentiates: auto, autograd, tape or compiled
+            engine: who differentiates: auto, autograd, tape, compiled or portable
         """
         if problems := config.algo.check(config, env.observation_spec, env.action_spec): raise ConfigError(problems)
         check_masks(self, env)

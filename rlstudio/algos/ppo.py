@@ -31,37 +31,42 @@ from ..nets.tape import plain_array
 
 # %% ../../nbs/53_algos.ppo.ipynb #d688d37d
 def clipped_surrogate(
-    log_ratio: Array,    # log π_θ(a|s) − log π_old(a|s), (B,)
-    advantage: Array,    # Â, (B,)
-    clip_range: float,   # ε > 0
-) -> Array:              # L^CLIP, a number to maximise
+    log_ratio: Array,             # log π_θ(a|s) − log π_old(a|s), (B,)
+    advantage: Array,             # Â, (B,)
+    clip_range: float,            # ε > 0
+    ratio: Array | None = None,   # the exponential of log_ratio; None: found here
+) -> Array:                       # L^CLIP, a number to maximise
     """Clipped surrogate objective, arXiv:1707.06347 eq. 7
 
     Args:
         log_ratio: log π_θ(a|s) − log π_old(a|s), (B,)
         advantage: Â, (B,)
         clip_range: ε > 0
+        ratio: the exponential of log_ratio; None: found here
 
     Returns:
         L^CLIP, a number to maximise
     """
-    ratio = log_ratio.exp()
+    if ratio is None: ratio = log_ratio.exp()
     held = ratio.clamp(1 - clip_range, 1 + clip_range)
     return (ratio * advantage).minimum(held * advantage).mean()
 
 # %% ../../nbs/53_algos.ppo.ipynb #c38d444c
 def approx_kl(
-    log_ratio: Array,  # log π_θ − log π_old, (B,)
-) -> Array:            # nats, ≥ 0
+    log_ratio: Array,             # log π_θ − log π_old, (B,)
+    ratio: Array | None = None,   # its exponential; None: found here
+) -> Array:                       # nats, ≥ 0
     """Low-variance, unbiased estimate of KL(π_old ‖ π_θ), k₃ of Schulman 2020
 
     Args:
         log_ratio: log π_θ − log π_old, (B,)
+        ratio: its exponential; None: found here
 
     Returns:
         nats, ≥ 0
     """
-    return (library(log_ratio).exp(log_ratio) - 1 - log_ratio).mean()
+    if ratio is None: ratio = library(log_ratio).exp(log_ratio)
+    return (ratio - 1 - log_ratio).mean()
 
 # %% ../../nbs/53_algos.ppo.ipynb #7feaf20f
 def value_loss(
@@ -173,6 +178,7 @@ class PPO(OnPolicy):
         ('schedule/epochs', 'passes over the rollout that were made', 'epochs', (1, math.inf)),
     )
     surrogate = staticmethod(clipped_surrogate)  # a subclass may try another objective
+    exp: Any = staticmethod(np.exp)              # of what is reported; an engine may have its own
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
         "(B, …), as `Learner`"
@@ -183,9 +189,10 @@ class PPO(OnPolicy):
         critic, H = value_loss(value, b.return_, b.value, c.clip_range_vf), entropy.mean()
         loss, moved = policy + c.vf_coef * critic, plain_array(log_ratio)
         if c.ent_coef: loss = loss - c.ent_coef * H
-        beyond = np.count_nonzero(np.abs(np.exp(moved) - 1) > clip_range) / moved.size
+        ratio = self.exp(moved)
+        beyond = np.count_nonzero(np.abs(ratio - 1) > clip_range) / moved.size
         yield 'agent', loss, {'loss/policy': policy, 'loss/value': critic, 'policy/entropy': H,
-                              'policy/approx_kl': float(approx_kl(moved)), 'policy/clip_fraction': beyond}
+                              'policy/approx_kl': float(approx_kl(moved, ratio)), 'policy/clip_fraction': beyond}
 
     @property
     def clip_range(self) -> float:
