@@ -3375,6 +3375,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rlstudio.runs.folder.new_folder': ('runs.folder.html#new_folder', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.now': ('runs.folder.html#now', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.own_files': ('runs.folder.html#own_files', 'rlstudio/runs/folder.py'),
+                                      'rlstudio.runs.folder.plugin_version': ('runs.folder.html#plugin_version', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.put_folder': ('runs.folder.html#put_folder', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.read_record': ('runs.folder.html#read_record', 'rlstudio/runs/folder.py'),
                                       'rlstudio.runs.folder.settle_record': ('runs.folder.html#settle_record', 'rlstudio/runs/folder.py'),
