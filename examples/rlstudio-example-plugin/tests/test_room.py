@@ -8,4 +8,4 @@ from rlstudio.studio.plugins import check_plugins
 def test_the_room() -> None: check_env(Room(), skip_render_check=True)
 
 
-def test_what_it_brings() -> None: assert check_plugins(["rlstudio-example-plugin"])[0].ok
+def test_what_it_brings() -> None: assert check_plugins(["rlstudio-example-plugin"], allowed=["rlstudio-example-plugin"])[0].ok
