@@ -500,7 +500,7 @@ def imported() -> list[str]:  # their names, in order
     return [*_imported]
 
 # %% ../../nbs/05_core.registry.ipynb #1281a443
-F = TypeVar('F', bound=Callable[..., Any])
+F = TypeVar('F', bound=Callable[..., Any])   # what is marked
 
 def goes_with(
     since: str,  # a version of RLStudio: '0.2' or '0.2.1'
@@ -519,12 +519,15 @@ def goes_with(
 def deprecated(
     instead: str,  # what to write now: 'rlstudio.core.files.read_file(path)'
     since: str,    # the version of RLStudio that begins to warn: '0.2'
-) -> Callable[[F], F]:
+) -> Callable[[F], F]:  # a decorator
     """Mark a function or a class that will go: each use warns with its successor
 
     Args:
         instead: what to write now: 'rlstudio.core.files.read_file(path)'
         since: the version of RLStudio that begins to warn: '0.2'
+
+    Returns:
+        a decorator
     """
     def _mark(thing: Any) -> Any:
         is_class = isinstance(thing, type)

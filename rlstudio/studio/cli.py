@@ -369,8 +369,20 @@ class Later(TyperCommand):
     def real(self) -> Any:
         "Typer's command, imported now"
         return real_command(self.name or '')
-    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
-        "What a call needs: that of the command itself"
+    def make_context(self,
+        info_name: Any,      # what was typed
+        args: Any,           # what stands behind it
+        parent: Any = None,  # of the whole command line
+        **extra: Any,        # typer's own
+    ) -> Any:
+        """What a call needs: that of the command itself
+
+        Args:
+            info_name: what was typed
+            args: what stands behind it
+            parent: of the whole command line
+            **extra: typer's own
+        """
         return self.real().make_context(info_name, args, parent, **extra)
 
 # %% ../../nbs/84_studio.cli.ipynb #1b07eb65
@@ -394,12 +406,26 @@ def option_as_key(
 
 class Commands(TyperGroup):
     "The commands, also those of later chapters and of plugins; an option that is a key of a config is answered with the key"
-    def list_commands(self, ctx: Any) -> list[str]:
-        "Their names"
+    def list_commands(self,
+        ctx: Any,  # typer's own
+    ) -> list[str]:
+        """Their names
+
+        Args:
+            ctx: typer's own
+        """
         own = super().list_commands(ctx)
         return own + [name for name in found_commands() if name not in own]
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        "A command by its name; one from elsewhere is imported only when it is used"
+    def get_command(self,
+        ctx: Any,       # typer's own
+        cmd_name: str,  # as typed
+    ) -> Any:
+        """A command by its name; one from elsewhere is imported only when it is used
+
+        Args:
+            ctx: typer's own
+            cmd_name: as typed
+        """
         from rlstudio.core.registry import commands
         return super().get_command(ctx, cmd_name) or (Later(name=cmd_name, help=command_help(cmd_name)) if cmd_name in commands else None)
     def invoke(self, ctx: Any) -> Any:
