@@ -82,6 +82,7 @@ Modules:
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
 - `rlstudio.studio.explorer`: Choose arms, runs, metric, axis and smoothing in a notebook, and see the curves at once; the one under the mouse says which seed it is.
 - `rlstudio.studio.panel`: A training in a notebook shows its curve, its health and its film while it runs, and has buttons that work.
+- `rlstudio.studio.plugins`: What others have written for the library: seen before it runs, tried before it is trusted, and begun from a template that works.
 - `rlstudio.train.agent`: What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
 - `rlstudio.train.callbacks`: Enough is enough: stop when the goal is reached, when nothing improves or when time is up, and turn a knob on the way.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
@@ -91,6 +92,7 @@ Modules:
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
 
 __version__ = "0.1.0.dev0"
+__api__ = "1.0"  # what plugins rely on: MAJOR.MINOR (docs/adr/0018); tests/public_names.txt lists it
 
 import sys
 from typing import TYPE_CHECKING, Any
