@@ -7,6 +7,7 @@ from typing import Any
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
+from sphinx.addnodes import pending_xref
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +39,35 @@ def present_branch(app: Any, pagename: str, templatename: str, context: dict[str
         context["toctree"] = lambda **options: whole(**options | {"collapse": True})
 
 
+def known_names() -> dict[str, str]:
+    "Class → its full name, of the public ones; two of one name are none"
+    found: dict[str, list[str]] = {}
+    for module in package():
+        tree = ast.parse(module.read_text())
+        public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
+        for n in tree.body:
+            if isinstance(n, ast.ClassDef) and n.name in public: found.setdefault(n.name, []).append(f"rlstudio.{module.parent.name}.{module.stem}.{n.name}")
+    return {name: full[0] for name, full in found.items() if len(full) == 1}
+
+
+def types_that_are_ours(app: Any, doctree: Any) -> None:
+    "In signatures our own types lead to their entries; the others are words (Sphinx would look for each of them among all names)"
+    for node in list(doctree.findall(pending_xref)):
+        if node.get("refdomain") != "py": continue
+        full = app.env.rlstudio_names.get(node["reftarget"].rsplit(".", 1)[-1])
+        if full is None: node.replace_self(node.children)
+        else: node.attributes.pop("refspecific", None); node.attributes.update({"reftarget": full, "reftype": "class"})
+
+
+def beside_the_sources(app: Any) -> None:
+    "MyST-NB would put the pictures of outputs beside the folder of the site"
+    app.env.rlstudio_names = known_names()
+    app.env.mystnb_config = app.env.mystnb_config.copy(output_folder=str(Path(app.srcdir).parent / "pictures"))
+
+
 def setup(app: Any) -> dict[str, bool]:
+    app.connect("builder-inited", beside_the_sources, priority=900)
+    app.connect("doctree-read", types_that_are_ours)
     app.connect("html-collect-pages", pages)
     app.connect("html-page-context", present_branch, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

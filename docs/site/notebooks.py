@@ -56,7 +56,7 @@ def code_cell(cell: Cell, before: str) -> Cell | None:
     if any(k.startswith("image/") for o in new["outputs"] for k in o.get("data", {})):
         new["metadata"].setdefault("mystnb", {})["image"] = {"alt": alt(code, before)}
     for o in new["outputs"]:
-        o["metadata"] = {}
+        if "metadata" in o: o["metadata"] = {}
         if "data" in o: o["data"].pop("application/vnd.jupyter.widget-view+json", None)
     return new
 
