@@ -116,7 +116,7 @@ def index_cells() -> list[str]:
 def fence(text: str, language: str) -> str:
     "The first block of a language"
     found = re.search(rf"^```{language}\n.*?^```$", text, re.M | re.S)
-    if not found: raise SiteError(f"nbs/index.ipynb: expected a block ```{language}")
+    if not found: raise SiteError(f"README.md: expected a block ```{language}")
     return found[0]
 
 
@@ -153,17 +153,16 @@ def front(site: Site) -> str:
     "The front page: its words from docs/site/pages/index.md, all else from the README's notebook and from the measurements"
     from make_zoo import readme_table
     cells = index_cells()
-    whole = "\n\n".join(cells)
+    whole, readme = "\n\n".join(cells), (ROOT / "README.md").read_text()   # which `stale` has compared with the notebook
     pictures = next(c for c in cells if "<img" in c)
     images = "".join(re.findall(r"<img [^>]*>", pictures))
     what = re.search(r"^## What it is for\n(.*?)(?=^## |\Z)", whole, re.M | re.S)
-    parts = {"promise": next(m[1] for c in cells if (m := re.search(r"^> (.+)$", c, re.M))), "pictures": f'<div class="pictures">{images}</div>', "command": fence(whole, "sh"),
-             "notebook": fence(whole, "python"), "what": what[1].strip() if what else "", "results": readme_table().data + "\n\nAll of it, with levels and commands: [the zoo of results](../docs/zoo.md).",
+    parts = {"promise": next(m[1] for c in cells if (m := re.search(r"^> (.+)$", c, re.M))), "pictures": f'<div class="pictures">{images}</div>', "command": fence(readme, "sh"),
+             "notebook": fence(readme, "python"), "what": what[1].strip() if what else "", "results": readme_table().data + "\n\nAll of it, with levels and commands: [the zoo of results](../docs/zoo.md).",
              "speed": speed().replace("](benchmarks/", "](../benchmarks/")}
     text = (DOCS / "site" / "pages" / "index.md").read_text()
     text = re.sub(r"\{\{(\w+)\}\}", lambda m: site.relink(parts[m[1]], "nbs/index.ipynb", "index.md"), text)
-    trees = [toctree(["learn/index"], "Learn"), toctree([f"{f}/index" for f in FOLDERS if pages_of(f)], "Use"), toctree(["book/index"], "Extend"), toctree(["reference/index"], "Look up"), toctree(["project/index"], "Project")]
-    return text + "\n" + "\n\n".join(t for t in trees if not t.rstrip("`\n").endswith("maxdepth: 1")) + "\n"
+    return text + "\n" + toctree(["learn/index", *(f"{f}/index" for f in FOLDERS if pages_of(f)), "book/index", "reference/index", "project/index"]) + "\n"
 
 
 # Tables of contents

@@ -26,8 +26,8 @@ mathml = importlib.import_module("mathml")
 
 CHROMIUM = os.environ.get("RLSTUDIO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 browser_only = pytest.mark.skipif(not CHROMIUM, reason="no chromium here (apt-get install chromium, or RLSTUDIO_CHROMIUM=/path/to/chrome)")
-SAMPLE = ("index.html", "learn/index.html", "tutorials/01_first_agent.html", "prologue/02_policy_gradients.html", "book/30_data.returns.html", "book/53_algos.ppo.html", "reference/api/runs.run.html",
-          "reference/config.html", "reference/cli.html", "reference/metrics.html", "modules/data.returns.html", "project/zoo.html")
+SAMPLE = ("index.html", "learn/index.html", "tutorials/01_first_agent.html", "book/30_data.returns.html", "reference/api/data.storage.html",
+          "reference/config.html", "reference/metrics.html", "modules/data.returns.html", "project/zoo.html", "search.html")
 CODE = re.compile(r"<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>", re.S)
 
 
@@ -71,8 +71,8 @@ def broken(pages: dict[str, str], exists: Any) -> list[str]:
     for name, html in pages.items():
         for link in set(map(unescape, re.findall(r'<(?:a|img|link|script|source)\b[^>]*?\b(?:href|src)="([^"]*)"', html))):
             if re.match(r"(https?|mailto|data):", link): continue
-            target, anchor = urldefrag(unquote(urljoin(f"x://h/{name}", link)).removeprefix("x://h/").partition("?")[0] + ("#" + link.partition("#")[2] if "#" in link else "")) if "?" in link else urldefrag(unquote(urljoin(f"x://h/{name}", link)))
-            target = target.removeprefix("x://h/")
+            target, anchor = urldefrag(unquote(urljoin(f"http://site/{name}", link)))
+            target = target.removeprefix("http://site/").partition("?")[0]
             if target in pages: found += [f"{name}: {link}"] if anchor and anchor not in ids[target] else []
             elif not exists(target): found.append(f"{name}: {link}")
     return found

@@ -248,6 +248,12 @@ def constant(m: Module, name: str, node: ast.stmt) -> str:
 def entry(m: Module, name: str) -> str:
     "One public name"
     node = m.nodes[name]
+    if name.endswith("_"): return f'<span id="{m.name}.{name}"></span>\n\n{written(m, name, node)}'   # Sphinx would cut the address
+    return written(m, name, node)
+
+
+def written(m: Module, name: str, node: ast.stmt) -> str:
+    "By its kind"
     if isinstance(node, ast.ClassDef): return klass(m, node)
     if isinstance(node, Function): return function(m, node)
     return constant(m, name, node)

@@ -23,6 +23,7 @@ math_numfig = False
 
 html_theme, html_title, html_static_path = "furo", "RLStudio", [str(HERE / "static")]
 html_extra_path = [os.environ["RLSTUDIO_SITE_COPIES"]]   # files of the repository that a page links to
+html_favicon, templates_path = str(HERE / "static" / "icon.svg"), [str(HERE / "templates")]
 html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_math_renderer = "mathml"
 html_copy_source, html_show_sourcelink, html_show_sphinx = False, False, False

@@ -1,5 +1,6 @@
 "The generated package as pages with numbered lines, and a sidebar that opens only the present branch."
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 from sphinx.addnodes import pending_xref
 
+SIGNATURE = re.compile(r"<dl>\s*((?:<dd><em class=\"sig-param.*?</dd>\s*)+)</dl>", re.S)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,7 +38,9 @@ def pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
 def present_branch(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     "Three hundred pages in the sidebar of three hundred pages would be most of the site"
     if whole := context.get("toctree"):
-        context["toctree"] = lambda **options: whole(**options | {"collapse": True})
+        context["toctree"] = lambda **options: whole(**options | {"collapse": True}).replace('role="heading"', 'role="heading" aria-level="2"')
+    if "sig-param" in context.get("body", ""):   # a list without terms inside a term: screen readers stumble over it
+        context["body"] = SIGNATURE.sub(lambda m: m[1].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>"), context["body"])
 
 
 def known_names() -> dict[str, str]:
