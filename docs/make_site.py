@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,9 +29,9 @@ WALKS = {"prologue": "Prologue: reinforcement learning without the library", "tu
 FOLDERS = {"howto": ("How-to", "Each answer fits on a screen, and every block of it is run by a test."),
            "coming-from": ("Coming from", "Names side by side, the same job in both, and what has no counterpart."),
            "help": ("Help", "First errors and what they mean, and where files are.")}
-TOP = ("CHANGELOG.md", "MILESTONES.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "NOTICE.md")   # of the root, as far as they are there
+TOP = {"CHANGELOG.md": "changelog", "MILESTONES.md": "milestones", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security-policy", "CODE_OF_CONDUCT.md": "conduct", "NOTICE.md": "notice"}   # of the root, as far as they are there
 PROJECT = ("docs/zoo.md", "docs/kpi.md", "docs/faults.md")
-ORDER = ("env", "wrapper", "network", "algorithm", "callback", "sink", "plugin")   # of pages, by a word in their name; the rest by title
+ORDER = ("env", "wrapper", "network", "algorithm", "callback", "sink", "plugin", "load", "export", "resume", "seeds", "sweep", "compare", "cluster", "fast", "debug", "reproduce")   # of pages, by a word in their name; the rest by title
 CHECKS = ("make_readme.py", "make_zoo.py", "make_faults.py")
 
 
@@ -98,8 +99,9 @@ def plan(site: Site) -> None:
     for p in sorted((DOCS / "adr").glob("*.md")): site.pages[f"docs/adr/{p.name}"] = f"project/adr/{p.name if p.name != 'README.md' else 'index.md'}"
     for p in sorted((DOCS / "pages").rglob("*.md")): site.pages[p.relative_to(ROOT).as_posix()] = p.relative_to(DOCS / "pages").as_posix()
     for name in PROJECT: site.pages[name] = f"project/{Path(name).name}"
-    for name in TOP:
-        if (ROOT / name).is_file(): site.pages[name] = f"project/{name.lower()}"
+    for name, page in TOP.items():
+        if (ROOT / name).is_file(): site.pages[name] = f"project/{page}.md"
+    if twice := [page for page, n in Counter(site.pages.values()).items() if n > 1]: raise SiteError(f"two files would become one page: {', '.join(sorted(k for k, v in site.pages.items() if v in twice))}")
     site.pages |= {"README.md": "index.md", "nbs/index.ipynb": "index.md", "nbs": "book/index.md", "nbs/prologue": "learn/index.md", "nbs/tutorials": "learn/index.md", "docs/adr": "project/adr/index.md"}
     site.pages |= {f"rlstudio/{m.path.parent.name}/{m.path.name}": f"reference/api/{m.short}.md" for m in api.modules()}
     import reference
@@ -278,6 +280,7 @@ def write_sources(build: Path) -> tuple[Sources, Site]:
     for folder in FOLDERS:
         if pages_of(folder): out.put(f"{folder}/index.md", site.relink(folder_index(folder), f"docs/pages/{folder}/index.md", f"{folder}/index.md"))
     out.put("index.md", front(site))
+    if site.lost: raise SiteError("\n".join(site.lost))
     for name in sorted(site.pictures): out.put(f"pictures/{name}", (ROOT / name).read_bytes())
     out.tidy()
     copies = Sources(build / "copies")

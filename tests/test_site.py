@@ -85,7 +85,8 @@ def test_every_link_and_anchor_resolves(site: Path, pages: dict[str, str]) -> No
 def test_a_broken_link_is_found() -> None:
     pages = {"a.html": '<a href="b.html#there">x</a> <a href="https://arxiv.org">x</a> <img src="p.png">', "d/b.html": '<a href="../a.html">x</a><a href="#no">x</a>', "b.html": '<p id="there">'}
     assert broken(pages, lambda path: False) == ["a.html: p.png", "d/b.html: #no"]
-    with pytest.raises(links.LinkError, match="no file and no page nbs/99"): links.Site().relink("[x](99_a.ipynb)", "nbs/00.ipynb", "book/00.ipynb")
+    sources = links.Site()
+    assert sources.relink("[x](99_a.ipynb), `[y](98.ipynb)`", "nbs/00.ipynb", "book/00.ipynb") == "x, `[y](98.ipynb)`" and sources.lost == ["book/00.ipynb: no file and no page nbs/99_a.ipynb"]
 
 
 def test_nothing_asks_for_a_server_elsewhere(pages: dict[str, str]) -> None:

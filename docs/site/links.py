@@ -9,15 +9,12 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
 SRC = re.compile(r'(<(?:img|a)\b[^>]*?\b(?:src|href)=")([^"]+)(")')
 
 
-class LinkError(ValueError):
-    "A link of a page leads nowhere"
-
-
 class Site:
     "Which page a file of the repository has become; files without a page are copied on demand"
     def __init__(self) -> None:
         self.pages: dict[str, str] = {}   # path in the repository → page, with the suffix of its source
         self.copies: set[str] = set()     # paths in the repository that a page links to
+        self.lost: list[str] = []         # links that lead nowhere
         self.pictures: set[str] = set()   # those that Markdown shows as pictures
 
     def leads(self, path: str, anchor: str, page: str) -> str | None:
@@ -27,7 +24,8 @@ class Site:
         if path in self.pages.values(): return posixpath.relpath(path, here or ".") + (f"#{anchor}" if anchor else "")
         if (ROOT / path).is_file(): self.copies.add(path); return posixpath.relpath(f"files/{path}", here or ".")
         if (ROOT / path).is_dir(): return None
-        raise LinkError(f"{page}: no file and no page {path}")
+        self.lost.append(f"{page}: no file and no page {path}")
+        return None
 
     def link(self, match: re.Match[str], source: str, page: str) -> str:
         "One Markdown link"

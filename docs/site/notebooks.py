@@ -27,7 +27,7 @@ def only_imports(code: str) -> bool:
     "Nothing but imports and settings of pictures?"
     try: body = ast.parse(code).body
     except SyntaxError: return False
-    quiet = re.compile(r"(set_matplotlib_formats|plt\.rcParams|warnings\.|torch\.set_num_threads)")
+    quiet = re.compile(r"(set_matplotlib_formats|plt\.rcParams|warnings\.|torch\.set_num_threads|runs = Path\(tempfile|here = Path)")
     return bool(body) and any(isinstance(n, ast.Import | ast.ImportFrom) for n in body) and all(
         isinstance(n, ast.Import | ast.ImportFrom) or quiet.match(ast.unparse(n)) or (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING") for n in body)
 
@@ -88,7 +88,7 @@ def page(nb: dict[str, Any], source: str, target: str, site: Site, module: str =
         if shown is None: continue
         if module and (where := exported(cell, module, public)): cells.append(where)
         cells.append(shown)
-    links = [f'<a href="../files/{source}" download>open this chapter</a> (a notebook)']
+    links = [f'<a href="../files/{source}" download>open this {"chapter" if module else "notebook"}</a>{" (a notebook)" if module else ""}']
     site.copies.add(source)
     if module: links += [f'<a href="../modules/{module}.html">the generated module</a>', f'<a href="../reference/api/{module}.html">its reference</a>']
     cells.insert(1, markdown(f'<p class="chapter-links">{" · ".join(links)}</p>'))

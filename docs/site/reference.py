@@ -74,7 +74,7 @@ def config_page() -> str:
              "```sh\nrlstudio run ppo/cartpole train.total_steps=5e4 algo.clip_range=0.1\n```"]
     for name, cls in hints.items():
         if name == "algo": continue
-        parts += [f"## {name}", f"{safe((cls.__doc__ or '').split('Args:')[0])}: {safe(words.get(name, ''))}.", section(cls, f"{name}.")]
+        parts += [f"## {name}", f"{safe((cls.__doc__ or words.get(name, '')).split('Args:')[0])}.", section(cls, f"{name}.")]
     for name, algo in algorithms():
         chapter = algo.__module__.removeprefix("rlstudio.")
         parts += [f"## algo: {name}", f"`algo.name: {name}`, from the chapter [{chapter}](api/{chapter}.md).", section(algo.Config, "algo.", {"name"}).replace('id="algo.', f'id="algo.{name}.')]
