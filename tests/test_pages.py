@@ -12,7 +12,6 @@ How a block is treated, by its language and by HTML comments in the lines before
 """
 import ast
 import io
-import os
 import re
 import shlex
 import sys
@@ -20,15 +19,19 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import pytest
+import typer
 from support import ROOT, run
 
 import rlstudio.core.registry as registry
+from rlstudio.core.options import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, NetConfig, TrainConfig
+from rlstudio.evidence.table import RUN_FILES
+from rlstudio.runs.config import Settings
 from rlstudio.studio.cli import app
 
 PAGES = ROOT / "docs" / "pages"
@@ -85,7 +88,7 @@ def names(paths: list[Path]) -> list[str]: return [p.relative_to(PAGES).with_suf
 
 class Heard(io.StringIO):
     "What was printed, by a program that believes in a terminal which knows every letter"
-    encoding = "utf-8"  # type: ignore[assignment]
+    encoding = "utf-8"
 
 
 # A workspace: typed commands and typed Python, in this process wherever that is the same
@@ -167,7 +170,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     for r, here in zip(kinds, held, strict=True):
         r._here.clear()
         r._here.update(here)
-    for name in set(gymnasium.registry) - set(ids): del gymnasium.registry[name]
+    for name in set(gymnasium.registry) - set(ids):
+        if not isinstance(gymnasium.registry[name].entry_point, str): del gymnasium.registry[name]    # a class of the page; packages register texts, once a process
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)): del sys.modules[name]
     registry._imported[:], sys.path[:] = imports, path
@@ -196,6 +200,82 @@ def test_a_page_is_well_made(page: Path) -> None:
     lost = [t for t in links if t and not (page.parent / t).exists()]
     assert not lost, f"links to nowhere: {lost}"
     if page.parent.name == "howto": assert len(text.splitlines()) <= 110, "more than a screen or two: shorten it"
+
+
+# What the text names is there: keys, options, commands, metrics, settings, files
+
+CODE = re.compile(r"`([^`\n]+)`")
+SECTIONS = {"env": EnvConfig, "net": NetConfig, "train": TrainConfig, "eval": EvalConfig, "checkpoint": CheckpointConfig, "log": LogConfig}
+
+
+def known_keys() -> set[str]:
+    "'section.key' of every section and every algorithm of ours"
+    ours = [registry.algos.get(n).Config for n in ("ppo", "a2c", "dqn", "sac", "td3")]
+    return {f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in fields(cls)} | {f"algo.{f.name}" for cls in ours for f in fields(cls)}
+
+
+def known_commands() -> dict[str, set[str]]:
+    "Command → its options"
+    group, found = typer.main.get_command(app), {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        command = command.real() if hasattr(command, "real") else command    # of a chapter behind that of the commands: imported when asked for
+        found[name] = {o for p in command.params for o in [*p.opts, *p.secondary_opts]} | {"--help"}
+    return found
+
+
+def our_words(page: Path) -> Iterator[str]:
+    "Code in the text and lines of shells that are ours, one by one"
+    text = page.read_text()
+    for b in blocks(text):
+        if b.language == "sh" and "peer" not in b.said("not run") and "2" not in b.said("exit"): yield from b.code.replace("\\\n", " ").splitlines()
+    prose = FENCE.sub("", text)
+    for line in prose.splitlines():
+        cells = line.split(" | ")
+        if page.parent.name == "coming-from" and len(cells) > 1: line = cells[-1]      # the column on the left is theirs
+        yield from CODE.findall(line)
+
+
+def not_there(page: Path) -> list[str]:
+    "What a page names and the code does not have"
+    keys, commands, wrong = known_keys(), known_commands(), list[str]()
+    everything = set().union(*commands.values())
+    for word in our_words(page):
+        found = re.findall(rf"\b((?:{'|'.join([*SECTIONS, 'algo'])})\.[a-z_0-9]+)\b(?!\()", word)
+        wrong += [key for key in found if key not in keys and not (ROOT / "rlstudio" / f"{key.replace('.', '/')}.py").is_file()]
+        options = re.findall(r"(?<!\S)--[a-z-]+", word.partition(" #")[0])
+        if m := re.match(r"rlstudio ([a-z][a-z-]*)", word):
+            if m[1] not in commands: wrong.append(word)
+            wrong += [f"{m[1]} {o}" for o in options if o not in commands.get(m[1], options)]
+        elif not re.match("rlstudio|python|pip", word) and page.parent.name != "coming-from": wrong += [o for o in options if o not in everything]
+        wrong += [name for name in re.findall(r"\b(?:policy|value|loss|grad|episode|eval|speed|schedule)/[a-z_]+\b", word) if f"'{name}'" not in METRICS]
+    return wrong
+
+
+@pytest.mark.parametrize("page", ALL, ids=names(ALL))
+def test_what_a_page_names_is_there(page: Path) -> None: assert not not_there(page)
+
+
+def test_names_that_are_not_there_are_found(tmp_path: Path) -> None:
+    (page := tmp_path / "howto" / "x.md").parent.mkdir()
+    page.write_text("# X\n\n`algo.gama`, `eval.every`, `policy/kl`, `--sead`, `rlstudio train x`\n\n```sh\nrlstudio run x --episodes 3   # --none\n```\n")
+    assert sorted(not_there(page)) == ["--sead", "algo.gama", "policy/kl", "rlstudio train x", "run --episodes"]
+
+
+METRICS = "".join(p.read_text() for folder in ("train", "algos") for p in (ROOT / "rlstudio" / folder).glob("*.py")) + "'episode/longest'"     # the page's own
+
+
+def test_the_page_of_files_has_them_all() -> None:
+    text = (PAGES / "help" / "files.md").read_text()
+    shown = dict(re.findall(r"^(\w+) =(?: (.*))?$", text, re.M))
+    assert shown == {f.name: " ".join(f.default) if isinstance(f.default, tuple) else str(f.default) for f in fields(Settings)}
+    assert not [name for name in shown if f"| `{name}` |" not in text]
+    assert not [name for name in RUN_FILES if name not in text]
+
+
+def test_what_is_said_of_a_healthy_range_is_so() -> None:
+    "The tree of decisions repeats two bounds of the glossary"
+    text, ranges = (PAGES / "howto" / "debug.md").read_text(), {name: healthy for name, _, _, healthy in registry.algos.get("ppo").metrics}
+    for name in ("policy/approx_kl", "policy/clip_fraction"): assert f"`{name}` > {ranges[name][1]:g}" in text
 
 
 # The harness itself notices what is wrong
