@@ -272,6 +272,13 @@ def test_the_page_of_files_has_them_all() -> None:
     assert not [name for name in RUN_FILES if name not in text]
 
 
+def test_the_messages_of_the_table_are_those_of_the_code() -> None:
+    code = "".join(p.read_text() for p in (ROOT / "rlstudio").rglob("*.py"))
+    told = [m for row in re.findall(r"^\| (`.*?) \|", (PAGES / "help" / "first-errors.md").read_text(), re.M) for m in CODE.findall(row)]
+    assert len(told) >= 5
+    assert not [m for m in told for part in m.split("…") if part.strip() and part not in code and part.strip(" '[`") not in code]
+
+
 def test_what_is_said_of_a_healthy_range_is_so() -> None:
     "The tree of decisions repeats two bounds of the glossary"
     text, ranges = (PAGES / "howto" / "debug.md").read_text(), {name: healthy for name, _, _, healthy in registry.algos.get("ppo").metrics}
