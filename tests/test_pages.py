@@ -15,6 +15,7 @@ import io
 import re
 import shlex
 import sys
+import tomllib
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -270,6 +271,11 @@ def test_the_page_of_files_has_them_all() -> None:
     assert shown == {f.name: " ".join(f.default) if isinstance(f.default, tuple) else str(f.default) for f in fields(Settings)}
     assert not [name for name in shown if f"| `{name}` |" not in text]
     assert not [name for name in RUN_FILES if name not in text]
+
+
+def test_the_page_of_installing_has_every_extra() -> None:
+    told = re.findall(r"^\| (`.*?) \|", (PAGES / "help" / "install.md").read_text(), re.M)
+    assert sorted(x for cell in told for x in CODE.findall(cell)) == sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
 def test_the_messages_of_the_table_are_those_of_the_code() -> None:
