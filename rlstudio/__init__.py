@@ -88,7 +88,7 @@ Modules:
 - `rlstudio.train.trackers`: W&B, MLflow and trackio as sinks: a run tells its story to the tool you use already, and never dies of it.
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 import sys
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"Every notebook's own cells, run against the exported package under coverage: one process a notebook, two at a time."
+"Every notebook's own cells, run against the exported package under coverage, print what they have stored: one process a notebook, two at a time."
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ RUNNER = ROOT / "tests" / "run_notebook.py"
 
 def timed(path: Path) -> tuple[float, CompletedProcess[str]]:
     start = time.perf_counter()
-    done = run(sys.executable, RUNNER, path, timeout=300)
+    done = run(sys.executable, RUNNER, path, *(["--stored"] if path.parent == NBS else []), timeout=300)   # nbval compares those of the walks
     return time.perf_counter() - start, done
 
 
@@ -70,10 +70,18 @@ def test_harness_fails(tmp_path: Path, source: str) -> None:
     assert done.returncode == 1 and "found" in done.stdout + done.stderr, said(done)
 
 
-@pytest.mark.parametrize("flag", ["slow", "notest", "gpu", "eval: false"])
-def test_harness_skips(tmp_path: Path, flag: str) -> None:
-    done = run(sys.executable, RUNNER, write(tmp_path / "a.ipynb", HEAD, f"#| {flag}\n1/0"))
+def test_harness_skips(tmp_path: Path) -> None:
+    done = run(sys.executable, RUNNER, write(tmp_path / "a.ipynb", HEAD, *(f"#| {flag}\n1/0" for flag in ("slow", "notest", "gpu", "eval: false"))))
     assert done.returncode == 0 and done.stdout == "1 cells\n", said(done)
+
+
+def test_harness_finds_stale_outputs(tmp_path: Path) -> None:
+    "The last digits may differ, words and numbers may not; an output that is not stored at all is stale, too"
+    new = nbformat.v4
+    cells = [new.new_code_cell("print('good 7.98')", outputs=[new.new_output("stream", text=was)] if was else []) for was in ("good 7.97\n", "bad 7.98\n", "good 8.06\n", "")]
+    nbformat.write(new.new_notebook(cells=[new.new_code_cell(HEAD), *cells]), tmp_path / "a.ipynb")
+    done = run(sys.executable, RUNNER, tmp_path / "a.ipynb", "--stored")
+    assert done.returncode == 1 and [line.partition(": ")[2].split(" is now")[0] for line in done.stderr.splitlines()[1:]] == ["['bad 7.98\\n']", "['good 8.06\\n']", "[]"], said(done)
 
 
 def test_harness_draws_without_a_kernel(tmp_path: Path) -> None:
