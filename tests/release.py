@@ -3,7 +3,7 @@
 - `python tests/release.py build OUT`: wheel and source distribution, built twice from copies in different folders and compared byte by byte; beside them the bill of
   materials, the sums and the script that checks a download.
 - `python tests/release.py try OUT --python python3.12 --work DIR`: the wheel in new environments of that Python, first without extras, then with each extra, outside of the
-  checkout, each with the command that shows what the extra is for; what was tried is written to OUT/tried.json, one row for each Python and extra.
+  checkout, each with the command that shows what the extra is for; what was tried is written to OUT/tried.jsonl, one row for each Python and extra.
 """
 import argparse
 import hashlib
@@ -30,7 +30,7 @@ TRIALS: dict[str, list[str]] = {
          "rlstudio list algos", "rlstudio show small", "rlstudio export small folder", "rlstudio run dqn/cartpole train.total_steps=3000 eval.episodes=2 --quiet"],
     "atari": ["rlstudio run ppo/pong-ram train.total_steps=1024 eval.episodes=1 eval.max_steps=100 --quiet"],
     "box2d": ["rlstudio run dqn/lunarlander train.total_steps=2000 eval.episodes=1 --quiet"],
-    "mujoco": ["rlstudio run td3/hopper train.total_steps=1200 eval.episodes=1 --quiet"],
+    "mujoco": ["rlstudio run td3/hopper train.total_steps=1200 algo.learning_starts=500 eval.episodes=1 --quiet"],
     "track": [SINK.format("tensorboard"), SMALL, "find runs -name 'events.out.tfevents*' | grep ."],
     "wandb": [SINK.format("wandb"), SMALL, "find runs -name '*.wandb' | grep ."],
     "mlflow": [SINK.format("mlflow"), SMALL, "find runs -path '*ml*' -name '*.db' -o -path '*mlruns*' -type f | grep ."],
@@ -85,7 +85,7 @@ def build_twice(where: Path) -> dict[str, bytes]:
 
 def sums(folder: Path) -> str:
     "SHA256SUMS, as sha256sum writes it"
-    files = sorted(p for p in folder.iterdir() if p.name not in ("SHA256SUMS", "tried.json"))
+    files = sorted(p for p in folder.iterdir() if p.name not in ("SHA256SUMS", "tried.jsonl"))
     return "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files)
 
 
@@ -138,9 +138,10 @@ def main_job(home: Path) -> Row:
     with tempfile.TemporaryDirectory() as workspace:
         start = time.perf_counter()
         done = subprocess.run([home / "bin/rlstudio", "run", "ppo/cartpole", "--seed", "1", "--json"], cwd=workspace, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode: return dict(ok=False, why=last_line(done))
+        if done.returncode: return dict(why=last_line(done))
         told = json.loads(done.stdout)
-        return dict(ok=told["eval_return_mean"] >= GOAL, eval_return_mean=told["eval_return_mean"], seconds_main_job=round(time.perf_counter() - start, 1), weights_sha256=told["weights_sha256"])
+        missed = dict(why=f"eval {told['eval_return_mean']} of {GOAL}") if told["eval_return_mean"] < GOAL else {}
+        return dict(eval_return_mean=told["eval_return_mean"], seconds_main_job=round(time.perf_counter() - start, 1), weights_sha256=told["weights_sha256"]) | missed
 
 
 def versions(home: Path) -> dict[str, str]:
@@ -153,23 +154,29 @@ def try_out(out: Path, python: str, work: Path, chosen: list[str] | None = None)
     "The wheel on one Python: without extras, then with each"
     wheel = next(out.glob("*.whl")).resolve()
     version = subprocess.run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True, check=True).stdout.strip()
-    base, rows = (work / version).absolute(), []
+    base, good = (work / version).absolute(), True
+
+    def note(extra: str, took: float, why: str, **more: Any) -> None:
+        nonlocal good
+        good = good and not why
+        store(out / "tried.jsonl", row := dict(python=version, extra=extra, ok=not why) | (dict(why=why) if why else {}) | dict(seconds_install=round(took, 1)) | more)
+        print(told_row(row), flush=True)
+
     why, took = environment(base, python, str(wheel))
-    about = {} if why else versions(base)
-    rows.append(dict(python=version, extra="", seconds_install=round(took, 1), versions=about) | (dict(ok=False, why=why) if why else main_job(base)))
-    if rows[0]["ok"] and (why := tried(base, TRIALS[""])): rows[0] |= dict(ok=False, why=why)
-    print(told_row(rows[0]), flush=True)
+    about = {} if why else dict(versions=versions(base)) | main_job(base)
+    note("", took, why or about.pop("why", "") or tried(base, TRIALS[""]), **about)
     for extra in (extras() if chosen is None else chosen) if about else []:
         home = base.with_name(f"{version}-{extra}")
         why, took = environment(home, python, f"{wheel}[{extra}]", base)
-        why = why or tried(home, TRIALS[extra])
-        rows.append(dict(python=version, extra=extra, seconds_install=round(took, 1), ok=not why) | (dict(why=why) if why else {}))
-        print(told_row(rows[-1]), flush=True)
+        note(extra, took, why or tried(home, TRIALS[extra]))
         shutil.rmtree(home)
-    path = out / "tried.json"
-    before = [r for r in json.loads(path.read_text()) if r["python"] != version] if path.exists() else []
-    path.write_text(json.dumps([*before, *rows], indent=1) + "\n")
-    return all(r["ok"] for r in rows)
+    return good
+
+
+def store(path: Path, row: Row) -> None:
+    "A row in the place of the one for the same Python and extra"
+    found = {(r["python"], r["extra"]): r for r in [*(map(json.loads, path.read_text().splitlines()) if path.exists() else ()), row]}
+    path.write_text("".join(json.dumps(found[key]) + "\n" for key in sorted(found)))
 
 
 def told_row(row: Row) -> str:

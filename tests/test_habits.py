@@ -4,7 +4,6 @@ import re
 import shlex
 from fnmatch import fnmatchcase
 
-import pytest
 import yaml
 from support import ROOT, project_files
 
@@ -47,10 +46,9 @@ def test_the_container_sets_up_what_contributing_says() -> None:
     assert setup in (ROOT / "CONTRIBUTING.md").read_text() and setup in (ROOT / "justfile").read_text()
 
 
-@pytest.mark.parametrize("name", ["MILESTONES.md"])
-def test_milestones_name_what_exists(name: str) -> None:
+def test_milestones_name_what_exists() -> None:
     "Each row has a state, and its chapters and tests are there"
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in (ROOT / name).read_text().splitlines() if re.match(r"\| (?!item|---)", line)]
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in (ROOT / "MILESTONES.md").read_text().splitlines() if re.match(r"\| (?!item|---)", line)]
     states = [row[-1] for row in rows]
     assert len(rows) > 30 and {*states} <= {"done", "partly", "not"} and {"done", "partly"} <= {*states}
     said = "\n".join("|".join(row) for row in rows)

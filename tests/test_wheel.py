@@ -159,14 +159,15 @@ def command(bare: Path, outside: Path, *args: object) -> CompletedProcess[str]:
     return done
 
 
-@pytest.mark.parametrize("config", ["configs/ppo/cartpole.yaml", "ppo/cartpole"])
-def test_every_command(bare: Path, outside: Path, config: str) -> None:
+def test_every_command(bare: Path, outside: Path) -> None:
     "A packaged config is found by the name that the README uses, and by the name that `rlstudio list configs` prints"
-    said_ = command(bare, outside, "run", config, "train.total_steps=2048", "eval.episodes=2", "checkpoint.every=1024", "--json")
-    path = Path(json.loads(said_.stdout)["run"])
+    small = ("train.total_steps=2048", "eval.episodes=2", "checkpoint.every=1024", "--json")
+    told = json.loads(command(bare, outside, "run", "configs/ppo/cartpole.yaml", *small).stdout)
+    path = Path(told["run"])
     assert (outside / path).resolve().is_relative_to((outside / "runs").resolve())
+    assert json.loads(command(bare, outside, "run", "ppo/cartpole", *small).stdout)["weights_sha256"] == told["weights_sha256"]
     resumed = command(bare, outside, "resume", path, "--json")
-    assert json.loads(resumed.stdout)["weights_sha256"] == json.loads(said_.stdout)["weights_sha256"]
+    assert json.loads(resumed.stdout)["weights_sha256"] == told["weights_sha256"]
     assert json.loads(command(bare, outside, "evaluate", path, "--episodes", "2", "--json").stdout)["eval_episodes"] == 2
     assert "CartPole-v1" in command(bare, outside, "show", path).stdout
     listed = {what: command(bare, outside, "list", what).stdout for what in ("algos", "envs", "configs", "runs")}
