@@ -56,3 +56,14 @@ def test_milestones_name_what_exists() -> None:
     for file, tests in re.findall(r"`(test_\w+)(?:::(\w+))?`", said):
         path = ROOT / "tests" / f"{file}.py"
         assert path.exists() and (not tests or f"def {tests}(" in path.read_text()), f"{file}::{tests}"
+
+
+def test_the_index_of_decisions_is_complete() -> None:
+    "Every record stands in docs/adr/README.md, with its title and its status"
+    rows = {m[1]: (m[2], m[3]) for m in re.finditer(r"^\| \[\d{4}\]\(([^)]+)\) \| (.+?) \| (.+?) \|$", (ROOT / "docs/adr/README.md").read_text(), re.M)}
+    records = [p for p in sorted((ROOT / "docs/adr").glob("[0-9]*.md")) if not p.name.startswith("0000")]
+    assert len(records) > 15 and rows.keys() == {p.name for p in records}
+    for p in records:
+        lines = p.read_text().splitlines()
+        status = next(line.partition(":")[2].strip() for line in lines if line.startswith("Status:"))
+        assert lines[0].startswith(f"# {p.name[:4]}: ") and rows[p.name][1] == status.partition(" (")[0], p.name
