@@ -163,9 +163,11 @@ def try_out(out: Path, python: str, work: Path, chosen: list[str] | None = None)
         print(told_row(row), flush=True)
 
     why, took = environment(base, python, str(wheel))
-    about = {} if why else dict(versions=versions(base)) | main_job(base)
-    note("", took, why or about.pop("why", "") or tried(base, TRIALS[""]), **about)
-    for extra in (extras() if chosen is None else chosen) if about else []:
+    if why: note("", took, why); return False
+    if chosen is None or "none" in chosen:
+        about = dict(versions=versions(base)) | main_job(base)
+        note("", took, about.pop("why", "") or tried(base, TRIALS[""]), **about)
+    for extra in extras() if chosen is None else [e for e in chosen if e != "none"]:
         home = base.with_name(f"{version}-{extra}")
         why, took = environment(home, python, f"{wheel}[{extra}]", base)
         note(extra, took, why or tried(home, TRIALS[extra]))
@@ -190,10 +192,11 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--python", default=sys.executable, help="the interpreter to try the wheel with (default: this one)")
     parser.add_argument("--work", type=Path, help="where environments are made; one that stands there is used again (default: a temporary folder)")
-    parser.add_argument("--extras", help="only these, apart by commas; 'none' for none")
+    parser.add_argument("--extras", help="only these, apart by commas; none is the main job without extras")
     options = parser.parse_args()
     if options.what == "build": build(options.out); return 0
-    chosen = None if options.extras is None else [e for e in options.extras.split(",") if e != "none"]
+    chosen = None if options.extras is None else options.extras.split(",")
+    if unknown := {*(chosen or ())} - {"none", *extras()}: parser.error(f"--extras: {', '.join(sorted(unknown))}: no extra of pyproject.toml; there are none, {', '.join(extras())}")
     with tempfile.TemporaryDirectory() as temporary:
         return 0 if try_out(options.out, options.python, options.work or Path(temporary), chosen) else 3
 
