@@ -93,6 +93,7 @@ Modules:
 
 __version__ = "0.1.0.dev0"
 __api__ = "1.0"  # what plugins rely on: MAJOR.MINOR (docs/adr/0018); tests/public_names.txt lists it
+__version__ = "0.1.0"
 
 import sys
 from typing import TYPE_CHECKING, Any
