@@ -162,7 +162,7 @@ def locate_run(
         if folder.is_dir() and os.listdir(folder) in ([], ['run.lock']):
             raise RunError(f'{folder}: not a run yet (an empty folder; its process ended before it began); begin one in it: '
                            f'rlstudio run CONFIG --runs-dir {folder.parent} --name {folder.name}')
-    names = [p.parent.name for p in Path(runs_dir).glob('*/config.yaml')]
+    names = [p.parent.name for file in ('config.yaml', 'study.yaml') for p in Path(runs_dir).glob(f'*/{file}')]
     near = suggest(path.name, names)   # of thousands, only one that is near
     raise RunError(f'{given}: not a run (it has no config.yaml){near if "did you mean" in near or len(names) < 10 else ""}; see: rlstudio list runs')
 
