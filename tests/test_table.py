@@ -3,7 +3,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -169,12 +168,12 @@ def test_a_live_status_is_asked_again(tmp_path: Path) -> None:
     with locked(folder / "aa"): assert read_table(folder).rows[0]["status"] == "running"
 
 
-def test_a_trial_that_was_stopped_says_so(shelf: Path, tmp_path: Path) -> None:
-    shutil.copytree(shelf, tmp_path / "shelf")
-    first = next((tmp_path / "shelf").rglob("result.json"))
-    first.write_text(json.dumps(json.loads(first.read_text()) | dict(stopped_early="behind other trials: far")))
-    table = read_table(tmp_path / "shelf")
-    assert [row["stopped"] for row in table.rows].count("behind other trials: far") == 1 and "stopped early" in str(table)
+def test_a_run_that_was_stopped_early_says_so(tmp_path: Path) -> None:
+    for name in ("a", "bb"): made(tmp_path, name, mean=5.)
+    result = tmp_path / "bb" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | dict(stopped_early="behind other trials: far")))
+    table = read_table(tmp_path)
+    assert [row["stopped"] for row in table.rows] == [None, "behind other trials: far"] and "2, 1 stopped early" in str(table)
 
 
 def test_labels_of_a_picture_stay_apart_and_zero_is_no_loss() -> None:
