@@ -52,6 +52,7 @@ Modules:
 - `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
 - `rlstudio.evidence.variance`: How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
+- `rlstudio.fast.graphs`: On a GPU the waiting is for orders, not for arithmetic: record the work of a gradient step once, and give it as one order from then on.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
 - `rlstudio.fast.portable`: The same SHA-256 of the weights on every processor: nothing takes part that chooses its routine by the machine.
 - `rlstudio.fast.profile`: A training says where its seconds went, what holds it back, and what to change, with the gain that can be expected.
