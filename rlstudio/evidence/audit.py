@@ -131,7 +131,7 @@ def settings_of(
         those of this workspace, with the run's arithmetic
     """
     engine = begin.get('engine')
-    known: dict[str, Any] = {k: begin[k] for k in ('threads', 'device') if k in begin} | (dict(engine=engine) if engine in ('tape', 'autograd', 'compiled', 'portable') else {})
+    known: dict[str, Any] = {k: begin[k] for k in ('threads', 'device') if k in begin} | (dict(engine=engine) if engine in ('tape', 'autograd', 'compiled', 'portable', 'graphs') else {})
     return replace(here, sinks=(), ledger=begin.get('mode', 'on'), **known)
 
 def execute(
