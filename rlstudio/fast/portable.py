@@ -643,7 +643,7 @@ def fit_world(
     Args:
         env: any
     """
-    if not isinstance(env, PORTABLE_WORLDS): return
+    if type(env) not in PORTABLE_WORLDS: return
     env.rule = with_functions(env.rule)
     if env.sight: env.sight = with_functions(env.sight)
 
@@ -832,7 +832,7 @@ class Portable:
         Returns:
             []: all bits are the same on every processor
         """
-        return [] if isinstance(env, PORTABLE_WORLDS) else [f'{env.env_id} has arithmetic of its own']
+        return [] if type(env) in PORTABLE_WORLDS else [f'{env.env_id} has arithmetic of its own']
 
     room: Any = None   # as `CompiledLoop`, also what follows
     step: Any = ...
@@ -854,7 +854,7 @@ class Portable:
             False: step by step
         """
         columns = all(layer.in_features > 1 for layer in learner.module.actor.linears)
-        return columns and isinstance(stepper.env, PORTABLE_WORLDS) and bool(_collect(self, learner, stepper, noise))
+        return columns and type(stepper.env) in PORTABLE_WORLDS and bool(_collect(self, learner, stepper, noise))
 
     def remember(self,
         replay: ReplayBuffer,   # as `Compiled.remember`
