@@ -367,38 +367,53 @@ def rollout_choices(
         t += 1
     return t
 
-# %% ../../nbs/91_fast.rollout.ipynb #be701dc4
+# %% ../../nbs/91_fast.rollout.ipynb #bb2c7d0e
 @kernel(reorder=True)
 def rollout_reals(
-    step: Any,                # as in `rollout_choices`, also what follows
-    option: np.ndarray,
-    limit: int,
-    t: int,
-    state: np.ndarray,
-    steps: np.ndarray,
-    returns: np.ndarray,
-    obs: np.ndarray,
+    step: Any,                # as in `rollout_choices`
+    option: np.ndarray,       # likewise, as all that says no more
+    limit: int,               # likewise
+    t: int,                   # likewise
+    state: np.ndarray,        # likewise
+    steps: np.ndarray,        # likewise
+    returns: np.ndarray,      # likewise
+    obs: np.ndarray,          # likewise
     action: np.ndarray,       # (T, N, n) float32, written: as the policy emits it
     lp: np.ndarray,           # (T, N) float32, written: log-density
-    reward: np.ndarray,
-    terminated: np.ndarray,
-    truncated: np.ndarray,
+    reward: np.ndarray,       # likewise
+    terminated: np.ndarray,   # likewise
+    truncated: np.ndarray,    # likewise
     ε: np.ndarray,            # (T, N, n) noise
-    norm: np.ndarray,
-    weights: Any,
-    biases: Any,
-    kind: int,
-    h: np.ndarray,
+    norm: np.ndarray,         # likewise
+    weights: Any,             # likewise
+    biases: Any,              # likewise
+    kind: int,                # likewise
+    h: np.ndarray,            # likewise
     log_std: np.ndarray,      # (n,) float32; (0,): the network tells them
     bounds: np.ndarray,       # (5, n) float32: 1 where the unit is another one, middle, half width, least, most
 ) -> int:                     # the first step that is not made yet
     """Collect until an episode ends, with real numbers in each step
 
     Args:
-        step: as in `rollout_choices`, also what follows
+        step: as in `rollout_choices`
+        option: likewise, as all that says no more
+        limit: likewise
+        t: likewise
+        state: likewise
+        steps: likewise
+        returns: likewise
+        obs: likewise
         action: (T, N, n) float32, written: as the policy emits it
         lp: (T, N) float32, written: log-density
+        reward: likewise
+        terminated: likewise
+        truncated: likewise
         ε: (T, N, n) noise
+        norm: likewise
+        weights: likewise
+        biases: likewise
+        kind: likewise
+        h: likewise
         log_std: (n,) float32; (0,): the network tells them
         bounds: (5, n) float32: 1 where the unit is another one, middle, half width, least, most
 
