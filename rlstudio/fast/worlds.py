@@ -25,8 +25,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from ..core.registry import envs
-from ..core.spec import spec_from_space
-from ..envs.classic import Classic, in_rows
+from ..envs.classic import Classic
 from ..envs.make import EnvError
 
 # %% ../../nbs/89_fast.worlds.ipynb #5028198d
