@@ -33,7 +33,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -164,7 +164,7 @@ def locate_run(
         if folder.is_dir() and os.listdir(folder) in ([], ['run.lock']):
             raise RunError(f'{folder}: not a run yet (an empty folder; its process ended before it began); begin one in it: '
                            f'rlstudio run CONFIG --runs-dir {folder.parent} --name {folder.name}')
-    names = [p.parent.name for p in Path(runs_dir).glob('*/config.yaml')]
+    names = [p.parent.name for file in ('config.yaml', 'study.yaml') for p in Path(runs_dir).glob(f'*/{file}')]
     near = suggest(path.name, names)   # of thousands, only one that is near
     raise RunError(f'{given}: not a run (it has no config.yaml){near if "did you mean" in near or len(names) < 10 else ""}; see: rlstudio list runs')
 
@@ -717,6 +717,7 @@ def level_of(
     env_level: str,              # 'exact' or 'boundary', of the vector env
     machine: Mapping[str, str],  # the identity of the arithmetic here and now
     before: Mapping[str, Any] | None = None,  # the manifest so far: a level never rises again
+    doubts: Sequence[str] | None = None,      # of the engine `portable`: what may depend on the processor; None: everything
 ) -> dict[str, str]:             # level, why, resume
     """The level of reproducibility that holds for a run, and why not a higher one
 
@@ -725,20 +726,23 @@ def level_of(
         env_level: 'exact' or 'boundary', of the vector env
         machine: the identity of the arithmetic here and now
         before: the manifest so far: a level never rises again
+        doubts: of the engine `portable`: what may depend on the processor; None: everything
 
     Returns:
         level, why, resume
     """
     then = before or {}
     other = changed_facts(then.get('machine', {}), machine) if 'versions' in then or 'machine' in then else []
+    portable = doubts is not None and not doubts
     were, are = then.get('versions', versions()), versions()
     newer = changed_facts(were, {k: v for k, v in are.items() if k in were or not k.startswith(('module ', 'plugin '))})  # one more is no change
     if newer: level, why = 'L1', f'resumed under other versions ({"; ".join(newer)})'
     elif settings.device != 'cpu': level, why = 'L1', f'device {settings.device}'
     elif env_level != 'exact': level, why = 'L1', 'this environment could not be replayed exactly'
-    elif other: level, why = 'L2', f'resumed with other arithmetic ({"; ".join(other)})'
+    elif other and not portable: level, why = 'L2', f'resumed with other arithmetic ({"; ".join(other)})'
     elif settings.threads > 1: level, why = 'L2', f'{settings.threads} arithmetic threads'
-    else: level, why = 'L3', 'one arithmetic thread on a CPU'
+    elif portable: level, why = 'L4', 'engine = portable: the same bits on every processor'
+    else: level, why = 'L3', '; '.join(['one arithmetic thread on a CPU', *(doubts or ())])
     if 'level' in then and then['level'] <= level: level, why = then['level'], then.get('why', why)
     return dict(level=level, why=why, resume=env_level)
 
