@@ -13,8 +13,8 @@ What holds: a plugin that is broken, foreign or malicious is named, hides no oth
 
 # %% auto #0
 __all__ = ['SINK_METHODS', 'TEMPLATE', 'plugins_app', 'USES', 'Plugin', 'brought', 'origin_of', 'plugin_faults',
-           'installed_plugins', 'absent', 'part_fault', 'try_parts', 'Checked', 'plugin_row', 'tried', 'check_plugins',
-           'checked_lines', 'new_plugin', 'plugins_', 'explain_', 'check_', 'new_']
+           'installed_plugins', 'absent', 'part_fault', 'try_parts', 'Checked', 'plugin_row', 'try_plugin',
+           'check_plugins', 'checked_lines', 'new_plugin', 'plugins_', 'explain_', 'check_', 'new_']
 
 # %% ../../nbs/88_studio.plugins.ipynb #193f5e95
 import json
@@ -257,7 +257,7 @@ def plugin_row(
     row: dict[str, Any] = asdict(plugin)
     return row | dict(brings=[dict(group=g, name=n, object=o) for g, n, o in plugin.brings], problems=[*plugin.problems])
 
-def tried(
+def try_plugin(
     name: str,            # of an installed plugin that is allowed
     timeout: float = 60,  # s
 ) -> tuple[tuple[str, str, str], ...]:  # (group, name, what is wrong)
@@ -302,7 +302,7 @@ def check_plugins(
         if name not in here: raise PluginError(f'no plugin {name!r} is installed{suggest(name, here)}')
     def _one(p: Plugin) -> Checked:
         if not p.allowed: return Checked(p, why_not=f'it is not allowed; plugins are code: if you trust it, write `plugins = {p.name}` in settings.ini')
-        return Checked(p, why_not='first mend what is wrong') if p.problems else Checked(p, tried(p.name))
+        return Checked(p, why_not='first mend what is wrong') if p.problems else Checked(p, try_plugin(p.name))
     return [_one(here[name]) for name in asked]
 
 def checked_lines(
