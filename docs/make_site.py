@@ -5,6 +5,7 @@ Notebooks are rendered with the outputs that they have stored (nothing is execut
 Sources for Sphinx are written to docs/_build, only where they have changed, so that a second build is quick. Any warning of Sphinx and any stale page fails it.
 """
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -317,15 +319,26 @@ def write_sources(build: Path) -> tuple[Sources, Site]:
     return out, site
 
 
+def changed(stamp: Path, texts: Iterable[bytes]) -> bool:
+    "Is it another content than that of the last build? Notes the new one"
+    now = hashlib.sha256(b"\0".join(texts)).hexdigest()
+    before = stamp.read_text() if stamp.is_file() else ""
+    stamp.write_text(now)
+    return now != before
+
+
 def build(to: Path, work: Path, fresh: bool = False) -> int:
     "The sources, and Sphinx over them: 0, or what it answers"
     from sphinx.cmd.build import main as sphinx
     if fresh: shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    write_sources(work)
+    if changed(work / "machinery", [p.read_bytes() for p in sorted((DOCS / "site").rglob("*")) if p.is_file() and "__pycache__" not in p.parts]): shutil.rmtree(work / "doctrees", ignore_errors=True)
+    out, _ = write_sources(work)
+    sidebar = [b"\n".join(re.findall(rb"```\{toctree\}.*?```|^# .+$", p.read_bytes(), re.M | re.S)) for p in sorted(out.written) if p.suffix == ".md"]
+    whole = changed(work / "sidebar", sidebar)   # stands on every page, and Sphinx writes those only that have changed themselves
     shutil.rmtree(to / "files", ignore_errors=True)
     os.environ["RLSTUDIO_SITE_COPIES"] = str(work / "copies")
-    return sphinx(["-q", "-W", "--keep-going", "-b", "html", "-c", str(DOCS / "site"), "-d", str(work / "doctrees"), str(work / "source"), str(to)])
+    return sphinx([*(["-a"] if whole else []), "-q", "-W", "--keep-going", "-b", "html", "-c", str(DOCS / "site"), "-d", str(work / "doctrees"), str(work / "source"), str(to)])
 
 
 def main() -> int:
