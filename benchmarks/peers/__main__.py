@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])   # the other scripts; a worker's name must not hide a package
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # the other scripts
 
 from common import RESULTS, RLSTUDIO, ROOT, RunFailed, append, history, make_venv, one_thread, record, table  # noqa: E402
 
