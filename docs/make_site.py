@@ -148,7 +148,7 @@ def speed() -> str:
     label = "; ".join(said)
     made = sorted({f"{r['machine']['cpu']}, torch {r['versions']['torch']}" for times in rows.values() for t in times.values() for r in t})
     return (f'<figure class="speed"><svg viewBox="0 0 640 {y}" role="img" aria-label="{label}">{"".join(bars)}</svg></figure>\n\n'
-            f"Equal work in interleaved rounds, one thread each ({'; '.join(made)}): {label}. Raw numbers: [peers.jsonl](benchmarks/results/peers.jsonl), by [peers.py](benchmarks/peers.py).")
+            f"Equal work in interleaved rounds, one thread each ({'; '.join(made)}): {label}. Raw numbers: [peers.jsonl](benchmarks/results/peers.jsonl), by [benchmarks/peers](benchmarks/peers/__main__.py).")
 
 
 def front(site: Site) -> str:
