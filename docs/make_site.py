@@ -165,7 +165,7 @@ def peers() -> str:
         said.append(f"{config.split(',')[0]}: {median(r['ratio'] for r in rows):.1f} × Stable-Baselines3, median of {len(rows)} rounds")
     label = "; ".join(said)
     return (f"{picture(groups, label)}\n\nEqual work in interleaved rounds, one thread each ({machines([r for times in cases.values() for r in times[max(times)]])}): {label}. "
-            "Raw numbers: [peers.jsonl](../benchmarks/results/peers.jsonl), by [peers.py](../benchmarks/peers.py).")
+            "Raw numbers: [peers.jsonl](../benchmarks/results/peers.jsonl), by [benchmarks/peers](../benchmarks/peers/__main__.py).")
 
 
 def ladder() -> str:
