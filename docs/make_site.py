@@ -178,7 +178,14 @@ def ladder() -> str:
             "The chapter [profile](93_fast.profile.ipynb) explains the rungs.")
 
 
-def speed() -> str: return "\n\n".join(filter(None, (peers(), ladder())))
+def drawn() -> str:
+    "The picture of more libraries, where `benchmarks/peers` has drawn one"
+    if not (ROOT / "docs" / "images" / "peers.svg").is_file(): return ""
+    return ("![How fast several libraries do the same work, RLStudio among them](../docs/images/peers.svg)\n\n"
+            "More libraries on the same work, in interleaved rounds: [raw numbers](../benchmarks/results/peer_runs.jsonl), by [benchmarks/peers](../benchmarks/peers/__main__.py).")
+
+
+def speed() -> str: return "\n\n".join(filter(None, (peers(), drawn(), ladder())))
 
 
 def front(site: Site) -> str:
