@@ -98,12 +98,13 @@ def configs_page() -> str:
 
 def commands() -> Iterator[tuple[str, Any]]:
     "Each command of ours, groups opened"
+    from typer import Context
     from typer.main import get_command
 
     from rlstudio.studio.cli import app
-    from typer import Context
     def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         if not hasattr(command, "list_commands"): yield name, command; return
+        if name and command.invoke_without_command: yield name, command
         context = Context(command)
         for key in command.list_commands(context):   # those, too, that are imported when they are asked for
             sub = command.get_command(context, key)
