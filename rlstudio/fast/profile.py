@@ -34,10 +34,13 @@ import typer
 from ..core.arithmetic import arithmetic_threads
 from ..core.options import Config
 from ..envs.backends import InProcess
+from ..envs.classic import Classic
+from ..nets.encoders import Flat
+from ..nets.modules import ActorCritic
 from ..runs.config import Overrides, Settings, any_config, as_overrides, load_settings
 from ..runs.folder import RunError
 from ..runs.run import Run, set_out
-from ..studio.cli import Device, Import, Json, Quiet, at_work, check_plot, complete_config, complete_key, settings_on, speaker, where_run
+from ..studio.cli import PICTURES, Device, Import, Json, Quiet, at_work, check_file, complete_config, complete_key, settings_on, speaker, where_run
 from ..train.trainer import Callback, Trainer
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -564,9 +567,8 @@ def fits_compiled(
         would the compiled rollout take it?
     """
     algo: Any = trainer.algo
-    m = algo.module
-    return (hasattr(algo, 'advantages') and trainer.env.env_id in ('CartPole-v1', 'MountainCar-v0', 'Acrobot-v1') and trainer.env.backend == 'native'
-            and type(m).__name__ == 'ActorCritic' and not getattr(m.actor, 'norms', True))
+    m, env = algo.module, trainer.env
+    return hasattr(algo, 'advantages') and isinstance(env, Classic) and env.rule is not None and type(m) is ActorCritic and type(m.encoder) is Flat and not getattr(m.actor, 'norms', True)
 
 def profile_config(
     config: Any,                       # as `Run.from_config` takes it
@@ -696,8 +698,8 @@ def profile_command(
         quiet: no first line
         as_json: for programs
     """
-    check_plot(plot)
     with at_work(f'profile of {what} {" ".join(overrides or [])}'.rstrip() + f': about {seconds:g} s', modules, quiet, as_json) as (_, emit):
+        check_file('--plot', plot, PICTURES)
         settings, given = settings_on(device) or load_settings(), overrides or []
         run = where_run(what)
         config = run if (run / 'manifest.json').is_file() else what   # a name that is neither is explained below
