@@ -196,6 +196,8 @@ def test_a_page_is_well_made(page: Path) -> None:
     for b in blocks(text):
         assert b.language in LANGUAGES, f"line {b.line}: a fence of {b.language!r}"
         assert set(b.said("not run")) <= set(REASONS), f"line {b.line}: {b.said('not run')}"
+        wide = [line for line in b.code.splitlines() if len(line) > 105 and b.language != "text"]
+        assert not wide, f"line {b.line}: too wide for a page: {wide}"
         if b.language in ("yaml", "ini"): assert b.file or b.said("not run"), f"line {b.line}: without a name in its first line"
     links = [t.partition("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in t]
     lost = [t for t in links if t and not (page.parent / t).exists()]
