@@ -4,7 +4,7 @@
     python benchmarks/variance.py --pairs 20
 
 PPO on CartPole for 12,288 steps, when it is half-way up. Seeds 1 and 2 are the first pair, and so on; each stream of `train.streams` is then taken from the second seed alone. What
-is there already is not trained again. `rlstudio variance ppo/cartpole train.total_steps=12288 eval.episodes=20 --seeds 40` makes the same scores out of runs with folders.
+is there already is not trained again. `rlstudio variance ppo/cartpole train.total_steps=12288 eval.episodes=20 --seeds 1-40` makes the same scores out of runs with folders.
 """
 import argparse
 import json

@@ -55,7 +55,7 @@ def test_real_runs_on_the_command_line(trained: Path) -> None:
 
 @pytest.mark.parametrize(("args", "said"), [
     (["slow-*"], "expected two or more"), (["slow-*", "nowhere"], "nowhere: not a run"), (["slow-*", "fast-*", "--metric", "loss/polic"], "did you mean"),
-    (["slow-*", "fast-*", "--statistic", "iqr"], "given 'iqr'"), (["slow-*", "fast-*", "--plot", "x.gif"], ".png or .svg"), (["slow-*", "slow-*"], "the same runs twice"),
+    (["slow-*", "fast-*", "--statistic", "iqr"], "given 'iqr'"), (["slow-*", "fast-*", "--plot", "x.gif"], ".png or .svg"), (["slow-*", "fast-*", "--plot", "none/x.svg"], "there is no folder none"), (["slow-*", "slow-*"], "the same runs twice"),
     (["slow-*", "fast-*", "--level", "95"], "between 0 and 1")])
 def test_mistakes_are_one_message(trained: Path, args: list[str], said: str) -> None:
     done = run("rlstudio", "compare", *args, cwd=trained)
@@ -114,19 +114,40 @@ def test_failures_are_not_forgotten(tmp_path: Path) -> None:
     assert found.contrasts[0].seeds == 2 and "1 of 3 runs have no score (failed)" in str(found) and "cannot be read" in str(found)
 
 
+def test_what_is_mixed_or_cut_is_said(tmp_path: Path) -> None:
+    "One arm by two engines, and runs that ended early, are no draws of one thing"
+    for seed in (1, 2, 3): place(tmp_path / f"a/s{seed}", seed, 10. + seed), place(tmp_path / f"b/s{seed}", seed, 20. + seed, gamma=.9)
+    for k, engine in enumerate(("tape", "tape", "compiled"), 1):
+        file = tmp_path / f"a/s{k}/manifest.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | dict(engine=engine)))
+    result = tmp_path / "b/s2/result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | dict(stopped_early="behind other trials: far")))
+    notes = "\n".join(c.compare_sides([tmp_path / "a", tmp_path / "b"]).notes())
+    assert "A: its own runs are not alike in engine (compiled: 1, tape: 2)" in notes and "B: 1 of 3 runs were stopped early (behind other trials: far)" in notes and "B: its own" not in notes
+
+
+def test_more_sides_take_more_seeds(tmp_path: Path) -> None:
+    "The seeds that would settle it are counted for the corrected p-value"
+    g = np.random.default_rng(3)
+    for arm in range(4):
+        for seed in range(1, 5): place(tmp_path / f"{arm}/s{seed}", seed, float(g.normal(100 + 8 * arm, 10)), gamma=.9 + arm / 100)
+    alone, among = (c.compare_sides([tmp_path / str(k) for k in arms]).contrasts[-1] for arms in ((0, 3), (0, 1, 2, 3)))
+    assert alone.needed and among.needed and among.needed > alone.needed and alone.p == among.p
+
+
 def test_is_and_seems() -> None:
     "`is better` is said in at most 5 % of studies of two equal sides (20 of 400 expected, more than 36 would be very bad luck), and nearly always where the difference is large"
     g = np.random.default_rng(5)
-    def said(shift: float, n: int) -> bool: return " is better" in c.sentence(c.contrast(side("A", list(g.normal(0, 1, n))), side("B", list(g.normal(shift, 1, n))), iqm))
+    def said(shift: float, n: int) -> bool: return " is better than" in c.sentence(c.contrast(side("A", list(g.normal(0, 1, n))), side("B", list(g.normal(shift, 1, n))), iqm))
     assert sum(said(0, 5) for _ in range(400)) <= 36 and sum(said(4, 6) for _ in range(30)) >= 28
     assert not any(said(9, 3) for _ in range(5))   # three seeds a side can never be enough
 
 
 def test_sentences() -> None:
     better = c.sentence(c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm))
-    assert better == "B is better: a run of it wins with probability 1.00, ahead in 5 of 5 seeds (p = 0.0079)"
+    assert better == "B is better than A: a run of it wins with probability 1.00, ahead in 5 of 5 seeds (p = 0.0079)"
     less = c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm, lower=True)
-    assert less.better == "A" and "A is better: a run of it wins with probability 1.00, ahead in 5 of 5" in c.sentence(less)
+    assert less.better == "A" and "A is better than B: a run of it wins with probability 1.00, ahead in 5 of 5" in c.sentence(less)
     seems = c.sentence(c.contrast(side("A", [1, 2, 3]), side("B", [2, 3, 4]), iqm))
     assert "B seems better" in seems and "more seeds a side would settle it" in seems
     assert "more than 1,000 seeds" in c.sentence(c.contrast(side("A", [1, 4.5]), side("B", [2, 3]), iqm))

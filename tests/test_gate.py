@@ -136,7 +136,7 @@ def gate(*args: object) -> Result: return CliRunner().invoke(app, ["gate", *map(
 def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A baseline of tiny trainings, measured here"
     path = tmp_path_factory.mktemp("gate") / "mine.json"
-    done = gate(path, *TINY, "--write", "--seeds", 12)
+    done = gate(path, *TINY, "--write", "--seeds", "1-12")
     assert done.exit_code == 0 and "a2c/cartpole: new, 12 seeds" in done.stdout, done.output
     return path
 
@@ -169,9 +169,9 @@ def test_write_changes_only_what_moved(mine: Path, tmp_path: Path) -> None:
     "Measured again here, a file is what it was; another training joins it"
     path = tmp_path / "again.json"
     path.write_bytes(mine.read_bytes())
-    again = gate(path, "--write", "--seeds", 12)
+    again = gate(path, "--write", "--seeds", "1-12")
     assert "as it was, to the last digit" in again.stdout and path.read_bytes() == mine.read_bytes()
-    assert gate(path, *TINY, "algo.gamma=0.9", "--name", "short-sighted", "--write", "--seeds", 10, "--jobs", 2).exit_code == 0
+    assert gate(path, *TINY, "algo.gamma=0.9", "--name", "short-sighted", "--write", "--seeds", "1-10", "--jobs", 2).exit_code == 0
     assert [(n, len(c.seeds)) for n, c in read_baseline(path).items()] == [("a2c/cartpole", 12), ("short-sighted", 10)]
     assert gate(path, "--cell", "short*").stdout.count("equal") >= 1
 

@@ -204,7 +204,7 @@ def rates(tmp_path_factory: pytest.TempPathFactory, pole: Path) -> Path:
 def test_the_page_of_many(rates: Path) -> None:
     page = write_report(rates).read_text()
     text = harmless(page)
-    for said in ("12 of 12", "5 of 6 reach the goal", "It beats", "with probability 1.00", "settled", "Performance profile", "What differs", "seed 4: 470", "L3: one thread"): assert said in text, said
+    for said in ("12 of 12", "5 of 6 reach the goal", " is better than ", "with probability 1.00", "settled", "Performance profile", "What differs", "seed 4: 470", "L3: one thread"): assert said in text, said
     assert page.count("data:image/webp") == 1 and page.count("<polygon") == 4 and "not complete" not in text
 
 
@@ -233,7 +233,7 @@ def test_a_folder_without_runs(tmp_path: Path) -> None:
 def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A study with a search: twelve trials of twenty, one of them stopped early"
     folder = tmp_path_factory.mktemp("many") / "search"
-    plan = make_plan({"pole": "ppo/cartpole"}, [], [1], None, dict(space=["algo.learning_rate=1e-6..1e-0:log", "net.activation=tanh|relu"], trials=20))
+    plan = make_plan({"pole": dict(env=dict(id="CartPole-v1"), algo=dict(name="ppo"))}, [], [1], None, dict(space=["algo.learning_rate=1e-6..1e-0:log", "net.activation=tanh|relu"], trials=20))
     folder.mkdir()
     (folder / "study.yaml").write_text(plan_text(plan))
     for k in range(12):

@@ -130,6 +130,8 @@ def test_values_that_do_not_fit_together_fail_their_trial_only(tmp_path: Path) -
     rows = s.run(jobs=2)
     states = [t.state.name for t in Journal(s.folder, make_search(any_config(SMALL)[0], **s.plan.search)).trials()]
     assert {"COMPLETE"} <= set(states) <= {"COMPLETE", "FAIL"} and len(states) == 6 == len(rows)
+    lost = [t for t in trials(s.folder) if t.state == "failed"]
+    assert len(trials(s.folder)) == 6 and len(lost) == states.count("FAIL") and all("num_minibatches" in t.error for t in lost), "also those that never had a folder"
 
 
 def test_several_seeds_make_one_score(tmp_path: Path) -> None:

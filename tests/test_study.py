@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support import child_env, run, said
 
-from rlstudio.evidence.study import Study, StudyError, asked_study, read_plan, run_cell, steps_so_far
+from rlstudio.evidence.study import Study, StudyError, asked_study, note_unbegun, read_plan, run_cell, steps_so_far
 from rlstudio.evidence.verify import verify
 from rlstudio.runs.run import Run
 
@@ -144,6 +145,32 @@ def test_an_old_question_finds_its_folder_although_the_config_file_has_changed(t
     Path("lift.yaml").write_text("env: {id: CartPole-v1}\nalgo: {name: ppo, gamma: 0.9}\n")
     assert asked_study(["lift.yaml"]).folder.name == "lift-2"
     assert asked_study(["lift"]).cells[0].config.algo.gamma != .9      # of the folder, not of the file
+
+
+def test_only_runs_of_the_plan_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A study.yaml that somebody has edited, a run whose config is gone, one that failed before it had a folder: none of them is done"
+    from typer.testing import CliRunner
+
+    from rlstudio.studio.cli import app
+    monkeypatch.chdir(tmp_path)
+    bandit = dict(env=dict(id="rlstudio/Bandit-v0", num_envs=4), algo=dict(name="ppo", num_steps=8), net=dict(hidden=[8]), train=dict(total_steps=64), eval=dict(episodes=2))
+    made = Study.from_configs(dict(x=bandit), seeds="1-2", name="s")
+    with warnings.catch_warnings(action="ignore"):
+        for c in made.cells: run_cell(str(made.folder), c.name)
+    def shown() -> str: return CliRunner().invoke(app, ["show", "s"]).output
+    assert "2 of 2 done" in shown() and "rlstudio report" in shown() and "compare" not in shown()
+    file = made.folder / "study.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("gamma: 0.99\n", "gamma: 0.5\n"))
+    assert "0 of 2 done, 2 failed" in shown() and "2 runs, 0 done, 2 failed" in shown()
+    with pytest.raises(StudyError, match="differs from the plan of its study in algo.gamma"): run_cell(str(made.folder), "x_s1")
+    file.write_text(text)
+    (made.folder / "x_s1" / "config.yaml").rename(tmp_path / "kept.yaml")
+    assert "1 of 2 done, 1 failed" in shown()
+    (tmp_path / "kept.yaml").rename(made.folder / "x_s1" / "config.yaml")
+    more = asked_study(["s"], seeds="3")
+    note_unbegun(more.folder / "x_s3", "ConfigError: no such world")
+    assert "2 of 3 done, 1 failed" in shown() and more.results()[0]["failed"] == 1
 
 
 def test_a_study_of_a_stranger_names_nothing_outside_of_its_folder(tmp_path: Path) -> None:

@@ -11,7 +11,19 @@ import pytest
 from support import run, said
 from test_listing import made, trained
 
-from rlstudio.evidence.table import KEPT_FROM, arms, curve, facts_beside, find_runs, kept_path, read_kept, read_table, run_facts
+from rlstudio.evidence.table import (
+    KEPT_FROM,
+    arms,
+    curve,
+    facts_beside,
+    find_runs,
+    kept_path,
+    plot_arms,
+    read_kept,
+    read_table,
+    run_facts,
+    shorter_labels,
+)
 from rlstudio.runs.folder import RunError
 
 
@@ -166,3 +178,19 @@ def test_a_live_status_is_asked_again(tmp_path: Path) -> None:
     facts_beside(str(folder), find_runs(folder), racy=-60)
     assert read_table(folder).rows[0]["status"] == "killed"
     with locked(folder / "aa"): assert read_table(folder).rows[0]["status"] == "running"
+
+
+def test_a_run_that_was_stopped_early_says_so(tmp_path: Path) -> None:
+    for name in ("a", "bb"): made(tmp_path, name, mean=5.)
+    result = tmp_path / "bb" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | dict(stopped_early="behind other trials: far")))
+    table = read_table(tmp_path)
+    assert [row["stopped"] for row in table.rows] == [None, "behind other trials: far"] and "2, 1 stopped early" in str(table)
+
+
+def test_labels_of_a_picture_stay_apart_and_zero_is_no_loss() -> None:
+    "Long labels differ at their ends; an arm whose IQM is 0 is better than one below it"
+    long = [f"ppo {'x' * 60} algo.gamma={g}" for g in (.9, .99)]
+    assert len(set(shorter_labels(long, "w"))) == 2 and len(set(shorter_labels([f"{'a' * 30}{k}{'b' * 40}" for k in range(3)], "w"))) == 3
+    rows = [dict(arm=f"arm {k}", algo="ppo", env="w", seed=1, status="completed", created="", score=s, goal=None, solved=None, stopped=None) for k, s in enumerate([0., *range(-9, 0)])]
+    assert "arm 0 (1)" in [text.get_text() for text in plot_arms(rows, "scores").axes[0].get_yticklabels()]

@@ -84,7 +84,7 @@ def test_names_of_streams_and_wrong_questions(tmp_path):
     with pytest.raises(StudyError, match="did you mean 'replay'"): varied_streams(config, ["repaly"])
     cells = mixed_cells(tmp_path, "x", config, [1, 2, 3, 4, 5], ["env"])
     assert [(c.config.train.seed, c.config.train.streams) for c in cells] == [(1, dict(env=2)), (3, dict(env=4))], "a seed without a partner waits for one"
-    for wrong in (dict(pairs=1), dict(overrides="eval.episodes=0"), dict(streams=["x"])):
+    for wrong in (dict(seeds=10), dict(overrides="eval.episodes=0"), dict(streams=["x"])):
         with pytest.raises(StudyError): plan_variance("a2c/cartpole", **wrong, runs_dir=tmp_path)
     assert not [*tmp_path.iterdir()], "what is refused leaves no folder"
 
@@ -94,8 +94,8 @@ def test_a_study_runs_is_shown_to_vary_in_nothing_else(tmp_path):
     def here(folder, names, jobs, told):
         for name in names: told(name, run_cell(folder, name))
     if "here" not in executors: executors.add("here", here)
-    report = measure_variance("a2c/cartpole", TINY, 2, ["init", "eval"], runs_dir=tmp_path, checks=False, executor="here")
-    study = plan_variance("a2c/cartpole", TINY, 2, ["init", "eval"], runs_dir=tmp_path)
+    report = measure_variance("a2c/cartpole", TINY, "1-4", ["init", "eval"], runs_dir=tmp_path, checks=False, executor="here")
+    study = plan_variance("a2c/cartpole", TINY, "1-4", ["init", "eval"], runs_dir=tmp_path)
     assert nothing_else(study) == {k: True for k in ("another process", "two kills and resumes", "1 worker process", "2 worker processes", "another evaluation")}
     assert (study.folder / "checks" / "kills.txt").read_text() == "2\n" and not report.failed
     lone = Run.from_config("a2c/cartpole", [*TINY, "train.seed=1", "train.streams.init=2"], runs_dir=tmp_path, name="lone").train()

@@ -14,12 +14,13 @@ Sides are called A, B, … in the order given; A is the one that the others are 
 # %% auto #0
 __all__ = ['Row', 'ALPHA', 'UNFAIR', 'Side', 'Contrast', 'signed_ranks', 'contrast', 'settled', 'sentence', 'holm', 'value_of',
            'split_argument', 'side_label', 'make_side', 'letter', 'sides_of', 'conditions_of', 'differing_facts',
-           'unfair', 'Comparison', 'side_row', 'warnings_about', 'in_digits', 'range_text', 'aligned',
+           'mixed_facts', 'unfair', 'Comparison', 'side_row', 'warnings_about', 'in_digits', 'range_text', 'aligned',
            'comparison_text', 'compare_sides', 'draw_seeds', 'draw_profiles', 'comparison_figure']
 
 # %% ../../nbs/78_evidence.compare.ipynb #14449dfc
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,6 +82,8 @@ class Side:
         return {world: normalized(v, world) for world, v in found.items()} if scaled else found
 
 # %% ../../nbs/78_evidence.compare.ipynb #9e3727e4
+ALPHA = .05   # below it, chance is refused
+
 @dataclass(frozen=True)
 class Contrast:
     """One side against the first
@@ -151,6 +154,7 @@ def contrast(
     paired: bool = False,                         # test by pairs of seeds
     lower: bool = False,                          # less is better
     scaled: bool = False,                         # on the scale from random to good
+    questions: int = 1,                           # contrasts that are asked together: the more, the more seeds it takes to settle each
 ) -> Contrast:                                    # whatever the number of seeds
     """By how much, how often, by chance?
 
@@ -162,6 +166,7 @@ def contrast(
         paired: test by pairs of seeds
         lower: less is better
         scaled: on the scale from random to good
+        questions: contrasts that are asked together: the more, the more seeds it takes to settle each
 
     Returns:
         whatever the number of seeds
@@ -178,13 +183,11 @@ def contrast(
     found = Contrast(base.name, side.name, difference(x, y, statistic, level) if seeds > 1 else None, float(statistic(x) - statistic(y)),
                      probability_of_improvement(better, worse), improvement_interval(better, worse, level),
                      permutation_test(left, right, paired), paired, sum(len(a) for a, _ in common), *((less, more) if lower else (more, less)), seeds,
-                     seeds_needed(*ranks) if seeds > 1 else None, lower)
+                     seeds_needed(*ranks, alpha=ALPHA / questions) if seeds > 1 else None, lower)
     ahead = sum(a.mean() for a in left) - sum(b.mean() for b in right)
     return replace(found, agrees=bool((ahead > 0) != lower if found.better == side.name else (ahead < 0) != lower))
 
 # %% ../../nbs/78_evidence.compare.ipynb #b0550926
-ALPHA = .05   # below it, chance is refused
-
 def settled(
     c: Contrast,          # one side against the first
     p: float | None = None,  # its p-value after correction; None: as it is
@@ -219,27 +222,30 @@ def sentence(
     pairs = f', ahead in {ahead} of {c.pairs} seeds' if c.pairs else ''
     if c.middle == 0 and c.wins == .5: return f'{c.base} and {c.side} are alike in {"these" if c.seeds > 1 else "this"} {c.seeds} seed{"s" * (c.seeds > 1)}'
     if c.seeds < 2: return f'{c.better} is ahead, but a side with a single seed says nothing about other seeds; run five or more of each: rlstudio study CONFIG --seeds 1-5'
-    if settled(c, p): return f'{c.better} is better: a run of it wins with probability {share:.2f}{pairs} (p = {p:.2g})'
+    other = c.base if c.better == c.side else c.side
+    if settled(c, p): return f'{c.better} is better than {other}: a run of it wins with probability {share:.2f}{pairs} (p = {p:.2g})'
 
     more = None if c.needed is None else max(c.needed - c.seeds, 1)
     wanted = 'more than 1,000 seeds a side would be needed to see a difference this small' if more is None else f'about {more} more seed{"s" * (more > 1)} a side would settle it'
-    return f'{c.better} seems better, with probability {share:.2f}{pairs}, but chance alone does as much (p = {p:.2g}); {wanted}'
+    return f'{c.better} seems better than {other}, with probability {share:.2f}{pairs}, but chance alone does as much (p = {p:.2g}); {wanted}'
 
 # %% ../../nbs/78_evidence.compare.ipynb #4f171db1
 def holm(
-    p: Sequence[float],  # (K,)
-) -> list[float]:        # (K,), in the same order, each at least as large as before
+    p: Sequence[float],      # (K,)
+    questions: int = 0,      # that could have been asked, if p are those that looked best; 0: these K
+) -> list[float]:            # (K,), in the same order, each at least as large as before
     """P-values of several questions, so that one false alarm among all of them is as rare as promised (Holm 1979)
 
     Args:
         p: (K,)
+        questions: that could have been asked, if p are those that looked best; 0: these K
 
     Returns:
         (K,), in the same order, each at least as large as before
     """
-    found, largest = [0.] * len(p), 0.
+    found, largest, questions = [0.] * len(p), 0., max(questions, len(p))
     for rank, k in enumerate(sorted(range(len(p)), key=lambda k: p[k])):
-        largest = max(largest, min(1., p[k] * (len(p) - rank)))
+        largest = max(largest, min(1., p[k] * (questions - rank)))
         found[k] = largest
     return found
 
@@ -366,8 +372,9 @@ def sides_of(
     return [make_side(letter(k), label, parts, metric) for k, (label, (_, parts)) in enumerate(zip(labels, found))], {k: v for _, t in tables for k, v in t.broken.items()}
 
 # %% ../../nbs/78_evidence.compare.ipynb #0b376059
-UNFAIR = ('train.total_steps', 'eval.', 'env.')   # keys that change what is measured, not how it is reached
-_OWN = ('run', 'name', 'study', 'arm', 'seed', 'steps', 'created', 'seconds', 'weights', 'score', 'score_std', 'episodes', 'goal', 'solved', 'untrained', 'status', 'code')
+UNFAIR = ('train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.episodes', 'eval.greedy', 'eval.max_steps',
+          'env.id', 'env.kwargs', 'env.eval_kwargs', 'env.max_episode_steps', 'env.reset_options', 'env.wrappers')   # keys that change what is measured, not how it is reached
+_OWN = ('run', 'name', 'study', 'arm', 'seed', 'steps', 'created', 'seconds', 'weights', 'score', 'score_std', 'episodes', 'goal', 'solved', 'stopped', 'untrained', 'status', 'code')
 
 def conditions_of(
     row: Row,                # a run's
@@ -402,6 +409,22 @@ def differing_facts(
     values = {k: [sorted({text(facts.get(k)) for facts in side}) for side in found] for k in names}
     worlds = len({frozenset(side.scores) for side in sides}) == 1
     return {k: v for k, v in values.items() if any(side != v[0] for side in v) and not (k in ('env', 'env.id') and worlds)}
+
+def mixed_facts(
+    side: Side,                     # any
+) -> dict[str, dict[str, int]]:     # fact → value → runs; only where the runs of the side differ
+    """Engines, levels and versions that are not the same in all runs of one side
+
+    Args:
+        side: any
+
+    Returns:
+        fact → value → runs; only where the runs of the side differ
+    """
+    found = [conditions_of(row) for row in side.rows]
+    names = dict.fromkeys(k for facts in found for k in facts if k in ('engine', 'level') or k.startswith('version of '))
+    counts = {k: Counter(str(facts.get(k) or 'not known') for facts in found) for k in names}
+    return {k: dict(sorted(count.items())) for k, count in counts.items() if len(count) > 1}
 
 def unfair(
     names: Sequence[str],  # of facts that differ
@@ -515,9 +538,14 @@ def warnings_about(
     if odd := unfair(list(c.differs)): yield f'{", ".join(odd)} differ{"s" * (len(odd) == 1)}: this compares two questions, not two answers'
     for s in c.sides:
         if s.missing: yield f'{s.name}: {len(s.missing)} of {len(s.rows)} runs have no {c.metric} ({", ".join(sorted(set(s.missing.values())))}) and are left out, which flatters it if they failed'
+        if odd_facts := mixed_facts(s):
+            said = [f'{k} ({", ".join(f"{v}: {count}" for v, count in found.items())})' for k, found in odd_facts.items()]
+            yield f'{s.name}: its own runs are not alike in {", ".join(said[:3])}{"; …" * (len(said) > 3)}: these are two things under one name'
+        if early := Counter(str(row.get('stopped')) for row in s.rows if row.get('stopped')):
+            yield f'{s.name}: {early.total()} of {len(s.rows)} runs were stopped early ({early.most_common(1)[0][0][:80]}), and their score is that of fewer steps'
     for row in c.rows():
         if row['interval'] and row['interval']['note']: yield f'{row["side"]}: {row["interval"]["note"]}'
-    if len(c.contrasts) > 1: yield f'{len(c.contrasts)} sides against one: p-values are corrected for it (Holm)'
+    if len(c.contrasts) > 1: yield f'{len(c.contrasts)} sides against one: p-values are corrected for it (Holm), and so are the seeds that would settle it'
     for folder, why in c.broken.items(): yield f'{folder}: cannot be read, {why}'
 
 # %% ../../nbs/78_evidence.compare.ipynb #901eaa94
@@ -616,7 +644,7 @@ def compare_sides(
     worlds = list(sides[0].scores)
     scaled = len(worlds) > 1
     if scaled and metric not in ('score', 'area'): raise StatsError(f'metric: {metric} of {len(worlds)} worlds has no common scale; compare one world at a time')
-    found = tuple(contrast(sides[0], side, STATISTICS[statistic], level, paired, lower, scaled) for side in sides[1:])
+    found = tuple(contrast(sides[0], side, STATISTICS[statistic], level, paired, lower, scaled, len(sides) - 1) for side in sides[1:])
     return Comparison(metric, statistic, level, tuple(sides), found, tuple(holm([c.p for c in found])), differing_facts(sides), broken, scaled)
 
 # %% ../../nbs/78_evidence.compare.ipynb #f24998f1

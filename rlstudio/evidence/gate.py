@@ -15,9 +15,9 @@ A sound library fails the whole gate less than once in a thousand times, however
 # %% auto #0
 __all__ = ['RETURN', 'LATE', 'SILENT', 'QUICK', 'CONFIRM', 'ALARM', 'FAIL', 'Baseline', 'TrainSeeds', 'GateError', 'measures_of',
            'measure_training', 'rank_sums', 'rank_test', 'Surprise', 'effect_on', 'surprises', 'GateCell', 'lock_hash',
-           'as_cell', 'baseline_path', 'read_baseline', 'baseline_text', 'fresh_seeds', 'CellVerdict', 'one_verdict',
-           'train_here', 'check_cell', 'missing_measures', 'changes_since', 'GateReport', 'join_workspace',
-           'train_apart', 'chosen_trainings', 'run_gate', 'measure_cells', 'review_line']
+           'as_cell', 'packaged_baselines', 'baseline_path', 'read_baseline', 'baseline_text', 'fresh_seeds',
+           'CellVerdict', 'one_verdict', 'train_here', 'check_cell', 'missing_measures', 'changes_since', 'GateReport',
+           'join_workspace', 'train_apart', 'chosen_trainings', 'run_gate', 'measure_cells', 'review_line']
 
 # %% ../../nbs/80_evidence.gate.ipynb #c8636711
 import hashlib
@@ -36,17 +36,18 @@ import numpy as np
 
 import rlstudio
 from ..core.arithmetic import changed_facts, identity, identity_key
-from ..core.files import MAX_JSON_FILE, Needed, check_shape, json_value, put_file, read_file
+from ..core.files import MAX_JSON_FILE, Needed, check_shape, json_value, printable, put_file, read_file
 from ..core.options import Config, config_from_dict, config_hash, diff, to_dict
 from ..core.registry import imported, suggest
 from .drift import same_arithmetic
+from .study import seed_list
 from ..runs.config import any_config, config_file, load_settings, open_workspace, short_name
 from ..runs.folder import versions
 from ..train.trainer import Callback, Trainer
 
 # %% ../../nbs/80_evidence.gate.ipynb #eb4ab744
 RETURN, LATE = 'return', 'late return'                 # measures of which more is better
-SILENT = ('step', 'speed/', 'schedule/', 'train/', 'episode/')   # parts of a record that say nothing about how it learns
+SILENT = ('step', 'speed/', 'time/', 'schedule/', 'train/', 'episode/')   # parts of a record that say nothing about how it learns
 
 class GateError(ValueError):
     "A baseline or a training of it is wrong"
@@ -275,6 +276,15 @@ def as_cell(
     return GateCell(config, tuple(overrides), resolved, made, tuple(seeds), {m: tuple(f[m] for f in measures) for m in names})
 
 # %% ../../nbs/80_evidence.gate.ipynb #1eb6d791
+def packaged_baselines() -> dict[str, Path]:  # name → file
+    """The baselines that come with the package, or with its repository
+
+    Returns:
+        name → file
+    """
+    package = Path(rlstudio.__file__).parent
+    return {p.stem: p for home in (package.parent, package) for p in sorted((home / 'evidence' / 'gates').glob('*.json'))}
+
 def baseline_path(
     given: str | Path,  # a file, or the name of one that comes with the package
 ) -> Path:              # perhaps of no file yet
@@ -286,9 +296,8 @@ def baseline_path(
     Returns:
         perhaps of no file yet
     """
-    package, name = Path(rlstudio.__file__).parent, f'{short_name(str(given))}.json'
-    ours = [p for p in (package / 'evidence' / 'gates' / name, package.parent / 'evidence' / 'gates' / name) if p.is_file()]
-    return Path(given) if Path(given).exists() or not ours else ours[0]
+    ours = packaged_baselines().get(short_name(str(given)))
+    return Path(given) if Path(given).exists() or not ours else ours
 
 _SHAPE = {'format': Needed(int), 'cells': Needed({'*': {'config': Needed(str), 'overrides': Needed([str]), 'resolved': Needed(dict), 'made': Needed(dict),
                                                         'seeds': Needed([int]), 'scores': Needed({'*': [float]})}})}
@@ -305,6 +314,7 @@ def read_baseline(
         at least one training
     """
     path = baseline_path(path)
+    if not path.exists() and 'did you mean' in (near := suggest(short_name(str(path)), packaged_baselines())): raise GateError(f'{path}: no such file, and no packaged baseline{near}')
     try:
         read = json_value(read_file(path, MAX_JSON_FILE, links=True))
         check_shape(read, _SHAPE)
@@ -612,7 +622,7 @@ def measure_cells(
     overrides: Iterable[str] = (),   # section.key=value, for it
     name: str = '',                  # its name in the file; '': as the config is called
     cells: Iterable[str] = (),       # only these of the file; none: all
-    seeds: int = 30,                 # how many, from 1 on
+    seeds: Any = '1-30',             # as `seed_list` takes them, 10 or more
     jobs: int = 1,                   # processes
     progress: Callable[[int, int, str], None] | None = None,  # as in `run_gate`
 ) -> list[str]:                      # what was done, a line each
@@ -624,14 +634,15 @@ def measure_cells(
         overrides: section.key=value, for it
         name: its name in the file; '': as the config is called
         cells: only these of the file; none: all
-        seeds: how many, from 1 on
+        seeds: as `seed_list` takes them, 10 or more
         jobs: processes
         progress: as in `run_gate`
 
     Returns:
         what was done, a line each
     """
-    if seeds < 10: raise GateError(f'seeds: given {seeds}, expected 10 or more, such as 30: with fewer no change can be seen')
+    numbers = list(seed_list(seeds))
+    if len(numbers) < 10: raise GateError(f'seeds: given {len(numbers)} ({printable(str(seeds))[:40]}), expected 10 or more, such as 1-30: with fewer no change can be seen')
     path = baseline_path(path)
     if path.is_relative_to(Path(rlstudio.__file__).parent): raise GateError(f'{path}: given a baseline of the installed package, expected a file of yours; fix: rlstudio gate mine.json CONFIG --write')
     known = read_baseline(path) if path.exists() else {}
@@ -641,7 +652,6 @@ def measure_cells(
     for i, (key, (source, changes)) in enumerate(todo.items()):
         if progress: progress(i, len(todo), key)
         now = any_config(source, changes)[0] if config or config_file(source) else known[key].now()
-        numbers = list(range(1, seeds + 1))
         cell = as_cell(source, changes, numbers, train_apart(jobs)(to_dict(now), numbers))
         said.append(f'{key}: {review_line(known.get(key), cell)}')
         known[key] = cell

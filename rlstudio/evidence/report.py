@@ -37,7 +37,7 @@ import numpy as np
 
 from ..core.files import FileError, is_regular, put_file, read_file, safe
 from ..core.options import as_text
-from .compare import Contrast, Side, contrast, holm, make_side, settled
+from .compare import Contrast, Side, contrast, holm, make_side, sentence, settled
 from .search import importance, ranked, search_of, trials
 from .stats import Interval, interval, iqm, profile, profile_band
 from .study import is_study, read_plan
@@ -964,7 +964,7 @@ MAX_AGAINST = 20   # arms that are compared with the best one
 def against_best(
     found: Sequence[Arm],  # of one world, the best one first
 ) -> list[tuple[Arm, Contrast, float]]:  # the other arm; the best one against it; the corrected p-value
-    """The best arm against the others
+    """The best arm against the others; corrected for all pairs of arms, since the best one was chosen after looking
 
     Args:
         found: of one world, the best one first
@@ -974,8 +974,9 @@ def against_best(
     """
     def side(a: Arm) -> Side: return make_side(a.label, a.label, {a.label: a.scored}, 'score')
     others = [a for a in found[1:MAX_AGAINST + 1] if a.scores]
-    asked = [contrast(side(a), side(found[0]), iqm) for a in others]
-    return list(zip(others, asked, holm([c.p for c in asked])))
+    pairs = math.comb(sum(bool(a.scores) for a in found), 2)
+    asked = [contrast(side(a), side(found[0]), iqm, questions=pairs) for a in others]
+    return list(zip(others, asked, holm([c.p for c in asked], pairs)))
 
 def settled_by(
     c: Contrast,  # of two arms
@@ -990,6 +991,7 @@ def settled_by(
     Returns:
         a few words
     """
+    if c.middle == 0 and c.wins == .5: return 'alike'
     if settled(c, p): return 'settled'
     if c.needed is None: return 'more seeds' if c.seeds < 2 else 'more than 1,000 seeds a side'
     return f'about {max(c.needed, c.seeds + 1):,} seeds a side'
@@ -1007,7 +1009,8 @@ def against_html(
     """
     rows = [[a.label, c.middle, _line(_ends(c.gap)), round(c.wins, 3), _line(_ends(c.wins_range)), round(p, 5), settled_by(c, p)] for a, c, p in against_best(found)]
     head = ['against', 'ahead by (IQM)', '95 % interval', 'wins with probability', '95 % interval', 'p by chance', 'is it settled?']
-    return f'<p>{safe(found[0].label)} against the others:</p>' + table_html(head, rows) if rows else ''
+    chosen = f' It was chosen as the best after looking, so each p counts for all {math.comb(sum(bool(a.scores) for a in found), 2)} pairs of arms.' if len(rows) > 1 else ''
+    return f'<p>{safe(found[0].label)} against the others.{chosen}</p>' + table_html(head, rows) if rows else ''
 
 # %% ../../nbs/81_evidence.report.ipynb #9cba6ad3
 def verdict_of_arms(
@@ -1028,10 +1031,7 @@ def verdict_of_arms(
     reached = sum(s >= goal for s in best.scores) if goal is not None else 0
     mood = '' if goal is None else 'good' if reached == len(best.scores) else 'warn'
     if goal is not None: said += f'; {"all" if mood == "good" else f"{reached} of {len(best.scores)}"} reach the goal of {goal:,g}'
-    for other, c, p in against_best(found)[:1]:
-        if settled(c, p): said += f'. It beats {other.label}: a run of it wins with probability {c.wins:.2f} (p = {p:.2g})'
-        elif c.seeds < 2: said += f'. Whether it beats {other.label} cannot be said: one of them has a single seed'
-        else: said += f'. It seems ahead of {other.label} (probability {c.wins:.2f}), but chance alone does as much (p = {p:.2g}); it would take {settled_by(c, p)}'
+    for _, c, p in against_best(found)[:1]: said += f'. {sentence(c, p)}'
     return mood, said + '.'
 
 # %% ../../nbs/81_evidence.report.ipynb #d4b3b265

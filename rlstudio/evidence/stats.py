@@ -15,11 +15,11 @@ Scores are `(seeds,)` of one world, `(seeds, worlds)` of several, or a dict from
 # %% auto #0
 __all__ = ['Scores', 'STATISTICS', 'CUTS', 'SEEDS_WANTED', 'SIGNS', 'REFERENCES', 'StatsError', 'as_worlds', 'trimmed_mean',
            'iqm', 'mean_score', 'median_score', 'optimality_gap', 'student_cdf', 'student_quantile', 'Interval',
-           'bootstrap', 'standard_error', 'seeds_note', 'kind_of', 'interval', 'check_method', 'difference',
-           'same_worlds', 'probability_of_improvement', 'wilson_end', 'improvement_interval', 'relabelled',
-           'permutation_test', 'joint_ranks', 'pair_by_seed', 'effect_size', 'seeds_for_effect', 'seeds_needed',
-           'profile', 'profile_band', 'checked_curve', 'area_under_curve', 'steps_to', 'survival', 'median_steps',
-           'Reference', 'normalized', 'coverage']
+           'bootstrap', 'standard_error', 'seeds_note', 'width_note', 'kind_of', 'interval', 'check_method',
+           'difference', 'same_worlds', 'probability_of_improvement', 'wilson_end', 'improvement_interval',
+           'relabelled', 'permutation_test', 'joint_ranks', 'pair_by_seed', 'effect_size', 'seeds_for_effect',
+           'seeds_needed', 'profile', 'profile_band', 'checked_curve', 'area_under_curve', 'steps_to', 'survival',
+           'median_steps', 'Reference', 'normalized', 'coverage']
 
 # %% ../../nbs/74_evidence.stats.ipynb #8e4328c6
 import math
@@ -277,7 +277,7 @@ def standard_error(
     return np.sqrt(total)[()], np.maximum(dof, 1)[()]
 
 # %% ../../nbs/74_evidence.stats.ipynb #77ef13ac
-SEEDS_WANTED: dict[str, int] = dict(iqm=5, mean=10, bootstrap=20, improvement=5)   # from here on, an interval means about what it says
+SEEDS_WANTED: dict[str, int] = dict(iqm=5, mean=10, bootstrap=20, improvement=5)   # with fewer, an interval breaks its promise in some world of `benchmarks/intervals.py`; more is always better
 
 def seeds_note(
     seeds: int,  # of the world that has the fewest
@@ -293,7 +293,27 @@ def seeds_note(
         '' where there are enough
     """
     wanted = SEEDS_WANTED[kind]
+    if kind == 'iqm' and seeds == 4: return 'of 4 seeds, the middle half are two, so this interval is far wider than that of 5 (given 4)'
     return '' if seeds >= wanted else f'below {wanted} seeds this interval means less than it says (given {seeds})'
+
+def width_note(
+    low: float,                      # ends of the interval
+    high: float,
+    worlds: Sequence[np.ndarray],    # the scores behind it, (seeds,) each
+) -> str:                            # '' where it has a width
+    """What to think of an interval without width: equal scores hide what is rare
+
+    Args:
+        low: ends of the interval
+        worlds: the scores behind it, (seeds,) each
+
+    Returns:
+        '' where it has a width
+    """
+    if high > low: return ''
+    if any(np.ptp(w) for w in worlds): return 'the scores that count are equal, so this interval has no width: it says nothing about the others'
+    unseen = 1 - .05**(1 / min(w.shape[-1] for w in worlds))   # so common, and still missed by all seeds in 5 of 100 studies
+    return f'all scores are equal, so this interval has no width: up to {unseen:.0%} of other seeds could still score otherwise'
 
 def kind_of(
     method: str,                        # t or percentile
@@ -339,7 +359,7 @@ def interval(
         reach = student_quantile((1 + level) / 2, float(dof)) * error
         low, high = statistic(worlds) - reach, statistic(worlds) + reach
     else: low, high = np.quantile(bootstrap(worlds, statistic, draws, seed), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, how, fewest, seeds_note(fewest, kind_of(how, statistic)))
+    return Interval(float(low), float(high), level, how, fewest, width_note(low, high, worlds) or seeds_note(fewest, kind_of(how, statistic)))
 
 def check_method(
     method: str,                        # auto, t or percentile
@@ -397,7 +417,7 @@ def difference(
     else:
         drawn = bootstrap(xs, statistic, draws, seed) - bootstrap(ys, statistic, draws, seed + 1)
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, how, fewest, seeds_note(fewest, kind_of(how, statistic)))
+    return Interval(float(low), float(high), level, how, fewest, width_note(low, high, (*xs, *ys)) or seeds_note(fewest, kind_of(how, statistic)))
 
 def same_worlds(
     x: Scores,  # one side

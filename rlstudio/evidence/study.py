@@ -13,13 +13,14 @@ Each run is a normal run: exact, resumable, and with the bits that it would have
 
 # %% auto #0
 __all__ = ['Grid', 'STUDY_VERSION', 'STUDY_FILE', 'PROPOSER', 'searches', 'TellCell', 'Executor', 'executors', 'BUSY',
-           'PATIENCE_OF_DRIVER', 'RETRIES', 'ASKED', 'StudyError', 'seed_list', 'split_values', 'grid_of',
-           'grid_points', 'Cell', 'in_a_name', 'name_of_arm_at', 'plan', 'StudyPlan', 'plan_text', 'check_arm',
-           'is_study', 'study_values', 'read_plan', 'find_cell', 'begin_cell', 'run_cell', 'tail', 'steps_so_far',
-           'cell_outcome', 'is_finished', 'work_on_cell', 'CellProcess', 'stop_workers', 'Crew', 'run_local',
-           'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line', 'in_time', 'StudyProgress', 'ticking',
-           'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs', 'place_study', 'StudyStopped', 'Study',
-           'default_jobs', 'sweep_new', 'cell_line', 'is_study_file', 'asked_in', 'asked_study']
+           'PATIENCE_OF_DRIVER', 'RETRIES', 'BUSY_CELL', 'KILLED', 'ASKED', 'StudyError', 'seed_list', 'split_values',
+           'grid_of', 'grid_points', 'Cell', 'in_a_name', 'name_of_arm_at', 'plan', 'StudyPlan', 'plan_text',
+           'check_arm', 'is_study', 'study_values', 'read_plan', 'find_cell', 'off_plan', 'begin_cell', 'note_unbegun',
+           'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome', 'is_finished', 'work_on_cell',
+           'CellProcess', 'stop_workers', 'hand_over', 'run_local', 'array_bytes', 'run_bytes', 'size_of_run',
+           'in_words', 'disk_line', 'in_time', 'StudyProgress', 'ticking', 'arm_rows', 'arm_line', 'arm_names',
+           'make_plan', 'what_differs', 'place_study', 'StudyStopped', 'Study', 'default_jobs', 'sweep_new',
+           'cell_line', 'is_study_file', 'asked_in', 'check_no_typo', 'asked_study']
 
 # %% ../../nbs/76_evidence.study.ipynb #5fb579af
 import hashlib
@@ -43,11 +44,11 @@ from typing import IO, Any, Self
 import numpy as np
 import torch
 
-from ..core.files import FileError, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file
+from ..core.files import FileError, Needed, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json
 from ..core.options import Config, ConfigError, as_text, diff, plain, to_dict
 from ..core.registry import Registry, imported, suggest
 from .stats import interval, iqm
-from ..runs.config import Overrides, any_config, as_overrides, load_config, load_settings, open_workspace, short_name, to_yaml, with_overrides, with_section
+from ..runs.config import Overrides, any_config, as_overrides, config_file, load_config, load_settings, open_workspace, short_name, to_yaml, with_overrides, with_section
 from ..runs.folder import BusyError, RunError, RunFolder, check_run_name, is_busy, now, put_folder, read_record
 from ..runs.run import Run, begin_folder, make_trainer
 from ..runs.yaml import MAX_BYTES, read_yaml, write_yaml
@@ -145,11 +146,13 @@ class Cell:
         config: complete, with its seed
         folder: inside of the study's; it need not be there yet
         arm: the name without the seed
+        searched: keys that a search fills in: 'section.key'
     """
     name: str       # of its folder
     config: Config  # complete, with its seed
     folder: Path    # inside of the study's; it need not be there yet
     arm: str = ''   # the name without the seed
+    searched: tuple[str, ...] = ()   # keys that a search fills in: 'section.key'
 
     @property
     def state(self) -> str: "as `RunFolder.status`"; return RunFolder(self.folder).status if self.folder.is_dir() else 'new'  # as `RunFolder.status`
@@ -343,6 +346,25 @@ def find_cell(
     if '/' not in name and is_regular(begun / 'config.yaml'): return Cell(name, load_config(begun / 'config.yaml')[0], begun, re.sub(r'_s\d+$', '', name))
     raise StudyError(f'{folder}: no cell {printable(name, lines=False)[:100]!r}{suggest(name, cells) if len(cells) < 100 else ""}')
 
+def off_plan(
+    cell: Cell,  # planned
+) -> str:        # '': the run in its folder is the planned one, or there is none yet
+    """Why the run in a cell's folder is not the one that its study means
+
+    Args:
+        cell: planned
+
+    Returns:
+        '': the run in its folder is the planned one, or there is none yet
+    """
+    if not os.path.lexists(cell.folder): return ''
+    file = own_folder(cell.folder) / 'config.yaml'
+    if not is_regular(file): return f'{cell.folder}: this exists, and is no run (it has no config.yaml); put that back from a copy, or remove the folder'
+    if read_file(file, MAX_BYTES) == to_yaml(cell.config).encode(): return ''
+    changed = [k for k in diff(load_config(file)[0], cell.config) if not any(f'{k}.'.startswith(f'{free}.') for free in cell.searched)]
+    return f'{cell.folder}: this run differs from the plan of its study in {", ".join(changed[:3])}; move it out of the study, and the study makes its own' if changed else ''
+
+# %% ../../nbs/76_evidence.study.ipynb #8eeef3d5
 def begin_cell(
     folder: Path,    # of the run; its study's folder is there
     config: Config,  # of it
@@ -355,9 +377,22 @@ def begin_cell(
     """
     if not os.path.lexists(folder):
         with suppress(FileExistsError): put_folder(folder, lambda new: begin_folder(new, config, None, None))
-    if not is_regular(own_folder(folder) / 'config.yaml'): raise StudyError(f'{folder}: this exists, and is no run (it has no config.yaml); remove it')
-    if changed := diff(load_config(folder / 'config.yaml')[0], config):
-        raise StudyError(f'{folder}: this run differs from the plan of its study in {", ".join(changed[:3])}; move it out of the study, and the study makes its own')
+    if odd := off_plan(Cell(folder.name, config, folder)): raise StudyError(odd)
+
+def note_unbegun(
+    folder: Path,  # of a cell; it was not made
+    why: str,      # what went wrong
+) -> Path:         # of the note, in `logs/` of the study; `cell_outcome` reads it
+    """Keep word of a run that failed before it had a folder
+
+    Args:
+        folder: of a cell; it was not made
+        why: what went wrong
+
+    Returns:
+        of the note, in `logs/` of the study; `cell_outcome` reads it
+    """
+    return put_file(own_folder(folder.parent / 'logs', make=True) / f'{folder.name}.failed.json', json.dumps(dict(status='failed', error=why)).encode())
 
 def run_cell(
     study_folder: str,                    # of a study
@@ -382,7 +417,10 @@ def run_cell(
         begin_cell(cell.folder, cell.config)
         return Run.open(cell.folder, settings=settings).train([*more, *callbacks], display='silent')
     cell, search = find_cell(study_folder, name), read_plan(study_folder).search
-    return searches.get(PROPOSER)['run'](study_folder, cell, train) if search else train(cell)
+    try: return searches.get(PROPOSER)['run'](study_folder, cell, train) if search else train(cell)
+    except Exception as e:
+        if not os.path.lexists(cell.folder): note_unbegun(cell.folder, f'{type(e).__name__}: {e}')
+        raise
 
 # %% ../../nbs/76_evidence.study.ipynb #736c2563
 def tail(
@@ -434,25 +472,43 @@ def cell_outcome(
         `status`, and the summary of a completed run, or `error`
     """
     try:
+        if not folder.is_dir():
+            noted = read_json(folder.parent / 'logs' / f'{folder.name}.failed.json', shape=dict(error=Needed(str)))
+            return dict(status='failed', error=printable(noted['error'], lines=False)[:300]) if noted else dict(status='new', error=why)
         files = RunFolder(folder)
-        status = files.status if folder.is_dir() else 'new'
+        status = files.status
         if status == 'completed' and (result := files.read('result.json')): return dict(result) | dict(status=status)
         return dict(status=status, error=(files.manifest.get('error') if status == 'failed' else '') or why)
     except (RunError, FileError) as e: return dict(status='damaged', error=str(e))
 
+def planned_outcome(
+    cell: Cell,       # planned
+) -> dict[str, Any]:  # as `cell_outcome`; damaged, if another run is in its place
+    """How a planned cell stands: only the run that the study means counts
+
+    Args:
+        cell: planned
+
+    Returns:
+        as `cell_outcome`; damaged, if another run is in its place
+    """
+    try: odd = off_plan(cell)
+    except (ConfigError, RunError, FileError) as e: odd = str(e)
+    return dict(status='damaged', error=odd) if odd else cell_outcome(cell.folder)
+
 def is_finished(
-    folder: Path,  # of a cell
-) -> bool:         # is there nothing left to do, not even to close its record of hashes?
+    cell: Cell,  # planned
+) -> bool:       # is there nothing left to do, not even to close its record of hashes?
     """Has a cell ended?
 
     Args:
-        folder: of a cell
+        cell: planned
 
     Returns:
         is there nothing left to do, not even to close its record of hashes?
     """
-    if cell_outcome(folder)['status'] != 'completed': return False
-    record = read_record(folder)
+    if planned_outcome(cell)['status'] != 'completed': return False
+    record = read_record(cell.folder)
     return record is None or record.sealed
 
 # %% ../../nbs/76_evidence.study.ipynb #e5fddfb2
@@ -546,85 +602,67 @@ def stop_workers(
 
 # %% ../../nbs/76_evidence.study.ipynb #0b1a6262
 RETRIES = 2
+BUSY_CELL, KILLED = 'busy', 'its process was killed by '   # what an executor says of a cell that another process works on; and how a death begins
 
-class Crew:
-    "The workers of one driver"
-    def __init__(self,
-        study_folder: str,     # of a study
-        names: Sequence[str],  # of its cells
-        told: TellCell,            # hears of each cell
-    ):
-        """
-        Args:
-            study_folder: of a study
-            names: of its cells
-            told: hears of each cell
-        """
-        self.folder, self.queue, self.told = study_folder, deque(names), told
-        self.running, self.deaths, self.later = dict[str, CellProcess](), Counter[str](), dict[str, float]()
+def hand_over(
+    study_folder: str,             # of a study
+    names: Sequence[str],          # of its cells
+    jobs: int,                     # at a time
+    told: TellCell,                # hears of each cell
+    begin: Callable[[str], Any],   # hands a cell over, and returns a handle
+    look: Callable[[Any], str | None],       # None: under way; else `BUSY_CELL`, `KILLED` and by what, or its last words
+    stop: Callable[[Iterable[Any]], object], # ends what is under way
+    pause: float = .2,             # s, between two looks
+) -> None:
+    """Bring cells to their end, wherever they run: the loop of every executor
 
-    def __bool__(self) -> bool: return bool(self.queue or self.running or self.later)   # is there anything to do?
-
-    def start(self) -> None:
-        "Start the next cell, unless there is nothing to do for it, or another process is at it"
-        name = self.queue.popleft()
-        folder = Path(self.folder, name)
-        if is_busy(folder): self.put_aside(name)
-        elif is_finished(folder): self.told(name, cell_outcome(folder))   # somebody else has done it meanwhile
-        else:
-            self.running[name] = CellProcess(self.folder, name)
-            self.told(name, dict(status='running'))
-
-    def put_aside(self,
-        name: str,  # of a cell that another process works on
-    ) -> None:
-        """Look again in a second
-
-        Args:
-            name: of a cell that another process works on
-        """
-        self.later[name] = time.monotonic() + 1
-        self.told(name, dict(status='busy', error='another process works on it'))
-
-    def settle(self,
-        name: str,  # of a cell whose worker has ended
-        code: int,  # its exit code
-    ) -> None:
-        """Tell how a cell has ended, or begin it again
-
-        Args:
-            name: of a cell whose worker has ended
-            code: its exit code
-        """
-        out = cell_outcome(Path(self.folder, name), self.running.pop(name).last_words())
-        if code == BUSY: return self.put_aside(name)
-        if code < 0 and out['status'] != 'completed':
-            self.deaths[name] += 1
-            again = self.deaths[name] <= RETRIES
-            out = dict(status='killed' if again else 'failed', error=f'its process was killed by {signal.Signals(-code).name}{"; begun again" if again else f", {RETRIES + 1} times"}')
-            if again: self.queue.append(name)
+    Args:
+        study_folder: of a study
+        names: of its cells
+        jobs: at a time
+        told: hears of each cell
+        begin: hands a cell over, and returns a handle
+        look: None: under way; else `BUSY_CELL`, `KILLED` and by what, or its last words
+        stop: ends what is under way
+        pause: s, between two looks
+    """
+    queue, running, later, deaths = deque(names), dict[str, Any](), dict[str, float](), Counter[str]()
+    planned = {c.name: c for c in read_plan(study_folder).cells(study_folder)}
+    def put_aside(name: str) -> None:
+        later[name] = time.monotonic() + 1
+        told(name, dict(status='busy', error='another process works on it'))
+    def start(name: str) -> None:
+        if is_busy(Path(study_folder, name)): return put_aside(name)
+        if name in planned and is_finished(planned[name]): return told(name, cell_outcome(planned[name].folder))   # somebody else has done it meanwhile
+        running[name] = begin(name)
+        told(name, dict(status='running'))
+    def settle(name: str, word: str) -> None:
+        del running[name]
+        if word == BUSY_CELL: return put_aside(name)
+        out = cell_outcome(Path(study_folder, name), word)
+        if word.startswith(KILLED) and out['status'] != 'completed':
+            deaths[name] += 1
+            again = deaths[name] <= RETRIES
+            out = dict(status='killed' if again else 'failed', error=f'{word}{"; begun again" if again else f", {RETRIES + 1} times"}')
+            if again: queue.append(name)
         elif out['status'] not in ('completed', 'interrupted'): out['status'] = 'failed'
-        self.told(name, out)
+        told(name, out)
+    try:
+        while queue or running or later:
+            for name in [n for n, t in later.items() if t < time.monotonic()]: later.pop(name); queue.append(name)
+            while queue and len(running) < jobs: start(queue.popleft())
+            for name, word in [(n, w) for n, handle in running.items() if (w := look(handle)) is not None]: settle(name, word)
+            time.sleep(pause)
+    finally:
+        if running: told('', dict(status='stopping: each run saves a checkpoint'))
+        stop(running.values())
 
-    def look(self,
-        jobs: int,  # processes at a time
-    ) -> None:
-        """Once around
-
-        Args:
-            jobs: processes at a time
-        """
-        for name in [n for n, t in self.later.items() if t < time.monotonic()]:
-            self.later.pop(name)
-            self.queue.append(name)
-        while self.queue and len(self.running) < jobs: self.start()
-        for name, code in [(n, c) for n, w in self.running.items() if (c := w.ended()) is not None]: self.settle(name, code)
-
+# %% ../../nbs/76_evidence.study.ipynb #518fb497
 def run_local(
     study_folder: str,     # of a study
     names: Sequence[str],  # of its cells
     jobs: int,             # processes at a time
-    told: TellCell,            # hears of each cell
+    told: TellCell,        # hears of each cell
 ) -> None:
     """Run cells in processes of this machine, each in one of its own
 
@@ -634,14 +672,11 @@ def run_local(
         jobs: processes at a time
         told: hears of each cell
     """
-    crew = Crew(study_folder, names, told)
-    try:
-        while crew:
-            crew.look(jobs)
-            time.sleep(.05)
-    finally:
-        if crew.running: told('', dict(status='stopping: each run saves a checkpoint'))
-        stop_workers(crew.running.values())
+    def look(worker: CellProcess) -> str | None:
+        code = worker.ended()
+        if code is None: return None
+        return BUSY_CELL if code == BUSY else KILLED + signal.Signals(-code).name if code < 0 else worker.last_words()
+    hand_over(study_folder, names, jobs, told, lambda name: CellProcess(study_folder, name), look, stop_workers, pause=.05)
 
 # %% ../../nbs/76_evidence.study.ipynb #eb7bfbea
 def array_bytes(
@@ -754,7 +789,7 @@ class StudyProgress:
             clock: s
         """
         self.cells, self.clock = {c.name: c for c in cells}, clock
-        self.status = {c.name: 'completed' if is_finished(c.folder) else 'new' for c in cells}
+        self.status = {c.name: 'completed' if is_finished(c) else 'new' for c in cells}
         self.errors: dict[str, str] = {}   # of cells that failed
         self.steps = {c.name: c.config.train.total_steps if self.status[c.name] == 'completed' else steps_so_far(c.folder) for c in cells}
         self.total = sum(c.config.train.total_steps for c in cells)
@@ -838,18 +873,18 @@ def ticking(
 # %% ../../nbs/76_evidence.study.ipynb #789ce7f7
 def arm_rows(
     cells: Sequence[Cell],  # of a study
-) -> list[dict[str, Any]]:  # arm, runs, done, failed, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
+) -> list[dict[str, Any]]:  # arm, env, runs, done, failed, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
     """The results of a study, a row for each arm and point of the grid
 
     Args:
         cells: of a study
 
     Returns:
-        arm, runs, done, failed, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
+        arm, env, runs, done, failed, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
     """
-    rows = {c.arm: dict[str, Any](arm=c.arm, runs=0, done=0, failed=0, scores={}, goal=None, solved=None) for c in cells}
+    rows = {c.arm: dict[str, Any](arm=c.arm, env=c.config.env.id, runs=0, done=0, failed=0, scores={}, goal=None, solved=None) for c in cells}
     for c in cells:
-        out, row = cell_outcome(c.folder), rows[c.arm]
+        out, row = planned_outcome(c), rows[c.arm]
         row['runs'] += 1
         row['done'] += out['status'] == 'completed'
         row['failed'] += out['status'] in ('failed', 'damaged')
@@ -1076,7 +1111,7 @@ class Study:
         Returns:
             as `results`
         """
-        execute, todo, progress = executors.get(executor), [c for c in self.cells if not is_finished(c.folder)], StudyProgress(self.cells)
+        execute, todo, progress = executors.get(executor), [c for c in self.cells if not is_finished(c)], StudyProgress(self.cells)
         sweep_new(self.folder)
         self.errors = progress.errors
         with ticking(progress, stream) as say:
@@ -1161,6 +1196,19 @@ def asked_in(
     given = dict(configs=values['arms'], overrides=values.get('set') or (), seeds=values.get('seeds'), grid=values.get('grid'), name=values.get('name'), search=values.get('search'))
     return {k: v for k, v in given.items() if v}
 
+def check_no_typo(
+    word: str,       # neither a config nor a study
+    runs_dir: Path,  # where studies live
+) -> None:
+    """Refuse a word that is nearly the name of a study
+
+    Args:
+        word: neither a config nor a study
+        runs_dir: where studies live
+    """
+    near = suggest(word, [p.parent.name for p in runs_dir.glob(f'[!.]*/{STUDY_FILE}')])
+    if 'did you mean' in near: raise StudyError(f'{word}: no study and no config{near}; see: rlstudio list studies')
+
 def asked_study(
     words: Sequence[str],        # as typed: configs and section.key=value; or one study: its folder, its name, or a file
     seeds: str | None = None,    # as `seed_list` takes them
@@ -1194,5 +1242,6 @@ def asked_study(
         return Study(home) if more == plan else Study(*place_study(more, home.parent, home.name))
     typed = dict(overrides=changes, seeds=seeds, grid=grid_of(grid), name=name, search=search, runs_dir=runs_dir)
     asked = asked_in(Path(old)) if old and is_study_file(old) else dict(configs=given)
+    if old and not is_study_file(old) and not config_file(old): check_no_typo(old, Path(runs_dir or load_settings().runs_dir))
     if asked.get('overrides'): typed['overrides'] = [*as_overrides(asked['overrides']), *changes]
     return Study.from_configs(**asked | {k: v for k, v in typed.items() if v})

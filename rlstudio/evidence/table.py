@@ -18,7 +18,7 @@ __all__ = ['RUN_FILES', 'VARIED', 'STEM', 'KEPT_FROM', 'RACY', 'KEPT_VERSION', '
            'facts_or_reason', 'stamps_of', 'kept_path', 'read_kept', 'keep', 'facts_of_all', 'facts_beside',
            'tidy_column', 'library_of_frames', 'frame_of', 'csv_text', 'parquet_bytes', 'write_table', 'arm_facts',
            'summary', 'summary_text', 'table_document', 'curve', 'smoothed', 'band', 'curves_of', 'draw_curves',
-           'draw_scores', 'draw_profile', 'plot_arms', 'shorter_label']
+           'draw_scores', 'draw_profile', 'plot_arms', 'shorter_labels']
 
 # %% ../../nbs/75_evidence.table.ipynb #efe71f6d
 import csv
@@ -220,7 +220,7 @@ def run_facts(
         run=str(folder), name=folder.name, study=study_of(folder), arm=None, algo=values['algo']['name'], env=values['env']['id'], seed=values['train']['seed'],
         status=status_now(folder, manifest.get('status', 'new')), level=manifest.get('level'), engine=manifest.get('engine'), steps=manifest.get('env_steps', result.get('total_steps')),
         score=result.get('eval_return_mean'), score_std=result.get('eval_return_std'), episodes=result.get('eval_episodes'), goal=result.get('goal'),
-        solved=result.get('solved'), untrained=result.get('untrained'), seconds=result.get('train_seconds'), created=manifest.get('created'),
+        solved=result.get('solved'), stopped=result.get('stopped_early'), untrained=result.get('untrained'), seconds=result.get('train_seconds'), created=manifest.get('created'),
         start=warm_start_of(manifest), code=manifest.get('versions', {}).get('code'), weights=result.get('weights_sha256'))
     config = {k: None if v == 'null' else metric_value(v) for k, v in flat_config(values).items() if v != '{}'}
     return {k: v if v is None or isinstance(v, bool | int | float | str) else as_text(v) for k, v in facts.items()} | config   # what a stranger wrote may be anything
@@ -382,7 +382,7 @@ def facts_or_reason(
 # %% ../../nbs/75_evidence.table.ipynb #51efdb0b
 KEPT_FROM = 20         # runs side by side: below that, reading is quick
 RACY = 2.0             # s: a change within that time may be hidden by the next one
-KEPT_VERSION = 1       # of the files in the cache folder
+KEPT_VERSION = 2       # of the files in the cache folder
 STAMPED = 'config.yaml', 'manifest.json', 'result.json', 'hashes.json'   # what a row is made of
 
 def stamps_of(
@@ -619,7 +619,7 @@ def write_table(
 def arm_facts(
     label: str,                   # of an arm
     group: list[dict[str, Any]],  # of `arms`
-) -> dict[str, Any]:              # arm, algo, env, seeds, scored, iqm, low, high, worst, best, solved; None where there is no number
+) -> dict[str, Any]:              # arm, algo, env, seeds, scored, stopped (early), iqm, low, high, worst, best, solved; None where there is no number
     """An arm in one line
 
     Args:
@@ -627,11 +627,11 @@ def arm_facts(
         group: of `arms`
 
     Returns:
-        arm, algo, env, seeds, scored, iqm, low, high, worst, best, solved; None where there is no number
+        arm, algo, env, seeds, scored, stopped (early), iqm, low, high, worst, best, solved; None where there is no number
     """
     scores = [row['score'] for row in group if row['score'] is not None]
     found = interval(scores) if len(scores) > 1 else None
-    return dict(arm=label, algo=group[0]['algo'], env=group[0]['env'], seeds=len(group), scored=len(scores), iqm=float(iqm(scores)) if scores else None,
+    return dict(arm=label, algo=group[0]['algo'], env=group[0]['env'], seeds=len(group), scored=len(scores), stopped=sum(bool(row['stopped']) for row in group), iqm=float(iqm(scores)) if scores else None,
                 low=found.low if found else None, high=found.high if found else None, worst=min(scores, default=None), best=max(scores, default=None),
                 solved=sum(row['solved'] is True for row in group) if any(row['goal'] is not None for row in group) else None)
 
@@ -664,6 +664,7 @@ def summary_text(
     rows = [('arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'solved')]
     for f in summary(table):
         seeds = f'{f["seeds"]}' if f['scored'] == f['seeds'] else f'{f["scored"]} of {f["seeds"]}'
+        if f['stopped']: seeds += ', stopped early' if f['stopped'] == f['seeds'] else f', {f["stopped"]} stopped early'
         rows.append((printable(f['arm'], lines=False), seeds, number(f['iqm']), f'{number(f["low"])} … {number(f["high"])}' if f['low'] is not None else '',
                      number(f['worst']), number(f['best']), '' if f['solved'] is None else f'{f["solved"]} of {f["scored"]}'))
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -892,8 +893,8 @@ def plot_arms(
     down = -(-max(1, len(worlds)) // across)
     figure = Figure(figsize=(6.4 if across == 1 else 4.6 * across, 3.4 * down), layout='constrained')
     for place, (env, groups) in enumerate(worlds.items() or [('no runs', {})], 1):
-        ax, best = figure.add_subplot(down, across, place), sorted(groups, key=lambda name: -(arm_facts(name, groups[name])['iqm'] or -np.inf))[:len(COLORS)]
-        drawn = {shorter_label(name, env): group for name, group in groups.items() if name in best}
+        ax, best = figure.add_subplot(down, across, place), sorted(groups, key=lambda name: -np.inf if (middle := arm_facts(name, groups[name])['iqm']) is None else middle, reverse=True)[:len(COLORS)]
+        drawn = dict(zip(shorter_labels([name for name in groups if name in best], env), [group for name, group in groups.items() if name in best]))
         if kind == 'curves': draw_curves(ax, drawn, metric, x, smoothing)
         else: DRAWINGS[kind](ax, drawn)
         ax.set_title(printable(env, lines=False) + (f': the best {len(drawn)} of {len(groups)} arms' if len(drawn) < len(groups) else ''), fontsize='medium', parse_math=False)
@@ -902,18 +903,19 @@ def plot_arms(
         for side in ('top', 'right'): ax.spines[side].set_visible(False)
     return figure
 
-def shorter_label(
-    label: str,  # of an arm
-    env: str,    # its world, which the title of the panel says
-) -> str:        # at most 60 characters
-    """A label beside a picture
+def shorter_labels(
+    labels: Sequence[str],  # of arms, each another
+    env: str,               # their world, which the title of the panel says
+) -> list[str]:             # at most 66 characters, each another one
+    """Labels beside a picture; of a long one the beginning and the end
 
     Args:
-        label: of an arm
-        env: its world, which the title of the panel says
+        labels: of arms, each another
+        env: their world, which the title of the panel says
 
     Returns:
-        at most 60 characters
+        at most 66 characters, each another one
     """
-    short = printable(label.replace(f' {env}', '', 1), lines=False)
-    return short if len(short) <= 60 else f'{short[:59]}…'
+    short = [printable(label.replace(f' {env}', '', 1), lines=False) for label in labels]
+    short = [s if len(s) <= 60 else f'{s[:24]}…{s[-35:]}' for s in short]
+    return [s if short.count(s) == 1 else f'{s} #{k}' for k, s in enumerate(short, 1)]

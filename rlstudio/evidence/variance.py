@@ -31,12 +31,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.files import is_regular, own_folder, put_file, read_file
+from ..core.files import is_regular, own_folder, printable, put_file, read_file
 from ..core.options import Config, stream_names
 from ..core.registry import algos, imported, suggest
 from ..core.seeding import make_generator
 from .stats import Interval, seeds_for_effect, student_quantile
-from .study import STUDY_FILE, Cell, Study, StudyError, StudyPlan, arm_names, begin_cell, cell_outcome, plan_text, run_cell
+from .study import STUDY_FILE, Cell, Study, StudyError, StudyPlan, arm_names, begin_cell, cell_outcome, plan_text, planned_outcome, run_cell, seed_list
 from ..runs.config import Overrides, any_config
 from ..runs.folder import now, put_folder
 from ..runs.pictures import BLUE, RED
@@ -512,7 +512,7 @@ def variance_report(
     Returns:
         of the pairs that have all their scores
     """
-    outs = {c.name: cell_outcome(c.folder) for c in study.cells}
+    outs = {c.name: planned_outcome(c) for c in study.cells}
     def score(name: str) -> float: return float(outs[name].get('eval_return_mean') or 0.) if outs[name].get('eval_return_mean') is not None else float('nan')
     def column(names: Iterable[str]) -> tuple[float, ...]: return tuple(score(name) for name in names)
     a, b = (column(f'{study.arm}_s{pair[i]}' for pair in study.pairs) for i in (0, 1))
@@ -641,7 +641,7 @@ def judged_apart(
 def measure_variance(
     config: Any,                      # a config: a name, a file, a run's folder, nested dicts
     overrides: Overrides = (),        # 'section.key=value', several, or {'section': {'key': value}}
-    pairs: int = 5,                   # of seeds, ≥ 2
+    seeds: Any = '1-10',              # as `seed_list` takes them; the first two are a pair, and so on
     streams: Sequence[str] | None = None,  # None: all of the algorithm
     name: str | None = None,          # of the study's folder; None: after the config
     runs_dir: str | Path | None = None,  # None: as the settings say
@@ -655,7 +655,7 @@ def measure_variance(
     Args:
         config: a config: a name, a file, a run's folder, nested dicts
         overrides: 'section.key=value', several, or {'section': {'key': value}}
-        pairs: of seeds, ≥ 2
+        seeds: as `seed_list` takes them; the first two are a pair, and so on
         streams: None: all of the algorithm
         name: of the study's folder; None: after the config
         runs_dir: None: as the settings say
@@ -667,14 +667,14 @@ def measure_variance(
     Returns:
         when all is done
     """
-    study = plan_variance(config, overrides, pairs, streams, name, runs_dir)
+    study = plan_variance(config, overrides, seeds, streams, name, runs_dir)
     run_cells(study, jobs, executor, stream)
     return variance_report(study, nothing_else(study, jobs, executor, stream) if checks else None)
 
 def plan_variance(
     config: Any,                      # as `measure_variance`
     overrides: Overrides = (),        # as `measure_variance`
-    pairs: int = 5,                   # as `measure_variance`
+    seeds: Any = '1-10',              # as `measure_variance`
     streams: Sequence[str] | None = None,  # as `measure_variance`
     name: str | None = None,          # as `measure_variance`
     runs_dir: str | Path | None = None,  # as `measure_variance`
@@ -684,7 +684,7 @@ def plan_variance(
     Args:
         config: as `measure_variance`
         overrides: as `measure_variance`
-        pairs: as `measure_variance`
+        seeds: as `measure_variance`
         streams: as `measure_variance`
         name: as `measure_variance`
         runs_dir: as `measure_variance`
@@ -692,12 +692,13 @@ def plan_variance(
     Returns:
         nothing has run yet
     """
-    if not 2 <= pairs <= 1000: raise StudyError(f'variance: given {pairs} pairs of seeds, expected 2 to 1000; each is {2 + len(streams or "12345")} runs')
+    numbers = seed_list(seeds)
+    if len(numbers) % 2 or not 4 <= len(numbers) <= 2000: raise StudyError(f'variance: given {len(numbers)} seed{"s" * (len(numbers) != 1)} ({printable(str(seeds))[:40]}), expected an even number from 4 to 2000, since they come in pairs: --seeds 1-10')
     made = any_config(config, overrides)[0]
     if not made.eval.episodes: raise StudyError('variance: given eval.episodes=0, so that no run has a score; expected at least one, such as eval.episodes=20')
     wanted = varied_streams(made, streams)
     arm = next(iter(arm_names(config)))
-    planned = Study.from_configs({arm: made}, (), range(1, 2 * pairs + 1), name=name or f'variance-{arm}', runs_dir=runs_dir)
+    planned = Study.from_configs({arm: made}, (), numbers, name=name or f'variance-{arm}', runs_dir=runs_dir)
     study = VarianceStudy(planned.folder, planned.plan)
     study.streams = wanted
     return study

@@ -115,7 +115,7 @@ def check_run(
         folder: perhaps a run's
     """
     if is_regular(folder / 'config.yaml'): return
-    try: names = [] if folder.exists() else [f.name for f in run_folders(load_settings().runs_dir)]
+    try: names = [] if folder.exists() else [p.parent.name for file in ('config.yaml', 'study.yaml') for p in Path(load_settings().runs_dir).glob(f'[!.]*/{file}')]
     except ValueError: names = []
     near = suggest(folder.name, names) if names else ''
     raise RunError(f'{folder}: not a run (it has no config.yaml){near if "did you mean" in near else ""}; see: rlstudio list runs')
