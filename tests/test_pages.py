@@ -219,10 +219,14 @@ def known_keys() -> set[str]:
 
 def known_commands() -> dict[str, set[str]]:
     "Command → its options"
-    group, found = typer.main.get_command(app), {}
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
-        command = command.real() if hasattr(command, "real") else command    # of a chapter behind that of the commands: imported when asked for
-        found[name] = {o for p in command.params for o in [*p.opts, *p.secondary_opts]} | {"--help"}
+    group, found = typer.main.get_command(app), dict[str, set[str]]()
+    at = typer.Context(group)
+    for name in group.list_commands(at):  # type: ignore[attr-defined]
+        command = group.get_command(at, name)  # type: ignore[attr-defined]
+        command = command.real() if hasattr(command, "real") else command    # of an entry point: imported when it is used
+        options = {o for p in command.params for o in [*p.opts, *p.secondary_opts]}
+        for below in getattr(command, "commands", {}).values(): options |= {o for p in below.params for o in [*p.opts, *p.secondary_opts]}
+        found[name] = options | {"--help"}
     return found
 
 
