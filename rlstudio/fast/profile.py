@@ -442,6 +442,7 @@ def profile_lines(
              f'{"place":<10} {"share":>6} {"µs a step":>10}', *(f'{place:<10} {x:>6.1%} {x / p.rate * 1e6:>10.2f}  {"█" * round(30 * x)}' for place, x in p.shares.items() if x >= .005), '',
              f'limit: {kind} ({share:.0%} of the time)' + ('' if p.fixed is None else f'; {p.fixed:.0%} of a gradient step does not depend on the rows')]
     if p.run: lines.append('the whole run: ' + ', '.join(f'{k} {s / sum(p.run.values()):.0%}' for k, s in p.run.items() if s >= .005 * sum(p.run.values())))
+    if p.engine == 'autograd' and p.facts.get('why'): lines.append(f'autograd computes, since: {p.facts["why"]}')
     for word, a in zip(('try', *['or'] * 9), p.tried or advice(p)):
         measured = '' if a.measured is None else f' (measured: {a.measured:.1f} ×)'
         lines += [f'{word:>5}: {a.change}, about {a.gain:.1f} × faster{measured}', f'       {a.why}; it keeps {a.keeps}']
