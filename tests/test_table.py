@@ -11,7 +11,19 @@ import pytest
 from support import run, said
 from test_listing import made, trained
 
-from rlstudio.evidence.table import KEPT_FROM, arms, curve, facts_beside, find_runs, kept_path, plot_arms, read_kept, read_table, run_facts, shorter_labels
+from rlstudio.evidence.table import (
+    KEPT_FROM,
+    arms,
+    curve,
+    facts_beside,
+    find_runs,
+    kept_path,
+    plot_arms,
+    read_kept,
+    read_table,
+    run_facts,
+    shorter_labels,
+)
 from rlstudio.runs.folder import RunError
 
 

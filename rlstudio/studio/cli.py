@@ -715,8 +715,8 @@ def variance_of(
             save_figure(report.plot(), plot)
         emit(report.to_dict() | dict(study=str(study.folder), plot=str(plot) if plot else None))
         if not as_json: speaker(False, False)(f'\n{report}' + (f'\n\nwritten: {plot}' if plot else ''))
-        if not all(report.same_bits.values()): raise typer.Exit(3)
-        if report.failed: raise typer.Exit(1)
+        if False in report.same_bits.values(): raise typer.Exit(3)
+        if report.failed or None in report.same_bits.values(): raise typer.Exit(1)
 
 # %% ../../nbs/84_studio.cli.ipynb #73d71f02
 def count_line(
