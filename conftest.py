@@ -1,4 +1,6 @@
-"Hooks of the whole test run: stored outputs of tutorials count as run, and the slowest notebooks are printed."
+"Hooks of the whole test run: stored outputs of tutorials count as run, and the slowest notebooks and files are printed."
+from collections.abc import Iterable
+
 import pytest
 from printed import Printed
 
@@ -23,8 +25,17 @@ def notebook_seconds(request: pytest.FixtureRequest) -> dict[str, float]:
     return request.config.stash[NOTEBOOK_SECONDS]
 
 
+def seconds_by_file(reports: Iterable[pytest.TestReport]) -> dict[str, float]:
+    "How long the tests of each file took together, set-up and tidying included"
+    total: dict[str, float] = {}
+    for r in reports:
+        name = r.nodeid.partition("::")[0]
+        total[name] = total.get(name, 0.0) + r.duration
+    return total
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    seconds = sorted(config.stash[NOTEBOOK_SECONDS].items(), key=lambda kv: -kv[1])
-    if not seconds: return
-    terminalreporter.section("slowest notebooks")
-    for name, took in seconds[:15]: terminalreporter.write_line(f"{took:6.1f}s {name}")
+    files = seconds_by_file(r for rs in terminalreporter.stats.values() for r in rs if isinstance(r, pytest.TestReport))
+    for title, seconds in (("slowest notebooks", config.stash[NOTEBOOK_SECONDS]), ("slowest files", files if len(files) > 1 else {})):
+        if seconds: terminalreporter.section(title)
+        for name, took in sorted(seconds.items(), key=lambda kv: -kv[1])[:15]: terminalreporter.write_line(f"{took:6.1f}s {name}")

@@ -47,14 +47,13 @@ CASES: dict[int, tuple[str, str]] = {  # number → the fault, what happens
     31: ("an environment that draws from a global generator", "named; level L1"),
     32: ("metrics cut at each byte; a rotation that is killed", "readable and appendable; the torn tail is put aside and counted"),
     33: ("a sweep whose worker or driver is killed", "each trial exactly once"),
-    34: ("plugins that raise, exit, shadow, duplicate, or are not allowed", "named and left out; not even imported before they are allowed"),
+    34: ("plugins that raise, exit, shadow, duplicate, were made for another interface, or are not allowed", "named and left out; not even imported before they are allowed"),
     35: ("the malicious corpus", "refused, nothing is executed, bounded time and memory"),
     36: ("a header that claims 1 TiB", "refused before anything is allocated"),
 }
 REASONS: dict[int, str] = {  # numbers without a test: why
 }
 PARTLY: dict[int, str] = {  # what of a number is not shown
-    34: "there is no version of the plugin interface yet, so none can be wrong",
 }
 
 FAMILIES: dict[str, tuple[str, ...]] = {  # of benchmarks/kills.py → the algorithms that cannot play there: an action space, or no memory

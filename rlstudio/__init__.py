@@ -52,8 +52,12 @@ Modules:
 - `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
 - `rlstudio.evidence.variance`: How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
+- `rlstudio.fast.graphs`: On a GPU the waiting is for orders, not for arithmetic: record the work of a gradient step once, and give it as one order from then on.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
+- `rlstudio.fast.portable`: The same SHA-256 of the weights on every processor: nothing takes part that chooses its routine by the machine.
+- `rlstudio.fast.profile`: A training says where its seconds went, what holds it back, and what to change, with the gain that can be expected.
 - `rlstudio.fast.rollout`: Acting, drawing and stepping in one loop of machine code: a step in a small world costs less than a call of a function in Python.
+- `rlstudio.fast.worlds`: Your own world as one function of numbers: NumPy steps eight copies of it at once, and the engine `compiled` makes a loop of it.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
 - `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.
@@ -80,6 +84,7 @@ Modules:
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
 - `rlstudio.studio.explorer`: Choose arms, runs, metric, axis and smoothing in a notebook, and see the curves at once; the one under the mouse says which seed it is.
 - `rlstudio.studio.panel`: A training in a notebook shows its curve, its health and its film while it runs, and has buttons that work.
+- `rlstudio.studio.plugins`: What others have written for the library: seen before it runs, tried before it is trusted, and begun from a template that works.
 - `rlstudio.train.agent`: What was learned, in your hands: an observation goes in, an action of the world comes out, and nothing else is needed.
 - `rlstudio.train.callbacks`: Enough is enough: stop when the goal is reached, when nothing improves or when time is up, and turn a knob on the way.
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
@@ -89,6 +94,8 @@ Modules:
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
 
 __version__ = "0.1.0.dev0"
+__api__ = "1.0"  # what plugins rely on: MAJOR.MINOR (docs/adr/0018); tests/public_names.txt lists it
+__version__ = "0.1.0"
 
 import sys
 from typing import TYPE_CHECKING, Any

@@ -1,13 +1,15 @@
 """Run a notebook's own cells against the exported module: `python tests/run_notebook.py nbs/NN_package.module.ipynb`.
 
 Where a cell is exported, the names that it binds are taken from the generated module instead, at that very position. So the other
-cells test what is installed, and a module that lags behind its notebook is found. Before the last hidden cells, which tidy up, the folded solution of each exercise
+cells test what is installed, and a module that lags behind its notebook is found. With `--stored`, what a cell prints must be what it has stored. Before the last hidden cells, which tidy up, the folded solution of each exercise
 is put in the place of the dots, and the cell that checks the answer must say that it is right.
 """
 import ast
 import importlib
+import json
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterable
@@ -18,6 +20,7 @@ from typing import Any
 import nbformat
 from execnb.shell import CaptureShell
 from nbdev.test import nb_test_cells
+from printed import agree
 from support import ROOT, SKIP_FLAGS
 
 EXPORTS = {"export", "exporti", "exports"}
@@ -90,11 +93,23 @@ def solve(shell: CaptureShell, path: Path) -> None:
         if told.strip() != (right := f"Exercise {number}: right."): sys.exit(f"{path.name}: with its solution exercise {number} says {told.strip()!r}, expected {right!r}")
 
 
-def run_notebook(path: Path) -> int:
-    "Run the cells that nbdev-test would run; the number of cells that ran as they are"
+def texts(outputs: Iterable[Any]) -> list[str]:
+    "The text of each output (pictures aside: their last digits depend on the processor)"
+    found = [o.get("text") or next((v for k, v in sorted(o.get("data", {}).items()) if k.startswith("text/")), "") for o in outputs
+             if not {"image/png", "image/svg+xml"} & {*o.get("data", {})}]
+    return ["".join(text) for text in found]
+
+
+def differ(was: list[str], now: list[str]) -> bool:
+    "Is what a cell prints now another text, or another number, than what it has stored?"
+    return len(was) != len(now) or not all(map(agree, was, now))
+
+
+def run_notebook(path: Path, stored: bool = False) -> int:
+    "Run the cells that nbdev-test would run; the number of cells that ran as they are. With `stored`, all cells whose outputs are stale are told at the end"
     cells = nb_test_cells(path, SKIP_FLAGS)
     home = next((c.directives_["default_exp"] for c in cells if "default_exp" in c.directives_), None)
-    shell, ran, last = CaptureShell(path), 0, len(cells)
+    shell, ran, last, stale = CaptureShell(path), 0, len(cells), []
     while last and "hide" in cells[last - 1].directives_: last -= 1     # the cells that tidy up
     os.chdir(path.parent)
     for k, cell in enumerate(cells):
@@ -105,14 +120,41 @@ def run_notebook(path: Path) -> int:
             assert Path(module.__file__ or "").is_relative_to(ROOT), f"{module.__file__} is not this project's"
             shell.user_ns.update(from_module(module, cell.source))
             continue
-        shell.run(cell.source)
+        was, now = texts(cell.outputs), texts(shell.run(cell.source))
         ran += 1
         if shell.exc: stop_with(shell, f"{path.name}, cell {cell.id}, against the exported module", cell.source)
+        if stored and differ(was, now): stale.append(f"cell {cell.id}: {was!r} is now {now!r}")
     if last == len(cells): solve(shell, path)
+    if stale: sys.exit("\n".join([f"{path.name}: stored outputs are stale; run the notebook again and store (nbdev-test --save {path.name}):", *stale]))
     return ran
 
 
-if __name__ == "__main__":
+def main(path: str, stored: bool) -> None:
+    "One notebook; its last line says how many cells ran"
     os.environ["IN_TEST"] = "1"
     sys.path.insert(0, str(ROOT))
-    print(f"{run_notebook(Path(sys.argv[1]).resolve())} cells")
+    print(f"{run_notebook(Path(path).resolve(), stored)} cells")
+
+
+def serve() -> None:
+    """For every line on standard input, a task in JSON, one notebook in a process of its own, which begins as a copy of this one: torch and the like are imported once, nothing of ours is.
+    Its exit code is the answer."""
+    for name in ("gymnasium", "matplotlib.figure", "pydantic", "torch"): importlib.import_module(name)
+    for line in sys.stdin:
+        sys.stdout.flush()
+        if child := os.fork(): print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        else: return in_child(**json.loads(line))
+
+
+def in_child(path: str, stored: bool, out: str, err: str, env: dict[str, str], seconds: int = 300) -> None:
+    "The task itself, with files in the place of the server's streams, and coverage from here on where `env` asks for it"
+    signal.alarm(seconds)
+    for fd, name, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY | os.O_CREAT), (2, err, os.O_WRONLY | os.O_CREAT)): os.dup2(os.open(name, flags), fd)
+    os.environ |= env
+    if env: importlib.import_module("coverage").process_startup(force=True)
+    main(path, stored)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]: serve()
+    else: main(sys.argv[1], "--stored" in sys.argv[2:])

@@ -16,6 +16,7 @@ from rlstudio.core.finite import NonFiniteError
 from rlstudio.core.options import Config, config_from_dict
 from rlstudio.core.registry import UnknownName
 from rlstudio.data.priority import SumTree
+from rlstudio.envs.classic import Acrobot, CartPole, MountainCar, MountainCarContinuous, Pendulum
 from rlstudio.fast import kernels
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.nets.layers import MLP
@@ -110,28 +111,47 @@ def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
             if isinstance(x, np.ndarray | float): assert np.allclose(x, y, rtol=1e-5, atol=2e-6), name
 
 
-def test_the_loop_in_python_and_in_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    "The compiled rollout, read as plain Python, makes the same steps; with each activation, in each world"
+FIVE = [CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum]
+
+
+def in_python(env: Any) -> Any:
+    "What `step_around` says"
+    def step(state: Any, i: int, action: Any, option: Any, obs: Any) -> Any:
+        after, reward, over = env.rule(*state[:, i], *action, *option)
+        state[:, i] = after
+        obs[:] = env.sight(*after) if env.sight else after
+        return reward, over
+    return step
+
+
+@pytest.mark.parametrize("world", FIVE)
+def test_the_loop_in_python_and_in_machine_code(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The compiled rollout, read as plain Python, makes the same steps; in each world, and with each activation"
     from rlstudio.fast import rollout
-    rng = np.random.default_rng(0)
-    for number, world in enumerate(rollout.WORLDS):
-        for kind in range(4):
-            env = world(3)
-            env.reset([1, 2, 3])
-            mlp = MLP((env.obs.shape[1], 8, env.action_spec.nvec[0]), np.random.default_rng(1))
-            noise, d, T, N = rng.random((6, 3, 1), np.float32), env.obs.shape[1], 6, 3
-            both: list[list[Any]] = []
-            for _ in range(2):
-                obs = np.zeros((T + 1, N, d), np.float32)
-                obs[0] = env.obs
-                written = [np.zeros((T, N), t) for t in (np.int64, np.float32, np.float32, bool, bool)]
-                both.append([number, 0., 4, 0, env._state.copy(), np.array([0, 1, 0]), np.zeros(N), obs, *written, noise, rollout.norm_rows_of(None, d), *rollout.layers_of(mlp), kind, np.zeros((2, N, 8), np.float32)])
-            fast, slow = both
-            came = rollout.rollout_rows(*fast)
-            with monkeypatch.context() as patch:
-                for name in ("tanh32", "acrobot_slopes", "advance_one", "observe_one", "few_rows"): patch.setattr(rollout, name, getattr(rollout, name).py_func)
-                assert rollout.rollout_rows.py_func(*slow) == came == 3    # copy 1 is cut after its 4th step
-            assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(fast[4:13], slow[4:13]))
+    rng, T, N = np.random.default_rng(0), 6, 3
+    for kind in range(4) if world in (CartPole, Pendulum) else [0]:
+        env = world(N)
+        env.reset([1, 2, 3])
+        n, d, real = (env.action_spec.shape or (1,))[0], env.obs.shape[1], env.action_spec.kind == "box"
+        free = real and kind % 2
+        mlp = MLP((d, 8, n * (1 if free else 2) if real else env.action_spec.nvec[0]), np.random.default_rng(1))
+        noise = rng.standard_normal((T, N, n), np.float32) if real else rng.random((T, N, 1), np.float32)
+        more = [np.full(n if free else 0, -.5, np.float32), np.array([[kind == 3], [.5], [2], [-1], [1]], np.float32)] if real else []
+        both: list[list[Any]] = []
+        for _ in range(2):
+            obs = np.zeros((T + 1, N, d), np.float32)
+            obs[0] = env.obs
+            written = [np.zeros((T, N, n), np.float32) if real else np.zeros((T, N), np.int64), *(np.zeros((T, N), t) for t in (np.float32, np.float32, bool, bool))]
+            both.append([rollout.machine_step(env), np.array(env.option, float), 4, 0, env._state.copy(), np.array([0, 1, 0]), np.zeros(N), obs, *written, noise, rollout.norm_rows_of(None, d),
+                         *rollout.layers_of(mlp), kind, np.zeros((2, N, 8), np.float32), *more])
+        fast, slow = both
+        slow[0], loop = in_python(env), rollout.rollout_reals if real else rollout.rollout_choices
+        came = loop(*fast)
+        with monkeypatch.context() as patch:
+            for name in ("tanh32", "see_rows", "count_step", "few_rows"): patch.setattr(rollout, name, getattr(rollout, name).py_func)
+            assert loop.py_func(*slow) == came == 3    # copy 1 is cut after its 4th step
+        assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(fast[4:13], slow[4:13]))
+        assert np.abs(fast[4] - env._state).max() > 0
 
 
 def test_where_the_loop_does_not_fit() -> None:
@@ -139,7 +159,8 @@ def test_where_the_loop_does_not_fit() -> None:
     from rlstudio.fast.rollout import fits_loop
     small = dict(env=dict(id="CartPole-v1", num_envs=2), algo=dict(name="ppo", num_steps=16), net=dict(hidden=[8]), train=dict(total_steps=64))
     other: list[tuple[bool, dict[str, Any]]] = [(True, {}), (True, dict(net=dict(hidden=[8], normalize_obs=True))), (False, dict(net=dict(hidden=[8], layer_norm=True))),
-        (False, dict(env=dict(id="Pendulum-v1", num_envs=2))), (False, dict(env=dict(id="CartPole-v1", num_envs=2, backend="inprocess"))), (False, dict(env=dict(id="rlstudio/Doors-v0", num_envs=2)))]
+        (True, dict(env=dict(id="Pendulum-v1", num_envs=2))), (False, dict(env=dict(id="Pendulum-v1", num_envs=2), net=dict(hidden=[8], squash="tanh"))),
+        (True, dict(env=dict(id="Pendulum-v1", num_envs=2), net=dict(hidden=[8], log_std="state"))), (False, dict(env=dict(id="CartPole-v1", num_envs=2, backend="inprocess"))), (False, dict(env=dict(id="rlstudio/Doors-v0", num_envs=2)))]
     for fits, change in other:
         t = Trainer(config_from_dict(small | change), engine="compiled")
         assert fits_loop(t.algo, t.stepper) is fits and t.train().env_steps == 64

@@ -41,7 +41,7 @@ class StopAt(Callback):
         if trainer.env_steps >= self.step: trainer.stop("so far", interrupt=self.for_now)
 
 
-def records(run_: Run) -> list[dict[str, Any]]: return [{k: x for k, x in r.items() if not k.startswith("speed/") and k != "train/progress"} for r in run_.history]
+def records(run_: Run) -> list[dict[str, Any]]: return [{k: x for k, x in r.items() if not k.startswith(("speed/", "time/")) and k != "train/progress"} for r in run_.history]
 
 
 # Another leg

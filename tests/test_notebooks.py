@@ -1,5 +1,9 @@
-"Every notebook's own cells, run against the exported package under coverage: one process a notebook, two at a time."
+"Every notebook's own cells, run against the exported package under coverage, print what they have stored: one process a notebook, two at a time."
+import json
+import os
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,29 +13,51 @@ from subprocess import CompletedProcess
 import nbformat
 import pytest
 from run_notebook import exercises
-from support import NBS, ROOT, WALKS, cells, chapters, notebooks, run, said, walks
+from support import NBS, ROOT, WALKS, cells, chapters, child_env, notebooks, run, said, walks
 
 RUNNER = ROOT / "tests" / "run_notebook.py"
 
 
-def timed(path: Path) -> tuple[float, CompletedProcess[str]]:
-    start = time.perf_counter()
-    done = run(sys.executable, RUNNER, path, timeout=300)
-    return time.perf_counter() - start, done
+Done = tuple[float, CompletedProcess[str]]
+COVERED = {k: v for k, v in os.environ.items() if k.startswith("COVERAGE_PROCESS")}
+
+
+class Server:
+    "One process that has torch imported, and forks for each notebook; it starts when it is needed"
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.process = subprocess.Popen([sys.executable, RUNNER, "--serve"], cwd=ROOT, env=child_env(coverage=False), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, path: Path) -> Done:
+        assert self.process.stdin and self.process.stdout
+        out, err, start = self.logs / f"{path.stem}.out", self.logs / f"{path.stem}.err", time.perf_counter()
+        self.process.stdin.write(json.dumps(dict(path=str(path), stored=path.parent == NBS, out=str(out), err=str(err), env=COVERED)) + "\n")   # nbval compares those of the walks
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        return time.perf_counter() - start, CompletedProcess([path.name], code, out.read_text(), err.read_text())
+
+    def close(self) -> None: self.process.communicate()
 
 
 @pytest.fixture(scope="module")
-def pool(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future[tuple[float, CompletedProcess[str]]]]]:
+def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, Future[Done]]]:
     "All chosen notebooks, started two at a time when the first test asks"
     chosen = [i.callspec.params["path"] for i in request.session.items if getattr(i, "originalname", "") == "test_notebook"]
-    with ThreadPoolExecutor(2) as workers:
-        yield {p: workers.submit(timed, p) for p in chosen}
+    logs, servers = tmp_path_factory.mktemp("notebooks"), list[Server]()
+    mine = threading.local()
+
+    def begin() -> None:
+        mine.server = Server(logs)
+        servers.append(mine.server)
+
+    with ThreadPoolExecutor(2, initializer=begin) as workers:
+        yield {p: workers.submit(lambda p=p: mine.server.run(p)) for p in chosen}
         workers.shutdown(cancel_futures=True)
+        for server in servers: server.close()
 
 
 @pytest.mark.parametrize("path", notebooks() + [p for p in walks() if exercises(p)], ids=lambda p: p.stem)
-def test_notebook(path: Path, pool: dict[Path, Future[tuple[float, CompletedProcess[str]]]],
-                  notebook_seconds: dict[str, float]) -> None:
+def test_notebook(path: Path, pool: dict[Path, Future[Done]], notebook_seconds: dict[str, float]) -> None:
     notebook_seconds[path.name], done = pool[path].result()
     assert done.returncode == 0, said(done)
     assert int(done.stdout.split()[-2]) > 0, f"no cell of {path.name} ran"
@@ -70,10 +96,18 @@ def test_harness_fails(tmp_path: Path, source: str) -> None:
     assert done.returncode == 1 and "found" in done.stdout + done.stderr, said(done)
 
 
-@pytest.mark.parametrize("flag", ["slow", "notest", "gpu", "eval: false"])
-def test_harness_skips(tmp_path: Path, flag: str) -> None:
-    done = run(sys.executable, RUNNER, write(tmp_path / "a.ipynb", HEAD, f"#| {flag}\n1/0"))
+def test_harness_skips(tmp_path: Path) -> None:
+    done = run(sys.executable, RUNNER, write(tmp_path / "a.ipynb", HEAD, *(f"#| {flag}\n1/0" for flag in ("slow", "notest", "gpu", "eval: false"))))
     assert done.returncode == 0 and done.stdout == "1 cells\n", said(done)
+
+
+def test_harness_finds_stale_outputs(tmp_path: Path) -> None:
+    "The last digits may differ, words and numbers may not; an output that is not stored at all is stale, too"
+    new = nbformat.v4
+    cells = [new.new_code_cell("print('good 7.98')", outputs=[new.new_output("stream", text=was)] if was else []) for was in ("good 7.97\n", "bad 7.98\n", "good 8.06\n", "")]
+    nbformat.write(new.new_notebook(cells=[new.new_code_cell(HEAD), *cells]), tmp_path / "a.ipynb")
+    done = run(sys.executable, RUNNER, tmp_path / "a.ipynb", "--stored")
+    assert done.returncode == 1 and [line.partition(": ")[2].split(" is now")[0] for line in done.stderr.splitlines()[1:]] == ["['bad 7.98\\n']", "['good 8.06\\n']", "[]"], said(done)
 
 
 def test_harness_draws_without_a_kernel(tmp_path: Path) -> None:

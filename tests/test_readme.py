@@ -1,5 +1,8 @@
 "The script that turns the index notebook into the README, on notebooks of a few cells."
+import ast
+import importlib
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -64,3 +67,15 @@ def test_a_stale_readme_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert make_readme.main() == 0
     (tmp_path / "README.md").write_text("# Two\n")
     assert make_readme.main() == 1
+
+
+def test_what_the_readme_imports_and_types_exists() -> None:
+    "Every name that it imports, and every command of its shell blocks"
+    from typer.main import get_command
+
+    from rlstudio.studio.cli import app
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    found = [(node.module, a.name) for kind, text in blocks if kind == "python" for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) for a in node.names]
+    assert len(found) > 4 and not [f"{module}.{name}" for module, name in found if not hasattr(importlib.import_module(str(module)), name)]
+    typed = {word for kind, text in blocks if kind == "sh" for word in re.findall(r"\brlstudio ([a-z-]+)", text)}
+    assert len(typed) > 15 and not typed - set(get_command(app).commands)   # type: ignore[attr-defined]

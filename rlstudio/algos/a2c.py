@@ -66,3 +66,5 @@ class A2C(OnPolicy):
         loss = policy + c.vf_coef * critic
         if c.ent_coef: loss = loss - c.ent_coef * H
         yield 'agent', loss, {'loss/policy': policy, 'loss/value': critic, 'policy/entropy': H}
+
+    def decides(self) -> tuple[Any, ...]: return ()

@@ -163,7 +163,7 @@ class Part:
         if self.target is not None: self.target.load_state_dict(state['target'])
 
 # %% ../../nbs/50_algos.common.ipynb #01f6458c
-Engine = Literal['auto', 'autograd', 'tape', 'compiled']
+Engine = Literal['auto', 'autograd', 'tape', 'compiled', 'portable', 'graphs']
 Told = tuple[str, Any, dict[str, Any]]   # name of a part, its loss, metrics
 
 def differentiate(
@@ -359,6 +359,9 @@ def choose_engine(
         its name, and why
     """
     if wanted == 'autograd': return 'autograd', 'engine = autograd'
+    if wanted == 'graphs':
+        learner.kit = engines.get(wanted)(learner)
+        return wanted, learner.kit.why
     why = '' if learner.device == 'cpu' else f'device {learner.device}'
     if not why:
         try: try_tape(learner)
@@ -407,7 +410,7 @@ class Learner:
         env: VectorEnv,           # N environments
         streams: Streams,         # init, action and more by name
         device: str = 'cpu',      # where the learner lives
-        engine: Any = 'auto',     # who differentiates: auto, autograd, tape or compiled
+        engine: Any = 'auto',     # who differentiates: auto, autograd, tape, compiled or portable
     ) -> None:
         """
         Args:
@@ -415,7 +418,7 @@ class Learner:
             env: N environments
             streams: init, action and more by name
             device: where the learner lives
-            engine: who differentiates: auto, autograd, tape or compiled
+            engine: who differentiates: auto, autograd, tape, compiled or portable
         """
         if problems := config.algo.check(config, env.observation_spec, env.action_spec): raise ConfigError(problems)
         check_masks(self, env)
@@ -515,6 +518,14 @@ class Learner:
             batch: Batch of tensors, or of variables of a tape, (B, …)
         """
         raise NotImplementedError(f'{type(self).__name__}: define losses, which yields (part, loss, metrics)')
+
+    def decides(self) -> tuple[Any, ...] | None:   # None: unknown, so nobody may record the losses
+        """All that `losses` depends on besides the batch, the parts and the numbers of `anneals`, as values that can be compared
+
+        Returns:
+            None: unknown, so nobody may record the losses
+        """
+        return None
 
     def example(self) -> Batch:   # NumPy, (2, …)
         """A batch of the kind that `losses` takes, to try the tape with

@@ -263,5 +263,9 @@ class DQN(OffPolicy):
         "(B, …), as `Learner`"
         c, m, part = self.config, self.module, self.parts['q']
         loss, self.error = dqn_loss(m.q(m.normed(b.obs)), b.action, b.target, b.weight)
-        yield 'q', loss, {'loss/td': loss, 'value/td_error': self.error.abs().mean(), 'schedule/epsilon': m.epsilon}
+        yield 'q', loss, {'loss/td': loss, 'value/td_error': self.error.abs().mean()}
         if self.updates % c.target_every == 0: part.follow(c.tau)
+
+    def decides(self) -> tuple[Any, ...]: return (self.updates % self.config.target_every == 0,)
+
+    def learn(self) -> dict[str, float]: "as `OffPolicy`"; return super().learn() | {'schedule/epsilon': self.module.epsilon}   # as `OffPolicy`

@@ -228,6 +228,7 @@ class OnPolicy(Learner):
     )
 
     advantages = staticmethod(gae)   # a subclass may try another estimate
+    standardise = staticmethod(normalize_advantage)   # likewise
 
     def __init__(self,
         config: RunConfig,        # as `Learner`
@@ -348,4 +349,4 @@ class OnPolicy(Learner):
         """
         if 'begins' in rows.keys(): rows = sequence_rows(rows)
         if not self.config.normalize_advantage: return rows
-        return rows.replace(advantage=normalize_advantage(rows.advantage))
+        return rows.replace(advantage=self.standardise(rows.advantage))

@@ -173,3 +173,5 @@ class SAC(OffPolicy):
         yield 'actor', loss, {'loss/actor': loss, 'policy/temperature': alpha, 'policy/sampled_entropy': -log_prob.mean()}
         if self.config.ent_coef == 'auto': yield 'temperature', temperature_loss(m.log_alpha, log_prob, self.target_entropy), {}
         self.parts['critics'].follow(self.config.tau)
+
+    def decides(self) -> tuple[Any, ...]: return ()

@@ -152,3 +152,5 @@ class TD3(OffPolicy):
         loss = policy_loss(m.critics(x, m.policy(x), 1))
         yield 'actor', loss, {'loss/actor': loss}
         for part in self.parts.values(): part.follow(c.tau)
+
+    def decides(self) -> tuple[Any, ...]: return (self.updates % self.config.policy_delay == 0,)

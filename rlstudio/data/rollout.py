@@ -153,6 +153,7 @@ class Stepper:
         self.env_steps, self.env_seconds = 0, 0.  # s spent in the environments
         self.to_env = getattr(module, 'to_env', partial(to_env, env.action_spec))   # the agent's action → the world's
         env.widen(getattr(module, 'wide', False))   # does its normaliser want all digits?
+        if fit := getattr(module, 'fit_world', None): fit(env)   # an engine may have functions for the world, too
         self.first = module.initial_state(env.num_envs)  # at the start of an episode; None: no state
         self.restart(seeds)
 

@@ -131,7 +131,7 @@ def settings_of(
         those of this workspace, with the run's arithmetic
     """
     engine = begin.get('engine')
-    known: dict[str, Any] = {k: begin[k] for k in ('threads', 'device') if k in begin} | (dict(engine=engine) if engine in ('tape', 'autograd', 'compiled') else {})
+    known: dict[str, Any] = {k: begin[k] for k in ('threads', 'device') if k in begin} | (dict(engine=engine) if engine in ('tape', 'autograd', 'compiled', 'portable', 'graphs') else {})
     return replace(here, sinks=(), ledger=begin.get('mode', 'on'), **known)
 
 def execute(
@@ -210,9 +210,12 @@ def promise(
     """
     level, why = (one_word(then.get(k, 'unknown')) for k in ('level', 'why'))
     one, two = environment(then), environment(now)
-    if level != 'L3': return f'level {level} ({why}): equal bits were not promised, so a difference is no fault'
+    if level not in ('L3', 'L4'): return f'level {level} ({why}): equal bits were not promised, so a difference is no fault'
+    if level == 'L4':   # the processor does not count
+        one, two = ({k: v for k, v in facts.items() if k == 'engine' or k in then.get('versions', ())} for facts in (one, two))
     other = ', '.join(c.partition(':')[0] for c in changed_facts(one, two))
-    if other: return f'level L3, which holds for the same versions and arithmetic; here others are {other}, so equal bits are not promised'
+    if level == 'L4' and not other: return 'level L4: equal bits are promised on every processor'
+    if other: return f'level {level}, which holds for the same versions{" and arithmetic" if level == "L3" else " and engine"}; here others are {other}, so equal bits are not promised'
     return 'level L3, and the same versions and arithmetic: equal bits are promised'
 
 def two_columns(

@@ -205,7 +205,7 @@ class MLP(nn.Sequential):
         if activation not in ACTIVATIONS: raise ValueError(
             f'activation: given {activation!r}, expected one of {", ".join(ACTIVATIONS)}')
         self.activation, f = activation, ACTIVATIONS[activation]
-        gains = [math.sqrt(2)] * (len(sizes) - 2) + [out_gain]
+        self.gains = gains = [math.sqrt(2)] * (len(sizes) - 2) + [out_gain]
         layers = [orthogonal_linear(rng, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains)]
         norms = [nn.LayerNorm(n, dtype=torch.float32) for n in sizes[1:-1]] if layer_norm else []
         parts = [[layer, *norms[i:i + 1], f.module()] for i, layer in enumerate(layers)]

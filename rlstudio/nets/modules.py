@@ -640,7 +640,7 @@ class SquashedModule(RLModule):
     @property
     def log_alpha(self) -> nn.Parameter: "log α"; return self.temperature['log_alpha']  # log α
     @property
-    def alpha(self) -> float: "temperature now"; return math.exp(self.log_alpha.item())  # temperature now
+    def alpha(self) -> Any: "temperature now; on a GPU a tensor, so that nobody waits for it"; return self.log_alpha.detach().exp() if self.log_alpha.is_cuda else math.exp(self.log_alpha.item())  # temperature now; on a GPU a tensor, so that nobody waits for it
 
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()  # stream, how many
               ) -> np.ndarray:  # standard normal, (*lead, n) float32

@@ -15,8 +15,8 @@ What holds: values and gradients equal autograd's to rounding. `torch.no_grad` i
 
 # %% auto #0
 __all__ = ['Pull', 'TORCH_FUNCTIONS', 'SPENT', 'TapeError', 'GradientSink', 'unbroadcast', 'on_tape', 'node', 'parameter_var',
-           'array_of', 'operand', 'unary', 'binary', 'comparison', 'plain_array', 'Var', 'is_default', 'tape_of',
-           'Spent', 'Tape']
+           'array_of', 'operand', 'unary', 'binary', 'comparison', 'plain_array', 'still', 'Var', 'is_default',
+           'tape_of', 'Spent', 'Tape']
 
 # %% ../../nbs/20_nets.tape.ipynb #5b8d81d7
 from collections.abc import Callable, Iterable, Iterator
@@ -290,6 +290,19 @@ def plain_array(
     """
     if isinstance(x, Var): return x.value
     return x.numpy(force=True) if isinstance(x, torch.Tensor) else x
+
+def still(
+    x: Any,   # array, tensor, or a variable
+) -> Any:     # its values without a gradient: an array; on a GPU a tensor, so that nobody waits for it
+    """For statistics on the way
+
+    Args:
+        x: array, tensor, or a variable
+
+    Returns:
+        its values without a gradient: an array; on a GPU a tensor, so that nobody waits for it
+    """
+    return x.detach() if isinstance(x, torch.Tensor) and x.is_cuda else plain_array(x)
 
 # %% ../../nbs/20_nets.tape.ipynb #5312e224
 def _log_softmax(x: np.ndarray, dim: int) -> np.ndarray:

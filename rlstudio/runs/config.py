@@ -339,7 +339,7 @@ class Settings(Section):
     runs_dir: str = 'runs'               # folder of the runs; relative to settings.ini
     device: Annotated[str, AfterValidator(_device)] = 'cpu'  # where networks live
     threads: Annotated[int, Field(ge=1, le=1024)] = 1        # for arithmetic; one is exact
-    engine: Literal['auto', 'autograd', 'tape', 'compiled'] = 'auto'  # who differentiates losses
+    engine: Literal['auto', 'autograd', 'tape', 'compiled', 'portable', 'graphs'] = 'auto'  # who differentiates losses
     sinks: tuple[str, ...] = ('jsonl',)  # who writes metrics, by registered name
     plugins: tuple[str, ...] = ()        # distributions whose code may be loaded
     imports: tuple[str, ...] = ()        # your own modules, imported before anything is looked up

@@ -15,8 +15,8 @@ What is written is written whole or not at all. The manifest claims the level of
 __all__ = ['SHAPES', 'HASHES', 'Stamp', 'OWN', 'RUN_VERSION', 'PARTS', 'RunError', 'check_run_name', 'put_folder', 'new_folder',
            'taken', 'locate_run', 'lock_file', 'BusyError', 'locked', 'stamp_of', 'hash_file', 'Record', 'spell_record',
            'check_record', 'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files',
-           'settle_record', 'looks_of', 'check_hash', 'Hashes', 'versions', 'module_hash', 'code_hash', 'level_of',
-           'now', 'user', 'is_busy', 'RunFolder', 'check_inside', 'check_version']
+           'settle_record', 'looks_of', 'check_hash', 'Hashes', 'versions', 'module_hash', 'plugin_version',
+           'code_hash', 'level_of', 'now', 'user', 'is_busy', 'RunFolder', 'check_inside', 'check_version']
 
 # %% ../../nbs/64_runs.folder.ipynb #122b9a16
 import errno
@@ -32,11 +32,12 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -45,7 +46,7 @@ import rlstudio
 from ..core.arithmetic import changed_facts
 from ..core.files import MAX_FILE, FileError, Needed, NoFileError, check_shape, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
 from ..core.options import Config
-from ..core.registry import imported, suggest
+from ..core.registry import allowed, imported, suggest
 from .config import Settings
 from ..train.metrics import ASIDE, CURRENT, metric_files, read_metrics
 
@@ -649,22 +650,37 @@ def versions() -> dict[str, str]:  # distribution → version
         except PackageNotFoundError: return 'unknown'
     return {'python': platform.python_version(), 'code': code_hash()} | {n: of(n) for n in (
         'rlstudio', 'torch', 'numpy', 'gymnasium', 'box2d', 'mujoco', 'ale-py', 'pygame-ce', 'safetensors')} | {
-        f'module {n}': module_hash(n) for n in imported()}
+        f'module {n}': module_hash(n) for n in imported()} | {f'plugin {n}': plugin_version(n) for n in allowed()}
 
 def module_hash(
-    name: str,  # of a module that was imported
+    name: str,  # of a module that was imported, or of a plugin's package
 ) -> str:       # 12 hexadecimal digits; 'unknown' if it has no file
     """Which code of the user exactly: a hash of the module, or of all modules of a package
 
     Args:
-        name: of a module that was imported
+        name: of a module that was imported, or of a plugin's package
 
     Returns:
         12 hexadecimal digits; 'unknown' if it has no file
     """
-    file = Path(getattr(sys.modules.get(name), '__file__', None) or '')
+    found = sys.modules.get(name) or (find_spec(name) if '.' not in name else None)
+    file = Path(getattr(found, '__file__', None) or getattr(found, 'origin', None) or '')
     files = sorted(file.parent.rglob('*.py')) if file.name == '__init__.py' else [file] if file.is_file() else []
     return hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()[:12] if files else 'unknown'
+
+def plugin_version(
+    name: str,  # of an installed distribution
+) -> str:       # '1.0.0 3f2a9c01d4be'
+    """Which code of a plugin exactly: its version, and a hash of the packages in which its entry points lie; imports none of them
+
+    Args:
+        name: of an installed distribution
+
+    Returns:
+        '1.0.0 3f2a9c01d4be'
+    """
+    homes = sorted({p.value.partition(':')[0].partition('.')[0] for p in distribution(name).entry_points if p.group.startswith('rlstudio.')})
+    return ' '.join([version(name), *map(module_hash, homes)])
 
 def code_hash() -> str:  # 12 hexadecimal digits
     """Which code exactly: a hash of all modules of the package
@@ -682,6 +698,7 @@ def level_of(
     env_level: str,              # 'exact' or 'boundary', of the vector env
     machine: Mapping[str, str],  # the identity of the arithmetic here and now
     before: Mapping[str, Any] | None = None,  # the manifest so far: a level never rises again
+    doubts: Sequence[str] | None = None,      # of the engine `portable`: what may depend on the processor; None: everything
 ) -> dict[str, str]:             # level, why, resume
     """The level of reproducibility that holds for a run, and why not a higher one
 
@@ -690,20 +707,23 @@ def level_of(
         env_level: 'exact' or 'boundary', of the vector env
         machine: the identity of the arithmetic here and now
         before: the manifest so far: a level never rises again
+        doubts: of the engine `portable`: what may depend on the processor; None: everything
 
     Returns:
         level, why, resume
     """
     then = before or {}
     other = changed_facts(then.get('machine', {}), machine) if 'versions' in then or 'machine' in then else []
+    portable = doubts is not None and not doubts
     were, are = then.get('versions', versions()), versions()
-    newer = changed_facts(were, {k: v for k, v in are.items() if k in were or not k.startswith('module ')})  # one more is no change
+    newer = changed_facts(were, {k: v for k, v in are.items() if k in were or not k.startswith(('module ', 'plugin '))})  # one more is no change
     if newer: level, why = 'L1', f'resumed under other versions ({"; ".join(newer)})'
     elif settings.device != 'cpu': level, why = 'L1', f'device {settings.device}'
     elif env_level != 'exact': level, why = 'L1', 'this environment could not be replayed exactly'
-    elif other: level, why = 'L2', f'resumed with other arithmetic ({"; ".join(other)})'
+    elif other and not portable: level, why = 'L2', f'resumed with other arithmetic ({"; ".join(other)})'
     elif settings.threads > 1: level, why = 'L2', f'{settings.threads} arithmetic threads'
-    else: level, why = 'L3', 'one arithmetic thread on a CPU'
+    elif portable: level, why = 'L4', 'engine = portable: the same bits on every processor'
+    else: level, why = 'L3', '; '.join(['one arithmetic thread on a CPU', *(doubts or ())])
     if 'level' in then and then['level'] <= level: level, why = then['level'], then.get('why', why)
     return dict(level=level, why=why, resume=env_level)
 

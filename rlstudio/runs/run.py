@@ -299,7 +299,7 @@ def claim_of(
     """
     if not isinstance(facts, dict): return {}
     def texts(x: Any) -> bool: return isinstance(x, dict) and all(isinstance(t, str) for pair in x.items() for t in pair)
-    fits = dict(level=lambda x: x in ('L1', 'L2', 'L3'), why=lambda x: isinstance(x, str), versions=texts, machine=texts)
+    fits = dict(level=lambda x: x in ('L1', 'L2', 'L3', 'L4'), why=lambda x: isinstance(x, str), versions=texts, machine=texts)
     return {k: facts[k] for k, right in fits.items() if k in facts and right(facts[k])}
 
 def claims(
@@ -359,7 +359,9 @@ def level_now(
     Returns:
         level, why, resume
     """
-    level = min((level_of(settings, trainer.env.level, machine, claim) for claim in known or [{}]), key=lambda x: x['level'])
+    kit: Any = getattr(trainer.algo, 'kit', None)
+    doubts = kit.doubts(trainer.env) if hasattr(kit, 'doubts') else None
+    level = min((level_of(settings, trainer.env.level, machine, claim, doubts) for claim in known or [{}]), key=lambda x: x['level'])
     lacks = [k for k in ('level', 'versions', 'machine') if k not in claim_of(saved.meta)] if saved else []
     if lacks and level['level'] > 'L1': level |= dict(level='L1', why=f'its checkpoint does not say how it was made (no {", no ".join(lacks)})')
     return level

@@ -477,7 +477,7 @@ def eval_line(
 # %% ../../nbs/83_studio.console.ipynb #9ef1d5c6
 VITALS = {'policy/approx_kl': 'KL', 'policy/entropy': 'entropy',
           'value/explained_variance': 'explained variance'}
-NO_SYMPTOM = 'train/', 'episode/', 'eval/', 'speed/', 'schedule/'
+NO_SYMPTOM = 'train/', 'episode/', 'eval/', 'speed/', 'time/', 'schedule/'
 
 def vitals(
     metrics: Mapping[str, Any],  # a record

@@ -81,6 +81,7 @@ EVENTS = {
 class Callback:
     "Listens to a trainer: override the methods of the events you want (see `EVENTS`)."
     name: str = ''  # under this name its state goes into a checkpoint; empty: it has none
+    clock: str = 'callbacks'   # where its seconds are counted: eval, files or callbacks; '': nowhere
     def on_train_start(self, trainer: 'Trainer') -> None: "the one that is about to train"; ...    # the one that is about to train
     def on_collect_end(self, trainer: 'Trainer') -> None: "the one that has new experience"; ...    # the one that has new experience
     def on_iteration_end(self, trainer: 'Trainer') -> None: "the one that has learned"; ...  # the one that has learned
@@ -101,14 +102,21 @@ def register_trainer_metrics() -> None:
         ('speed/env_steps_per_second', 'env steps / (collect + update)', '1/s', (0, math.inf)),
         ('speed/env_share', 'time in environments / (collect + update)', '', (0, 1)),
         ('speed/update_share', 'time in update / (collect + update)', '', (0, 1)),
+        ('time/env', 'in environments, since this process began to train', 's', (0, math.inf)),
+        ('time/act', 'collecting without time/env: choosing actions, storing; of a compiled rollout all of it', 's', (0, math.inf)),
+        ('time/update', 'learning', 's', (0, math.inf)),
+        ('time/eval', 'evaluations on the way', 's', (0, math.inf)),
+        ('time/files', 'records, checkpoints and hashes, without this record', 's', (0, math.inf)),
+        ('time/callbacks', 'all other callbacks', 's', (0, math.inf)),
     ): register_metric(*row)
 
 # %% ../../nbs/41_train.trainer.ipynb #a6d211e1
 class Stopwatch:
-    "Seconds spent in the training loop alone: no callbacks, no evaluation, no files."
+    "Seconds spent in the training loop; those of callbacks, evaluations and files apart."
     def __init__(self) -> None:
         self.env = self.collect = self.update = 0.  # s, since this process began to train
         self.env_steps = 0                          # env steps in that time
+        self.heard = dict(eval=0., files=0., callbacks=0.)   # s in callbacks, by their `clock`
 
     def add(self,
         collect: float,  # s
@@ -134,15 +142,15 @@ class Stopwatch:
         "Env steps per second"
         return self.env_steps / self.total if self.total else 0.
 
-    def metrics(self) -> dict[str, float]:  # the speed/… part of a record
-        """Env steps per second, and the shares of time
+    def metrics(self) -> dict[str, float]:  # the speed/… and time/… part of a record
+        """Env steps per second, the shares of time, and where all the seconds went
 
         Returns:
-            the speed/… part of a record
+            the speed/… and time/… part of a record
         """
-        t = self.total or 1.
+        t, seconds = self.total or 1., dict(env=self.env, act=self.collect - self.env, update=self.update) | self.heard
         return {'speed/env_steps_per_second': self.rate, 'speed/env_share': self.env / t,
-                'speed/update_share': self.update / t}
+                'speed/update_share': self.update / t} | {f'time/{k}': round(s, 6) for k, s in seconds.items()}
 
 # %% ../../nbs/41_train.trainer.ipynb #06a88bb2
 def progress_record(
@@ -295,7 +303,11 @@ class Trainer:
         Args:
             event: one of EVENTS
         """
-        for c in self.callbacks: getattr(c, f'on_{event}')(self)
+        heard, start = self.watch.heard, perf_counter()
+        for c in self.callbacks:
+            getattr(c, f'on_{event}')(self)
+            start, before = perf_counter(), start
+            if (clock := getattr(c, 'clock', 'callbacks')) in heard: heard[clock] += start - before
 
     def round(self) -> dict[str, float]:  # what was learned
         """Collect, then update
@@ -401,7 +413,7 @@ class Trainer:
 # %% ../../nbs/41_train.trainer.ipynb #afe16610
 class WriteMetrics(Callback):
     "Writes the record of every n-th iteration to sinks."
-    name = 'metrics'
+    name, clock = 'metrics', 'files'
     def __init__(self,
         sinks: Iterable[Sink],  # opened ones
         every: int = 1,         # iterations between two records, ≥ 1
