@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.files import printable
 from ..core.options import as_text
 from ..core.registry import suggest
 from .stats import (
@@ -543,7 +544,7 @@ def warnings_about(
     for row in c.rows():
         if row['interval'] and row['interval']['note']: yield f'{row["side"]}: {row["interval"]["note"]}'
     if len(c.contrasts) > 1: yield f'{len(c.contrasts)} sides against one: p-values are corrected for it (Holm), and so are the seeds that would settle it'
-    for folder, why in c.broken.items(): yield f'{folder}: cannot be read, {why}'
+    for folder, why in c.broken.items(): yield printable(f'{folder}: cannot be read, {why}', lines=False)
 
 # %% ../../nbs/78_evidence.compare.ipynb #901eaa94
 def range_text(

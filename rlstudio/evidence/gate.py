@@ -48,7 +48,7 @@ from ..train.trainer import Callback, Trainer
 
 # %% ../../nbs/80_evidence.gate.ipynb #eb4ab744
 RETURN, LATE = 'return', 'late return'                 # measures of which more is better
-SILENT = ('step', 'speed/', 'schedule/', 'train/', 'episode/')   # parts of a record that say nothing about how it learns
+SILENT = ('step', 'speed/', 'time/', 'schedule/', 'train/', 'episode/')   # parts of a record that say nothing about how it learns
 
 class GateError(ValueError):
     "A baseline or a training of it is wrong"

@@ -1230,6 +1230,7 @@ def asked_study(
         planned, nothing runs yet
     """
     given, changes = ([w for w in words if ('=' in w and not Path(w).exists()) == yes] for yes in (False, True))
+    if ranged := next((w for w in changes if re.fullmatch(r'[\w.]+=[^=\[{\'"]+\.\.[^=]+', w)), ''): raise StudyError(f'{ranged}: a range is for a search; write --search before each of its keys: --search {ranged}')
     old = given[0] if len(given) == 1 else ''
     home = Path(old).parent if Path(old).name == STUDY_FILE else Path(old)
     if old and not is_study(home) and is_study(named := Path(runs_dir or load_settings().runs_dir, old)): home = named

@@ -671,7 +671,7 @@ def summary_text(
     lines = ['  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in rows] if len(rows) > 1 else []
     again = len(table) - sum(map(len, arms(table).values()))
     if again: lines.append(f'{again} runs repeat the seed of another one of their arm, and do not count again')
-    lines += [f'broken: {why}' if folder in why else f'broken: {printable(folder, lines=False)}: {why}' for folder, why in table.broken.items()]
+    lines += [printable(f'broken: {why}' if folder in why else f'broken: {folder}: {why}', lines=False) for folder, why in table.broken.items()]
     return '\n'.join(lines) or 'no runs'
 
 
