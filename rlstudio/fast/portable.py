@@ -43,9 +43,9 @@ from ..data.priority import Prioritized
 from ..data.replay import ReplayBuffer
 from ..envs.classic import Acrobot, CartPole, MountainCar, MountainCarContinuous, Pendulum, either
 from ..envs.vector import VectorEnv
-from . import kernels
+from . import kernels, rollout
 from .kernels import KINDS, StepKernel, kernel, outputs
-from .rollout import _STEP, CompiledLoop, NamedCache, all_seen, code_name, few_rows, fits_loop, layers_of, rollout_choices, rollout_reals, step_around
+from .rollout import _STEP, CompiledLoop, NamedCache, all_seen, code_name, few_rows, layers_of, step_around
 from ..nets.dists import Array, Categorical, DiagGaussian
 from ..nets.encoders import Flat
 from ..nets.layers import MLP
@@ -749,10 +749,11 @@ def columns_of(
 
 _rewired.update({few_rows: portable_rows})
 
-# %% ../../nbs/92_fast.portable.ipynb #7ed6f9d6
-_parts = dict(CompiledCategorical=PortableCategorical, CompiledGaussian=PortableGaussian)
-_collect = with_names(CompiledLoop.collect, _parts | dict(fits_loop=with_names(fits_loop, _parts), try_step=portable_step, layers_of=columns_of,
-                                                       rollout_choices=rewired(rollout_choices), rollout_reals=rewired(rollout_reals)))
+# %% ../../nbs/92_fast.portable.ipynb #1412a496
+_kinds: dict[str, Any] = dict(CompiledCategorical=PortableCategorical, CompiledGaussian=PortableGaussian)
+_parts = _kinds | dict(fits_kernel=with_names(rollout.fits_kernel, _kinds), try_step=portable_step, layers_of=columns_of,
+                       rollout_choices=rewired(rollout.rollout_choices), rollout_reals=rewired(rollout.rollout_reals))
+_collect, _loop = (with_names(f, _parts) for f in (CompiledLoop.collect, CompiledLoop.loop))
 
 # %% ../../nbs/92_fast.portable.ipynb #4ebd84e6
 PORTABLE_DISTS: dict[type, type] = {Categorical: PortableCategorical, DiagGaussian: PortableGaussian}
@@ -836,8 +837,8 @@ class Portable:
         return [] if type(env) in PORTABLE_WORLDS else [f'{env.env_id} has arithmetic of its own']
 
     room: Any = None   # as `CompiledLoop`, also what follows
-    step: Any = ...
-    settle = CompiledLoop.settle
+    fits, step = False, None
+    loop, settle = _loop, CompiledLoop.settle
 
     def collect(self,
         learner: Any,        # as `Compiled.collect`
