@@ -16,11 +16,11 @@ What holds: equal hashes under every disguise of the processor (tests/test_porta
 
 # %% auto #0
 __all__ = ['exp_of', 'log_of', 'sin_of', 'cos_of', 'PORTABLE_WORLDS', 'PORTABLE_DISTS', 'power_of_two', 'exp64', 'log64', 'sin64',
-           'cos64', 'walk_rows', 'of_array', 'renamed', 'rewired', 'product', 'narrow_product', 'times', 'portable_mlp',
-           'normal_numbers', 'gram_schmidt', 'orthogonal_matrix', 'PortableCategorical', 'PortableGaussian',
-           'whole_power', 'PortableStep', 'portable_surrogate', 'portable_standard', 'refresh_norm', 'follow_slowly',
-           'with_functions', 'fit_world', 'compiled_rule', 'portable_step', 'portable_rows', 'columns_of',
-           'unknown_parts', 'Portable']
+           'cos64', 'walk_rows', 'of_array', 'with_names', 'rewired', 'product', 'narrow_product', 'times',
+           'portable_mlp', 'normal_numbers', 'gram_schmidt', 'orthogonal_matrix', 'PortableCategorical',
+           'PortableGaussian', 'whole_power', 'PortableStep', 'portable_surrogate', 'portable_standard', 'refresh_norm',
+           'follow_slowly', 'with_functions', 'fit_world', 'compiled_rule', 'portable_step', 'portable_rows',
+           'columns_of', 'unknown_parts', 'Portable']
 
 # %% ../../nbs/92_fast.portable.ipynb #d6cbb658
 import math
@@ -214,7 +214,7 @@ _functions = ModuleType('functions')   # in the place of `math`
 for _name, _function in dict(exp=exp64, log=log64, sin=sin64, cos=cos64, sqrt=math.sqrt, pi=math.pi).items(): setattr(_functions, _name, _function)
 _rewired: dict[Any, Any] = {}
 
-def renamed(
+def with_names(
     f: Any,                  # a function of Python
     names: dict[str, Any],   # name in its module → what it stands for instead
 ) -> Any:                    # the same code
@@ -244,7 +244,7 @@ def rewired(
     source = loop.py_func
     names = {name: x for name, x in source.__globals__.items() if name in source.__code__.co_names}
     names = {name: _functions if x is math else rewired(x) if hasattr(x, 'py_func') else x for name, x in names.items()}
-    made = renamed(source, names)
+    made = with_names(source, names)
     made.__qualname__ = f'portable_{source.__qualname__}'   # machine code is kept under this name
     _rewired[loop] = kernel(made, exact=True)
     return _rewired[loop]
@@ -633,7 +633,7 @@ def with_functions(
     Returns:
         the same, with functions of our own wherever it reads them from `np`
     """
-    return f if f is either else renamed(f, {name: with_functions(x) if isinstance(x, FunctionType) else _numpy for name, x in _around(f).items()})
+    return f if f is either else with_names(f, {name: with_functions(x) if isinstance(x, FunctionType) else _numpy for name, x in _around(f).items()})
 
 def fit_world(
     env: VectorEnv,   # any
@@ -643,9 +643,10 @@ def fit_world(
     Args:
         env: any
     """
-    if not isinstance(env, PORTABLE_WORLDS): return
-    env.rule = with_functions(env.rule)
-    if env.sight: env.sight = with_functions(env.sight)
+    world: Any = env
+    if type(world) not in PORTABLE_WORLDS: return
+    world.rule = with_functions(world.rule)
+    if world.sight: world.sight = with_functions(world.sight)
 
 # %% ../../nbs/92_fast.portable.ipynb #0d69a9b9
 _numbers = ModuleType('numpy')
@@ -666,7 +667,7 @@ def compiled_rule(
     if f is either: return f
     key = f.__code__
     if key not in _rules:
-        made = renamed(f, {name: compiled_rule(x) if isinstance(x, FunctionType) else _numbers for name, x in _around(f).items()})
+        made = with_names(f, {name: compiled_rule(x) if isinstance(x, FunctionType) else _numbers for name, x in _around(f).items()})
         made.__qualname__ = f'portable_{f.__qualname__}'
         _rules[key] = kernel(made, exact=True)
     return _rules[key]
@@ -746,11 +747,11 @@ def columns_of(
     weights, biases = layers_of(mlp)
     return tuple(np.asfortranarray(W if len(W) > 1 else np.concatenate([W, W])) for W in weights), biases   # one row alone would be a column, too
 
-_rewired[few_rows] = portable_rows
+_rewired.update({few_rows: portable_rows})
 
 # %% ../../nbs/92_fast.portable.ipynb #7ed6f9d6
 _parts = dict(CompiledCategorical=PortableCategorical, CompiledGaussian=PortableGaussian)
-_collect = renamed(CompiledLoop.collect, _parts | dict(fits_loop=renamed(fits_loop, _parts), try_step=portable_step, layers_of=columns_of,
+_collect = with_names(CompiledLoop.collect, _parts | dict(fits_loop=with_names(fits_loop, _parts), try_step=portable_step, layers_of=columns_of,
                                                        rollout_choices=rewired(rollout_choices), rollout_reals=rewired(rollout_reals)))
 
 # %% ../../nbs/92_fast.portable.ipynb #4ebd84e6
@@ -832,7 +833,7 @@ class Portable:
         Returns:
             []: all bits are the same on every processor
         """
-        return [] if isinstance(env, PORTABLE_WORLDS) else [f'{env.env_id} has arithmetic of its own']
+        return [] if type(env) in PORTABLE_WORLDS else [f'{env.env_id} has arithmetic of its own']
 
     room: Any = None   # as `CompiledLoop`, also what follows
     step: Any = ...
@@ -854,7 +855,7 @@ class Portable:
             False: step by step
         """
         columns = all(layer.in_features > 1 for layer in learner.module.actor.linears)
-        return columns and isinstance(stepper.env, PORTABLE_WORLDS) and bool(_collect(self, learner, stepper, noise))
+        return columns and type(stepper.env) in PORTABLE_WORLDS and bool(_collect(self, learner, stepper, noise))
 
     def remember(self,
         replay: ReplayBuffer,   # as `Compiled.remember`
