@@ -45,7 +45,7 @@ from ..envs.classic import Acrobot, CartPole, MountainCar, MountainCarContinuous
 from ..envs.vector import VectorEnv
 from . import kernels
 from .kernels import KINDS, StepKernel, kernel, outputs
-from .rollout import _STEP, CompiledLoop, NamedCache, all_seen, code_name, few_rows, fits_loop, layers_of, rollout_choices, rollout_reals, step_around
+from .rollout import _STEP, CompiledLoop, NamedCache, all_seen, code_name, few_rows, fits_kernel, layers_of, rollout_choices, rollout_reals, step_around
 from ..nets.dists import Array, Categorical, DiagGaussian
 from ..nets.encoders import Flat
 from ..nets.layers import MLP
@@ -751,8 +751,8 @@ _rewired.update({few_rows: portable_rows})
 
 # %% ../../nbs/92_fast.portable.ipynb #7ed6f9d6
 _parts = dict(CompiledCategorical=PortableCategorical, CompiledGaussian=PortableGaussian)
-_collect = with_names(CompiledLoop.collect, _parts | dict(fits_loop=with_names(fits_loop, _parts), try_step=portable_step, layers_of=columns_of,
-                                                       rollout_choices=rewired(rollout_choices), rollout_reals=rewired(rollout_reals)))
+_collect = with_names(CompiledLoop.collect, _parts | dict(fits_kernel=with_names(fits_kernel, _parts), try_step=portable_step, layers_of=columns_of))
+_loop = with_names(CompiledLoop.loop, dict(rollout_choices=rewired(rollout_choices), rollout_reals=rewired(rollout_reals)))
 
 # %% ../../nbs/92_fast.portable.ipynb #4ebd84e6
 PORTABLE_DISTS: dict[type, type] = {Categorical: PortableCategorical, DiagGaussian: PortableGaussian}
@@ -836,8 +836,8 @@ class Portable:
         return [] if type(env) in PORTABLE_WORLDS else [f'{env.env_id} has arithmetic of its own']
 
     room: Any = None   # as `CompiledLoop`, also what follows
-    step: Any = ...
-    settle = CompiledLoop.settle
+    fits, step = False, None
+    settle, loop = CompiledLoop.settle, _loop
 
     def collect(self,
         learner: Any,        # as `Compiled.collect`
