@@ -99,6 +99,7 @@ def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gaussian_rows", (z, f(5, 3), B(5, 3), B(5), B(5))), ("gaussian_back", (f(5), f(5), z, f(5, 3), B(5, 6))),
         ("squashed_rows", (z, f(5, 3), B(5, 3), B(5))), ("squashed_back", (f(5, 3), f(5), z, f(5, 3), f(5, 3), B(5, 6))),
         ("squared_length", (b,)), ("adam_rows", (f(6), f(6), f(6), abs(f(6)), .5, 1e-3, .1, 1e-8)),
+        ("surrogate_rows", (abs(b), f(6), np.float32(.8), np.float32(1.2), np.float32(-.5), B(6), B(6))),
         ("gae_columns", (z, rng.random((5, 6)) < .3, .9, B(5, 6))), ("add_groups", (rng.random((3, 16)), np.zeros(3), np.array([2, 0]))),
         ("step_down", (rng.random((3, 16)), np.array([2, 0, 1]), np.array([.1, 5., 99.]))),
     ]

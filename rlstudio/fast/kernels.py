@@ -5,7 +5,7 @@ products. So this chapter compiles them. A *kernel* is a loop in plain Python, w
 
 - `kernel`: a decorator. It compiles a function at its first call, and keeps the machine code for later processes.
 - `compiled_mlp`, `CompiledCategorical`, `CompiledGaussian`, `CompiledSquashed`: nodes for the tape of `nets.tape`, in the place of NumPy's.
-- `StepKernel`: clipping and Adam in one walk. `compiled_gae` and `CompiledTree`: the same bits as `gae` and `SumTree`.
+- `StepKernel`: clipping and Adam in one walk. `compiled_gae`, `compiled_surrogate` and `CompiledTree`: the same bits as `gae`, `clipped_surrogate` and `SumTree`.
 - `Compiled`: the engine. It gives a learner these nodes, and no algorithm knows.
 
 What holds: values and gradients equal autograd's to rounding. Two runs give the same bits, resumed or not, compiled now or read from the cache. Whoever does not ask for
@@ -18,8 +18,8 @@ __all__ = ['KINDS', 'KERNELS', 'kernel', 'kernels_made', 'tanh32', 'bend_rows', 
            'norm_rows', 'unnorm_rows', 'parameter_views', 'compiled_mlp', 'outputs', 'categorical_rows',
            'categorical_back', 'categorical_draw', 'CompiledCategorical', 'gaussian_rows', 'gaussian_back',
            'CompiledGaussian', 'squashed_rows', 'squashed_back', 'CompiledSquashed', 'compiled_dist', 'squared_length',
-           'adam_rows', 'StepKernel', 'gae_columns', 'compiled_gae', 'add_groups', 'step_down', 'CompiledTree',
-           'Compiled']
+           'adam_rows', 'StepKernel', 'surrogate_rows', 'compiled_surrogate', 'gae_columns', 'compiled_gae',
+           'add_groups', 'step_down', 'CompiledTree', 'Compiled']
 
 # %% ../../nbs/90_fast.kernels.ipynb #a7ac6fbd
 import math
@@ -33,6 +33,7 @@ import torch
 try: import numba
 except ImportError as e: raise ImportError("the compiled kernels need numba, which is not installed; fix: pip install 'rlstudio[fast]'", name='numba') from e
 
+from ..algos.ppo import clipped_surrogate
 from ..core.finite import check_finite
 from ..data.priority import FAN, Prioritized, SumTree
 from ..data.replay import ReplayBuffer
@@ -730,6 +731,61 @@ class StepKernel:
         adam_rows(*self.arrays, cut, adam.lr / (1 - .9**t), math.sqrt(1 - .999**t), adam.eps)
         return metrics
 
+# %% ../../nbs/90_fast.kernels.ipynb #6e449a44
+@kernel(exact=True)
+def surrogate_rows(
+    r: np.ndarray,    # (B,) float32 ratios
+    A: np.ndarray,    # (B,) float32 advantages
+    low: Any,         # 1 − ε, float32
+    high: Any,        # 1 + ε, float32
+    g: Any,           # ∂L / ∂ each product, float32
+    x: np.ndarray,    # (B,), written: the smaller product
+    D: np.ndarray,    # (B,), written: ∂L / ∂ log r
+) -> None:
+    """The clipped surrogate, there and back
+
+    Args:
+        r: (B,) float32 ratios
+        A: (B,) float32 advantages
+        low: 1 − ε, float32
+        high: 1 + ε, float32
+        g: ∂L / ∂ each product, float32
+        x: (B,), written: the smaller product
+        D: (B,), written: ∂L / ∂ log r
+    """
+    for i in range(r.shape[0]):
+        held = r[i]
+        if held < low: held = low
+        if held > high: held = high
+        a, b = r[i] * A[i], held * A[i]
+        x[i] = b if b < a else a
+        D[i] = _f(0) if b < a else g * A[i] * r[i]
+
+def compiled_surrogate(
+    log_ratio: Array,    # as of `clipped_surrogate`
+    advantage: Array,    # likewise
+    clip_range: float,   # likewise
+) -> Array:              # the same bits
+    """`clipped_surrogate` as one node
+
+    Args:
+        log_ratio: as of `clipped_surrogate`
+        advantage: likewise
+        clip_range: likewise
+
+    Returns:
+        the same bits
+    """
+    A = plain_array(advantage)
+    if not (isinstance(log_ratio, Var) and log_ratio.ndim == 1 and log_ratio.dtype == A.dtype == np.float32 and A.shape == log_ratio.shape) or isinstance(advantage, Var) and advantage.needs:
+        return clipped_surrogate(log_ratio, advantage, clip_range)
+    r, low, high, n = np.exp(log_ratio.value), _f(1 - clip_range), _f(1 + clip_range), len(A)
+    surrogate_rows(r, A, low, high, _f(0), x := np.empty_like(r), D := np.empty_like(r))
+    def pull(G: Any, _: GradientSink) -> None:
+        surrogate_rows(r, A, low, high, _f(G / n), x, D)
+        log_ratio.receive(D)
+    return node(np.add.reduce(x, None) / n, pull, log_ratio)
+
 # %% ../../nbs/90_fast.kernels.ipynb #d0566463
 @kernel(exact=True)
 def gae_columns(
@@ -866,6 +922,7 @@ class Compiled:
         for part in learner.parts.values():
             if part.adam.vector.dtype == torch.float32: part.mover = StepKernel(part)
         if getattr(learner, 'advantages', None) is gae: learner.advantages = compiled_gae
+        if getattr(learner, 'surrogate', None) is clipped_surrogate: learner.surrogate = compiled_surrogate
 
     @property
     def why(self) -> str:   # for the manifest

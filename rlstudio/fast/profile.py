@@ -559,7 +559,7 @@ def facts_for_advice(
 def fits_compiled(
     trainer: Trainer,   # of any engine
 ) -> bool:              # would the compiled rollout take it?
-    """As `fast.rollout.fits_loop`, without compiling anything
+    """As `fast.rollout.fits_kernel` and `has_rule`, without compiling anything
 
     Args:
         trainer: of any engine
