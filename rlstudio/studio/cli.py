@@ -314,6 +314,7 @@ def option_as_key(
     """
     from rlstudio.core.options import CONVERSIONS, NOT_HERE, SYNONYMS, translated
     name = option.lstrip('-').replace('-', '_')
+    if name == 'seeds': return 'many seeds are a study: rlstudio study CONFIG --seeds 1-5'
     own = [key for key in keys_of(None) if key.endswith(f'.{name}')]
     home = own[0] if own else SYNONYMS.get(name, '')
     if home: return f'it is a key of the config: {home}=…'
@@ -738,8 +739,8 @@ def variance_of(
             save_figure(report.plot(), plot)
         emit(report.to_dict() | dict(study=str(study.folder), plot=str(plot) if plot else None))
         if not as_json: speaker(False, False)(f'\n{report}' + (f'\n\nwritten: {plot}' if plot else ''))
-        if not all(report.same_bits.values()): raise typer.Exit(3)
-        if report.failed: raise typer.Exit(1)
+        if False in report.same_bits.values(): raise typer.Exit(3)
+        if report.failed or None in report.same_bits.values(): raise typer.Exit(1)
 
 # %% ../../nbs/84_studio.cli.ipynb #73d71f02
 def count_line(
@@ -1139,9 +1140,10 @@ def table(
     Returns:
         lines, columns two spaces apart
     """
+    from rlstudio.core.files import printable
     def text(v: Any) -> str:
         if isinstance(v, bool): return 'yes' if v else ''
-        return '' if v is None else f'{v:.1f}' if isinstance(v, float) else str(v)
+        return '' if v is None else f'{v:.1f}' if isinstance(v, float) else printable(str(v), lines=False)   # a name may hold anything, also a line break
     lines = [list(rows[0]), *([text(v) for v in r.values()] for r in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip()
@@ -1198,6 +1200,7 @@ def table_(
 ) -> None:
     "Sum up runs: a line an arm, with an interval; a row a run in CSV, Parquet or JSON"
     with explained(as_json) as emit:
+        from rlstudio.core.files import printable
         from rlstudio.evidence.table import csv_text, read_table, table_document, write_table
         from rlstudio.runs.config import load_settings
         from rlstudio.runs.folder import RunError
@@ -1208,7 +1211,7 @@ def table_(
         for kind, path in dict(csv=to_csv, parquet=to_parquet).items():
             if path and str(path) != '-': say(f'wrote {write_table(found, path, every, kind)}: {len(found):,} run{"s" * (len(found) != 1)}')
         if to_stdout: print(csv_text(found, every), end='')
-        if to_csv or to_parquet: any(speaker(False, True)(f'broken: {why}') for why in found.broken.values())
+        if to_csv or to_parquet: any(speaker(False, True)(printable(f'broken: {why}', lines=False)) for why in found.broken.values())
         else: say(str(found) if found.rows or found.broken else 'no runs here')
         if as_json: emit(table_document(found, every))
 
