@@ -152,7 +152,6 @@ def test_isolated_when_its_import_fails(site: Path, tmp_path: Path, how: str, wh
     assert why in next(p["problem"] for p in checked["parts"] if p["group"] == "nets")
     if "raise" not in how: return
     assert why in here.sh("run", EXAMPLE / "room.yaml", *SMALL, code=2).stderr
-    assert "awr" in here.sh("list", "algos").stdout and "symlog" in here.sh("list", "nets").stdout
     assert json.loads(here.sh("run", EXAMPLE / "room.yaml", *SMALL, "net.encoder=flat", "--json").stdout)["status"] == "completed"
 
 
