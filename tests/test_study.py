@@ -188,3 +188,22 @@ def test_a_study_of_a_stranger_names_nothing_outside_of_its_folder(tmp_path: Pat
     (made.folder / "ppo-cartpole_s1").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="expected a folder"): run_cell(str(made.folder), "ppo-cartpole_s1")
     with pytest.raises(StudyError, match="not a study"): Study.open(tmp_path)
+
+
+def test_what_one_types_next_leads_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "No comparison of a search or of one arm a world; nearly the right name is answered with it; runs in studies are not hidden"
+    from types import SimpleNamespace
+
+    from typer.testing import CliRunner
+
+    from rlstudio.studio.cli import after_study, app
+    def after(*arms: tuple[str, str], **search: object) -> str:
+        return "; ".join(after_study(SimpleNamespace(folder="runs/s", plan=SimpleNamespace(search=search)), [dict(arm=arm, env=env, done=1, runs=1) for arm, env in arms]))
+    assert after(("a", "x"), ("b", "x")).startswith("rlstudio compare runs/s;") and "compare" not in after(("a", "x"), ("b", "y")) + after(("a", "x"), ("b", "x"), trials=2)
+    assert "compare 'runs/s/a_s[0-9]*' 'runs/s/c_s[0-9]*'" in after(("a", "x"), ("b", "y"), ("c", "x"))
+    monkeypatch.chdir(tmp_path)
+    asked_study(["ppo/cartpole", "train.total_steps=256"], seeds="1-2", name="pole")
+    def said(*words: str) -> str: return " ".join(CliRunner().invoke(app, list(words)).output.split())
+    for words in (["study", "ploe"], ["show", "ploe"], ["report", "ploe"]): assert "did you mean 'pole'" in said(*words)
+    assert "did you mean 'quick'" in said("gate", "quik") and "2 runs of 1 study are not in this list: rlstudio list studies" in said("list", "runs")
+    assert "write --search before each" in said("study", "ppo/cartpole", "gamma=0.9..0.99")

@@ -194,3 +194,16 @@ def test_labels_of_a_picture_stay_apart_and_zero_is_no_loss() -> None:
     assert len(set(shorter_labels(long, "w"))) == 2 and len(set(shorter_labels([f"{'a' * 30}{k}{'b' * 40}" for k in range(3)], "w"))) == 3
     rows = [dict(arm=f"arm {k}", algo="ppo", env="w", seed=1, status="completed", created="", score=s, goal=None, solved=None, stopped=None) for k, s in enumerate([0., *range(-9, 0)])]
     assert "arm 0 (1)" in [text.get_text() for text in plot_arms(rows, "scores").axes[0].get_yticklabels()]
+
+
+def test_a_line_break_in_a_name_is_shown_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from rlstudio.studio.cli import app
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a\nb").mkdir(parents=True)
+    (tmp_path / "runs" / "a\nb" / "config.yaml").write_text("algo: [")
+    for name in ("c", "dd"): made(tmp_path / "runs", name, mean=5.)
+    for words in (["table"], ["list", "runs"], ["compare", "runs", "runs/c"]):
+        said = CliRunner().invoke(app, words).output
+        assert "a\nb" not in said and (words[0] == "compare" or r"a\nb" in said), said

@@ -14,7 +14,7 @@ Sides are called A, B, … in the order given; A is the one that the others are 
 # %% auto #0
 __all__ = ['Row', 'ALPHA', 'UNFAIR', 'Side', 'Contrast', 'signed_ranks', 'contrast', 'settled', 'sentence', 'holm', 'value_of',
            'split_argument', 'side_label', 'make_side', 'letter', 'sides_of', 'conditions_of', 'differing_facts',
-           'mixed_facts', 'unfair', 'Comparison', 'side_row', 'warnings_about', 'in_digits', 'range_text', 'aligned',
+           'mixed_facts', 'unfair', 'Comparison', 'side_row', 'warnings_about', 'range_text', 'aligned',
            'comparison_text', 'compare_sides', 'draw_seeds', 'draw_profiles', 'comparison_figure']
 
 # %% ../../nbs/78_evidence.compare.ipynb #14449dfc
@@ -28,11 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.files import printable
 from ..core.options import as_text
 from ..core.registry import suggest
 from .stats import (
-    STATISTICS, Interval, StatsError, area_under_curve, difference, improvement_interval, interval, joint_ranks, normalized, pair_by_seed,
-    permutation_test, probability_of_improvement, profile, profile_band, seeds_needed)
+    STATISTICS, Interval, StatsError, area_under_curve, difference, improvement_interval, in_digits, joint_ranks, mean_ranks, normalized, pair_by_seed,
+    permutation_test, probability_of_improvement, profile, profile_band, score_facts, seeds_needed)
 from .table import COLORS, arms, curve, label_arms, read_table
 from ..runs.folder import RunError, RunFolder
 
@@ -143,8 +144,7 @@ def signed_ranks(
         (seeds,) rank of each difference by size, with its sign; 0: no difference
     """
     gap = pair[0] - pair[1]
-    size = np.abs(gap)
-    return np.asarray(np.sign(gap) * ((size[:, None] > size).sum(1) + ((size[:, None] == size).sum(1) + 1) / 2))
+    return np.asarray(np.sign(gap) * mean_ranks(np.abs(gap)))
 
 def contrast(
     base: Side,                                   # the first
@@ -518,11 +518,9 @@ def side_row(
     Returns:
         JSON-able
     """
-    values, f = side.values(scaled), STATISTICS[statistic]
-    pool = np.concatenate(list(values.values()))
-    found = interval(values, f, level) if side.seeds > 1 else None
-    return dict(side=side.name, label=side.label, seeds=side.seeds, runs=len(side.rows), **{name: float(g(values)) for name, g in STATISTICS.items()}, worst=float(pool.min()), best=float(pool.max()),
-                interval=vars(found) if found else None, scores={w: {str(s): v for s, v in by_seed.items()} for w, by_seed in side.scores.items()}, missing=side.missing)
+    facts = score_facts(side.values(scaled), statistic, level)
+    found = facts.pop('interval')
+    return dict(side=side.name, label=side.label, seeds=side.seeds, runs=len(side.rows), **facts, interval=vars(found) if found else None, scores={w: {str(s): v for s, v in by_seed.items()} for w, by_seed in side.scores.items()}, missing=side.missing)
 
 def warnings_about(
     c: Comparison,  # any
@@ -546,22 +544,9 @@ def warnings_about(
     for row in c.rows():
         if row['interval'] and row['interval']['note']: yield f'{row["side"]}: {row["interval"]["note"]}'
     if len(c.contrasts) > 1: yield f'{len(c.contrasts)} sides against one: p-values are corrected for it (Holm), and so are the seeds that would settle it'
-    for folder, why in c.broken.items(): yield f'{folder}: cannot be read, {why}'
+    for folder, why in c.broken.items(): yield printable(f'{folder}: cannot be read, {why}', lines=False)
 
 # %% ../../nbs/78_evidence.compare.ipynb #901eaa94
-def in_digits(
-    x: float,  # any
-) -> str:      # at most four digits that count
-    """A score for the eye
-
-    Args:
-        x: any
-
-    Returns:
-        at most four digits that count
-    """
-    return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.4g}'
-
 def range_text(
     found: Mapping[str, Any] | None,  # an `Interval` as a dict
 ) -> str:                             # '' where there is none
@@ -573,7 +558,7 @@ def range_text(
     Returns:
         '' where there is none
     """
-    return f'[{in_digits(found["low"])}, {in_digits(found["high"])}]' if found else ''
+    return str(Interval(found['low'], found['high'])) if found else ''
 
 def aligned(
     rows: Sequence[Sequence[str]],  # cells; the first row is the head

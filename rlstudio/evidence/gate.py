@@ -40,6 +40,7 @@ from ..core.files import MAX_JSON_FILE, Needed, check_shape, json_value, printab
 from ..core.options import Config, config_from_dict, config_hash, diff, to_dict
 from ..core.registry import imported, suggest
 from .drift import same_arithmetic
+from .stats import mean_ranks
 from .study import seed_list
 from ..runs.config import any_config, config_file, load_settings, open_workspace, short_name
 from ..runs.folder import versions
@@ -131,8 +132,7 @@ def rank_test(
     Returns:
         chance to rank as low, and as high, or more so
     """
-    both = np.concatenate([np.asarray(fresh, float), np.asarray(stored, float)])
-    ranks = (both[:, None] > both).sum(1) * 2 + (both[:, None] == both).sum(1) + 1    # twice the mean rank
+    ranks = (2 * mean_ranks(np.concatenate([np.asarray(fresh, float), np.asarray(stored, float)]))).astype(int)
     ways, s = rank_sums(tuple(sorted(ranks.tolist())), len(fresh)), int(ranks[:len(fresh)].sum())
     return float(ways[:s + 1].sum() / ways.sum()), float(ways[s:].sum() / ways.sum())
 

@@ -39,7 +39,7 @@ from ..core.files import FileError, is_regular, put_file, read_file, safe
 from ..core.options import as_text
 from .compare import Contrast, Side, contrast, holm, make_side, sentence, settled
 from .search import importance, ranked, search_of, trials
-from .stats import Interval, interval, iqm, profile, profile_band
+from .stats import Interval, in_digits, interval, iqm, profile, profile_band
 from .study import is_study, read_plan
 from .table import EVALUATION, arms, band, curves_of, find_runs, read_table
 from .verify import verify
@@ -433,7 +433,7 @@ class Markup:
 def _cell(value: Any) -> str:
     if isinstance(value, Markup): return f'<td class="{value.css}">{value.html}</td>'
     if value is None or isinstance(value, str | bool): return f'<td>{safe("" if value is None else value)}</td>'
-    return f'<td class="n">{safe(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}")}</td>'
+    return f'<td class="n">{safe(f"{value:,}" if isinstance(value, int) else in_digits(value))}</td>'
 
 def table_html(
     head: Sequence[str],             # names of the columns
@@ -931,7 +931,7 @@ def ranked_arms(
 def _goal(found: Sequence[Arm]) -> float | None:
     return next((float(r['goal']) for a in found for r in a.rows if isinstance(r['goal'], int | float)), None)
 
-def _ends(i: Interval | None) -> str: return f'{i.low:,.4g} … {i.high:,.4g}' if i else ''
+def _ends(i: Interval | None) -> str: return f'{in_digits(i.low)} … {in_digits(i.high)}' if i else ''
 
 def _line(text: str) -> Markup: return Markup(safe(text), 'k')   # not broken into two
 
@@ -1027,7 +1027,7 @@ def verdict_of_arms(
     best, goal = found[0], _goal(found)
     if best.middle is None: return 'warn', 'No run has a score yet.'
     seeds = f'{len(best.scores)} seed{"s" * (len(best.scores) > 1)}'
-    said = f'{best.label}: IQM {best.middle:,.4g}' + (f' (95 % interval {_ends(best.interval)})' if best.interval else '') + f' over {seeds}'
+    said = f'{best.label}: IQM {in_digits(best.middle)}' + (f' (95 % interval {_ends(best.interval)})' if best.interval else '') + f' over {seeds}'
     reached = sum(s >= goal for s in best.scores) if goal is not None else 0
     mood = '' if goal is None else 'good' if reached == len(best.scores) else 'warn'
     if goal is not None: said += f'; {"all" if mood == "good" else f"{reached} of {len(best.scores)}"} reach the goal of {goal:,g}'

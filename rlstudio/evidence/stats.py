@@ -14,12 +14,12 @@ Scores are `(seeds,)` of one world, `(seeds, worlds)` of several, or a dict from
 
 # %% auto #0
 __all__ = ['Scores', 'STATISTICS', 'CUTS', 'SEEDS_WANTED', 'SIGNS', 'REFERENCES', 'StatsError', 'as_worlds', 'trimmed_mean',
-           'iqm', 'mean_score', 'median_score', 'optimality_gap', 'student_cdf', 'student_quantile', 'Interval',
-           'bootstrap', 'standard_error', 'seeds_note', 'width_note', 'kind_of', 'interval', 'check_method',
-           'difference', 'same_worlds', 'probability_of_improvement', 'wilson_end', 'improvement_interval',
-           'relabelled', 'permutation_test', 'joint_ranks', 'pair_by_seed', 'effect_size', 'seeds_for_effect',
-           'seeds_needed', 'profile', 'profile_band', 'checked_curve', 'area_under_curve', 'steps_to', 'survival',
-           'median_steps', 'Reference', 'normalized', 'coverage']
+           'iqm', 'mean_score', 'median_score', 'optimality_gap', 'student_cdf', 'student_quantile', 'in_digits',
+           'Interval', 'bootstrap', 'standard_error', 'seeds_note', 'width_note', 'kind_of', 'interval', 'check_method',
+           'score_facts', 'difference', 'same_worlds', 'probability_of_improvement', 'wilson_end',
+           'improvement_interval', 'relabelled', 'permutation_test', 'mean_ranks', 'joint_ranks', 'pair_by_seed',
+           'effect_size', 'seeds_for_effect', 'seeds_needed', 'profile', 'profile_band', 'checked_curve',
+           'area_under_curve', 'steps_to', 'survival', 'median_steps', 'Reference', 'normalized', 'coverage']
 
 # %% ../../nbs/74_evidence.stats.ipynb #8e4328c6
 import math
@@ -195,6 +195,19 @@ def student_quantile(
     return (low + high) / 2
 
 # %% ../../nbs/74_evidence.stats.ipynb #d13b4ea2
+def in_digits(
+    x: float | None,  # a score, or none
+) -> str:             # at most four digits that count; '' for None
+    """A score for the eye
+
+    Args:
+        x: a score, or none
+
+    Returns:
+        at most four digits that count; '' for None
+    """
+    return '' if x is None else f'{x:,.0f}' if 1000 <= abs(x) < 1e9 else f'{x:.4g}'
+
 @dataclass(frozen=True)
 class Interval:
     """Where the truth is, in `level` of all studies like this one
@@ -220,7 +233,7 @@ class Interval:
         "Is it inside?"
         return self.low <= value <= self.high
 
-    def __str__(self) -> str: return f'[{self.low:.4g}, {self.high:.4g}]'
+    def __str__(self) -> str: return f'[{in_digits(self.low)}, {in_digits(self.high)}]'
 
 # %% ../../nbs/74_evidence.stats.ipynb #a9ecc52b
 def bootstrap(
@@ -380,6 +393,28 @@ def check_method(
     if seeds < 2: raise StatsError('interval: given a single seed, which says nothing about other seeds; run two or more, better ten')
     if method == 't' and statistic not in CUTS: raise StatsError('method: given t, which is right for `mean_score` and `iqm` only; take percentile')
     return ('t' if statistic in CUTS else 'percentile') if method == 'auto' else method
+
+# %% ../../nbs/74_evidence.stats.ipynb #5cd9070f
+def score_facts(
+    scores: Scores,          # as `as_worlds` takes them; []: none
+    statistic: str = 'iqm',  # of the interval, a key of `STATISTICS`
+    level: float = .95,      # of the interval
+) -> dict[str, Any]:         # iqm, mean, median, worst, best, and interval: an `Interval`; None where there are too few scores
+    """What is said of the scores of one arm
+
+    Args:
+        scores: as `as_worlds` takes them; []: none
+        statistic: of the interval, a key of `STATISTICS`
+        level: of the interval
+
+    Returns:
+        iqm, mean, median, worst, best, and interval: an `Interval`; None where there are too few scores
+    """
+    if isinstance(scores, list) and not scores: return dict.fromkeys((*STATISTICS, 'worst', 'best', 'interval'))
+    worlds = as_worlds(scores)
+    pool, fewest = np.concatenate(worlds), min(len(w) for w in worlds)
+    facts: dict[str, Any] = {name: float(f(worlds)) for name, f in STATISTICS.items()}
+    return facts | dict(worst=float(pool.min()), best=float(pool.max()), interval=interval(worlds, STATISTICS[statistic], level) if fewest > 1 else None)
 
 # %% ../../nbs/74_evidence.stats.ipynb #f17d8025
 def difference(
@@ -573,6 +608,19 @@ def permutation_test(
     return (int((null >= seen - 1e-12 * max(1., abs(seen))).sum()) + extra) / (len(null) + extra)
 
 # %% ../../nbs/74_evidence.stats.ipynb #637f28ca
+def mean_ranks(
+    values: np.ndarray,  # (N,)
+) -> np.ndarray:         # (N,), 1: the lowest; equals share the mean of their places
+    """The place of each value
+
+    Args:
+        values: (N,)
+
+    Returns:
+        (N,), 1: the lowest; equals share the mean of their places
+    """
+    return np.asarray((values < values[:, None]).sum(1) + (values <= values[:, None]).sum(1) + 1) / 2
+
 def joint_ranks(
     x: Scores,  # one side
     y: Scores,  # the other, in the same worlds
@@ -587,8 +635,7 @@ def joint_ranks(
         the same shapes; 1: the lowest of both sides; equals share a rank
     """
     xs, ys = same_worlds(x, y)
-    def ranks(pool: np.ndarray) -> np.ndarray: return np.asarray((pool < pool[:, None]).sum(1) + (pool <= pool[:, None]).sum(1) + 1) / 2
-    both = [ranks(np.concatenate([a, b])) for a, b in zip(xs, ys)]
+    both = [mean_ranks(np.concatenate([a, b])) for a, b in zip(xs, ys)]
     return tuple(r[:len(a)] for r, a in zip(both, xs)), tuple(r[len(a):] for r, a in zip(both, xs))
 
 # %% ../../nbs/74_evidence.stats.ipynb #5bd4e2b9

@@ -47,7 +47,7 @@ import torch
 from ..core.files import FileError, Needed, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json
 from ..core.options import Config, ConfigError, as_text, diff, plain, to_dict
 from ..core.registry import Registry, imported, suggest
-from .stats import interval, iqm
+from .stats import in_digits, score_facts
 from ..runs.config import Overrides, any_config, as_overrides, config_file, load_config, load_settings, open_workspace, short_name, to_yaml, with_overrides, with_section
 from ..runs.folder import BusyError, RunError, RunFolder, check_run_name, is_busy, now, put_folder, read_record
 from ..runs.run import Run, begin_folder, make_trainer
@@ -892,10 +892,9 @@ def arm_rows(
         if isinstance(score, float | int): row['scores'][c.config.train.seed] = float(score)
         if out.get('goal') is not None: row['goal'], row['solved'] = out['goal'], (row['solved'] or 0) + bool(out.get('solved'))
     for row in rows.values():
-        scores = list(row['scores'].values())
-        row |= dict(mean=float(np.mean(scores)) if scores else None, worst=min(scores, default=None), best=max(scores, default=None))
-        sure = interval(scores) if len(scores) > 2 else None
-        row |= dict(iqm=float(iqm(scores)) if scores else None, low=sure and sure.low, high=sure and sure.high, note=sure.note if sure else '')
+        facts = score_facts(list(row['scores'].values()))
+        sure = facts['interval']
+        row |= {k: facts[k] for k in ('mean', 'worst', 'best', 'iqm')} | dict(low=sure and sure.low, high=sure and sure.high, note=sure.note if sure else '')
     return list(rows.values())
 
 def arm_line(
@@ -912,8 +911,8 @@ def arm_line(
         one line
     """
     words = [f'{row["done"]} of {row["runs"]} done' + (f', {row["failed"]} failed' if row['failed'] else '')]
-    sure = '' if row['low'] is None else f' [{row["low"]:,.1f}, {row["high"]:,.1f}]'
-    if row['scores']: words.append(f'IQM {row["iqm"]:,.1f}{sure}, worst {row["worst"]:,.1f}, best {row["best"]:,.1f}')
+    sure = '' if row['low'] is None else f' [{in_digits(row["low"])}, {in_digits(row["high"])}]'
+    if row['scores']: words.append(f'IQM {in_digits(row["iqm"])}{sure}, worst {in_digits(row["worst"])}, best {in_digits(row["best"])}')
     if row['goal'] is not None and row['scores']: words.append(f'{row["solved"]} of {len(row["scores"])} reach {row["goal"]:g}')
     return f'{row["arm"]:<{width}}  ' + ' · '.join(words)
 
@@ -1231,6 +1230,7 @@ def asked_study(
         planned, nothing runs yet
     """
     given, changes = ([w for w in words if ('=' in w and not Path(w).exists()) == yes] for yes in (False, True))
+    if ranged := next((w for w in changes if re.fullmatch(r'[\w.]+=[^=\[{\'"]+\.\.[^=]+', w)), ''): raise StudyError(f'{ranged}: a range is for a search; write --search before each of its keys: --search {ranged}')
     old = given[0] if len(given) == 1 else ''
     home = Path(old).parent if Path(old).name == STUDY_FILE else Path(old)
     if old and not is_study(home) and is_study(named := Path(runs_dir or load_settings().runs_dir, old)): home = named

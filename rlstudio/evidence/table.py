@@ -39,9 +39,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.files import FileError, Needed, check_shape, is_regular, printable, put_file, read_file, read_json
-from ..core.options import as_text, scalar
+from ..core.options import as_text, yaml_scalar
 from ..core.registry import suggest
-from .stats import interval, iqm, profile, profile_band, standard_error, student_quantile
+from .stats import in_digits, interval, iqm, profile, profile_band, score_facts, standard_error, student_quantile
 from ..runs.folder import RunError, RunFolder, is_busy, locate_run
 from ..runs.yaml import MAX_BYTES, read_yaml, read_yaml_file
 from ..train.metrics import flat_config, metric_value, read_metrics, series
@@ -128,7 +128,7 @@ def word_value(
     Returns:
         as YAML has it
     """
-    if text[:1] not in ('"', '[', '{'): return scalar(text.partition(' #')[0].strip())
+    if text[:1] not in ('"', '[', '{'): return yaml_scalar(text.partition(' #')[0].strip())
     try: return json.loads(text)
     except ValueError: return read_yaml(text).values
 
@@ -630,9 +630,10 @@ def arm_facts(
         arm, algo, env, seeds, scored, stopped (early), iqm, low, high, worst, best, solved; None where there is no number
     """
     scores = [row['score'] for row in group if row['score'] is not None]
-    found = interval(scores) if len(scores) > 1 else None
-    return dict(arm=label, algo=group[0]['algo'], env=group[0]['env'], seeds=len(group), scored=len(scores), stopped=sum(bool(row['stopped']) for row in group), iqm=float(iqm(scores)) if scores else None,
-                low=found.low if found else None, high=found.high if found else None, worst=min(scores, default=None), best=max(scores, default=None),
+    facts = score_facts(scores)
+    sure = facts['interval']
+    return dict(arm=label, algo=group[0]['algo'], env=group[0]['env'], seeds=len(group), scored=len(scores), stopped=sum(bool(row['stopped']) for row in group), iqm=facts['iqm'],
+                low=sure and sure.low, high=sure and sure.high, worst=facts['worst'], best=facts['best'],
                 solved=sum(row['solved'] is True for row in group) if any(row['goal'] is not None for row in group) else None)
 
 def summary(
@@ -660,18 +661,17 @@ def summary_text(
     Returns:
         lines
     """
-    def number(x: float | None) -> str: return '' if x is None else f'{x:.4g}'
     rows = [('arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'solved')]
     for f in summary(table):
         seeds = f'{f["seeds"]}' if f['scored'] == f['seeds'] else f'{f["scored"]} of {f["seeds"]}'
         if f['stopped']: seeds += ', stopped early' if f['stopped'] == f['seeds'] else f', {f["stopped"]} stopped early'
-        rows.append((printable(f['arm'], lines=False), seeds, number(f['iqm']), f'{number(f["low"])} … {number(f["high"])}' if f['low'] is not None else '',
-                     number(f['worst']), number(f['best']), '' if f['solved'] is None else f'{f["solved"]} of {f["scored"]}'))
+        rows.append((printable(f['arm'], lines=False), seeds, in_digits(f['iqm']), f'{in_digits(f["low"])} … {in_digits(f["high"])}' if f['low'] is not None else '',
+                     in_digits(f['worst']), in_digits(f['best']), '' if f['solved'] is None else f'{f["solved"]} of {f["scored"]}'))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ['  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in rows] if len(rows) > 1 else []
     again = len(table) - sum(map(len, arms(table).values()))
     if again: lines.append(f'{again} runs repeat the seed of another one of their arm, and do not count again')
-    lines += [f'broken: {why}' if folder in why else f'broken: {printable(folder, lines=False)}: {why}' for folder, why in table.broken.items()]
+    lines += [printable(f'broken: {why}' if folder in why else f'broken: {folder}: {why}', lines=False) for folder, why in table.broken.items()]
     return '\n'.join(lines) or 'no runs'
 
 

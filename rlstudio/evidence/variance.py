@@ -225,14 +225,14 @@ class VarianceReport:
         a: scores (n,); nan: there is none
         b: of other seeds, (n,)
         mixed: stream → scores with the seeds of `a`, and this stream from `b`
-        same_bits: what was changed besides → were the bits equal?
+        same_bits: what was changed besides → were the bits equal? None: that run has failed
         failed: runs without a score
     """
     title: str                      # what was trained
     a: tuple[float, ...]            # scores (n,); nan: there is none
     b: tuple[float, ...]            # of other seeds, (n,)
     mixed: Mapping[str, tuple[float, ...]]  # stream → scores with the seeds of `a`, and this stream from `b`
-    same_bits: Mapping[str, bool] = field(default_factory=dict)  # what was changed besides → were the bits equal?
+    same_bits: Mapping[str, bool | None] = field(default_factory=dict)  # what was changed besides → were the bits equal? None: that run has failed
     failed: tuple[str, ...] = ()    # runs without a score
 
     @property
@@ -315,23 +315,24 @@ def report_dict(
         title=report.title, pairs=len(report.a), runs=len(scores), mean=float(scores.mean()) if len(scores) else None, spread=report.spread if known else None,
         worst=float(scores[0]) if len(scores) else None, best=float(scores[-1]) if len(scores) else None, shares=[asdict(s) for s in shares], same_bits=dict(report.same_bits), failed=list(report.failed),
         sizes=[dict(seeds=n, mean_reach=mean_reach(report.spread, n), visible_difference=visible_difference(report.spread, n)) for n in sizes] if known else [],
-        pairs_needed=pairs_needed(), scores={'a': [*report.a], 'b': [*report.b], **{k: [*v] for k, v in report.mixed.items()}})
+        pairs_needed=pairs_needed(), scores={k: [s if np.isfinite(s) else None for s in v] for k, v in dict(a=report.a, b=report.b, **report.mixed).items()})
 
 # %% ../../nbs/79_evidence.variance.ipynb #bdd54830
 def bits_line(
-    same_bits: Mapping[str, bool],  # what was changed → were the bits equal?
-) -> str:                           # '' if nothing was tried
+    same_bits: Mapping[str, bool | None],  # what was changed → were the bits equal? None: not known
+) -> str:                                  # '' if nothing was tried
     """What must not vary at all, in one line
 
     Args:
-        same_bits: what was changed → were the bits equal?
+        same_bits: what was changed → were the bits equal? None: not known
 
     Returns:
         '' if nothing was tried
     """
-    differ = [what for what, same in same_bits.items() if not same]
-    if differ: return f'DIFFERENT BITS after {", ".join(differ)}: this must not be; rlstudio audit names the first update that differs'
-    return f'the same bits, so no spread at all: {", ".join(same_bits)}' if same_bits else ''
+    equal, differ, lost = ([what for what, same in same_bits.items() if same is answer] for answer in (True, False, None))
+    lines = [f'DIFFERENT BITS after {", ".join(differ)}: this must not be; rlstudio audit names the first update that differs'] if differ else []
+    if lost: lines.append(f'NOT KNOWN for {", ".join(lost)}: that run has failed; see checks/logs in the folder of the study')
+    return '\n'.join([*lines, *([f'the same bits, so no spread at all: {", ".join(equal)}'] if equal else [])])
 
 def size_lines(
     report: VarianceReport,      # with a spread
@@ -501,7 +502,7 @@ class VarianceStudy(Study):
 # %% ../../nbs/79_evidence.variance.ipynb #f08b70eb
 def variance_report(
     study: VarianceStudy,                     # as far as its runs are done
-    same_bits: Mapping[str, bool] | None = None,  # of `nothing_else`
+    same_bits: Mapping[str, bool | None] | None = None,  # of `nothing_else`
 ) -> VarianceReport:                          # of the pairs that have all their scores
     """What the runs of a study say about its streams
 
@@ -595,7 +596,7 @@ def nothing_else(
     jobs: int | None = None,        # as `Study.run`
     executor: str = 'local',        # as `Study.run`
     stream: IO[str] | None = None,  # as `Study.run`
-) -> dict[str, bool]:               # what was changed → were the bits equal?
+) -> dict[str, bool | None]:        # what was changed → were the bits equal? None: the run has failed, so nobody knows
     """Does anything but the seed change a run? Another process, worker processes, kills
 
     Args:
@@ -605,7 +606,7 @@ def nothing_else(
         stream: as `Study.run`
 
     Returns:
-        what was changed → were the bits equal?
+        what was changed → were the bits equal? None: the run has failed, so nobody knows
     """
     first = study.cells[0]
     folder, plan = study.folder / 'checks', StudyPlan(check_configs(first.config), (first.config.train.seed,), created=now())
@@ -620,11 +621,12 @@ def nothing_else(
     kills = read_file(folder / 'kills.txt', 100).strip() if is_regular(folder / 'kills.txt') else b''
     weights = {name: cell_outcome(c.folder).get('weights_sha256') for name, c in cells.items()}
     wanted = cell_outcome(first.folder).get('weights_sha256')
-    return {CHECKS[name]: found == wanted for name, found in weights.items() if found and wanted and (name != 'killed' or kills == b'2')} | judged_apart(study)
+    def same(name: str) -> bool | None: return weights[name] == wanted if weights[name] and wanted and (name != 'killed' or kills == b'2') else None
+    return {CHECKS[name]: same(name) for name in weights} | judged_apart(study)
 
 def judged_apart(
-    study: VarianceStudy,  # with runs that were judged by other episodes
-) -> dict[str, bool]:      # {}: there are none
+    study: VarianceStudy,         # with runs that were judged by other episodes
+) -> dict[str, bool | None]:      # {}: there are none
     """Are the weights of runs that only their evaluation tells apart the same?
 
     Args:

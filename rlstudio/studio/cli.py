@@ -21,14 +21,14 @@ A terminal that goes away (SIGHUP) ends nothing: a training writes a checkpoint 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', 'Import', 'PICTURES', 'exit_code', 'Broken',
            'explained', 'importing', 'where_run', 'exact_run', 'files_beginning', 'complete_config', 'complete_run',
-           'complete_algo', 'complete_status', 'keys_of', 'complete_key', 'found_commands', 'command_help',
-           'real_command', 'Later', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work', 'settings_on', 'run',
-           'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines', 'evaluate_run',
-           'evaluated', 'export_run', 'check_env_', 'check_file', 'variance_of', 'count_line', 'drift_', 'gate_',
-           'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run', 'about',
-           'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table',
-           'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'result_lines', 'after_study',
-           'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
+           'complete_algo', 'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in',
+           'at_work', 'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming',
+           'start_lines', 'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'check_file', 'variance_of',
+           'count_line', 'drift_', 'gate_', 'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_',
+           'push_run', 'audit_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_',
+           'table', 'narrowed', 'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through',
+           'result_lines', 'after_study', 'show_study', 'Shell', 'completion', 'found_commands', 'command_help',
+           'real_command', 'Later', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -300,92 +300,6 @@ def complete_key(
     if name.endswith('_schedule'): words = ['constant', 'linear']
     return [text for text in (f'{key}={word}' for word in words) if text.startswith(incomplete)] or [f'{key}=']
 
-# %% ../../nbs/84_studio.cli.ipynb #04118088
-def found_commands() -> list[str]:  # sorted
-    """Names of commands that are entry points, of ours and of plugins that settings.ini allows; imports none of them
-
-    Returns:
-        sorted
-    """
-    from rlstudio.core.registry import commands, same_name
-    owners, may = commands.describe(), {'rlstudio'}
-    if set(owners.values()) - may:
-        from rlstudio.runs.config import load_settings
-        with suppress(ValueError): may |= set(map(same_name, load_settings().plugins))   # a wrong settings.ini is told by whatever needs it
-    return [name for name, who in owners.items() if may & set(who.split(' or '))]
-
-def command_help(
-    name: str,  # of a command that is an entry point
-) -> str:       # one line
-    """What a command does, without importing it: of ours the docstring, of a plugin its summary
-
-    Args:
-        name: of a command that is an entry point
-
-    Returns:
-        one line
-    """
-    import ast
-    from importlib.metadata import metadata
-    from importlib.util import find_spec
-
-    from rlstudio.core.registry import commands, installed_claims
-    who = commands.describe()[name]
-    if who != 'rlstudio': return ', '.join(f'{metadata(dist)["Summary"] or "A command"} (plugin {dist})' for dist in who.split(' or '))
-    home, _, called = installed_claims(commands.group)[name][who].value.partition(':')
-    source = getattr(getattr(find_spec(home), 'loader', None), 'get_source', lambda _: '')(home)
-    tree = ast.parse(source or '')
-    told = next((ast.get_docstring(f) for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == called), None) or ast.get_docstring(tree) or ''
-    return told.partition('\n')[0]
-
-# %% ../../nbs/84_studio.cli.ipynb #30942965
-def real_command(
-    name: str,  # of a command that is an entry point
-) -> Any:       # typer's command
-    """Import a command; a plugin's is imported only if settings.ini allows it
-
-    Args:
-        name: of a command that is an entry point
-
-    Returns:
-        typer's command
-    """
-    from rlstudio.core.registry import allow, commands
-    with explained():
-        if commands.describe()[name] != 'rlstudio':
-            from rlstudio.runs.config import load_settings
-            allow(*load_settings().plugins)
-        found = commands.get(name)
-    holder = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
-    if holder is not found: holder.command(name)(found)
-    command: Any = typer.main.get_command(holder)
-    invoke = command.invoke
-    def told(ctx: Any) -> Any:
-        with explained(): return invoke(ctx)
-    command.invoke = told
-    return command
-
-class Later(TyperCommand):
-    "A command that is imported when it is used; `real` is the command itself"
-    def real(self) -> Any:
-        "Typer's command, imported now"
-        return real_command(self.name or '')
-    def make_context(self,
-        info_name: Any,      # what was typed
-        args: Any,           # what stands behind it
-        parent: Any = None,  # of the whole command line
-        **extra: Any,        # typer's own
-    ) -> Any:
-        """What a call needs: that of the command itself
-
-        Args:
-            info_name: what was typed
-            args: what stands behind it
-            parent: of the whole command line
-            **extra: typer's own
-        """
-        return self.real().make_context(info_name, args, parent, **extra)
-
 # %% ../../nbs/84_studio.cli.ipynb #1b07eb65
 def option_as_key(
     option: str,  # one that no command has: '--total-timesteps'
@@ -400,6 +314,7 @@ def option_as_key(
     """
     from rlstudio.core.options import CONVERSIONS, NOT_HERE, SYNONYMS, translated
     name = option.lstrip('-').replace('-', '_')
+    if name == 'seeds': return 'many seeds are a study: rlstudio study CONFIG --seeds 1-5'
     own = [key for key in keys_of(None) if key.endswith(f'.{name}')]
     home = own[0] if own else SYNONYMS.get(name, '')
     if home: return f'it is a key of the config: {home}=…'
@@ -824,8 +739,8 @@ def variance_of(
             save_figure(report.plot(), plot)
         emit(report.to_dict() | dict(study=str(study.folder), plot=str(plot) if plot else None))
         if not as_json: speaker(False, False)(f'\n{report}' + (f'\n\nwritten: {plot}' if plot else ''))
-        if not all(report.same_bits.values()): raise typer.Exit(3)
-        if report.failed: raise typer.Exit(1)
+        if False in report.same_bits.values(): raise typer.Exit(3)
+        if report.failed or None in report.same_bits.values(): raise typer.Exit(1)
 
 # %% ../../nbs/84_studio.cli.ipynb #73d71f02
 def count_line(
@@ -1225,9 +1140,10 @@ def table(
     Returns:
         lines, columns two spaces apart
     """
+    from rlstudio.core.files import printable
     def text(v: Any) -> str:
         if isinstance(v, bool): return 'yes' if v else ''
-        return '' if v is None else f'{v:.1f}' if isinstance(v, float) else str(v)
+        return '' if v is None else f'{v:.1f}' if isinstance(v, float) else printable(str(v), lines=False)   # a name may hold anything, also a line break
     lines = [list(rows[0]), *([text(v) for v in r.values()] for r in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip()
@@ -1284,6 +1200,7 @@ def table_(
 ) -> None:
     "Sum up runs: a line an arm, with an interval; a row a run in CSV, Parquet or JSON"
     with explained(as_json) as emit:
+        from rlstudio.core.files import printable
         from rlstudio.evidence.table import csv_text, read_table, table_document, write_table
         from rlstudio.runs.config import load_settings
         from rlstudio.runs.folder import RunError
@@ -1294,7 +1211,7 @@ def table_(
         for kind, path in dict(csv=to_csv, parquet=to_parquet).items():
             if path and str(path) != '-': say(f'wrote {write_table(found, path, every, kind)}: {len(found):,} run{"s" * (len(found) != 1)}')
         if to_stdout: print(csv_text(found, every), end='')
-        if to_csv or to_parquet: any(speaker(False, True)(f'broken: {why}') for why in found.broken.values())
+        if to_csv or to_parquet: any(speaker(False, True)(printable(f'broken: {why}', lines=False)) for why in found.broken.values())
         else: say(str(found) if found.rows or found.broken else 'no runs here')
         if as_json: emit(table_document(found, every))
 
@@ -1524,6 +1441,92 @@ def completion(
     from typer.completion import get_completion_script
     script = get_completion_script(**{'prog_name': 'rlstudio', 'complete_var': '_RLSTUDIO_COMPLETE', 'shell': shell.value})
     print(script.replace('    return 0', '    if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]]; then compopt -o nospace; fi\n    return 0'))
+
+# %% ../../nbs/84_studio.cli.ipynb #04118088
+def found_commands() -> list[str]:  # sorted
+    """Names of commands that are entry points, of ours and of plugins that settings.ini allows; imports none of them
+
+    Returns:
+        sorted
+    """
+    from rlstudio.core.registry import commands, same_name
+    owners, may = commands.describe(), {'rlstudio'}
+    if set(owners.values()) - may:
+        from rlstudio.runs.config import load_settings
+        with suppress(ValueError): may |= set(map(same_name, load_settings().plugins))   # a wrong settings.ini is told by whatever needs it
+    return [name for name, who in owners.items() if may & set(who.split(' or '))]
+
+def command_help(
+    name: str,  # of a command that is an entry point
+) -> str:       # one line
+    """What a command does, without importing it: of ours the docstring, of a plugin its summary
+
+    Args:
+        name: of a command that is an entry point
+
+    Returns:
+        one line
+    """
+    import ast
+    from importlib.metadata import metadata
+    from importlib.util import find_spec
+
+    from rlstudio.core.registry import commands, installed_claims
+    who = commands.describe()[name]
+    if who != 'rlstudio': return ', '.join(f'{metadata(dist)["Summary"] or "A command"} (plugin {dist})' for dist in who.split(' or '))
+    home, _, called = installed_claims(commands.group)[name][who].value.partition(':')
+    source = getattr(getattr(find_spec(home), 'loader', None), 'get_source', lambda _: '')(home)
+    tree = ast.parse(source or '')
+    told = next((ast.get_docstring(f) for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == called), None) or ast.get_docstring(tree) or ''
+    return told.partition('\n')[0]
+
+# %% ../../nbs/84_studio.cli.ipynb #30942965
+def real_command(
+    name: str,  # of a command that is an entry point
+) -> Any:       # typer's command
+    """Import a command; a plugin's is imported only if settings.ini allows it
+
+    Args:
+        name: of a command that is an entry point
+
+    Returns:
+        typer's command
+    """
+    from rlstudio.core.registry import allow, commands
+    with explained():
+        if commands.describe()[name] != 'rlstudio':
+            from rlstudio.runs.config import load_settings
+            allow(*load_settings().plugins)
+        found = commands.get(name)
+    holder = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
+    if holder is not found: holder.command(name)(found)
+    command: Any = typer.main.get_command(holder)
+    invoke = command.invoke
+    def told(ctx: Any) -> Any:
+        with explained(): return invoke(ctx)
+    command.invoke = told
+    return command
+
+class Later(TyperCommand):
+    "A command that is imported when it is used; `real` is the command itself"
+    def real(self) -> Any:
+        "Typer's command, imported now"
+        return real_command(self.name or '')
+    def make_context(self,
+        info_name: Any,      # what was typed
+        args: Any,           # what stands behind it
+        parent: Any = None,  # of the whole command line
+        **extra: Any,        # typer's own
+    ) -> Any:
+        """What a call needs: that of the command itself
+
+        Args:
+            info_name: what was typed
+            args: what stands behind it
+            parent: of the whole command line
+            **extra: typer's own
+        """
+        return self.real().make_context(info_name, args, parent, **extra)
 
 # %% ../../nbs/84_studio.cli.ipynb #1010c095
 def end_on_signals() -> None:

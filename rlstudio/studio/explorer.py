@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import printable
+from ..evidence.stats import in_digits
 from ..evidence.table import COLORS, EVALUATION, Table, arm_facts, arms, band, curve, read_table, smoothed, summary
 from ..runs.config import load_settings
 from ..runs.folder import RunError
@@ -107,7 +108,7 @@ def seed_svg(
         a group that feels the mouse
     """
     points, shape = path_of(line, x, y), 'polyline fill="none"'
-    said = html.escape(printable(f'seed {line.seed} · {line.name} · ends at {line.y[-1]:,.4g}', lines=False))
+    said = html.escape(printable(f'seed {line.seed} · {line.name} · ends at {in_digits(line.y[-1])}', lines=False))
     return (f'<g class="rlstudio-seed"><{shape} class="line" points="{points}" stroke="{line.color}"/><{shape} points="{points}" stroke="transparent" stroke-width="9" pointer-events="stroke"/>'
             f'<text x="{LEFT + 8}" y="{TOP + 12}">{said}</text></g>')
 
@@ -183,7 +184,7 @@ def arms_legend(
     Returns:
         a table
     """
-    def number(v: float | None) -> str: return '–' if v is None else f'{v:,.4g}'
+    def number(v: float | None) -> str: return in_digits(v) or '–'
     rows = []
     for color, (label, group) in zip(colors, groups.items()):
         f = arm_facts(label, group)
