@@ -125,7 +125,7 @@ def wrap_steps(
 
 # %% ../../nbs/93_fast.profile.ipynb #5712585f
 PLACES = 'env', 'act', 'rollout', 'store', 'targets', 'sample', 'loss', 'gradient', 'optimizer', 'update', 'eval', 'files', 'callbacks', 'loop'
-WHOLE = 'env', 'act', 'rollout', 'eval', 'files', 'callbacks'   # what happens inside them is theirs
+WHOLE = 'env', 'act', 'eval', 'files', 'callbacks'   # what happens inside them is theirs
 
 def put_on(
     laps: Laps,      # the watch
@@ -559,7 +559,7 @@ def facts_for_advice(
 def fits_compiled(
     trainer: Trainer,   # of any engine
 ) -> bool:              # would the compiled rollout take it?
-    """As `fast.rollout.fits_loop`, without compiling anything
+    """As `fast.rollout` decides it (`fits_kernel`, `has_rule`), without compiling anything
 
     Args:
         trainer: of any engine
@@ -689,7 +689,7 @@ def profile_command(
     quiet: Quiet = False,    # no first line
     as_json: Json = False,   # for programs
 ) -> None:
-    """Where the time of a training goes, what holds it back, and what to change: rlstudio profile ppo/cartpole
+    """Where the time of a training goes, and what to change: rlstudio profile ppo/cartpole
 
     Args:
         what: a run, else found by `find_config`
