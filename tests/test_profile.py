@@ -21,7 +21,7 @@ from rlstudio.fast.profile import (
     profile_config,
     profile_run,
     run_split,
-    tried,
+    try_out,
     watched,
 )
 from rlstudio.nets.flat import weights_sha256
@@ -64,12 +64,12 @@ def test_a_watch_changes_no_bit(algo: str, env: str) -> None:
     assert laps.calls["env"] == 256 // 2 and ("sample" in laps.calls) == (algo != "a2c" or "minibatch" in dir(seen.algo))
 
 
-def test_callbacks_are_counted_by_their_clock() -> None:
-    "A callback's clock says where its seconds go; one without a clock is a callback, and a pause is nobody's"
+def test_callbacks_are_counted_where_they_say() -> None:
+    "`timed_as` says where a callback's seconds go; one without it is a callback, and a pause is nobody's"
     spent = dict.fromkeys(("eval", "files", "callbacks"), 0)
 
     class Slow(Callback):
-        def __init__(self, clock: str) -> None: self.clock = clock
+        def __init__(self, timed_as: str) -> None: self.timed_as = timed_as
         def on_iteration_end(self, trainer: Trainer) -> None:
             for _ in range(200_000): pass
 
@@ -131,7 +131,7 @@ def test_advice_is_tried() -> None:
     "A measured gain stands beside the estimate, and advice for people alone is left as it is"
     c = config()
     slow = Profile(c, "tape", {"env": 1., "act": 5., "store": 1., "gradient": 1., "callbacks:Mine": 4.}, {}, 1000, 500., .5, dict(cores=2, device="cpu", threads=1, on_policy=True, loop=False))
-    done = tried(slow, c, (), .3, load_settings()).tried
+    done = try_out(slow, c, (), .3, load_settings()).tried
     assert len(done) == 2 and {a.measured is None for a in done} == {True, False}
     assert "measured" in str(replace(slow, tried=done)) and next(a for a in done if a.overrides).measured > 0
 

@@ -55,7 +55,7 @@ def save_now(
 
 class Controls(Callback):
     "Stops, saves and pauses a training at the end of an iteration; its methods are safe from any thread and any signal handler"
-    clock = ''   # a pause is no work
+    timed_as = ''   # a pause is no work
     def __init__(self,
         reaches: bool = True,  # False: the training is another process's, and cannot be reached
     ):

@@ -950,7 +950,7 @@ Noting = Callable[[Path], AbstractContextManager[Any]]
 
 class SaveCheckpoints(Callback):
     "Saves the trainer's whole state into a folder, keeping the newest few."
-    clock = 'files'
+    timed_as = 'files'
     def __init__(self,
         folder: str | Path,                   # where checkpoints go
         every: int = 50_000,                  # env steps between two; 0: only start and end
@@ -1046,7 +1046,7 @@ def best_checkpoint(
 # %% ../../nbs/62_runs.checkpoint.ipynb #3e878423
 class SaveBest(Callback):
     "Keeps the checkpoint of the best evaluation in `best/`."
-    name, clock = 'best', 'files'
+    name, timed_as = 'best', 'files'
     def __init__(self,
         folder: str | Path,                  # where the ordinary checkpoints go
         metric: str = 'eval/return_mean',    # in the record; more is better

@@ -280,7 +280,7 @@ def on_the_way(
 # %% ../../nbs/42_train.evaluate.ipynb #601e158e
 class Evaluate(Callback):
     "Evaluates every so many env steps; the results are in `history` and in the record."
-    name, clock = 'evaluate', 'eval'
+    name, timed_as = 'evaluate', 'eval'
     def __init__(self, config: EvalConfig | None = None):  # None: that of the trainer
         """
         Args:

@@ -473,7 +473,7 @@ def check_place(
 # %% ../../nbs/46_train.ledger.ipynb #d0b0eefc
 class Ledger(Callback):
     "Writes a line for each update that is due: hashes of all that the next one depends on, chained"
-    name, clock = 'ledger', 'files'
+    name, timed_as = 'ledger', 'files'
     def __init__(self,
         path: str | Path,    # ledger.jsonl in a run's folder
         facts: Mapping[str, Any] | None = None,   # level, versions, machine …, for the first line of this process

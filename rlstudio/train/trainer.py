@@ -81,7 +81,7 @@ EVENTS = {
 class Callback:
     "Listens to a trainer: override the methods of the events you want (see `EVENTS`)."
     name: str = ''  # under this name its state goes into a checkpoint; empty: it has none
-    clock: str = 'callbacks'   # where its seconds are counted: eval, files or callbacks; '': nowhere
+    timed_as: str = 'callbacks'   # where its seconds are counted: eval, files or callbacks; '': nowhere
     def on_train_start(self, trainer: 'Trainer') -> None: "the one that is about to train"; ...    # the one that is about to train
     def on_collect_end(self, trainer: 'Trainer') -> None: "the one that has new experience"; ...    # the one that has new experience
     def on_iteration_end(self, trainer: 'Trainer') -> None: "the one that has learned"; ...  # the one that has learned
@@ -116,7 +116,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.env = self.collect = self.update = 0.  # s, since this process began to train
         self.env_steps = 0                          # env steps in that time
-        self.heard = dict(eval=0., files=0., callbacks=0.)   # s in callbacks, by their `clock`
+        self.heard = dict(eval=0., files=0., callbacks=0.)   # s in callbacks, by their `timed_as`
 
     def add(self,
         collect: float,  # s
@@ -307,7 +307,7 @@ class Trainer:
         for c in self.callbacks:
             getattr(c, f'on_{event}')(self)
             start, before = perf_counter(), start
-            if (clock := getattr(c, 'clock', 'callbacks')) in heard: heard[clock] += start - before
+            if (kind := getattr(c, 'timed_as', 'callbacks')) in heard: heard[kind] += start - before
 
     def round(self) -> dict[str, float]:  # what was learned
         """Collect, then update
@@ -413,7 +413,7 @@ class Trainer:
 # %% ../../nbs/41_train.trainer.ipynb #afe16610
 class WriteMetrics(Callback):
     "Writes the record of every n-th iteration to sinks."
-    name, clock = 'metrics', 'files'
+    name, timed_as = 'metrics', 'files'
     def __init__(self,
         sinks: Iterable[Sink],  # opened ones
         every: int = 1,         # iterations between two records, ≥ 1
