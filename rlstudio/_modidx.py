@@ -3871,6 +3871,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rlstudio.studio.cli.card': ('studio.cli.html#card', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.check_env_': ('studio.cli.html#check_env_', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.check_file': ('studio.cli.html#check_file', 'rlstudio/studio/cli.py'),
+                                     'rlstudio.studio.cli.check_plot': ('studio.cli.html#check_plot', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.command_help': ('studio.cli.html#command_help', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.compare_': ('studio.cli.html#compare_', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.complete_algo': ('studio.cli.html#complete_algo', 'rlstudio/studio/cli.py'),

@@ -310,14 +310,15 @@ def seeds_note(
     return '' if seeds >= wanted else f'below {wanted} seeds this interval means less than it says (given {seeds})'
 
 def width_note(
-    low: float,                      # ends of the interval
-    high: float,
+    low: float,                      # lower end of the interval
+    high: float,                     # upper end
     worlds: Sequence[np.ndarray],    # the scores behind it, (seeds,) each
 ) -> str:                            # '' where it has a width
     """What to think of an interval without width: equal scores hide what is rare
 
     Args:
-        low: ends of the interval
+        low: lower end of the interval
+        high: upper end
         worlds: the scores behind it, (seeds,) each
 
     Returns:

@@ -24,11 +24,11 @@ __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', '
            'complete_algo', 'complete_status', 'keys_of', 'complete_key', 'found_commands', 'command_help',
            'real_command', 'Later', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work', 'settings_on', 'run',
            'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines', 'evaluate_run',
-           'evaluated', 'export_run', 'check_env_', 'check_file', 'variance_of', 'count_line', 'drift_', 'gate_',
-           'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run', 'about',
-           'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table',
-           'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'result_lines', 'after_study',
-           'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
+           'evaluated', 'export_run', 'check_env_', 'check_file', 'check_plot', 'variance_of', 'count_line', 'drift_',
+           'gate_', 'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run',
+           'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed',
+           'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'result_lines',
+           'after_study', 'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -791,6 +791,16 @@ def check_file(
     if file and endings and file.suffix.lower() not in endings: raise typer.BadParameter(f'{option}: given {file}, expected a file that ends in {" or ".join(endings)}')
     if file and not file.absolute().parent.is_dir(): raise typer.BadParameter(f'{option}: given {file}, but there is no folder {file.parent}; make it first')
 
+def check_plot(
+    file: Path | None,  # of `--plot`
+) -> None:
+    """Refuse a picture that could not be written, before anything runs
+
+    Args:
+        file: of `--plot`
+    """
+    check_file('--plot', file, PICTURES)
+
 @app.command('variance')
 def variance_of(
     config: Annotated[str, typer.Argument(  # found by `find_config`
@@ -810,7 +820,7 @@ def variance_of(
 ) -> None:
     "How much of the spread between seeds comes from weights, worlds, actions, minibatches"
     with at_work(f'rlstudio {__version__}: variance of {config} {" ".join(overrides or [])}'.rstrip(), modules, quiet, as_json) as (say, emit):
-        check_file('--plot', plot, PICTURES)
+        check_plot(plot)
         with importing(emit): from rlstudio.evidence.variance import nothing_else, plan_variance, run_cells, variance_report
         from rlstudio.evidence.study import disk_line, is_finished
         wanted = None if streams is None else [s.strip() for s in streams.split(',') if s.strip()]
@@ -1320,7 +1330,7 @@ def compare_(
         from rlstudio.runs.config import load_settings
         from rlstudio.runs.pictures import save_figure
         from rlstudio.studio.console import clean
-        check_file('--plot', plot, PICTURES)
+        check_plot(plot)
         found = compare_sides(sides, metric, statistic, level, paired, lower, runs_dir or load_settings().runs_dir)
         emit(found.to_dict())
         if not as_json: speaker(False, False)(clean(str(found)))
