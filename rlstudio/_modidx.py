@@ -1449,6 +1449,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'rlstudio.evidence.audit.pieces_of': ( 'evidence.audit.html#pieces_of',
                                                                                 'rlstudio/evidence/audit.py'),
                                          'rlstudio.evidence.audit.promise': ('evidence.audit.html#promise', 'rlstudio/evidence/audit.py'),
+                                         'rlstudio.evidence.audit.python_apart': ( 'evidence.audit.html#python_apart',
+                                                                                   'rlstudio/evidence/audit.py'),
                                          'rlstudio.evidence.audit.settings_of': ( 'evidence.audit.html#settings_of',
                                                                                   'rlstudio/evidence/audit.py'),
                                          'rlstudio.evidence.audit.strangers': ( 'evidence.audit.html#strangers',

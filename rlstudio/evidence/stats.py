@@ -344,6 +344,7 @@ def kind_of(
     """
     return 'bootstrap' if method == 'percentile' else 'iqm' if CUTS[statistic] else 'mean'
 
+# %% ../../nbs/74_evidence.stats.ipynb #9a6d8159
 def interval(
     scores: Scores,                           # as `as_worlds` takes them
     statistic: Callable[[Scores], Any] = iqm,  # `iqm`, `mean_score`, `median_score`, or any function of a tuple of (…, seeds)

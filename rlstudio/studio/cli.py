@@ -1150,7 +1150,7 @@ def wrapper_rows() -> list[dict[str, Any]]:  # name, source, about
     sources = dict.fromkeys(GYM_WRAPPERS, 'gymnasium') | wrappers.describe()
     return [dict(name=name, source=source, about=_about(name)) for name, source in sources.items()]
 
-
+# %% ../../nbs/84_studio.cli.ipynb #870eaebb
 class Listing(StrEnum):
     "What can be listed"
     algos, envs, nets, wrappers, configs, runs, studies = 'algos', 'envs', 'nets', 'wrappers', 'configs', 'runs', 'studies'
