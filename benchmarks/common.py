@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -64,6 +65,24 @@ def rlstudio(*args: object) -> tuple[dict[str, Any], float]:
     seconds = time.perf_counter() - start
     if done.returncode: raise RunFailed(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr[-3000:]}")
     return json.loads(done.stdout), seconds
+
+
+def make_venv(folder: Path, *packages: str, constrained: bool = True) -> Path:
+    "An environment for the peers: their own packages, and torch and gymnasium borrowed from this one by a path; the one that is there, if it is whole"
+    python, whole = folder / "bin" / "python", folder / "installed.txt"
+    if whole.exists() and whole.read_text() == "\n".join(packages): return python
+    if not python.exists(): subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    own = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True)
+    (Path(own.stdout.strip()) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    limits = ["-c", str(ROOT / "constraints.txt")] if constrained else []
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *limits, *packages], check=True, stdout=sys.stderr)
+    whole.write_text("\n".join(packages))
+    return python
+
+
+def one_thread() -> dict[str, str]:
+    "The variables of a process that calculates with one thread"
+    return os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def figures(result: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import RESULTS, ROOT, RunFailed, append, history, record, rlstudio, sha256, versions
-from peers import make_venv, one_thread
+from common import RESULTS, ROOT, RunFailed, append, history, make_venv, one_thread, record, rlstudio, sha256, versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +100,7 @@ def measure(name: str, library: str, seed: int, steps: int, every: int, venv: Pa
     if library == "rlstudio": found, version = ours(name, seed, steps, every), {}
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            found = sb3(name, seed, steps, every, make_venv(venv or Path(temporary) / "venv"))
+            found = sb3(name, seed, steps, every, make_venv(venv or Path(temporary) / "venv", "stable-baselines3"))
         version = {"stable-baselines3": found.pop("version")}
     if ENVS[name].endswith("-v5"): version["mujoco"] = metadata.version("mujoco")
     return record(env=ENVS[name], algo="sac", library=library, seed=seed, steps=steps, every=every, episodes=EPISODES,

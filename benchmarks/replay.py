@@ -20,8 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, RunFailed, append, record, table
-from peers import make_venv
+from common import RESULTS, ROOT, RunFailed, append, make_venv, record, table
 
 WORLDS = {"cartpole": 1_000_000, "halfcheetah": 1_000_000, "atari": 10_000}  # name: transitions
 CONTENT = """
@@ -182,7 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        python = make_venv(options.venv or Path(temporary) / "venv")
+        python = make_venv(options.venv or Path(temporary) / "venv", "stable-baselines3")
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", "torchrl"], check=True, stdout=sys.stderr)
         for world in options.worlds.split(","): rows += compare(python, world, options.rounds, options.batch_size)
     for row in rows if not options.no_store else []:

@@ -11,7 +11,7 @@
 
 Each contender steps the same random actions in a process of its own; only the ratio within a round means anything. `one` is our `InProcess`, `workers` our workers (as many as there are cores for the
 cheetahs, and eight for the sleepers, as SubprocVecEnv has in both cases, since it starts one process for each env). Every contender says the sum of its rewards: with the same actions and seeds ours must be the same number.
-The clock begins after a warm-up. SB3 goes into an environment of its own (as in peers.py). Rows go to benchmarks/results/workers.jsonl.
+The clock begins after a warm-up. SB3 goes into an environment of its own (as in benchmarks/peers). Rows go to benchmarks/results/workers.jsonl.
 """
 import argparse
 import json
@@ -22,8 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, RunFailed, append, record, table
-from peers import make_venv, one_thread
+from common import RESULTS, RunFailed, append, make_venv, one_thread, record, table
 
 CASES = {"cheetah": ("HalfCheetah-v5", 400), "sleep": ("Sleeper-v0", 60)}   # env, steps of all eight
 WORLD = """
@@ -112,7 +111,7 @@ def main() -> None:
         folder = Path(temporary)
         (folder / "bench_world.py").write_text(WORLD)
         (folder / "main.py").write_text(MAIN)
-        python = make_venv(options.venv or folder / "venv")
+        python = make_venv(options.venv or folder / "venv", "stable-baselines3")
         for case in [options.case] if options.case else CASES:
             steps, processes = options.steps or CASES[case][1], options.workers or dict(cheetah=2, sleep=8)[case]
             rows = compare(python, folder, case, options.rounds, steps, processes)

@@ -5,6 +5,7 @@ Notebooks are rendered with the outputs that they have stored (nothing is execut
 Sources for Sphinx are written to docs/_build, only where they have changed, so that a second build is quick. Any warning of Sphinx and any stale page fails it.
 """
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +34,7 @@ FOLDERS = {"howto": ("How-to", "Each answer fits on a screen, and every block of
 TOP = {"CHANGELOG.md": "changelog", "MILESTONES.md": "milestones", "CONTRIBUTING.md": "contributing", "SECURITY.md": "security-policy", "CODE_OF_CONDUCT.md": "conduct", "NOTICE.md": "notice"}   # of the root, as far as they are there
 PROJECT = ("docs/zoo.md", "docs/kpi.md", "docs/faults.md")
 ORDER = ("env", "wrapper", "network", "algorithm", "callback", "sink", "plugin", "load", "export", "resume", "seeds", "sweep", "compare", "cluster", "fast", "debug", "reproduce")   # of pages, by a word in their name; the rest by title
-CHECKS = ("make_readme.py", "make_zoo.py", "make_faults.py")
+CHECKS = ("make_readme.py", "make_zoo.py", "make_faults.py", "make_kpi.py")
 
 
 class SiteError(ValueError):
@@ -86,9 +88,11 @@ def the_map() -> list[tuple[str, list[str], str]]:
     text = next("".join(c["source"]) for c in cells if "| part | chapters |" in "".join(c["source"]))
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and ".ipynb" in line]
     found = [(row[0], [m[3] for m in LINK.finditer(row[1])], row[2]) for row in rows]
-    listed = {name for _, names, _ in found for name in names}
-    if absent := sorted(p.name for p in (ROOT / "nbs").glob("[0-9]*.ipynb") if p.name not in listed): raise SiteError(f"nbs/index.ipynb: no line of the map leads to {', '.join(absent)}")
-    return found
+    for name in sorted(p.name for p in (ROOT / "nbs").glob("[0-9]*.ipynb")):   # one that the map does not know yet (a gate asks for it) stands behind the one before it
+        if any(name in names for _, names, _ in found): continue
+        before = max((n for _, names, _ in found for n in names if n < name), default="")
+        next(names for _, names, _ in found if before in names).append(name)
+    return [(title, sorted(names), knows) for title, names, knows in found]
 
 
 def plan(site: Site) -> None:
@@ -122,33 +126,66 @@ def fence(text: str, language: str) -> str:
     return found[0]
 
 
-def speed() -> str:
-    "Peers beside us, of the newest measurement of each case: bars and one sentence"
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for line in (ROOT / "benchmarks" / "results" / "peers.jsonl").read_text().splitlines():
-        r = json.loads(line)
-        rows.setdefault(r["config"], {}).setdefault(r["time"], []).append(r)
-    names = {"rlstudio": "RLStudio", "sb3": "Stable-Baselines3", "sbx": "SBX (JAX)"}
-    bars, y, said = [], 0, []
-    for config, times in rows.items():
-        newest = times[max(times)]
-        who = [n for n in names if n in newest[0]]
-        key = "updates_per_second" if "updates_per_second" in newest[0]["rlstudio"] else "env_steps_per_second"
-        rate = {n: median(r[n][key] for r in newest) for n in who}
-        unit = key.replace("_per_second", "").replace("_", " ") + "/s"
-        bars.append(f'<text x="0" y="{y + 14}" font-weight="bold">{config}</text>')
+def stored(name: str) -> list[dict[str, Any]]:
+    "The lines of a measurement"
+    path = ROOT / "benchmarks" / "results" / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def picture(groups: list[tuple[str, str, list[tuple[str, float, bool]]]], label: str) -> str:
+    "Bars in groups: title, unit, (name, value, is it ours?); in the colours of the page"
+    bars, y = [], 0
+    for title, unit, rows in groups:
+        bars.append(f'<text x="0" y="{y + 14}" font-weight="bold">{title}</text>')
         y += 22
-        for n in who:
-            width = 300 * rate[n] / max(rate.values())
-            bars.append(f'<text x="0" y="{y + 14}">{names[n]}</text><rect x="150" y="{y + 2}" width="{width:.1f}" height="15" class="{"ours" if n == "rlstudio" else "other"}"/>'
-                        f'<text x="{156 + width:.1f}" y="{y + 14}">{rate[n]:,.0f} {unit}</text>')
+        for name, value, ours in rows:
+            width = 300 * value / max(v for _, v, _ in rows)
+            bars.append(f'<text x="0" y="{y + 14}">{name}</text><rect x="150" y="{y + 2}" width="{width:.1f}" height="15" class="{"ours" if ours else "other"}"/>'
+                        f'<text x="{156 + width:.1f}" y="{y + 14}">{value:,.0f} {unit}</text>')
             y += 20
         y += 10
-        said.append(f"{config.split(',')[0]}: {median(r['ratio'] for r in newest):.1f} × Stable-Baselines3, median of {len(newest)} rounds")
+    return f'<figure class="speed"><svg viewBox="0 0 640 {y}" role="img" aria-label="{label}">{"".join(bars)}</svg></figure>'
+
+
+def machines(rows: list[dict[str, Any]]) -> str:
+    "What they were measured on"
+    return "; ".join(sorted({f"{r['machine']['cpu']}, torch {r['versions']['torch']}" for r in rows}))
+
+
+def peers() -> str:
+    "Others beside us, of the newest measurement of each case: bars and one sentence"
+    cases: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for r in stored("peers.jsonl"): cases.setdefault(r["config"], {}).setdefault(r["time"], []).append(r)
+    names = {"rlstudio": "RLStudio", "sb3": "Stable-Baselines3", "sbx": "SBX (JAX)"}
+    groups, said = [], []
+    for config, times in cases.items():
+        rows = times[max(times)]
+        key = "updates_per_second" if "updates_per_second" in rows[0]["rlstudio"] else "env_steps_per_second"
+        groups.append((config, f"{key.removesuffix('_per_second').replace('_', ' ')}/s", [(names[n], median(r[n][key] for r in rows), n == "rlstudio") for n in names if n in rows[0]]))
+        said.append(f"{config.split(',')[0]}: {median(r['ratio'] for r in rows):.1f} × Stable-Baselines3, median of {len(rows)} rounds")
     label = "; ".join(said)
-    made = sorted({f"{r['machine']['cpu']}, torch {r['versions']['torch']}" for times in rows.values() for t in times.values() for r in t})
-    return (f'<figure class="speed"><svg viewBox="0 0 640 {y}" role="img" aria-label="{label}">{"".join(bars)}</svg></figure>\n\n'
-            f"Equal work in interleaved rounds, one thread each ({'; '.join(made)}): {label}. Raw numbers: [peers.jsonl](benchmarks/results/peers.jsonl), by [peers.py](benchmarks/peers.py).")
+    return (f"{picture(groups, label)}\n\nEqual work in interleaved rounds, one thread each ({machines([r for times in cases.values() for r in times[max(times)]])}): {label}. "
+            "Raw numbers: [peers.jsonl](../benchmarks/results/peers.jsonl), by [benchmarks/peers](../benchmarks/peers/__main__.py).")
+
+
+def ladder() -> str:
+    "The same training on every rung of engines, of the newest measurement"
+    if not (rows := stored("ladder.jsonl")): return ""
+    newest = rows[-1]
+    rate = {rung: median(1e6 / r[rung] for r in newest["rounds"]) for rung in newest["rounds"][0]}
+    label = ", ".join(f"{name} {value / next(iter(rate.values())):.1f} ×" for name, value in rate.items())
+    return (f"{picture([(newest['work'], 'env steps in a second of processor time', [(n, v, n != 'autograd') for n, v in rate.items()])], label)}\n\nThe same loss, written once, on each engine ({machines([newest])}): {label}. "
+            "The chapter [profile](93_fast.profile.ipynb) explains the rungs.")
+
+
+def drawn() -> str:
+    "The picture of more libraries, where `benchmarks/peers` has drawn one"
+    if not (ROOT / "docs" / "images" / "peers.svg").is_file(): return ""
+    return ("![How fast several libraries do the same work, RLStudio among them](../docs/images/peers.svg)\n\n"
+            "More libraries on the same work, in interleaved rounds: [raw numbers](../benchmarks/results/peer_runs.jsonl), by [benchmarks/peers](../benchmarks/peers/__main__.py).")
+
+
+def speed() -> str: return "\n\n".join(filter(None, (peers(), drawn(), ladder())))
 
 
 def front(site: Site) -> str:
@@ -161,7 +198,7 @@ def front(site: Site) -> str:
     what = re.search(r"^## What it is for\n(.*?)(?=^## |\Z)", whole, re.M | re.S)
     parts = {"promise": next(m[1] for c in cells if (m := re.search(r"^> (.+)$", c, re.M))), "pictures": f'<div class="pictures">{images}</div>', "command": fence(readme, "sh"),
              "notebook": fence(readme, "python"), "what": what[1].strip() if what else "", "results": readme_table().data + "\n\nAll of it, with levels and commands: [the zoo of results](../docs/zoo.md).",
-             "speed": speed().replace("](benchmarks/", "](../benchmarks/")}
+             "speed": speed()}
     text = (DOCS / "site" / "pages" / "index.md").read_text()
     text = re.sub(r"\{\{(\w+)\}\}", lambda m: site.relink(parts[m[1]], "nbs/index.ipynb", "index.md"), text)
     return text + "\n" + toctree(["learn/index", *(f"{f}/index" for f in FOLDERS if pages_of(f)), "book/index", "reference/index", "project/index"]) + "\n"
@@ -289,15 +326,26 @@ def write_sources(build: Path) -> tuple[Sources, Site]:
     return out, site
 
 
+def changed(stamp: Path, texts: Iterable[bytes]) -> bool:
+    "Is it another content than that of the last build? Notes the new one"
+    now = hashlib.sha256(b"\0".join(texts)).hexdigest()
+    before = stamp.read_text() if stamp.is_file() else ""
+    stamp.write_text(now)
+    return now != before
+
+
 def build(to: Path, work: Path, fresh: bool = False) -> int:
     "The sources, and Sphinx over them: 0, or what it answers"
     from sphinx.cmd.build import main as sphinx
     if fresh: shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    write_sources(work)
+    if changed(work / "machinery", [p.read_bytes() for p in sorted((DOCS / "site").rglob("*")) if p.is_file() and "__pycache__" not in p.parts]): shutil.rmtree(work / "doctrees", ignore_errors=True)
+    out, _ = write_sources(work)
+    sidebar = [b"\n".join(re.findall(rb"```\{toctree\}.*?```|^# .+$", p.read_bytes(), re.M | re.S)) for p in sorted(out.written) if p.suffix == ".md"]
+    whole = changed(work / "sidebar", sidebar)   # stands on every page, and Sphinx writes those only that have changed themselves
     shutil.rmtree(to / "files", ignore_errors=True)
     os.environ["RLSTUDIO_SITE_COPIES"] = str(work / "copies")
-    return sphinx(["-q", "-W", "--keep-going", "-b", "html", "-c", str(DOCS / "site"), "-d", str(work / "doctrees"), str(work / "source"), str(to)])
+    return sphinx([*(["-a"] if whole else []), "-q", "-W", "--keep-going", "-b", "html", "-c", str(DOCS / "site"), "-d", str(work / "doctrees"), str(work / "source"), str(to)])
 
 
 def main() -> int:

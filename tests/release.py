@@ -159,7 +159,7 @@ def try_out(out: Path, python: str, work: Path, chosen: list[str] | None = None)
     def note(extra: str, took: float, why: str, **more: Any) -> None:
         nonlocal good
         good = good and not why
-        store(out / "tried.jsonl", row := dict(python=version, extra=extra, ok=not why) | (dict(why=why) if why else {}) | dict(seconds_install=round(took, 1)) | more)
+        store(out / "tried.jsonl", row := dict(python=version, extra=extra, ok=not why) | (dict(why=why) if why else {}) | dict(seconds_install=round(took, 1), wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest()) | more)
         print(told_row(row), flush=True)
 
     why, took = environment(base, python, str(wheel))

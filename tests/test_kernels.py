@@ -15,11 +15,13 @@ from rlstudio.core.arithmetic import arithmetic_threads, engine_fact, identity
 from rlstudio.core.finite import NonFiniteError
 from rlstudio.core.options import Config, config_from_dict
 from rlstudio.core.registry import UnknownName
+from rlstudio.core.spec import ArraySpec
 from rlstudio.data.priority import SumTree
 from rlstudio.envs.classic import Acrobot, CartPole, MountainCar, MountainCarContinuous, Pendulum
 from rlstudio.fast import kernels
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.nets.layers import MLP
+from rlstudio.nets.tape import Tape, TapeError
 from rlstudio.train.trainer import Trainer
 
 CASES: dict[str, dict[str, Any]] = {
@@ -148,7 +150,7 @@ def test_the_loop_in_python_and_in_machine_code(world: Any, monkeypatch: pytest.
         slow[0], loop = in_python(env), rollout.rollout_reals if real else rollout.rollout_choices
         came = loop(*fast)
         with monkeypatch.context() as patch:
-            for name in ("tanh32", "see_rows", "count_step", "few_rows"): patch.setattr(rollout, name, getattr(rollout, name).py_func)
+            for name in ("tanh32", "see_rows", "count_step", "few_rows", "act_choices", "act_reals"): patch.setattr(rollout, name, getattr(rollout, name).py_func)
             assert loop.py_func(*slow) == came == 3    # copy 1 is cut after its 4th step
         assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(fast[4:13], slow[4:13]))
         assert np.abs(fast[4] - env._state).max() > 0
@@ -156,15 +158,15 @@ def test_the_loop_in_python_and_in_machine_code(world: Any, monkeypatch: pytest.
 
 def test_where_the_loop_does_not_fit() -> None:
     "Another world, network or distribution is collected step by step, and learns"
-    from rlstudio.fast.rollout import fits_loop
+    from rlstudio.fast.rollout import fits_kernel, has_rule
     small = dict(env=dict(id="CartPole-v1", num_envs=2), algo=dict(name="ppo", num_steps=16), net=dict(hidden=[8]), train=dict(total_steps=64))
-    other: list[tuple[bool, dict[str, Any]]] = [(True, {}), (True, dict(net=dict(hidden=[8], normalize_obs=True))), (False, dict(net=dict(hidden=[8], layer_norm=True))),
-        (True, dict(env=dict(id="Pendulum-v1", num_envs=2))), (False, dict(env=dict(id="Pendulum-v1", num_envs=2), net=dict(hidden=[8], squash="tanh"))),
-        (True, dict(env=dict(id="Pendulum-v1", num_envs=2), net=dict(hidden=[8], log_std="state"))), (False, dict(env=dict(id="CartPole-v1", num_envs=2, backend="inprocess"))), (False, dict(env=dict(id="rlstudio/Doors-v0", num_envs=2)))]
+    other: list[tuple[list[bool], dict[str, Any]]] = [([True, True], {}), ([True, True], dict(net=dict(hidden=[8], normalize_obs=True))), ([False, True], dict(net=dict(hidden=[8], layer_norm=True))),
+        ([True, True], dict(env=dict(id="Pendulum-v1", num_envs=2))), ([False, True], dict(env=dict(id="Pendulum-v1", num_envs=2), net=dict(hidden=[8], squash="tanh"))),
+        ([True, True], dict(env=dict(id="Pendulum-v1", num_envs=2), net=dict(hidden=[8], log_std="state"))), ([True, False], dict(env=dict(id="CartPole-v1", num_envs=2, backend="inprocess"))), ([False, False], dict(env=dict(id="rlstudio/Doors-v0", num_envs=2)))]
     for fits, change in other:
         t = Trainer(config_from_dict(small | change), engine="compiled")
-        assert fits_loop(t.algo, t.stepper) is fits and t.train().env_steps == 64
-    assert not fits_loop((t := trainer("ppo", "tape")).algo, t.stepper)
+        assert [fits_kernel(t.algo, t.stepper), has_rule(t.stepper.env)] == fits and t.train().env_steps == 64
+    assert not fits_kernel((t := trainer("ppo", "tape")).algo, t.stepper)
 
 
 @pytest.mark.parametrize("activation", kernels.KINDS)
@@ -219,6 +221,13 @@ def test_an_engine_that_nobody_brings() -> None:
 def test_a_memory_needs_autograd_and_the_message_says_so() -> None:
     c = config_from_dict(dict(env=dict(id="rlstudio/TMaze-v0", num_envs=4), algo=dict(name="ppo", num_steps=16), net=dict(hidden=[8], core="gru", core_size=8), train=dict(total_steps=128)))
     with pytest.raises(EngineError, match="engine = compiled: .*only autograd goes back through time.*fix: engine = auto"): Trainer(c, engine="compiled")
+
+
+def test_a_convolution_needs_autograd_and_the_message_says_so() -> None:
+    from rlstudio.core.options import NetConfig
+    from rlstudio.nets.encoders import SmallCNN
+    frames = SmallCNN(ArraySpec("obs", (3, 8, 8), np.dtype(np.uint8), "box", np.uint8(0), np.uint8(255)), NetConfig(), np.random.default_rng(0))
+    with pytest.raises(TapeError, match="only autograd goes back through a convolution; fix: engine = auto"): frames(Tape().variable(np.zeros((2, 3, 8, 8), np.uint8)))
 
 
 def test_the_compiler_is_a_fact_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,8 @@ def test_a_page_is_well_made(page: Path) -> None:
     for b in blocks(text):
         assert b.language in LANGUAGES, f"line {b.line}: a fence of {b.language!r}"
         assert set(b.said("not run")) <= set(REASONS), f"line {b.line}: {b.said('not run')}"
+        wide = [line for line in b.code.splitlines() if len(line) > 105 and b.language != "text"]
+        assert not wide, f"line {b.line}: too wide for a page: {wide}"
         if b.language in ("yaml", "ini"): assert b.file or b.said("not run"), f"line {b.line}: without a name in its first line"
     links = [t.partition("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in t]
     lost = [t for t in links if t and not (page.parent / t).exists()]
@@ -217,10 +219,14 @@ def known_keys() -> set[str]:
 
 def known_commands() -> dict[str, set[str]]:
     "Command → its options"
-    group, found = typer.main.get_command(app), {}
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
-        command = command.real() if hasattr(command, "real") else command    # of a chapter behind that of the commands: imported when asked for
-        found[name] = {o for p in command.params for o in [*p.opts, *p.secondary_opts]} | {"--help"}
+    group, found = typer.main.get_command(app), dict[str, set[str]]()
+    at = typer.Context(group)
+    for name in group.list_commands(at):  # type: ignore[attr-defined]
+        command = group.get_command(at, name)  # type: ignore[attr-defined]
+        command = command.real() if hasattr(command, "real") else command    # of an entry point: imported when it is used
+        options = {o for p in command.params for o in [*p.opts, *p.secondary_opts]}
+        for below in getattr(command, "commands", {}).values(): options |= {o for p in below.params for o in [*p.opts, *p.secondary_opts]}
+        found[name] = options | {"--help"}
     return found
 
 

@@ -15,6 +15,8 @@ from support import PACKAGE, ROOT, run, said
 
 import rlstudio
 from rlstudio.core.registry import api_fault, goes_with
+from rlstudio.runs.export import AgentError, load_agent
+from rlstudio.runs.run import Run, RunError
 
 EXAMPLE, NAME = ROOT / "examples/rlstudio-example-plugin", "rlstudio-example-plugin"
 SMALL = "train.total_steps=1024", "eval.episodes=2", "env.num_envs=4", "checkpoint.every=256"
@@ -116,6 +118,8 @@ def test_used_resumed_and_exported(site: Path, tmp_path: Path) -> None:
     assert len(here.sh("heat", "whole", "--steps", "5").stdout.splitlines()) == 5
     assert "nowhere: not a run" in here.sh("heat", "nowhere", code=2).stderr, "a mistake in a plugin's command is explained like one of ours"
     assert json.loads(here.sh("verify", "whole", "--json").stdout)["whole"]
+    with pytest.raises(AgentError, match=f"this agent was made with the plugin {NAME} 1.0.0; .* pip install {NAME}, and allow it"): load_agent(tmp_path / "agent")   # it is not installed here
+    with pytest.raises(RunError, match=f"unknown algorithm 'awr'.* this run was made with the plugin {NAME} 1.0.0: pip install {NAME}"): Run.open(tmp_path / "runs/whole")
 
 
 def test_checked(site: Path, tmp_path: Path) -> None:

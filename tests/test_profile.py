@@ -1,5 +1,7 @@
 "Where the time goes: the split adds up, a watch changes no bit, advice is tried, and the command explains mistakes."
+import argparse
 import json
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -150,3 +152,28 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
 def test_profile_needs_no_numba() -> None:
     "The chapter is of the part Fast, and does not import its kernels"
     assert "rlstudio.fast.kernels" not in (Path(sys.modules["rlstudio.fast.profile"].__file__ or "").read_text())
+
+
+def test_the_peers_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "benchmarks/peers: ratios are those within a round; what is stored is not made again; a peer that fails is left out, and the others go on"
+    monkeypatch.setattr(sys, "path", list(sys.path))   # the script adds a folder
+    peers = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/peers/__main__.py"))
+    def row(library: str, round_: int, speed: float) -> dict[str, Any]:
+        return dict(session="s", case="ppo", steps=1024, cores=1, library=library, round=round_, env_steps_per_second=speed, eval_return_mean=100., versions=dict(rlstudio="0"), version="1")
+    rows = [row("rlstudio", 1, 400.), row("rlstudio", 2, 800.), row("sb3", 1, 100.), row("sb3", 2, 100.)]
+    lines = peers["summary"](rows, "env_steps_per_second")
+    assert [(x["library"], x["ratio"], x["ratio_least"], x["ratio_most"]) for x in lines] == [("rlstudio", 1., 1., 1.), ("sb3", 6., 4., 8.)]
+    peers["draw"](lines, peers["CASES"]["ppo"], 1, tmp_path / "a.svg")
+    peers["draw"](lines, peers["CASES"]["ppo"], 1, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    made: list[tuple[str, int]] = []
+    def ours(name: str, case: str, seed: int, *rest: Any) -> dict[str, Any]:
+        made.append((name, seed))
+        return dict(env_steps_per_second=1., eval_return_mean=1.)
+    def theirs(python: Path, name: str, *rest: Any) -> dict[str, Any]: raise peers["RunFailed"]("no")
+    known = peers["rounds_of"].__globals__
+    for name, value in dict(ours=ours, theirs=theirs, ROWS=tmp_path / "rows.jsonl").items(): monkeypatch.setitem(known, name, value)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row("rlstudio", 1, 400.)) + "\n")
+    options = argparse.Namespace(session="s", case="ppo", steps=1024, cores=1, rounds=2, no_store=False, rows=[])
+    peers["rounds_of"](options, dict(rlstudio=Path("x"), sb3=Path("x")))
+    assert made == [("rlstudio", 2)] and len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2

@@ -230,8 +230,8 @@ def test_search_finds_a_name_and_code_copies(chrome: Any, address: str) -> None:
     context = chrome.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
     page.goto(f"{address}/index.html")
-    page.fill(".sidebar-search", "discounted_return")
-    page.press(".sidebar-search", "Enter")
+    page.keyboard.press("/")   # as the front page says
+    page.keyboard.type("discounted_return\n")
     page.wait_for_selector("#search-results li a")
     found = page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.getAttribute('href'))")
     assert any("reference/api/data.returns.html" in href for href in found), found

@@ -81,6 +81,21 @@ def test_every_extra_has_a_trial() -> None:
     assert {"", *release.extras()} == release.TRIALS.keys() and all(release.TRIALS.values())
 
 
+def test_a_trial_names_the_line_that_failed(tmp_path: Path) -> None:
+    "Lines run in an empty folder, one after the other; a row takes the place of the one for the same Python and extra"
+    assert release.tried(tmp_path, ["test -z \"$(ls)\"", "echo 1 > a", "test -s a"]) == ""
+    assert release.tried(tmp_path, ["true", "echo WARNING: no >&2; echo oops >&2; exit 3", "touch after"]) == "echo WARNING: no >&2; echo oops >&2; exit 3: oops"
+    for row in (dict(python="3.12", extra="", ok=False), dict(python="3.11", extra="fast", ok=True), dict(python="3.12", extra="", ok=True)): release.store(tmp_path / "tried.jsonl", row)
+    assert [json.loads(line) for line in (tmp_path / "tried.jsonl").read_text().splitlines()] == [dict(python="3.11", extra="fast", ok=True), dict(python="3.12", extra="", ok=True)]
+
+
+def test_what_was_tried_is_stored() -> None:
+    "Each row is of an extra that there is, and a failure says why"
+    rows = [json.loads(line) for line in (ROOT / "benchmarks/results/release.jsonl").read_text().splitlines()]
+    assert {r["python"] for r in rows} and {r["extra"] for r in rows} <= release.TRIALS.keys() and all(r["ok"] or r["why"] for r in rows)
+    assert len({(r["python"], r["extra"]) for r in rows}) == len(rows)
+
+
 @pytest.fixture
 def download(dist: Path, tmp_path: Path) -> Path:
     "What somebody has fetched"

@@ -37,8 +37,9 @@ class Site:
         if to is None: return text
         if anchor and (at.startswith("rlstudio/") or posixpath.normpath(posixpath.join(posixpath.dirname(page), to.partition("#")[0])).startswith("reference/")):
             return f'<a href="{re.sub(r"[.]md(?=#)", ".html", to)}">{text}</a>'   # names and keys are known to the page, and not to MyST
-        if at in self.copies and not bang: return f'<a href="{to}">{text}</a>'
-        if at in self.copies: self.pictures.add(at); to = posixpath.relpath(f"pictures/{at}", posixpath.dirname(page) or ".")
+        copied = at in self.copies and at not in self.pages
+        if copied and not bang: return f'<a href="{to}">{text}</a>'
+        if copied: self.pictures.add(at); to = posixpath.relpath(f"pictures/{at}", posixpath.dirname(page) or ".")
         return f"{bang}[{text}]({to})"
 
     def relink(self, text: str, source: str, page: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -56,6 +57,7 @@ def known_names() -> dict[str, str]:
 
 def types_that_are_ours(app: Any, doctree: Any) -> None:
     "In signatures our own types lead to their entries; the others are words (Sphinx would look for each of them among all names)"
+    for text in [t for t in doctree.findall(nodes.Text) if t == " -- "]: text.parent.replace(text, nodes.Text(" – "))   # between an argument and its words
     for node in list(doctree.findall(pending_xref)):
         if node.get("refdomain") != "py": continue
         full = app.env.rlstudio_names.get(node["reftarget"].rsplit(".", 1)[-1])

@@ -8,7 +8,7 @@ from typing import Any
 from links import Site, one_line
 
 Cell = dict[str, Any]
-HIDDEN = {"hide", "default_exp"}
+EXPORTS = {"export", "exports", "exporti"}
 
 
 def text_of(cell: Cell) -> str: return "".join(cell["source"])
@@ -44,7 +44,7 @@ def alt(code: str, before: str) -> str:
 def code_cell(cell: Cell, before: str) -> Cell | None:
     "A code cell as the reader sees it; None: not at all"
     told = directives(cell)
-    if HIDDEN & told.keys(): return None
+    if "hide" in told or ("default_exp" in told and not EXPORTS & told.keys()): return None
     code = re.sub(r"^#\|.*\n?", "", text_of(cell), flags=re.M).strip("\n")
     if not code and not cell["outputs"]: return None
     tags = []
@@ -63,7 +63,7 @@ def code_cell(cell: Cell, before: str) -> Cell | None:
 
 def exported(cell: Cell, module: str, public: set[str]) -> Cell | None:
     "The address of a definition: `#cell-…`, and its names in the reference"
-    if not {"export", "exports", "exporti"} & directives(cell).keys() or cell["cell_type"] != "code": return None
+    if not EXPORTS & directives(cell).keys() or cell["cell_type"] != "code": return None
     try: body = ast.parse(re.sub(r"^#\|.*\n?", "", text_of(cell), flags=re.M)).body
     except SyntaxError: body = []
     names = [n for node in body for n in ([node.name] if hasattr(node, "name") else

@@ -98,14 +98,19 @@ def configs_page() -> str:
 
 def commands() -> Iterator[tuple[str, Any]]:
     "Each command of ours, groups opened"
+    from typer import Context
     from typer.main import get_command
 
     from rlstudio.studio.cli import app
     def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
-        inner = getattr(command, "commands", {})
-        if not inner: yield name, command
-        for key, sub in inner.items():
-            if not sub.hidden: yield from below(f"{name} {key}".strip(), sub)
+        if not hasattr(command, "list_commands"): yield name, command; return
+        if name and command.invoke_without_command: yield name, command
+        context = Context(command)
+        for key in command.list_commands(context):   # those, too, that are imported when they are asked for
+            sub = command.get_command(context, key)
+            if hasattr(sub, "real"): sub = sub.real()
+            ours = hasattr(sub, "list_commands") or inspect.unwrap(sub.callback).__module__.startswith("rlstudio.")
+            if ours and not sub.hidden: yield from below(f"{name} {key}".strip(), sub)
     yield from below("", get_command(app))
 
 

@@ -16,7 +16,7 @@ No file is read here: chapter `runs.config` reads YAML, and knows lines and colu
 # %% auto #0
 __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Positive', 'NonNegative', 'Count', 'Whole', 'Width',
            'Steps', 'Seed', 'SYNONYMS', 'NOT_HERE', 'Numbers', 'CONVERSIONS', 'S', 'Problem', 'ConfigError', 'fault',
-           'plain', 'as_text', 'scalar', 'fit', 'expected', 'FieldSpec', 'field_specs', 'check_value', 'repair',
+           'plain', 'as_text', 'yaml_scalar', 'fit', 'expected', 'FieldSpec', 'field_specs', 'check_value', 'repair',
            'as_lines', 'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig', 'TrainConfig', 'EvalConfig',
            'CheckpointConfig', 'LogConfig', 'stream_names', 'stream_faults', 'Config', 'goal_steps', 'all_numbers',
            'number_of', 'tidy', 'as_here', 'as_minibatches', 'as_update_ratio', 'as_target_every', 'as_hidden',
@@ -145,7 +145,7 @@ _WHOLE = r'(0|[1-9][0-9]*(_[0-9]+)*)'
 _INT = re.compile(rf'[-+]?{_WHOLE}')
 _FLOAT = re.compile(rf'[-+]?({_WHOLE}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?')
 
-def scalar(
+def yaml_scalar(
     text: str,  # an unquoted word
 ) -> None | bool | int | float | str:
     """What an unquoted word of YAML means
@@ -296,7 +296,7 @@ def repair(
     if text and re.fullmatch('lin_' + _FLOAT.pattern, value):   # the zoo's word for a schedule
         return f'; write {key or "…"}={value[4:]} and {key or "…"}_schedule=linear'
     if text and re.fullmatch('auto_' + _FLOAT.pattern, value): return f'; write {key}=auto and {key}_init={value[5:]}'   # SB3's temperature
-    for other in [scalar(value), words.get(value.lower()), [value]] if text else [[value]]:
+    for other in [yaml_scalar(value), words.get(value.lower()), [value]] if text else [[value]]:
         try: TypeAdapter(hint, config=STRICT).validate_python(fit(hint, other))
         except ValidationError: continue
         if other is not None: return f'; write {as_text(other)}'
@@ -318,7 +318,7 @@ def as_lines(
     """
     def _line(key: str, v: Any) -> str:
         if isinstance(v, dict) and v: return f'{indent}{key}:\n{as_lines(v, indent + "  ")}'
-        word = isinstance(v, str) and v.isprintable() and scalar(v) == v
+        word = isinstance(v, str) and v.isprintable() and yaml_scalar(v) == v
         return f'{indent}{key}: {v if word else as_text(v)}\n'
     return ''.join(_line(k, v) for k, v in values.items())
 

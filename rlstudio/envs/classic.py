@@ -253,7 +253,7 @@ def cartpole_rule(
     θ: Any,       # likewise
     ω: Any,       # likewise
     action: Any,  # 0: left, 1: right
-) -> Next:
+) -> Next:   # next state, reward, over?
     """One step of the cart-pole, which pays 1
 
     Args:
@@ -262,6 +262,9 @@ def cartpole_rule(
         θ: likewise
         ω: likewise
         action: 0: left, 1: right
+
+    Returns:
+        next state, reward, over?
     """
     x, v, θ, ω = cartpole_next(x, v, θ, ω, 20. * action - 10.)
     return (x, v, θ, ω), 1., cartpole_fallen(x, θ)
@@ -272,7 +275,7 @@ def sutton_barto_rule(
     θ: Any,       # likewise
     ω: Any,       # likewise
     action: Any,  # 0: left, 1: right
-) -> Next:
+) -> Next:   # next state, reward, over?
     """The same, but only a fall counts
 
     Args:
@@ -281,6 +284,9 @@ def sutton_barto_rule(
         θ: likewise
         ω: likewise
         action: 0: left, 1: right
+
+    Returns:
+        next state, reward, over?
     """
     after, _, fallen = cartpole_rule(x, v, θ, ω, action)
     return after, 0. - fallen, fallen
@@ -314,13 +320,16 @@ def either(
     condition: Any,  # bool
     a: Any,          # where it holds
     b: Any,          # elsewhere
-) -> Any:
+) -> Any:            # a or b, number by number
     """`np.where`; the compiler makes an `if` of it
 
     Args:
         condition: bool
         a: where it holds
         b: elsewhere
+
+    Returns:
+        a or b, number by number
     """
     return np.where(condition, a, b)
 
@@ -354,7 +363,7 @@ def car_rule(
     v: Any,           # velocity
     action: Any,      # 0, 1, 2
     slowest: Any = 0.,  # least velocity at the goal
-) -> Next:
+) -> Next:   # next state, reward, over?
     """One step of the car; each costs 1
 
     Args:
@@ -362,6 +371,9 @@ def car_rule(
         v: velocity
         action: 0, 1, 2
         slowest: least velocity at the goal
+
+    Returns:
+        next state, reward, over?
     """
     x, v = car_next(x, v, .001 * (action - 1), np.float64)
     return (x, v), -1., (x >= .5) & (v >= slowest)
@@ -397,7 +409,7 @@ def force_rule(
     v: Any,           # velocity
     force: Any,       # in [-1, 1]
     slowest: Any = 0.,  # least velocity at the goal
-) -> Next:
+) -> Next:   # next state, reward, over?
     """One step of the car with a force
 
     Args:
@@ -405,6 +417,9 @@ def force_rule(
         v: velocity
         force: in [-1, 1]
         slowest: least velocity at the goal
+
+    Returns:
+        next state, reward, over?
     """
     force = _f(force)
     x, v = car_next(x, v, _f(.0015) * force, _f)
@@ -480,7 +495,7 @@ def pendulum_rule(
     ω: Any,        # likewise
     torque: Any,   # likewise
     g: Any = 10.,  # likewise
-) -> Next:
+) -> Next:   # next state, reward, over?
     """One step of the pendulum; it never ends
 
     Args:
@@ -488,6 +503,9 @@ def pendulum_rule(
         ω: likewise
         torque: likewise
         g: likewise
+
+    Returns:
+        next state, reward, over?
     """
     u = _f(torque)
     return pendulum_next(θ, ω, u, g), -pendulum_cost(θ, ω, u), False
@@ -649,7 +667,7 @@ def acrobot_rule(
     ω1: Any,      # likewise
     ω2: Any,      # likewise
     action: Any,  # 0, 1, 2
-) -> Next:
+) -> Next:   # next state, reward, over?
     """One step of the acrobot; each costs 1 but the last
 
     Args:
@@ -658,6 +676,9 @@ def acrobot_rule(
         ω1: likewise
         ω2: likewise
         action: 0, 1, 2
+
+    Returns:
+        next state, reward, over?
     """
     θ1, θ2, ω1, ω2 = acrobot_next(θ1, θ2, ω1, ω2, action - 1.)
     up = acrobot_height(θ1, θ2) > 1

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.files import FileError, append_to, open_own, own_folder, remove_tree
-from ..core.options import Config, ConfigError, as_text, scalar
+from ..core.options import Config, ConfigError, as_text, yaml_scalar
 from ..core.registry import imported, suggest
 from ..core.seeding import check_seed, make_generator, seed_sequence
 from .study import BUSY_CELL, Cell, StudyPlan, TellCell, cell_outcome, hand_over, planned_outcome, read_plan, run_cell
@@ -248,7 +248,7 @@ Dimension = Range | Choices
 EXAMPLES = 'algo.learning_rate=1e-5..1e-2:log, algo.gamma=0.9..0.999:logit, algo.num_steps=16..256:int, net.activation=tanh|relu'
 
 def _ends(text: str, low: str, high: str, words: Sequence[str]) -> Dimension:
-    key, numbers = text.partition('=')[0].strip(), [scalar(low.strip()), scalar(high.strip())]
+    key, numbers = text.partition('=')[0].strip(), [yaml_scalar(low.strip()), yaml_scalar(high.strip())]
     if unknown := [w for w in words if w not in (*SCALES, 'int')]:
         raise SearchError(f'--search {text}: given the scale {unknown[0]!r}{suggest(unknown[0], [*SCALES, "int"])}')
     scale, whole = next((w for w in words if w != 'int'), 'linear'), 'int' in words

@@ -92,7 +92,7 @@ class Staged:
         for place, x in zip(self.places, leaf_arrays(batch)): place[...] = x
         self.there.copy_(self.here, non_blocking=True)
 
-# %% ../../nbs/94_fast.graphs.ipynb #4c6a07df
+# %% ../../nbs/94_fast.graphs.ipynb #29b2c798
 WARM_UP = 3   # ordinary steps before the recording
 
 class Recorded:
@@ -106,11 +106,12 @@ class Recorded:
             learner: on a GPU; on the CPU nothing is recorded, the work is done anew each time
             batch: NumPy, the kind of batch
         """
-        self.learner, self.staged, self.graph, self.steps = learner, Staged(batch, learner.device), None, 0
+        self.learner, self.staged, self.steps = learner, Staged(batch, learner.device), 0
+        self.graph: Any = None                         # the recording, of CUDA
         self.constants: dict[Any, torch.Tensor] = {}   # they live as long as the recording
         self.rates = {name: torch.tensor(part.adam.lr, device=learner.device) for name, part in learner.parts.items()}
         self.given = {name: part.adam.lr for name, part in learner.parts.items()}
-        self.aims: Batch | None = None                 # targets, where the recording reads them
+        self.aims: Any = None                          # targets, where the recording reads them
         self.left: dict[str, Any] = {}                 # what the losses leave on the learner, such as errors
 
     def __call__(self,
@@ -158,7 +159,8 @@ class Recorded:
         learner, seen = self.learner, self.staged.batch
         before = dict(vars(learner))
         with torch.no_grad(): aims = self.aims.fields if self.draws else learner.targets(seen)
-        told, self.moved = {}, []
+        told: dict[str, Any] = {}
+        self.moved: list[str] = []
         for name, loss, metrics in each_loss(learner, seen.replace(**aims)):
             part = part_of(learner.parts, name)
             part.flat.zero_grad()
@@ -216,7 +218,7 @@ def adam_step(
                        weight_decay=0., eps=adam.eps, amsgrad=False, maximize=False)
     return told
 
-# %% ../../nbs/94_fast.graphs.ipynb #f703e99f
+# %% ../../nbs/94_fast.graphs.ipynb #a015d542
 def check_decides(
     learner: Any,   # just built
 ) -> None:
@@ -260,7 +262,8 @@ class Graphs:
         if not learner.device.startswith('cuda'):
             raise EngineError(f'settings.ini: engine = graphs: given device {learner.device}, expected a GPU of CUDA; fix: --device cuda, or engine = auto')
         check_decides(learner)
-        self.learner, self.recordings, self.twin = learner, dict[Any, Recorded](), None
+        self.learner, self.recordings = learner, dict[Any, Recorded]()
+        self.twin: Any = None   # acts on the CPU
         self.why = f'gradient steps are recorded, {torch.cuda.get_device_name(learner.device)}'
         learner.descend = self.descend
 

@@ -6,6 +6,7 @@ checked only by those who own the same machine. It need not be so. IEEE 754 fixe
 - `exp64`, `log64`, `sin64`, `cos64`: functions made of these five operations. `of_array` applies one to an array.
 - `rewired`: a kernel of `fast.kernels`, compiled anew: each operation rounds for itself, and calls these functions.
 - `product`: a product of matrices in a fixed order. `portable_mlp`, `PortableCategorical`, `PortableGaussian`: nodes made of all this.
+- `fit_world` and `portable_step`: the classic worlds, by arrays and in the loop of `fast.rollout`, with the same bits.
 - `normal_numbers` and `orthogonal_matrix`: where a run begins. `PortableStep`: Adam.
 - `Portable`: the engine `portable`. It says which worlds and networks it knows, and refuses what it would only half do.
 
@@ -15,9 +16,10 @@ What holds: equal hashes under every disguise of the processor (tests/test_porta
 
 # %% auto #0
 __all__ = ['exp_of', 'log_of', 'sin_of', 'cos_of', 'PORTABLE_WORLDS', 'PORTABLE_DISTS', 'power_of_two', 'exp64', 'log64', 'sin64',
-           'cos64', 'walk_rows', 'of_array', 'rewired', 'product', 'times', 'portable_mlp', 'normal_numbers',
-           'gram_schmidt', 'orthogonal_matrix', 'PortableCategorical', 'PortableGaussian', 'whole_power',
-           'PortableStep', 'portable_surrogate', 'portable_standard', 'refresh_norm', 'follow_slowly', 'fit_world',
+           'cos64', 'walk_rows', 'of_array', 'renamed', 'rewired', 'product', 'narrow_product', 'times', 'portable_mlp',
+           'normal_numbers', 'gram_schmidt', 'orthogonal_matrix', 'PortableCategorical', 'PortableGaussian',
+           'whole_power', 'PortableStep', 'portable_surrogate', 'portable_standard', 'refresh_norm', 'follow_slowly',
+           'with_functions', 'fit_world', 'compiled_rule', 'portable_step', 'portable_rows', 'columns_of',
            'unknown_parts', 'Portable']
 
 # %% ../../nbs/92_fast.portable.ipynb #d6cbb658
@@ -29,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba.core.ccallback import CFunc
 
 from ..algos.a2c import A2C
 from ..algos.common import EngineError
@@ -38,10 +41,11 @@ from ..core.finite import check_finite
 from ..core.seeding import generator_state, make_generator, set_generator_state
 from ..data.priority import Prioritized
 from ..data.replay import ReplayBuffer
-from ..envs.classic import Acrobot, CartPole, Classic, MountainCar, MountainCarContinuous, Pendulum
+from ..envs.classic import Acrobot, CartPole, MountainCar, MountainCarContinuous, Pendulum, either
 from ..envs.vector import VectorEnv
 from . import kernels
 from .kernels import KINDS, StepKernel, kernel, outputs
+from .rollout import _STEP, CompiledLoop, NamedCache, all_seen, code_name, few_rows, fits_loop, layers_of, rollout_choices, rollout_reals, step_around
 from ..nets.dists import Array, Categorical, DiagGaussian
 from ..nets.encoders import Flat
 from ..nets.layers import MLP
@@ -186,19 +190,22 @@ def walk_rows(
 def of_array(
     which: int,   # 0 … 3: exp, log, sin, cos
     x: Any,       # an array of any shape, or a number
+    dtype: Any = None,   # what x is taken as; None: as it is
 ) -> Any:         # the same shape and type
     """A portable function of an array
 
     Args:
         which: 0 … 3: exp, log, sin, cos
         x: an array of any shape, or a number
+        dtype: what x is taken as; None: as it is
 
     Returns:
         the same shape and type
     """
-    x = np.ascontiguousarray(x)
+    x = np.asarray(x, dtype)
+    shape, x = x.shape, np.ascontiguousarray(x)   # which makes an axis of none
     walk_rows(x.reshape(-1), y := np.empty(x.size, x.dtype), which)
-    return y.reshape(x.shape)
+    return y.reshape(shape)
 
 exp_of, log_of, sin_of, cos_of = (partial(of_array, which) for which in range(4))   # arrays → arrays
 
@@ -206,6 +213,21 @@ exp_of, log_of, sin_of, cos_of = (partial(of_array, which) for which in range(4)
 _functions = ModuleType('functions')   # in the place of `math`
 for _name, _function in dict(exp=exp64, log=log64, sin=sin64, cos=cos64, sqrt=math.sqrt, pi=math.pi).items(): setattr(_functions, _name, _function)
 _rewired: dict[Any, Any] = {}
+
+def renamed(
+    f: Any,                  # a function of Python
+    names: dict[str, Any],   # name in its module → what it stands for instead
+) -> Any:                    # the same code
+    """A function, beside which other names stand; the one that is given stays as it is
+
+    Args:
+        f: a function of Python
+        names: name in its module → what it stands for instead
+
+    Returns:
+        the same code
+    """
+    return FunctionType(f.__code__, f.__globals__ | names, f.__name__, f.__defaults__, f.__closure__)
 
 def rewired(
     loop: Any,   # a kernel that knows `math` and other kernels as names of its module
@@ -222,12 +244,15 @@ def rewired(
     source = loop.py_func
     names = {name: x for name, x in source.__globals__.items() if name in source.__code__.co_names}
     names = {name: _functions if x is math else rewired(x) if hasattr(x, 'py_func') else x for name, x in names.items()}
-    made = FunctionType(source.__code__, source.__globals__ | names, source.__name__, source.__defaults__, source.__closure__)
+    made = renamed(source, names)
     made.__qualname__ = f'portable_{source.__qualname__}'   # machine code is kept under this name
     _rewired[loop] = kernel(made, exact=True)
     return _rewired[loop]
 
-# %% ../../nbs/92_fast.portable.ipynb #83908ffd
+# %% ../../nbs/92_fast.portable.ipynb #a1687c00
+_tanh = rewired(kernels.tanh32)   # a quotient of polynomials in float32
+
+# %% ../../nbs/92_fast.portable.ipynb #9c0a1df7
 @kernel(exact=True)
 def product(
     a: np.ndarray,   # (m, n) rows
@@ -255,11 +280,39 @@ def product(
             for j in range(out.shape[0]): out[j] = out[j] + a0 * b0[j]
             k += 1
 
+@kernel(exact=True)
+def narrow_product(
+    a: np.ndarray,   # as of `product`
+    b: np.ndarray,   # as of `product`, of few columns
+    y: np.ndarray,   # as of `product`
+) -> None:
+    """`product`, bit for bit: four rows at a time, which do not wait for each other either
+
+    Args:
+        a: as of `product`
+        b: as of `product`, of few columns
+        y: as of `product`
+    """
+    m, n = a.shape
+    column = np.empty(n, _f)
+    for j in range(y.shape[1]):
+        for k in range(n): column[k] = b[k, j]
+        for i in range(0, m - m % 4, 4):
+            a0, a1, a2, a3, s0, s1, s2, s3 = a[i], a[i + 1], a[i + 2], a[i + 3], _f(0), _f(0), _f(0), _f(0)
+            for k in range(n):
+                v = column[k]
+                s0, s1, s2, s3 = s0 + a0[k] * v, s1 + a1[k] * v, s2 + a2[k] * v, s3 + a3[k] * v
+            y[i, j], y[i + 1, j], y[i + 2, j], y[i + 3, j] = s0, s1, s2, s3
+        for i in range(m - m % 4, m):
+            a0, s0 = a[i], _f(0)
+            for k in range(n): s0 = s0 + a0[k] * column[k]
+            y[i, j] = s0
+
 def times(
     a: np.ndarray,   # (m, n)
     b: np.ndarray,   # (n, p)
 ) -> np.ndarray:     # (m, p) float32
-    """`product` as a function
+    """The product of two matrices, by the kernel that suits its width
 
     Args:
         a: (m, n)
@@ -268,13 +321,14 @@ def times(
     Returns:
         (m, p) float32
     """
-    product(np.ascontiguousarray(a, _f), np.ascontiguousarray(b, _f), y := np.empty((a.shape[0], b.shape[1]), _f))
+    multiply = product if b.shape[1] > 4 else narrow_product
+    multiply(np.ascontiguousarray(a, _f), np.ascontiguousarray(b, _f), y := np.empty((a.shape[0], b.shape[1]), _f))
     return y
 
-# %% ../../nbs/92_fast.portable.ipynb #df9f1d22
+# %% ../../nbs/92_fast.portable.ipynb #ed7243f7
 def _layer(mlp: MLP, k: int, x: np.ndarray) -> tuple[np.ndarray, tuple[Any, ...]]:
-    linear, kind = mlp.linears[k], KINDS.index(mlp.activation)
-    z, b, u, inv = times(x, linear.weight.detach().numpy().T), linear.bias.detach().numpy(), None, None
+    views, kind = kernels.parameter_views(mlp), KINDS.index(mlp.activation)
+    z, b, u, inv = times(x, views[2 * k]), views[2 * k + 1], None, None
     if mlp.norms:
         norm, u, inv, y = mlp.norms[k], np.empty_like(z), np.empty(len(z), _f), np.empty_like(z)
         rewired(kernels.norm_rows)(z, b, norm.weight.detach().numpy(), norm.eps, u, inv, y)
@@ -308,27 +362,27 @@ def portable_mlp(
     Returns:
         (B, out), of the same kind
     """
-    h, kept, last = plain_array(x), list[Any](), len(mlp.linears) - 1
+    h, kept, last, views = plain_array(x), list[Any](), len(mlp.linears) - 1, kernels.parameter_views(mlp)
     inputs = [h]
     for k in range(last):
         h, more = _layer(mlp, k, h)
         inputs.append(h)
         kept.append(more)
-    y = times(h, mlp.linears[last].weight.detach().numpy().T) + mlp.linears[last].bias.detach().numpy()
+    y = times(h, views[-2])
+    y += views[-1]
     if not isinstance(x, Var): return y
     if x.tape is None or not torch.is_grad_enabled(): return Var(y, x.tape)
     def pull(G: Any, sink: GradientSink) -> None:
         G = np.ascontiguousarray(G, _f)
         rewired(kernels.column_sums)(G, db := np.empty(G.shape[1], _f))
         for k in range(last, -1, -1):
-            weight = mlp.linears[k].weight
-            sink.add(weight, times(G.T, inputs[k]))
+            sink.add(mlp.linears[k].weight, times(G.T, inputs[k]))
             sink.add(mlp.linears[k].bias, db)
-            if k: G, db = _unlayer(mlp, k - 1, times(G, weight.detach().numpy()), kept[k - 1], sink)
-        if x.needs: x.receive(times(G, mlp.linears[0].weight.detach().numpy()))
+            if k: G, db = _unlayer(mlp, k - 1, times(G, views[2 * k].T), kept[k - 1], sink)
+        if x.needs: x.receive(times(G, views[0].T))
     return on_tape(y, pull, x.tape)
 
-# %% ../../nbs/92_fast.portable.ipynb #18654bd8
+# %% ../../nbs/92_fast.portable.ipynb #dbab78aa
 def normal_numbers(
     rng: np.random.Generator,   # a named stream; two uniform numbers are drawn for each
     shape: Sequence[int] = (),  # of the result
@@ -345,7 +399,7 @@ def normal_numbers(
     u = rng.random((*shape, 2))
     return np.sqrt(-2 * log_of(1 - u[..., 0])) * cos_of(2 * math.pi * u[..., 1])
 
-# %% ../../nbs/92_fast.portable.ipynb #febed5fe
+# %% ../../nbs/92_fast.portable.ipynb #9a7a88e9
 @kernel(exact=True)
 def gram_schmidt(
     q: np.ndarray,   # (k, n) float64: each row becomes a unit vector at right angles to those before it
@@ -384,7 +438,7 @@ def orthogonal_matrix(
     gram_schmidt(q := normal_numbers(rng, (min(shape), max(shape))))
     return (gain * (q if shape[0] <= shape[1] else q.T)).astype(_f)
 
-# %% ../../nbs/92_fast.portable.ipynb #56048033
+# %% ../../nbs/92_fast.portable.ipynb #20c0204a
 def _rows(x: Any) -> np.ndarray:   # (B, n) in one piece
     return np.ascontiguousarray(plain_array(x), _f)
 
@@ -417,7 +471,7 @@ class PortableCategorical(Categorical):
         told = outputs([lp, H], back, params)
         return told[0], told[1]
 
-# %% ../../nbs/92_fast.portable.ipynb #09f32dee
+# %% ../../nbs/92_fast.portable.ipynb #1c49eeea
 class PortableGaussian(DiagGaussian):
     "`DiagGaussian` with the same bits everywhere"
     def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
@@ -457,7 +511,7 @@ class PortableGaussian(DiagGaussian):
         told = outputs([lp, H], back, params)
         return told[0], told[1]
 
-# %% ../../nbs/92_fast.portable.ipynb #9f6715fc
+# %% ../../nbs/92_fast.portable.ipynb #960eb082
 def whole_power(
     base: float,   # any number
     n: int,        # 0 or more
@@ -495,7 +549,7 @@ class PortableStep(StepKernel):
         rewired(kernels.adam_rows)(*self.arrays, cut, adam.lr / (1 - whole_power(.9, t)), math.sqrt(1 - whole_power(.999, t)), adam.eps)
         return metrics
 
-# %% ../../nbs/92_fast.portable.ipynb #dda75ede
+# %% ../../nbs/92_fast.portable.ipynb #38083315
 def portable_surrogate(
     log_ratio: Var,      # as of `clipped_surrogate`, all of them
     advantage: Var,      # as of `clipped_surrogate`
@@ -557,20 +611,149 @@ def follow_slowly(
     a[:] = b if tau == 1 else a + _f(tau) * (b - a)
     for mine, theirs in slow._statistics: mine.copy_(theirs)
 
-# %% ../../nbs/92_fast.portable.ipynb #29ffb316
+# %% ../../nbs/92_fast.portable.ipynb #519bd559
 PORTABLE_WORLDS = CartPole, MountainCar, MountainCarContinuous, Acrobot, Pendulum   # whose arithmetic is known
+_numpy = ModuleType('numpy')
+vars(_numpy).update(vars(np) | dict(exp=exp_of, log=log_of, sin=sin_of, cos=cos_of))
+
+def _names(code: Any) -> set[str]:   # of a function, and of those within it
+    return {*code.co_names}.union(*(_names(x) for x in code.co_consts if hasattr(x, 'co_names')))
+
+def _around(f: Any) -> dict[str, Any]:   # the functions that a function calls, and NumPy
+    return {name: x for name, x in f.__globals__.items() if name in _names(f.__code__) and (x is np or x is _numpy or isinstance(x, FunctionType))}
+
+def with_functions(
+    f: Any,   # a function of arrays, such as the rule of a world
+) -> Any:     # the same, with functions of our own wherever it reads them from `np`
+    """A function of Python that asks our sine and not NumPy's
+
+    Args:
+        f: a function of arrays, such as the rule of a world
+
+    Returns:
+        the same, with functions of our own wherever it reads them from `np`
+    """
+    return f if f is either else renamed(f, {name: with_functions(x) if isinstance(x, FunctionType) else _numpy for name, x in _around(f).items()})
 
 def fit_world(
     env: VectorEnv,   # any
 ) -> None:
-    """Give a classic world a sine and a cosine that are the same everywhere; leave others alone
+    """Give a classic world functions that are the same everywhere; leave others alone
 
     Args:
         env: any
     """
-    if isinstance(env, Classic): env.sin, env.cos = sin_of, cos_of
+    if not isinstance(env, PORTABLE_WORLDS): return
+    env.rule = with_functions(env.rule)
+    if env.sight: env.sight = with_functions(env.sight)
 
-# %% ../../nbs/92_fast.portable.ipynb #f929f91f
+# %% ../../nbs/92_fast.portable.ipynb #0d69a9b9
+_numbers = ModuleType('numpy')
+vars(_numbers).update(vars(np) | dict(exp=exp64, log=log64, sin=sin64, cos=cos64))
+_rules: dict[Any, Any] = {}
+
+def compiled_rule(
+    f: Any,   # a function of numbers, such as the rule of a world
+) -> Any:     # machine code: every operation rounds for itself
+    """A rule, compiled so that its bits are those of `with_functions`
+
+    Args:
+        f: a function of numbers, such as the rule of a world
+
+    Returns:
+        machine code: every operation rounds for itself
+    """
+    if f is either: return f
+    key = f.__code__
+    if key not in _rules:
+        made = renamed(f, {name: compiled_rule(x) if isinstance(x, FunctionType) else _numbers for name, x in _around(f).items()})
+        made.__qualname__ = f'portable_{f.__qualname__}'
+        _rules[key] = kernel(made, exact=True)
+    return _rules[key]
+
+def portable_step(
+    env: Any,   # a classic world
+) -> Any:       # as `machine_step`
+    """The step of a world as machine code, with the same bits everywhere
+
+    Args:
+        env: a classic world
+
+    Returns:
+        as `machine_step`
+    """
+    discrete, rule, sight = env.action_spec.kind == 'discrete', compiled_rule(env.rule), compiled_rule(env.sight) if env.sight else all_seen
+    key = rule, sight, len(env._state), 1 if discrete else env.action_spec.shape[0], len(env.option)
+    if key not in _rules:
+        step = step_around(*key)
+        _rules[key] = CFunc(step, (_STEP.args, _STEP.return_type), {}, dict(error_model='numpy'))
+        try: _rules[key]._cache = NamedCache(step, 'portable ' + code_name(rule, env.sight and sight) + str(key[2:]))
+        except RuntimeError: pass   # no folder can be written
+        _rules[key].compile()
+    return _rules[key]
+
+# %% ../../nbs/92_fast.portable.ipynb #e93baede
+@kernel(exact=True)
+def portable_rows(
+    h: np.ndarray,    # as in `few_rows`
+    weights: Any,     # as in `few_rows`, each column in one piece
+    biases: Any,      # as in `few_rows`
+    kind: int,        # as in `few_rows`
+) -> int:             # as in `few_rows`
+    """`few_rows`, each sum from its first term to its last
+
+    Args:
+        h: as in `few_rows`
+        weights: as in `few_rows`, each column in one piece
+        biases: as in `few_rows`
+        kind: as in `few_rows`
+
+    Returns:
+        as in `few_rows`
+    """
+    last = len(weights) - 1
+    for l in range(len(weights)):
+        W, b, source, target = weights[l].T, biases[l], h[l % 2], h[(l + 1) % 2]
+        n = b.shape[0]
+        for i in range(h.shape[1]):
+            x, y = source[i], target[i]
+            for j in range(n): y[j] = 0
+            for k in range(W.shape[0]):
+                v, w = x[k], W[k]
+                for j in range(n): y[j] = y[j] + v * w[j]
+            for j in range(n): y[j] = y[j] + b[j]
+            if l == last: continue
+            for j in range(n):
+                if kind == 0: y[j] = _tanh(y[j])
+                elif kind == 1: y[j] = _f(0) if y[j] < 0 else y[j]
+                elif kind == 3: y[j] = y[j] * (_f(.5) + _f(.5) * _tanh(_f(.5) * y[j]))
+                else:
+                    t = _tanh(_f(.5) * y[j])
+                    y[j] = y[j] if y[j] > 0 else _f(2) * t / (_f(1) - t)
+    return (last + 1) % 2
+
+def columns_of(
+    mlp: MLP,   # on the CPU
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:   # weights (out, in), copied column by column, two rows or more; and biases
+    """The parameters of an MLP for `portable_rows`
+
+    Args:
+        mlp: on the CPU
+
+    Returns:
+        weights (out, in), copied column by column, two rows or more; and biases
+    """
+    weights, biases = layers_of(mlp)
+    return tuple(np.asfortranarray(W if len(W) > 1 else np.concatenate([W, W])) for W in weights), biases   # one row alone would be a column, too
+
+_rewired[few_rows] = portable_rows
+
+# %% ../../nbs/92_fast.portable.ipynb #7ed6f9d6
+_parts = dict(CompiledCategorical=PortableCategorical, CompiledGaussian=PortableGaussian)
+_collect = renamed(CompiledLoop.collect, _parts | dict(fits_loop=renamed(fits_loop, _parts), try_step=portable_step, layers_of=columns_of,
+                                                       rollout_choices=rewired(rollout_choices), rollout_reals=rewired(rollout_reals)))
+
+# %% ../../nbs/92_fast.portable.ipynb #4ebd84e6
 PORTABLE_DISTS: dict[type, type] = {Categorical: PortableCategorical, DiagGaussian: PortableGaussian}
 
 def unknown_parts(
@@ -615,7 +798,7 @@ class Portable:
         for part in learner.parts.values(): part.mover = PortableStep(part)
         m.fit_world = fit_world
         if isinstance(learner, PPO): learner.surrogate, learner.exp = portable_surrogate, exp_of   # type: ignore[assignment]
-        if not isinstance(learner, DQN): learner.standardise = portable_standard
+        if not isinstance(learner, DQN): learner.standardise, learner.advantages = portable_standard, kernels.compiled_gae   # whose bits are those of `gae`
 
     def begin(self,
         learner: Any,   # as `__init__`
@@ -649,14 +832,18 @@ class Portable:
         Returns:
             []: all bits are the same on every processor
         """
-        return [] if type(env) in PORTABLE_WORLDS else [f'{env.env_id} has arithmetic of its own']
+        return [] if isinstance(env, PORTABLE_WORLDS) else [f'{env.env_id} has arithmetic of its own']
+
+    room: Any = None   # as `CompiledLoop`, also what follows
+    step: Any = ...
+    settle = CompiledLoop.settle
 
     def collect(self,
         learner: Any,        # as `Compiled.collect`
         stepper: Any,        # as `Compiled.collect`
         noise: np.ndarray,   # as `Compiled.collect`
     ) -> bool:               # False: step by step
-        """As `Compiled.collect`; it has no loop of its own
+        """As `CompiledLoop`, in the five classic worlds
 
         Args:
             learner: as `Compiled.collect`
@@ -666,7 +853,8 @@ class Portable:
         Returns:
             False: step by step
         """
-        return False
+        columns = all(layer.in_features > 1 for layer in learner.module.actor.linears)
+        return columns and isinstance(stepper.env, PORTABLE_WORLDS) and bool(_collect(self, learner, stepper, noise))
 
     def remember(self,
         replay: ReplayBuffer,   # as `Compiled.remember`

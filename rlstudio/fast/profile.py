@@ -34,10 +34,13 @@ import typer
 from ..core.arithmetic import arithmetic_threads
 from ..core.options import Config
 from ..envs.backends import InProcess
+from ..envs.classic import Classic
+from ..nets.encoders import Flat
+from ..nets.modules import ActorCritic
 from ..runs.config import Overrides, Settings, any_config, as_overrides, load_settings
 from ..runs.folder import RunError
 from ..runs.run import Run, set_out
-from ..studio.cli import Device, Import, Json, Quiet, at_work, check_plot, complete_config, complete_key, settings_on, speaker, where_run
+from ..studio.cli import PICTURES, Device, Import, Json, Quiet, at_work, check_file, complete_config, complete_key, settings_on, speaker, where_run
 from ..train.trainer import Callback, Trainer
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -439,6 +442,7 @@ def profile_lines(
              f'{"place":<10} {"share":>6} {"µs a step":>10}', *(f'{place:<10} {x:>6.1%} {x / p.rate * 1e6:>10.2f}  {"█" * round(30 * x)}' for place, x in p.shares.items() if x >= .005), '',
              f'limit: {kind} ({share:.0%} of the time)' + ('' if p.fixed is None else f'; {p.fixed:.0%} of a gradient step does not depend on the rows')]
     if p.run: lines.append('the whole run: ' + ', '.join(f'{k} {s / sum(p.run.values()):.0%}' for k, s in p.run.items() if s >= .005 * sum(p.run.values())))
+    if p.engine == 'autograd' and p.facts.get('why'): lines.append(f'autograd computes, since: {p.facts["why"]}')
     for word, a in zip(('try', *['or'] * 9), p.tried or advice(p)):
         measured = '' if a.measured is None else f' (measured: {a.measured:.1f} ×)'
         lines += [f'{word:>5}: {a.change}, about {a.gain:.1f} × faster{measured}', f'       {a.why}; it keeps {a.keeps}']
@@ -564,9 +568,8 @@ def fits_compiled(
         would the compiled rollout take it?
     """
     algo: Any = trainer.algo
-    m = algo.module
-    return (hasattr(algo, 'advantages') and trainer.env.env_id in ('CartPole-v1', 'MountainCar-v0', 'Acrobot-v1') and trainer.env.backend == 'native'
-            and type(m).__name__ == 'ActorCritic' and not getattr(m.actor, 'norms', True))
+    m, env = algo.module, trainer.env
+    return hasattr(algo, 'advantages') and isinstance(env, Classic) and env.rule is not None and type(m) is ActorCritic and type(m.encoder) is Flat and not getattr(m.actor, 'norms', True)
 
 def profile_config(
     config: Any,                       # as `Run.from_config` takes it
@@ -696,8 +699,8 @@ def profile_command(
         quiet: no first line
         as_json: for programs
     """
-    check_plot(plot)
     with at_work(f'profile of {what} {" ".join(overrides or [])}'.rstrip() + f': about {seconds:g} s', modules, quiet, as_json) as (_, emit):
+        check_file('--plot', plot, PICTURES)
         settings, given = settings_on(device) or load_settings(), overrides or []
         run = where_run(what)
         config = run if (run / 'manifest.json').is_file() else what   # a name that is neither is explained below

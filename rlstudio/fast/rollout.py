@@ -4,8 +4,8 @@ With the nodes of `fast.kernels` a gradient step is fast, and collecting takes m
 calls. For a world of a few numbers all of it fits into one loop. The loop ends where an episode does: beginning a new one is the world's own business, with its own generator.
 
 - `machine_step`: a world's rule as machine code, of the five classic worlds or of your own (`fast.worlds`).
-- `rollout_choices`, `rollout_reals`: the loop, from one end of an episode to the next, for a choice and for real numbers.
-- `CompiledLoop`: the engine `compiled`. It collects by this loop where world and network are known to it, and as before where they are not.
+- `act_choices`, `act_reals`: what a policy does, in one call. `rollout_choices`, `rollout_reals`: the loop, from one end of an episode to the next.
+- `CompiledLoop`: the engine `compiled`. It collects by this loop where world and network are known to it, acts by a kernel in any other world, and does as before where the network is unknown.
 
 What holds: the same noise leads to the same choices, states and ends as step by step, to rounding. Generators, counters and snapshots are where they would be. A resumed run is the same run."""
 
@@ -13,14 +13,14 @@ What holds: the same noise leads to the same choices, states and ends as step by
 
 # %% auto #0
 __all__ = ['reads', 'code_facts', 'code_name', 'all_seen', 'step_around', 'NamedCache', 'machine_step', 'few_rows', 'layers_of',
-           'see_rows', 'count_step', 'rollout_choices', 'rollout_reals', 'fits_loop', 'norm_rows_of', 'reals_of',
-           'try_step', 'CompiledLoop']
+           'see_rows', 'count_step', 'act_choices', 'act_reals', 'rollout_choices', 'rollout_reals', 'fits_kernel',
+           'has_rule', 'norm_rows_of', 'reals_of', 'try_step', 'CompiledLoop']
 
 # %% ../../nbs/91_fast.rollout.ipynb #6cfec288
 from .kernels import KINDS, Compiled, CompiledCategorical, CompiledGaussian, kernel, tanh32
 from .kernels import _kernels   # the list of what was compiled
 
-# %% ../../nbs/91_fast.rollout.ipynb #c04775c7
+# %% ../../nbs/91_fast.rollout.ipynb #2cbfe9cb
 import hashlib
 import inspect
 import math
@@ -39,7 +39,7 @@ from numba.np.unsafe import ndarray as small
 
 from ..core.batch import Batch
 from ..core.finite import check_finite
-from ..data.rollout import Stepper
+from ..data.rollout import Stepper, collect
 from ..envs.classic import Classic, either
 from ..nets.dists import HALF_LOG_2PI
 from ..nets.encoders import Flat
@@ -297,7 +297,85 @@ def count_step(
     returns[i] += reward[t, i]
     return fell or steps[i] >= limit
 
-# %% ../../nbs/91_fast.rollout.ipynb #2ca8a903
+# %% ../../nbs/91_fast.rollout.ipynb #aef0db7d
+@kernel(reorder=True)
+def act_choices(
+    obs: np.ndarray,      # (N, d) float32
+    u: np.ndarray,        # (N, 1) noise
+    action: np.ndarray,   # (N,) int64, written
+    lp: np.ndarray,       # (N,) float32, written: log-probability
+    norm: np.ndarray,     # as in `see_rows`
+    weights: Any,         # of the policy, as in `few_rows`
+    biases: Any,          # likewise
+    kind: int,            # likewise
+    h: np.ndarray,        # room for `few_rows`
+) -> None:
+    """What a policy of choices does
+
+    Args:
+        obs: (N, d) float32
+        u: (N, 1) noise
+        action: (N,) int64, written
+        lp: (N,) float32, written: log-probability
+        norm: as in `see_rows`
+        weights: of the policy, as in `few_rows`
+        biases: likewise
+        kind: likewise
+        h: room for `few_rows`
+    """
+    see_rows(obs, norm, h)
+    out, n = h[few_rows(h, weights, biases, kind)], weights[len(weights) - 1].shape[0]
+    for i in range(action.shape[0]):
+        row, top, total = out[i], out[i, 0], _f(0)
+        for j in range(n):
+            if row[j] > top: top = row[j]
+        for j in range(n): total += math.exp(row[j] - top)
+        shift, chosen, mass, goal = top + math.log(total), 0, _f(0), u[i, 0] * total
+        for j in range(n - 1):
+            mass += math.exp(row[j] - top)
+            if goal >= mass: chosen += 1
+        action[i], lp[i] = chosen, row[chosen] - shift
+
+@kernel(reorder=True)
+def act_reals(
+    obs: np.ndarray,      # (N, d) float32
+    ε: np.ndarray,        # (N, n) noise
+    action: np.ndarray,   # (N, n) float32, written: as the policy emits it
+    lp: np.ndarray,       # (N,) float32, written: log-density
+    norm: np.ndarray,     # as in `act_choices`
+    weights: Any,         # likewise
+    biases: Any,          # likewise
+    kind: int,            # likewise
+    h: np.ndarray,        # likewise
+    log_std: np.ndarray,  # (n,) float32; (0,): the network tells them
+) -> None:
+    """What a policy of real numbers does
+
+    Args:
+        obs: (N, d) float32
+        ε: (N, n) noise
+        action: (N, n) float32, written: as the policy emits it
+        lp: (N,) float32, written: log-density
+        norm: as in `act_choices`
+        weights: likewise
+        biases: likewise
+        kind: likewise
+        h: likewise
+        log_std: (n,) float32; (0,): the network tells them
+    """
+    see_rows(obs, norm, h)
+    out, n = h[few_rows(h, weights, biases, kind)], action.shape[1]
+    for i in range(action.shape[0]):
+        density = _f(0)
+        for j in range(n):
+            log_σ = log_std[j] if log_std.shape[0] else out[i, n + j]
+            a = out[i, j] + math.exp(log_σ) * ε[i, j]
+            z = (a - out[i, j]) * math.exp(-log_σ)
+            density += _f(-.5) * z * z - log_σ - _f(HALF_LOG_2PI)
+            action[i, j] = a
+        lp[i] = density
+
+# %% ../../nbs/91_fast.rollout.ipynb #c5886172
 @kernel(reorder=True)
 def rollout_choices(
     step: Any,                # of `machine_step`
@@ -314,11 +392,11 @@ def rollout_choices(
     terminated: np.ndarray,   # (T, N) bool, written
     truncated: np.ndarray,    # (T, N) bool, written
     u: np.ndarray,            # (T, N, 1) noise
-    norm: np.ndarray,         # as in `see_rows`
-    weights: Any,             # of the policy, as in `few_rows`
+    norm: np.ndarray,         # as in `act_choices`
+    weights: Any,             # likewise
     biases: Any,              # likewise
     kind: int,                # likewise
-    h: np.ndarray,            # room for `few_rows`
+    h: np.ndarray,            # likewise
 ) -> int:                     # the first step that is not made yet
     """Collect until an episode ends, with a choice in each step
 
@@ -337,69 +415,74 @@ def rollout_choices(
         terminated: (T, N) bool, written
         truncated: (T, N) bool, written
         u: (T, N, 1) noise
-        norm: as in `see_rows`
-        weights: of the policy, as in `few_rows`
+        norm: as in `act_choices`
+        weights: likewise
         biases: likewise
         kind: likewise
-        h: room for `few_rows`
+        h: likewise
 
     Returns:
         the first step that is not made yet
     """
     T, N = action.shape
-    n, ended, act = weights[len(weights) - 1].shape[0], False, np.empty(1)
+    ended, act = False, np.empty(1)
     while t < T and not ended:
-        see_rows(obs[t], norm, h)
-        out = h[few_rows(h, weights, biases, kind)]
+        act_choices(obs[t], u[t], action[t], lp[t], norm, weights, biases, kind, h)
         for i in range(N):
-            row, top, total = out[i], out[i, 0], _f(0)
-            for j in range(n):
-                if row[j] > top: top = row[j]
-            for j in range(n): total += math.exp(row[j] - top)
-            shift, chosen, mass, goal = top + math.log(total), 0, _f(0), u[t, i, 0] * total
-            for j in range(n - 1):
-                mass += math.exp(row[j] - top)
-                if goal >= mass: chosen += 1
-            action[t, i], lp[t, i], act[0] = chosen, row[chosen] - shift, chosen
+            act[0] = action[t, i]
             r, fell = step(state, i, act, option, obs[t + 1, i])
             over = count_step(r, fell, limit, t, i, steps, returns, reward, terminated, truncated)
             ended = ended or over
         t += 1
     return t
 
-# %% ../../nbs/91_fast.rollout.ipynb #be701dc4
 @kernel(reorder=True)
 def rollout_reals(
-    step: Any,                # as in `rollout_choices`, also what follows
-    option: np.ndarray,
-    limit: int,
-    t: int,
-    state: np.ndarray,
-    steps: np.ndarray,
-    returns: np.ndarray,
-    obs: np.ndarray,
+    step: Any,                # as in `rollout_choices`
+    option: np.ndarray,       # likewise, as all that says no more
+    limit: int,               # likewise
+    t: int,                   # likewise
+    state: np.ndarray,        # likewise
+    steps: np.ndarray,        # likewise
+    returns: np.ndarray,      # likewise
+    obs: np.ndarray,          # likewise
     action: np.ndarray,       # (T, N, n) float32, written: as the policy emits it
     lp: np.ndarray,           # (T, N) float32, written: log-density
-    reward: np.ndarray,
-    terminated: np.ndarray,
-    truncated: np.ndarray,
+    reward: np.ndarray,       # likewise
+    terminated: np.ndarray,   # likewise
+    truncated: np.ndarray,    # likewise
     ε: np.ndarray,            # (T, N, n) noise
-    norm: np.ndarray,
-    weights: Any,
-    biases: Any,
-    kind: int,
-    h: np.ndarray,
-    log_std: np.ndarray,      # (n,) float32; (0,): the network tells them
+    norm: np.ndarray,         # likewise
+    weights: Any,             # likewise
+    biases: Any,              # likewise
+    kind: int,                # likewise
+    h: np.ndarray,            # likewise
+    log_std: np.ndarray,      # as in `act_reals`
     bounds: np.ndarray,       # (5, n) float32: 1 where the unit is another one, middle, half width, least, most
 ) -> int:                     # the first step that is not made yet
     """Collect until an episode ends, with real numbers in each step
 
     Args:
-        step: as in `rollout_choices`, also what follows
+        step: as in `rollout_choices`
+        option: likewise, as all that says no more
+        limit: likewise
+        t: likewise
+        state: likewise
+        steps: likewise
+        returns: likewise
+        obs: likewise
         action: (T, N, n) float32, written: as the policy emits it
         lp: (T, N) float32, written: log-density
+        reward: likewise
+        terminated: likewise
+        truncated: likewise
         ε: (T, N, n) noise
-        log_std: (n,) float32; (0,): the network tells them
+        norm: likewise
+        weights: likewise
+        biases: likewise
+        kind: likewise
+        h: likewise
+        log_std: as in `act_reals`
         bounds: (5, n) float32: 1 where the unit is another one, middle, half width, least, most
 
     Returns:
@@ -408,45 +491,52 @@ def rollout_reals(
     T, N, n = action.shape
     ended, act = False, np.empty(n)
     while t < T and not ended:
-        see_rows(obs[t], norm, h)
-        out = h[few_rows(h, weights, biases, kind)]
+        act_reals(obs[t], ε[t], action[t], lp[t], norm, weights, biases, kind, h, log_std)
         for i in range(N):
-            density = _f(0)
             for j in range(n):
-                log_σ = log_std[j] if log_std.shape[0] else out[i, n + j]
-                a = out[i, j] + math.exp(log_σ) * ε[t, i, j]
-                z = (a - out[i, j]) * math.exp(-log_σ)
-                density += _f(-.5) * z * z - log_σ - _f(HALF_LOG_2PI)
-                action[t, i, j] = a
+                a = action[t, i, j]
                 if bounds[0, j] > 0: a = bounds[1, j] + bounds[2, j] * min(max(a, _f(-1)), _f(1))
                 act[j] = min(max(a, bounds[3, j]), bounds[4, j])
-            lp[t, i] = density
             r, fell = step(state, i, act, option, obs[t + 1, i])
             over = count_step(r, fell, limit, t, i, steps, returns, reward, terminated, truncated)
             ended = ended or over
         t += 1
     return t
 
-# %% ../../nbs/91_fast.rollout.ipynb #95674394
-def fits_loop(
+# %% ../../nbs/91_fast.rollout.ipynb #ed2e9b48
+def fits_kernel(
     learner: Any,       # of an on-policy algorithm
     stepper: Stepper,   # its agent in its worlds
-) -> bool:              # False: step by step
-    """Does the loop know this kind of world, and this network?
+) -> bool:              # False: its own `act`
+    """Can `act_choices` or `act_reals` do what this agent does?
 
     Args:
         learner: of an on-policy algorithm
         stepper: its agent in its worlds
 
     Returns:
-        False: step by step
+        False: its own `act`
     """
-    m, norm, env = learner.module, getattr(learner.module, 'obs_norm', None), stepper.env
-    ruled = isinstance(env, Classic) and env.rule is not None and all(getattr(type(env), name) is getattr(Classic, name) for name in ('step', 'advance', 'observe', '_restart'))
-    chosen = type(m.dist) is CompiledCategorical and type(m.actor) is MLP and not any(env.action_spec.start) if ruled and type(m) is ActorCritic else False
-    real = type(m.dist) is CompiledGaussian and type(m.actor) in (MLP, GaussianMLP) and env.action_spec.dtype == _f if ruled and type(m) is ActorCritic else False
-    return (type(stepper) is Stepper and (chosen or real) and type(m.encoder) is Flat and m.encoder.bounds is None and m.actor.kernel is not None and not m.actor.norms
-            and (norm is None or type(norm) is RunningNorm) and len(env.obs.shape) == 2)
+    m, norm, spec = learner.module, getattr(learner.module, 'obs_norm', None), stepper.env.action_spec
+    if type(stepper) is not Stepper or type(m) is not ActorCritic or not {'mask', 'state'}.isdisjoint(stepper.env.fields): return False
+    chosen = type(m.dist) is CompiledCategorical and type(m.actor) is MLP
+    real = type(m.dist) is CompiledGaussian and type(m.actor) in (MLP, GaussianMLP) and spec.dtype == _f and len(spec.shape) == 1
+    return ((chosen or real) and type(m.encoder) is Flat and m.encoder.bounds is None and m.actor.kernel is not None and not m.actor.norms
+            and (norm is None or type(norm) is RunningNorm) and stepper.env.obs.ndim == 2 and stepper.env.obs.dtype == _f)
+
+def has_rule(
+    env: Any,   # a `VectorEnv`
+) -> bool:      # False: it must be asked itself
+    """Is this world its rule, and nothing else?
+
+    Args:
+        env: a `VectorEnv`
+
+    Returns:
+        False: it must be asked itself
+    """
+    own = isinstance(env, Classic) and env.rule is not None and (env.action_spec.kind == 'box' or not any(env.action_spec.start))
+    return own and all(getattr(type(env), name) is getattr(Classic, name) for name in ('step', 'advance', 'observe', '_restart'))
 
 def norm_rows_of(
     norm: RunningNorm | None,   # of observations; None: they stay as they are
@@ -482,7 +572,7 @@ def reals_of(
     centre, half = (acts.centre, acts.half) if acts.scaled.any() else (np.zeros(len(other)), np.ones(len(other)))
     return np.zeros(0, _f) if free is None else free.detach().numpy(), np.stack([other, centre, half, spec.low, spec.high]).astype(_f)
 
-# %% ../../nbs/91_fast.rollout.ipynb #80dbee63
+# %% ../../nbs/91_fast.rollout.ipynb #51393f18
 def try_step(
     env: Any,   # a `Classic`
 ) -> Any:       # as `machine_step`; None: it cannot be compiled
@@ -503,30 +593,57 @@ def try_step(
         return None
 
 class CompiledLoop(Compiled):
-    "The engine `compiled`: kernels for the gradient, and one loop for collecting where it fits"
-    room: Any = None   # for the layers
-    step: Any = ...    # of the worlds; None: they are stepped in Python
+    "The engine `compiled`: kernels for the gradient and for acting, and one loop for collecting where it fits"
+    room: Any = None   # for the layers; None: nothing was collected yet
+    fits = False       # may a kernel act?
+    step: Any = None   # of the worlds; None: they are asked
 
     def collect(self, learner: Any, stepper: Stepper, noise: np.ndarray) -> bool:   # as `Compiled`
         "as `Compiled`"
-        if self.step is ...: self.step = try_step(stepper.env) if fits_loop(learner, stepper) else None
-        if self.step is None: return False
-        buffer, m, tally = learner.buffer, learner.module, stepper.tally
+        buffer, m, d = learner.buffer, learner.module, stepper.env.obs.shape[-1] if isinstance(stepper.env.obs, np.ndarray) else 0
+        if self.room is None:
+            self.fits, self.room = fits_kernel(learner, stepper), ...
+            if self.fits: self.room = np.zeros((2, buffer.num_envs, max(d, *(len(b) for b in layers_of(m.actor)[1]))), _f)
+            if self.fits and has_rule(stepper.env): self.step = try_step(stepper.env)
+        if not self.fits: return False
+        rows, obs, T = buffer.rows, buffer.seen.obs, buffer.num_steps
+        policy = norm_rows_of(m.obs_norm, d), *layers_of(m.actor), KINDS.index(m.actor.activation), self.room
+        log_std, bounds = ((), ()) if type(m.dist) is CompiledCategorical else ((x,) for x in reals_of(m, stepper.env.action_spec))
+        if self.step is not None: self.loop(stepper, buffer, noise, *policy, *log_std, *bounds)
+        else:
+            kernel, value = act_reals if log_std else act_choices, np.zeros(buffer.num_envs, _f)
+            def act(seen: Any, t: int) -> Batch:   # written to its place at once; values come later, all together
+                kernel(seen.obs, noise[t], rows.action[t], rows.log_prob[t], *policy, *log_std)
+                return Batch(action=rows.action[t], log_prob=rows.log_prob[t], value=value)
+            collect(stepper, buffer, act)
+        check_finite('observation', obs, stepper.env_steps)
+        check_finite('reward', rows.reward, stepper.env_steps)
+        rows.value[:] = m.value(Batch(obs=obs[:-1].reshape(-1, d))).reshape(T, -1)
+        return True
+
+    def loop(self,
+        stepper: Stepper,    # its worlds have a rule
+        buffer: Any,         # to fill
+        noise: np.ndarray,   # (T, N, k)
+        *policy: Any,        # as the loops take it
+    ) -> None:
+        """Fill the buffer in machine code, from one end of an episode to the next
+
+        Args:
+            stepper: its worlds have a rule
+            buffer: to fill
+            noise: (T, N, k)
+            *policy: as the loops take it
+        """
         env: Any = stepper.env   # a `Classic`
-        rows, obs, (weights, biases), t, T = buffer.rows, buffer.seen.obs, layers_of(m.actor), 0, buffer.num_steps
-        if self.room is None: self.room = np.zeros((2, env.num_envs, max(obs.shape[-1], *(len(b) for b in biases))), _f)
-        loop, more = (rollout_choices, ()) if type(m.dist) is CompiledCategorical else (rollout_reals, reals_of(m, env.action_spec))
-        norm, option, obs[0], buffer.finals = norm_rows_of(m.obs_norm, obs.shape[-1]), np.array(env.option, float), env.obs, []
-        while t < T:
+        rows, obs, tally, t = buffer.rows, buffer.seen.obs, stepper.tally, 0
+        option, obs[0], buffer.finals, loop = np.array(env.option, float), env.obs, [], rollout_choices if rows.action.ndim == 2 else rollout_reals
+        while t < buffer.num_steps:
             begun, t = t, loop(self.step, option, env.max_episode_steps, t, env._state, env._steps, tally.running_return, obs, rows.action, rows.log_prob, rows.reward,
-                               rows.terminated, rows.truncated, noise, norm, weights, biases, KINDS.index(m.actor.activation), self.room, *more)
+                               rows.terminated, rows.truncated, noise, *policy)
             tally.running_length += t - begun
             stepper.env_steps += (t - begun) * env.num_envs
             self.settle(stepper, buffer, t)
-        check_finite('observation', obs, stepper.env_steps)
-        check_finite('reward', rows.reward, stepper.env_steps)
-        rows.value[:] = m.value(Batch(obs=obs[:-1].reshape(-1, obs.shape[-1]))).reshape(T, -1)
-        return True
 
     def settle(self,
         stepper: Stepper,   # whose worlds have made steps without it

@@ -31,6 +31,7 @@ from ..core.registry import nets
 from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, leaves
 from .dists import Array
 from .layers import orthogonal
+from .tape import TapeError, Var
 
 # %% ../../nbs/25_nets.encoders.ipynb #0f71a78b
 def vector_spec(
@@ -191,6 +192,8 @@ def as_picture(
     Returns:
         numbers in [0, 1], (B, C, H, W)
     """
+    if isinstance(frames, Var): raise TapeError(
+        'net.encoder: given variables of a tape, expected tensors: only autograd goes back through a convolution', 'engine = auto, which takes it')
     x = frames.movedim(-1, -3) if network.last else frames
     if x.ndim == 3: x = x[:, None]
     x = in_unit(x.to(next(network.parameters()).dtype), network.bounds)

@@ -28,7 +28,7 @@ from pydantic import AfterValidator, Field
 
 from ..core.files import FileError, read_file
 from ..core.options import (SYNONYMS, Config, ConfigError, Problem, Section, as_text, build_config,
-                                   build_section, field_specs, plain, scalar, to_dict)
+                                   build_section, field_specs, plain, yaml_scalar, to_dict)
 from ..core.registry import allow, import_own, suggest
 from .yaml import MAX_BYTES, Mark, Source, override, read_yaml_file, write_yaml
 
@@ -364,7 +364,7 @@ def setting(
     """
     if key in ('sinks', 'plugins', 'imports'): return text.replace(',', ' ').split()
     if key == 'runs_dir': return str(_from_here(folder / Path(text).expanduser()))
-    return scalar(text) if key == 'threads' else text
+    return yaml_scalar(text) if key == 'threads' else text
 
 
 def _from_here(path: Path) -> Path:

@@ -49,7 +49,7 @@ from ..nets.encoders import NATURE_LAYERS, auto_encoder, is_frames, picture_shap
 from ..nets.memory import Core, RecurrentActorCritic
 from ..nets.modules import DeterministicModule, PolicyValue, QModule, SquashedModule, of_legal
 from .checkpoint import MAX_JSON, CheckpointError, pack, parse_json, sha256, spell, unpack, write_file
-from .folder import now, versions
+from .folder import now, unmet_plugins, versions
 from .run import Run
 from ..train.agent import Agent, AgentError, given_parts, rebuilt
 
@@ -290,6 +290,9 @@ def understood(
     try: yield
     except (ConfigError, SpecError, UnknownName, AgentError, PluginError, KeyError, TypeError, AttributeError) as e:
         lacking = [n for n in doc['imports'] if n not in sys.modules]
+        if lacking and (unmet := unmet_plugins(doc.get('versions'))):
+            raise AgentError(f'{path}: this agent was made with the plugin {" and ".join(unmet)}; plugins are code: if you trust it, {"; ".join(unmet.values())}: '
+                             f'from rlstudio.core.registry import allow; allow({", ".join(repr(name.split()[0]) for name in unmet)})') from None
         if lacking: raise AgentError(f'{path}: this agent was made with {" and ".join(lacking)}, which is not imported ({str(e)[:200]}); that is code: if you trust it, '
                                      f'import it first: import {", ".join(lacking)}') from None
         raise AgentError(f'{path}: {" ".join(str(e).split())[:400]}; damaged, or of another RLStudio') from None

@@ -16,7 +16,8 @@ __all__ = ['SHAPES', 'HASHES', 'Stamp', 'OWN', 'RUN_VERSION', 'PARTS', 'RunError
            'taken', 'locate_run', 'lock_file', 'BusyError', 'locked', 'stamp_of', 'hash_file', 'Record', 'spell_record',
            'check_record', 'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files',
            'settle_record', 'looks_of', 'check_hash', 'Hashes', 'versions', 'module_hash', 'plugin_version',
-           'code_hash', 'level_of', 'now', 'user', 'is_busy', 'RunFolder', 'check_inside', 'check_version']
+           'code_hash', 'unmet_plugins', 'level_of', 'now', 'user', 'is_busy', 'RunFolder', 'check_inside',
+           'check_version']
 
 # %% ../../nbs/64_runs.folder.ipynb #122b9a16
 import errno
@@ -691,6 +692,24 @@ def code_hash() -> str:  # 12 hexadecimal digits
     root, h = Path(rlstudio.__file__).parent, hashlib.sha256()
     for p in sorted(root.rglob('*.py')): h.update(p.relative_to(root).as_posix().encode() + p.read_bytes())
     return h.hexdigest()[:12]
+
+# %% ../../nbs/64_runs.folder.ipynb #f439e196
+def unmet_plugins(
+    noted: Any,        # `versions` of a manifest or an agent; may come from anybody
+) -> dict[str, str]:   # 'rooms 1.0.0' → what to do about it
+    """The plugins that were allowed when something was made, and are not now
+
+    Args:
+        noted: `versions` of a manifest or an agent; may come from anybody
+
+    Returns:
+        'rooms 1.0.0' → what to do about it
+    """
+    names = {key.removeprefix('plugin '): str(text).partition(' ')[0][:40] for key, text in noted.items() if re.fullmatch('plugin [a-z0-9][a-z0-9-]{0,99}', str(key))} if isinstance(noted, dict) else {}
+    def _fix(name: str) -> str:
+        try: return f'allow {name}' if version(name) else ''
+        except PackageNotFoundError: return f'pip install {name}, and allow it'
+    return {f'{name} {made}': _fix(name) for name, made in names.items() if name not in allowed()}
 
 # %% ../../nbs/64_runs.folder.ipynb #42b0de93
 def level_of(

@@ -10,12 +10,12 @@ A run is a function of config, seed and code version. Whatever interrupts it, it
 
 # %% auto #0
 __all__ = ['ENDING', 'STATE_SHAPE', 'make_trainer', 'check_judged', 'check_device', 'stop_on_signals', 'undisturbed',
-           'shape_like', 'fits_trainer', 'content_of', 'restore_point', 'noted_imports', 'check_imports', 'claim_of',
-           'claims', 'past', 'level_now', 'facts_of', 'register', 'lower_level', 'outline', 'check_world',
-           'WatchGenerators', 'WatchArithmetic', 'ledgers', 'check_listeners', 'first_score', 'set_out', 'summarize',
-           'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'note_failure', 'closing', 'one_line_of_run',
-           'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at', 'agent_at',
-           'begin_folder', 'closed', 'Run']
+           'shape_like', 'fits_trainer', 'content_of', 'restore_point', 'noted_imports', 'check_imports',
+           'with_plugins', 'claim_of', 'claims', 'past', 'level_now', 'facts_of', 'register', 'lower_level', 'outline',
+           'check_world', 'WatchGenerators', 'WatchArithmetic', 'ledgers', 'check_listeners', 'first_score', 'set_out',
+           'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'note_failure', 'closing',
+           'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at',
+           'agent_at', 'begin_folder', 'closed', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -50,7 +50,7 @@ from .checkpoint import (
 from .config import (
     Overrides, Places, Settings, any_config, as_overrides, load_config, load_settings, locate, open_workspace, to_yaml)
 from .folder import (
-    RUN_VERSION, Hashes, RunError, RunFolder, check_hash, check_inside, check_version, level_of, locate_run, locked, new_folder, now, read_record, user, versions)
+    RUN_VERSION, Hashes, RunError, RunFolder, check_hash, check_inside, check_version, level_of, locate_run, locked, new_folder, now, read_record, unmet_plugins, user, versions)
 from .legs import (
     Fit, Leg, Start, begin_leg, check_leg, find_start, keep_start, kept_start, leg_changes, next_leg, put_result_aside, warm_start)
 from .pictures import (
@@ -284,6 +284,22 @@ def check_imports(
     lacking = [name for name in needed if name not in sys.modules]
     raise RunError(f'{folder}: this run was made with {" and ".join(lacking)}, which is not imported; that is code: if you trust it, '
                    f'import {", ".join(lacking)} first in Python, or type: {again}')
+
+def with_plugins(
+    error: ConfigError,       # what is wrong with a run's config
+    unmet: dict[str, str],    # of `unmet_plugins`
+) -> RunError:                # with the plugins that would mend it, perhaps
+    """The run noted plugins that are not allowed here
+
+    Args:
+        error: what is wrong with a run's config
+        unmet: of `unmet_plugins`
+
+    Returns:
+        with the plugins that would mend it, perhaps
+    """
+    names = ', '.join(name.split()[0] for name in unmet)
+    return RunError(f'{error}; this run was made with the plugin {" and ".join(unmet)}: {"; ".join(unmet.values())}, that is `plugins = {names}` in settings.ini')
 
 # %% ../../nbs/67_runs.run.ipynb #74e87ade
 def claim_of(
@@ -1154,8 +1170,9 @@ class Run:
         open_workspace(s)
         check_imports(folder)
         try: config, places = load_config(folder / 'config.yaml', changed)
-        except ConfigError:
+        except ConfigError as e:
             check_version(RunFolder(folder))  # an older config is no mistake of anybody
+            if (unmet := unmet_plugins(RunFolder(folder).manifest.get('versions'))): raise with_plugins(e, unmet) from None
             raise
         if changed: next_leg(RunFolder(folder), config)   # refuses what cannot change
         run = cls(folder, config, s, places)

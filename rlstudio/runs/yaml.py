@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..core.files import FileError, NoFileError, printable, read_file
-from ..core.options import MAX_DEPTH, MAX_VALUES, Problem, plain, scalar
+from ..core.options import MAX_DEPTH, MAX_VALUES, Problem, plain, yaml_scalar
 from ..core.registry import suggest
 
 # %% ../../nbs/60_runs.yaml.ipynb #2e4dbc94
@@ -129,7 +129,7 @@ def read_yaml(
 def _value(node: yaml.Node, path: tuple[str, ...], source: Source) -> Any:
     "The plain value of a node; fills the marks and problems of `source`"
     if isinstance(node, yaml.ScalarNode):
-        return node.value if node.style else scalar(node.value)
+        return node.value if node.style else yaml_scalar(node.value)
     mapping = isinstance(node, yaml.MappingNode)
     pairs = [(k.value, k, item) for k, item in node.value] if mapping else [
         (str(i), item, item) for i, item in enumerate(node.value)]
@@ -205,7 +205,7 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_sequence('tag:yaml.org,2002:seq', data, flow_style=True)
 
     def represent_str(self, data: str) -> yaml.ScalarNode:  # and for text
-        style = None if data.isprintable() and scalar(data) == data else '"'
+        style = None if data.isprintable() and yaml_scalar(data) == data else '"'
         return self.represent_scalar('tag:yaml.org,2002:str', data, style)
 
 _Dumper.add_representer(list, _Dumper.represent_list)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from ..core.files import is_regular, read_file
-from ..core.options import (CheckpointConfig, EnvConfig, EvalConfig, LogConfig, NetConfig, TrainConfig, as_text, plain, scalar, to_dict)
+from ..core.options import (CheckpointConfig, EnvConfig, EvalConfig, LogConfig, NetConfig, TrainConfig, as_text, plain, yaml_scalar, to_dict)
 from ..core.registry import algos, suggest
 from ..evidence.table import quick_values
 from ..runs.config import load_settings
@@ -188,7 +188,7 @@ def holds(
     Returns:
         False where the two cannot be compared
     """
-    other = scalar(text)
+    other = yaml_scalar(text)
     if has_size(value) and has_size(other): return bool(COMPARE[sign](value, other))
     if sign not in ('=', '!='): return False
     same = value is other if isinstance(other, bool) or other is None else looks_like(value if isinstance(value, str) else as_text(value), text)

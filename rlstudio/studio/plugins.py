@@ -13,8 +13,8 @@ What holds: a plugin that is broken, foreign or malicious is named, hides no oth
 
 # %% auto #0
 __all__ = ['SINK_METHODS', 'TEMPLATE', 'plugins_app', 'USES', 'Plugin', 'brought', 'origin_of', 'plugin_faults',
-           'installed_plugins', 'absent', 'part_fault', 'try_parts', 'Checked', 'plugin_row', 'tried', 'check_plugins',
-           'checked_lines', 'new_plugin', 'plugins_', 'explain_', 'check_', 'new_']
+           'installed_plugins', 'absent', 'part_fault', 'try_parts', 'Checked', 'plugin_row', 'try_plugin',
+           'check_plugins', 'checked_lines', 'new_plugin', 'plugins_', 'explain_', 'check_', 'new_']
 
 # %% ../../nbs/88_studio.plugins.ipynb #193f5e95
 import json
@@ -123,7 +123,8 @@ def plugin_faults(
     ours, groups = {p[:2] for p in built_in}, {p[0] for p in built_in}
     for group, name, _ in plugin.brings:
         kind = registries[f'rlstudio.{group}'].kind if f'rlstudio.{group}' in registries else group
-        if group not in groups: faults.append(f"it has {name!r} in the group 'rlstudio.{group}', which does not exist{suggest(f'rlstudio.{group}', [f'rlstudio.{g}' for g in groups])}")
+        near = suggest(f'rlstudio.{group}', [f'rlstudio.{g}' for g in groups])
+        if group not in groups: faults.append(f"it has {name!r} in the group 'rlstudio.{group}', which does not exist{near}")
         if (group, name) in ours: faults.append(f'it claims the {kind} {name!r}, which RLStudio itself brings; it has to choose another name')
         rivals = [p.name for p in others if p.allowed and p.name != plugin.name and (group, name) in {part[:2] for part in p.brings}]
         if rivals: faults.append(f'{" and ".join(rivals)} claims the {kind} {name!r}, too, and is allowed; allow one of them')
@@ -257,7 +258,7 @@ def plugin_row(
     row: dict[str, Any] = asdict(plugin)
     return row | dict(brings=[dict(group=g, name=n, object=o) for g, n, o in plugin.brings], problems=[*plugin.problems])
 
-def tried(
+def try_plugin(
     name: str,            # of an installed plugin that is allowed
     timeout: float = 60,  # s
 ) -> tuple[tuple[str, str, str], ...]:  # (group, name, what is wrong)
@@ -302,7 +303,7 @@ def check_plugins(
         if name not in here: raise PluginError(f'no plugin {name!r} is installed{suggest(name, here)}')
     def _one(p: Plugin) -> Checked:
         if not p.allowed: return Checked(p, why_not=f'it is not allowed; plugins are code: if you trust it, write `plugins = {p.name}` in settings.ini')
-        return Checked(p, why_not='first mend what is wrong') if p.problems else Checked(p, tried(p.name))
+        return Checked(p, why_not='first mend what is wrong') if p.problems else Checked(p, try_plugin(p.name))
     return [_one(here[name]) for name in asked]
 
 def checked_lines(
@@ -322,7 +323,7 @@ def checked_lines(
     return [head, *(f'    {line}' for line in lines), *([f'    not imported: {checked.why_not}'] if checked.why_not else [])]
 
 # %% ../../nbs/88_studio.plugins.ipynb #fc7ed176
-TEMPLATE = {
+TEMPLATE = {   # path → text; NAME, MODULE and API are filled in
 'pyproject.toml': '''[build-system]
 requires = ["hatchling>=1.27"]
 build-backend = "hatchling.build"
@@ -347,6 +348,27 @@ packages = ["MODULE"]
 ''',
 'MODULE/__init__.py': '''"A plugin for RLStudio; nothing is imported here, so that listing stays cheap."
 ''',
+'walk.yaml': '''# PPO walks: a first config for NAME.
+env: {id: NAME/Walk-v0, num_envs: 8}
+algo: {name: ppo, num_steps: 64}
+train: {total_steps: 8192}
+eval: {episodes: 20}
+''',
+'tests/test_plugin.py': '''"RLStudio finds nothing wrong with what the plugin brings, and Gymnasium nothing with its world."
+from gymnasium.utils.env_checker import check_env
+from MODULE.world import Walk
+from rlstudio.studio.plugins import check_plugins
+
+
+def test_the_world() -> None: check_env(Walk(), skip_render_check=True)
+
+
+def test_what_it_brings() -> None: assert check_plugins(["NAME"], allowed=["NAME"])[0].ok
+''',
+}
+
+# %% ../../nbs/88_studio.plugins.ipynb #84ae0aab
+TEMPLATE |= {
 'MODULE/world.py': '''"A world: replace it by yours."
 import gymnasium as gym
 import numpy as np
@@ -375,23 +397,6 @@ class Walk(gym.Env):
         picture = np.full((16, 16 * (2 * self.size + 1), 3), 255, np.uint8)
         picture[:, 16 * (self.at + self.size):][:, :16] = 40, 80, 160
         return picture
-''',
-'walk.yaml': '''# PPO walks: a first config for NAME.
-env: {id: NAME/Walk-v0, num_envs: 8}
-algo: {name: ppo, num_steps: 64}
-train: {total_steps: 8192}
-eval: {episodes: 20}
-''',
-'tests/test_plugin.py': '''"RLStudio finds nothing wrong with what the plugin brings, and Gymnasium nothing with its world."
-from gymnasium.utils.env_checker import check_env
-from MODULE.world import Walk
-from rlstudio.studio.plugins import check_plugins
-
-
-def test_the_world() -> None: check_env(Walk(), skip_render_check=True)
-
-
-def test_what_it_brings() -> None: assert check_plugins(["NAME"], allowed=["NAME"])[0].ok
 ''',
 }
 
@@ -448,8 +453,10 @@ def plugins_(
         if any(not p.allowed for p in found): say('plugins are code: to use one that you trust, write `plugins = NAME` in settings.ini')
 
 # %% ../../nbs/88_studio.plugins.ipynb #b194f811
-USES = dict(algos='algo.name={} in a config', envs='env.id={} in a config', nets='net.encoder={} in a config', wrappers='env.wrappers=[{}] in a config', sinks='sinks = jsonl, {} in settings.ini',
-            displays='display = {} in settings.ini', backends='env.backend={} in a config', engines='engine = {} in settings.ini', commands='rlstudio {}', executors='rlstudio study … --executor {}')   # group → how a name is used
+USES = dict(   # group → how a name is used
+    algos='algo.name={} in a config', envs='env.id={} in a config', nets='net.encoder={} in a config', wrappers='env.wrappers=[{}] in a config', backends='env.backend={} in a config',
+    sinks='sinks = jsonl, {} in settings.ini', displays='display = {} in settings.ini', engines='engine = {} in settings.ini', commands='rlstudio {}',
+    executors='rlstudio study … --executor {}')
 
 @plugins_app.command('explain')
 def explain_(
