@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.files import FileError, Needed, check_shape, is_regular, printable, put_file, read_file, read_json
-from ..core.options import as_text, scalar
+from ..core.options import as_text, yaml_scalar
 from ..core.registry import suggest
 from .stats import in_digits, interval, iqm, profile, profile_band, score_facts, standard_error, student_quantile
 from ..runs.folder import RunError, RunFolder, is_busy, locate_run
@@ -128,7 +128,7 @@ def word_value(
     Returns:
         as YAML has it
     """
-    if text[:1] not in ('"', '[', '{'): return scalar(text.partition(' #')[0].strip())
+    if text[:1] not in ('"', '[', '{'): return yaml_scalar(text.partition(' #')[0].strip())
     try: return json.loads(text)
     except ValueError: return read_yaml(text).values
 
