@@ -12,8 +12,8 @@ What holds: an audit reads the run's folder and writes nothing into it. Legs, wa
 
 # %% auto #0
 __all__ = ['AuditError', 'Piece', 'leg_config', 'pieces_of', 'Beside', 'settings_of', 'execute', 'environment', 'one_word',
-           'promise', 'two_columns', 'Audit', 'compare_ledgers', 'execute_alone', 'in_new_process', 'lowered',
-           'strangers', 'audit', 'compare_runs']
+           'promise', 'two_columns', 'Audit', 'compare_ledgers', 'execute_alone', 'python_apart', 'in_new_process',
+           'lowered', 'strangers', 'audit', 'compare_runs']
 
 # %% ../../nbs/71_evidence.audit.ipynb #b029d2c7
 import os
@@ -330,6 +330,22 @@ def execute_alone() -> None:
         target.with_suffix('.error').write_text(f'{e}' if type(e).__module__.startswith('rlstudio.') else f'{type(e).__name__}: {e}', 'utf8')
         sys.exit(2)
 
+def python_apart(
+    code: str,     # Python
+    *words: Any,   # `sys.argv` behind it
+) -> dict[str, Any]:  # `args` and `env` of `subprocess`
+    """How a Python process is begun that finds what is imported here
+
+    Args:
+        code: Python
+        *words: `sys.argv` behind it
+
+    Returns:
+        `args` and `env` of `subprocess`
+    """
+    paths = os.pathsep.join(p or '.' for p in sys.path)
+    return dict(args=[sys.executable, '-c', code, *map(str, words)], env=os.environ | dict(PYTHONPATH=paths))
+
 def in_new_process(
     folder: Path,   # of a run
     target: Path,   # a new ledger
@@ -344,8 +360,7 @@ def in_new_process(
     """
     modules = noted_imports(RunFolder(folder).manifest)
     code = 'from rlstudio.evidence.audit import execute_alone; execute_alone()'
-    paths = os.pathsep.join(p or '.' for p in sys.path)   # so that it finds what is imported here
-    done = subprocess.run([sys.executable, '-c', code, str(folder), str(target), str(until), *modules], env=os.environ | dict(PYTHONPATH=paths),
+    done = subprocess.run(**python_apart(code, folder, target, until, *modules),
                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors='replace')
     if not done.returncode: return
     error, last = target.with_suffix('.error'), [line for line in done.stderr.splitlines() if line.strip()][-1:]

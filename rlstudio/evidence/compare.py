@@ -132,6 +132,7 @@ class Contrast:
         ahead = self.wins if self.wins != .5 else .5 + (-self.middle if self.lower else self.middle)
         return self.side if ahead >= .5 else self.base
 
+# %% ../../nbs/78_evidence.compare.ipynb #045e0eb6
 def signed_ranks(
     pair: tuple[np.ndarray, np.ndarray],  # scores of the side and of the first, by seed
 ) -> np.ndarray:                          # (seeds,) rank of each difference by size, with its sign; 0: no difference
@@ -501,6 +502,7 @@ class Comparison:
 
     def __str__(self) -> str: return comparison_text(self)
 
+# %% ../../nbs/78_evidence.compare.ipynb #5786da6f
 def side_row(
     side: Side,       # any
     statistic: str,   # a key of `STATISTICS`

@@ -201,6 +201,7 @@ class ChartAxes:
         def part(v: float, ends: tuple[float, float]) -> float: return (v - ends[0]) / (ends[1] - ends[0] or 1)
         return self.left + part(x, self.x) * (self.width - self.left - 10), 8 + (1 - part(y, self.y)) * (self.height - 42)
 
+# %% ../../nbs/81_evidence.report.ipynb #a6a9664e
 def axes_for(
     marks: Sequence[Marks],         # what will be drawn
     more: Sequence[float] = (),     # y values that must be on it, too
@@ -1188,6 +1189,7 @@ def search_in(
         return Searched(folder, search.dimensions, trials(folder), search.trials, plan.seeds)
     except (ValueError, OSError): return None
 
+# %% ../../nbs/81_evidence.report.ipynb #8713fc89
 def slice_html(
     found: Searched,  # any
     number: int,      # of a dimension
@@ -1305,6 +1307,7 @@ def runs_html(
     inside = f'<details{" open" if len(rows) <= 12 else ""}><summary>{len(rows)} runs</summary>{listed}</details>' if rows else ''
     return section_html('Runs', lost, inside)
 
+# %% ../../nbs/81_evidence.report.ipynb #d7298e24
 @dataclass(frozen=True)
 class Many:
     """Many runs, as far as they can be read
@@ -1348,6 +1351,7 @@ def read_many(
     worlds = {world: ranked_arms([r for r in arms_ if r['env'] == world]) for world in dict.fromkeys(r['env'] for r in arms_)}
     return Many(folder.absolute().name, table.rows, table.broken, worlds, search, planned)
 
+# %% ../../nbs/81_evidence.report.ipynb #51c42828
 def many_head(
     many: Many,  # runs
 ) -> str:        # HTML

@@ -310,14 +310,15 @@ def seeds_note(
     return '' if seeds >= wanted else f'below {wanted} seeds this interval means less than it says (given {seeds})'
 
 def width_note(
-    low: float,                      # ends of the interval
-    high: float,
+    low: float,                      # lower end of the interval
+    high: float,                     # upper end
     worlds: Sequence[np.ndarray],    # the scores behind it, (seeds,) each
 ) -> str:                            # '' where it has a width
     """What to think of an interval without width: equal scores hide what is rare
 
     Args:
-        low: ends of the interval
+        low: lower end of the interval
+        high: upper end
         worlds: the scores behind it, (seeds,) each
 
     Returns:
@@ -343,6 +344,7 @@ def kind_of(
     """
     return 'bootstrap' if method == 'percentile' else 'iqm' if CUTS[statistic] else 'mean'
 
+# %% ../../nbs/74_evidence.stats.ipynb #9a6d8159
 def interval(
     scores: Scores,                           # as `as_worlds` takes them
     statistic: Callable[[Scores], Any] = iqm,  # `iqm`, `mean_score`, `median_score`, or any function of a tuple of (…, seeds)

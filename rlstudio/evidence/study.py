@@ -47,6 +47,7 @@ import torch
 from ..core.files import FileError, Needed, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json
 from ..core.options import Config, ConfigError, as_text, diff, plain, to_dict
 from ..core.registry import Registry, imported, suggest
+from .audit import python_apart
 from .stats import in_digits, score_facts
 from ..runs.config import Overrides, any_config, as_overrides, config_file, load_config, load_settings, open_workspace, short_name, to_yaml, with_overrides, with_section
 from ..runs.folder import BusyError, RunError, RunFolder, check_run_name, is_busy, now, put_folder, read_record
@@ -549,10 +550,9 @@ class CellProcess:
             name: of the cell
         """
         self.name, self.log = name, own_folder(Path(study_folder, 'logs'), make=True) / f'{name}.txt'
-        paths = os.pathsep.join(p or '.' for p in sys.path)   # so that it finds what is imported here
         code = 'from rlstudio.evidence.study import work_on_cell; work_on_cell()'
         with os.fdopen(open_plain(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
-            self.process = subprocess.Popen([sys.executable, '-c', code, study_folder, name, *imported()], env=os.environ | dict(PYTHONPATH=paths),
+            self.process = subprocess.Popen(**python_apart(code, study_folder, name, *imported()),
                                             stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True)   # Ctrl-C is for the driver
 
     def ended(self) -> int | None:  # exit code, negative of a signal; None: it runs
@@ -1024,6 +1024,7 @@ def place_study(
 class StudyStopped(StudyError):
     "So many runs have failed that the others were stopped"
 
+# %% ../../nbs/76_evidence.study.ipynb #b5923549
 class Study:
     "Runs that belong together: configs, a grid, seeds, and one folder"
     def __init__(self,

@@ -826,6 +826,7 @@ def draw_curves(
     ax.set(xlabel='env steps' if x == 'step' else x, ylabel='mean return of an evaluation' if metric == EVALUATION else metric)
     ax.xaxis.set_major_formatter('{x:,.0f}')
 
+# %% ../../nbs/75_evidence.table.ipynb #237d9d71
 def draw_scores(
     ax: 'Axes',       # where to draw
     groups: Groups,   # of `arms`, of one world

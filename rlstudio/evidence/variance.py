@@ -35,6 +35,7 @@ from ..core.files import is_regular, own_folder, printable, put_file, read_file
 from ..core.options import Config, stream_names
 from ..core.registry import algos, imported, suggest
 from ..core.seeding import make_generator
+from .audit import python_apart
 from .stats import Interval, seeds_for_effect, student_quantile
 from .study import STUDY_FILE, Cell, Study, StudyError, StudyPlan, arm_names, begin_cell, cell_outcome, plan_text, planned_outcome, run_cell, seed_list
 from ..runs.config import Overrides, any_config
@@ -586,8 +587,8 @@ def kill_midway(
     Returns:
         was it killed?
     """
-    command = [sys.executable, '-c', 'from rlstudio.evidence.variance import die_midway; die_midway()', str(cell.folder.parent), cell.name, str(step), *imported()]
-    done = subprocess.run(command, env=os.environ | dict(PYTHONPATH=os.pathsep.join(p or '.' for p in sys.path)), capture_output=True, check=False)
+    code = 'from rlstudio.evidence.variance import die_midway; die_midway()'
+    done = subprocess.run(**python_apart(code, cell.folder.parent, cell.name, step, *imported()), capture_output=True, check=False)
     return done.returncode == -signal.SIGKILL
 
 # %% ../../nbs/79_evidence.variance.ipynb #183aba41

@@ -21,14 +21,14 @@ A terminal that goes away (SIGHUP) ends nothing: a training writes a checkpoint 
 # %% auto #0
 __all__ = ['Emit', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgument', 'Device', 'Import', 'PICTURES', 'exit_code', 'Broken',
            'explained', 'importing', 'where_run', 'exact_run', 'files_beginning', 'complete_config', 'complete_run',
-           'complete_algo', 'complete_status', 'keys_of', 'complete_key', 'option_as_key', 'Commands', 'top', 'let_in',
-           'at_work', 'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume', 'before_resuming',
-           'start_lines', 'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'check_file', 'variance_of',
-           'count_line', 'drift_', 'gate_', 'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_',
-           'push_run', 'audit_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_',
-           'table', 'narrowed', 'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through',
-           'result_lines', 'after_study', 'show_study', 'Shell', 'completion', 'found_commands', 'command_help',
-           'real_command', 'Later', 'end_on_signals', 'main']
+           'complete_algo', 'complete_status', 'keys_of', 'complete_key', 'found_commands', 'command_help',
+           'real_command', 'Later', 'option_as_key', 'Commands', 'top', 'let_in', 'at_work', 'settings_on', 'run',
+           'speaker', 'through_hangups', 'live', 'resume', 'before_resuming', 'start_lines', 'evaluate_run',
+           'evaluated', 'export_run', 'check_env_', 'check_file', 'check_plot', 'variance_of', 'count_line', 'drift_',
+           'gate_', 'verify_runs', 'show_run', 'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run',
+           'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed',
+           'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_', 'work_through', 'result_lines',
+           'after_study', 'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -299,6 +299,92 @@ def complete_key(
     if isinstance(keys.get(key), bool): words = ['true', 'false']
     if name.endswith('_schedule'): words = ['constant', 'linear']
     return [text for text in (f'{key}={word}' for word in words) if text.startswith(incomplete)] or [f'{key}=']
+
+# %% ../../nbs/84_studio.cli.ipynb #04118088
+def found_commands() -> list[str]:  # sorted
+    """Names of commands that are entry points, of ours and of plugins that settings.ini allows; imports none of them
+
+    Returns:
+        sorted
+    """
+    from rlstudio.core.registry import commands, same_name
+    owners, may = commands.describe(), {'rlstudio'}
+    if set(owners.values()) - may:
+        from rlstudio.runs.config import load_settings
+        with suppress(ValueError): may |= set(map(same_name, load_settings().plugins))   # a wrong settings.ini is told by whatever needs it
+    return [name for name, who in owners.items() if may & set(who.split(' or '))]
+
+def command_help(
+    name: str,  # of a command that is an entry point
+) -> str:       # one line
+    """What a command does, without importing it: of ours the docstring, of a plugin its summary
+
+    Args:
+        name: of a command that is an entry point
+
+    Returns:
+        one line
+    """
+    import ast
+    from importlib.metadata import metadata
+    from importlib.util import find_spec
+
+    from rlstudio.core.registry import commands, installed_claims
+    who = commands.describe()[name]
+    if who != 'rlstudio': return ', '.join(f'{metadata(dist)["Summary"] or "A command"} (plugin {dist})' for dist in who.split(' or '))
+    home, _, called = installed_claims(commands.group)[name][who].value.partition(':')
+    source = getattr(getattr(find_spec(home), 'loader', None), 'get_source', lambda _: '')(home)
+    tree = ast.parse(source or '')
+    told = next((ast.get_docstring(f) for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == called), None) or ast.get_docstring(tree) or ''
+    return told.partition('\n')[0]
+
+# %% ../../nbs/84_studio.cli.ipynb #30942965
+def real_command(
+    name: str,  # of a command that is an entry point
+) -> Any:       # typer's command
+    """Import a command; a plugin's is imported only if settings.ini allows it
+
+    Args:
+        name: of a command that is an entry point
+
+    Returns:
+        typer's command
+    """
+    from rlstudio.core.registry import allow, commands
+    with explained():
+        if commands.describe()[name] != 'rlstudio':
+            from rlstudio.runs.config import load_settings
+            allow(*load_settings().plugins)
+        found = commands.get(name)
+    holder = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
+    if holder is not found: holder.command(name)(found)
+    command: Any = typer.main.get_command(holder)
+    invoke = command.invoke
+    def told(ctx: Any) -> Any:
+        with explained(): return invoke(ctx)
+    command.invoke = told
+    return command
+
+class Later(TyperCommand):
+    "A command that is imported when it is used; `real` is the command itself"
+    def real(self) -> Any:
+        "Typer's command, imported now"
+        return real_command(self.name or '')
+    def make_context(self,
+        info_name: Any,      # what was typed
+        args: Any,           # what stands behind it
+        parent: Any = None,  # of the whole command line
+        **extra: Any,        # typer's own
+    ) -> Any:
+        """What a call needs: that of the command itself
+
+        Args:
+            info_name: what was typed
+            args: what stands behind it
+            parent: of the whole command line
+            **extra: typer's own
+        """
+        return self.real().make_context(info_name, args, parent, **extra)
 
 # %% ../../nbs/84_studio.cli.ipynb #1b07eb65
 def option_as_key(
@@ -705,6 +791,16 @@ def check_file(
     if file and endings and file.suffix.lower() not in endings: raise typer.BadParameter(f'{option}: given {file}, expected a file that ends in {" or ".join(endings)}')
     if file and not file.absolute().parent.is_dir(): raise typer.BadParameter(f'{option}: given {file}, but there is no folder {file.parent}; make it first')
 
+def check_plot(
+    file: Path | None,  # of `--plot`
+) -> None:
+    """Refuse a picture that could not be written, before anything runs
+
+    Args:
+        file: of `--plot`
+    """
+    check_file('--plot', file, PICTURES)
+
 @app.command('variance')
 def variance_of(
     config: Annotated[str, typer.Argument(  # found by `find_config`
@@ -724,7 +820,7 @@ def variance_of(
 ) -> None:
     "How much of the spread between seeds comes from weights, worlds, actions, minibatches"
     with at_work(f'rlstudio {__version__}: variance of {config} {" ".join(overrides or [])}'.rstrip(), modules, quiet, as_json) as (say, emit):
-        check_file('--plot', plot, PICTURES)
+        check_plot(plot)
         with importing(emit): from rlstudio.evidence.variance import nothing_else, plan_variance, run_cells, variance_report
         from rlstudio.evidence.study import disk_line, is_finished
         wanted = None if streams is None else [s.strip() for s in streams.split(',') if s.strip()]
@@ -1054,7 +1150,7 @@ def wrapper_rows() -> list[dict[str, Any]]:  # name, source, about
     sources = dict.fromkeys(GYM_WRAPPERS, 'gymnasium') | wrappers.describe()
     return [dict(name=name, source=source, about=_about(name)) for name, source in sources.items()]
 
-
+# %% ../../nbs/84_studio.cli.ipynb #870eaebb
 class Listing(StrEnum):
     "What can be listed"
     algos, envs, nets, wrappers, configs, runs, studies = 'algos', 'envs', 'nets', 'wrappers', 'configs', 'runs', 'studies'
@@ -1234,7 +1330,7 @@ def compare_(
         from rlstudio.runs.config import load_settings
         from rlstudio.runs.pictures import save_figure
         from rlstudio.studio.console import clean
-        check_file('--plot', plot, PICTURES)
+        check_plot(plot)
         found = compare_sides(sides, metric, statistic, level, paired, lower, runs_dir or load_settings().runs_dir)
         emit(found.to_dict())
         if not as_json: speaker(False, False)(clean(str(found)))
@@ -1441,92 +1537,6 @@ def completion(
     from typer.completion import get_completion_script
     script = get_completion_script(**{'prog_name': 'rlstudio', 'complete_var': '_RLSTUDIO_COMPLETE', 'shell': shell.value})
     print(script.replace('    return 0', '    if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]]; then compopt -o nospace; fi\n    return 0'))
-
-# %% ../../nbs/84_studio.cli.ipynb #04118088
-def found_commands() -> list[str]:  # sorted
-    """Names of commands that are entry points, of ours and of plugins that settings.ini allows; imports none of them
-
-    Returns:
-        sorted
-    """
-    from rlstudio.core.registry import commands, same_name
-    owners, may = commands.describe(), {'rlstudio'}
-    if set(owners.values()) - may:
-        from rlstudio.runs.config import load_settings
-        with suppress(ValueError): may |= set(map(same_name, load_settings().plugins))   # a wrong settings.ini is told by whatever needs it
-    return [name for name, who in owners.items() if may & set(who.split(' or '))]
-
-def command_help(
-    name: str,  # of a command that is an entry point
-) -> str:       # one line
-    """What a command does, without importing it: of ours the docstring, of a plugin its summary
-
-    Args:
-        name: of a command that is an entry point
-
-    Returns:
-        one line
-    """
-    import ast
-    from importlib.metadata import metadata
-    from importlib.util import find_spec
-
-    from rlstudio.core.registry import commands, installed_claims
-    who = commands.describe()[name]
-    if who != 'rlstudio': return ', '.join(f'{metadata(dist)["Summary"] or "A command"} (plugin {dist})' for dist in who.split(' or '))
-    home, _, called = installed_claims(commands.group)[name][who].value.partition(':')
-    source = getattr(getattr(find_spec(home), 'loader', None), 'get_source', lambda _: '')(home)
-    tree = ast.parse(source or '')
-    told = next((ast.get_docstring(f) for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == called), None) or ast.get_docstring(tree) or ''
-    return told.partition('\n')[0]
-
-# %% ../../nbs/84_studio.cli.ipynb #30942965
-def real_command(
-    name: str,  # of a command that is an entry point
-) -> Any:       # typer's command
-    """Import a command; a plugin's is imported only if settings.ini allows it
-
-    Args:
-        name: of a command that is an entry point
-
-    Returns:
-        typer's command
-    """
-    from rlstudio.core.registry import allow, commands
-    with explained():
-        if commands.describe()[name] != 'rlstudio':
-            from rlstudio.runs.config import load_settings
-            allow(*load_settings().plugins)
-        found = commands.get(name)
-    holder = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
-    if holder is not found: holder.command(name)(found)
-    command: Any = typer.main.get_command(holder)
-    invoke = command.invoke
-    def told(ctx: Any) -> Any:
-        with explained(): return invoke(ctx)
-    command.invoke = told
-    return command
-
-class Later(TyperCommand):
-    "A command that is imported when it is used; `real` is the command itself"
-    def real(self) -> Any:
-        "Typer's command, imported now"
-        return real_command(self.name or '')
-    def make_context(self,
-        info_name: Any,      # what was typed
-        args: Any,           # what stands behind it
-        parent: Any = None,  # of the whole command line
-        **extra: Any,        # typer's own
-    ) -> Any:
-        """What a call needs: that of the command itself
-
-        Args:
-            info_name: what was typed
-            args: what stands behind it
-            parent: of the whole command line
-            **extra: typer's own
-        """
-        return self.real().make_context(info_name, args, parent, **extra)
 
 # %% ../../nbs/84_studio.cli.ipynb #1010c095
 def end_on_signals() -> None:
