@@ -7,8 +7,8 @@ import importlib
 import os
 import re
 import shutil
-import sys
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from html import unescape
