@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import shutil
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -171,10 +172,10 @@ def address(site: Path) -> Iterator[str]:
     "The site on a port of this machine"
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args: Any) -> None: pass
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    server = http.server.ThreadingHTTPServer((here := socket.gethostbyname("localhost"), 0), functools.partial(Quiet, directory=str(site)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
+    yield f"http://{here}:{server.server_address[1]}"
     server.shutdown(); server.server_close(); thread.join()
 
 
