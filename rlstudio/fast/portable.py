@@ -838,7 +838,7 @@ class Portable:
 
     room: Any = None   # as `CompiledLoop`, also what follows
     fits, step = False, None
-    loop, settle = _loop, CompiledLoop.settle
+    settle, loop = CompiledLoop.settle, _loop
 
     def collect(self,
         learner: Any,        # as `Compiled.collect`
