@@ -94,9 +94,9 @@ def solve(shell: CaptureShell, path: Path) -> None:
 
 
 def texts(outputs: Iterable[Any]) -> list[str]:
-    "The text of each output (pictures aside: their last digits depend on the processor)"
+    "The text of each output (pictures aside: their last digits depend on the processor; warnings aside, which name the file or the cell where they arose)"
     found = [o.get("text") or next((v for k, v in sorted(o.get("data", {}).items()) if k.startswith("text/")), "") for o in outputs
-             if not {"image/png", "image/svg+xml"} & {*o.get("data", {})}]
+             if not {"image/png", "image/svg+xml"} & {*o.get("data", {})} and o.get("name") != "stderr"]
     return ["".join(text) for text in found]
 
 
