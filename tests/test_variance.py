@@ -107,13 +107,13 @@ def test_a_study_runs_is_shown_to_vary_in_nothing_else(tmp_path):
     shutil.copytree(study.folder / "a2c-cartpole_s2", other)
     assert nothing_else(study)["another process"] is False
     assert "DIFFERENT BITS after another process" in str(variance_report(study, nothing_else(study)))
-    again = CliRunner().invoke(app, ["variance", "a2c/cartpole", *TINY, "--seeds", "4", "--streams", "init,eval", "--runs-dir", str(tmp_path), "--json", "--quiet"])
+    again = CliRunner().invoke(app, ["variance", "a2c/cartpole", *TINY, "--seeds", "1-4", "--streams", "init,eval", "--runs-dir", str(tmp_path), "--json", "--quiet"])
     facts = json.loads(again.stdout)
     assert again.exit_code == 3 and facts["same_bits"]["another process"] is False and facts["scores"]["a"] == [*report.a]
 
 
 @pytest.mark.parametrize("args, said", [
-    (("--seeds", "5"), "expected an even number from 4 on"), (("--streams", "ini"), "did you mean 'init'?"), (("--plot", "x.pdf"), "ends in .png or .svg"),
+    (("--seeds", "5"), "expected an even number from 4 to"), (("--streams", "ini"), "did you mean 'init'?"), (("--plot", "x.pdf"), "ends in .png or .svg"),
     (("--plot", "nowhere/x.png"), "there is no folder nowhere"), (("eval.episodes=0",), "no run has a score"), (("train.streams.evn=1",), "did you mean 'env'?")])
 def test_the_command_refuses_what_it_cannot_do_before_it_begins(tmp_path: Path, args: tuple[str, ...], said: str):
     done = CliRunner().invoke(app, ["variance", "a2c/cartpole", *args, "--runs-dir", str(tmp_path / "runs")])
