@@ -517,7 +517,8 @@ class Learner:
         Args:
             batch: Batch of tensors, or of variables of a tape, (B, …)
         """
-        raise NotImplementedError(f'{type(self).__name__}: define losses, which yields (part, loss, metrics)')
+        raise LossError(f'{type(self).__name__}: given no losses, expected a method that yields each (part, loss, metrics); '
+                        "fix: def losses(self, b): …; yield 'agent', loss, {'loss/mine': loss}")
 
     def decides(self) -> tuple[Any, ...] | None:   # None: unknown, so nobody may record the losses
         """All that `losses` depends on besides the batch, the parts and the numbers of `anneals`, as values that can be compared

@@ -114,10 +114,11 @@ def plain(
         return [plain(v, levels - 1) for v in value]
     if levels and isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {k: plain(v, levels - 1) for k, v in value.items()}
+    world = hasattr(value, 'reset') and hasattr(value, 'step')
     raise ValueError(
         f'given {as_text(value)} of type {type(value).__name__}, expected plain values: text, '
         'finite numbers, true, false, null, and lists and mappings of them; '
-        'convert it, as in int(x)')
+        + ("a world has a name: gym.register('Mine-v0', Mine), and env.id=Mine-v0" if world else 'convert it, as in int(x)'))
 
 # %% ../../nbs/06_core.options.ipynb #83476df6
 def as_text(
@@ -999,6 +1000,8 @@ def named_algo(
     Returns:
         the algorithm's class, or None and the faults
     """
+    if section is None or (isinstance(section, Mapping) and 'name' not in section):
+        return None, [(('algo', 'name'), f'missing, expected one of {", ".join(algos.names())}; fix: algo.name=ppo')]
     if isinstance(section, Mapping):
         section = {key: v for key, v in section.items() if key == 'name'}
     named, faults = build_section(AlgoConfig, section, ('algo',))
