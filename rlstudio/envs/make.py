@@ -294,7 +294,7 @@ def check_render_mode(
     modes = getattr(made_by, 'metadata', {}).get('render_modes') or []
     if mode in modes: return
     given = f'given render_mode={mode!r}, expected'
-    if not modes: raise EnvError(f'{spec.id} cannot be drawn: {given} None')
+    if not modes: raise EnvError(f"{spec.id} cannot be drawn: {given} none, since its metadata names no render_modes; fix: metadata = {{'render_modes': ['rgb_array']}}, and a render() that gives pictures")
     raise EnvError(f'{spec.id}: {given} one of {modes}')
 
 # %% ../../nbs/11_envs.make.ipynb #5cb27d90
