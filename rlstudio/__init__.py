@@ -56,6 +56,7 @@ Modules:
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
 - `rlstudio.fast.portable`: The same SHA-256 of the weights on every processor: nothing takes part that chooses its routine by the machine.
 - `rlstudio.fast.profile`: A training says where its seconds went, what holds it back, and what to change, with the gain that can be expected.
+- `rlstudio.fast.replay`: One environment, one step, one gradient step: what off-policy learning does between two calls of the compiler, and how to make it few calls instead of two hundred.
 - `rlstudio.fast.rollout`: Acting, drawing and stepping in one loop of machine code: a step in a small world costs less than a call of a function in Python.
 - `rlstudio.fast.worlds`: Your own world as one function of numbers: NumPy steps eight copies of it at once, and the engine `compiled` makes a loop of it.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
