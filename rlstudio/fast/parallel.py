@@ -199,11 +199,12 @@ class SharedRanks:
             processes: those that this one has started, each with .process and .alive
         """
         self.meeting, self.rank, self.size, self.channels, self.started = meeting, meeting.rank, size, channels, processes
+        self.early: dict[int, list[Any]] = {k: [] for k in range(1, size)}   # words that came before they were asked for
 
     def look_after(self) -> None:
         "Raise if another rank has ended, or says why it will"
         for k, (channel, started) in enumerate(zip(self.channels, self.started), 1):
-            if channel.poll(0): self.read(k)
+            if not self.early[k] and channel.poll(0): self.early[k] = [self.read(k)]
             if started.process.exitcode is not None: raise self.lost(k)
 
     def lost(self, k: int) -> ParallelError:   # the rank that is gone → to raise
@@ -214,6 +215,7 @@ class SharedRanks:
 
     def read(self, k: int) -> Any:   # the rank whose word is read → the word
         "the rank whose word is read → the word"
+        if self.early[k]: return self.early[k].pop(0)
         try: word = self.channels[k - 1].recv()
         except (EOFError, OSError):
             self.started[k - 1].process.join(GRACE)
