@@ -484,12 +484,14 @@ class TrainConfig(Section):
         streams: stream → a seed of its own: {init: 7} gives other first weights, and all else stays
         stop_at_goal: end early when an evaluation reaches the goal?
         max_minutes: end early after so many minutes; null: never
+        parallel: processes that share the envs, and average their gradients
     """
     total_steps: Steps = 100_000  # env steps, of all copies together
     seed: Seed = 1                # all random streams derive from it
     streams: dict[str, Seed] = field(default_factory=dict)  # stream → a seed of its own: {init: 7} gives other first weights, and all else stays
     stop_at_goal: bool = False           # end early when an evaluation reaches the goal?
     max_minutes: Positive | None = None  # end early after so many minutes; null: never
+    parallel: Annotated[int, Field(ge=1, le=1024)] = 1  # processes that share the envs, and average their gradients
 
     def seed_of(self,
         stream: str,  # its name
@@ -1105,7 +1107,9 @@ def config_hash(
     """
     values = to_dict(config)
     for section in (values, values.get('train')):
-        if isinstance(section, dict) and section.get('streams') == {}: del section['streams']   # as before there was this key
+        if not isinstance(section, dict): continue
+        for key, first in dict(streams={}, parallel=1).items():
+            if section.get(key) == first: del section[key]   # as before there was this key
     text = json.dumps(values, sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(text.encode()).hexdigest()
 
