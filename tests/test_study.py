@@ -207,3 +207,41 @@ def test_what_one_types_next_leads_somewhere(tmp_path: Path, monkeypatch: pytest
     for words in (["study", "ploe"], ["show", "ploe"], ["report", "ploe"]): assert "did you mean 'pole'" in said(*words)
     assert "did you mean 'quick'" in said("gate", "quik") and "2 runs of 1 study are not in this list: rlstudio list studies" in said("list", "runs")
     assert "write --search before each" in said("study", "ppo/cartpole", "gamma=0.9..0.99")
+
+
+def test_a_stack_of_runs_is_one_process_and_each_run_is_as_alone(tmp_path: Path) -> None:
+    "One seed fails, one worker is killed; each other run has the bits, the ledger and the level of its lone run"
+    (tmp_path / "my_env.py").write_text("""
+import os
+from pathlib import Path
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+with open(Path(__file__).with_name('began'), 'a') as f: print(os.getpid(), file=f)
+class Breaks(CartPoleEnv):
+    def __init__(self, breaks=False): super().__init__(); self.breaks = breaks
+    def step(self, action):
+        if self.breaks: raise RuntimeError('the motor is hot')
+        return super().step(action)
+gym.register('Breaks-v0', Breaks, max_episode_steps=500)
+""")
+    (tmp_path / "pole.yaml").write_text("env: {id: Breaks-v0, num_envs: 2}\nalgo: {name: ppo, num_steps: 64}\ntrain: {total_steps: 2048}\neval: {episodes: 2}\n")
+    began = tmp_path / "began"
+    ask = ["pole.yaml", "--import", "my_env", "--stack", 4, "--jobs", 1, "--name", "s"]
+    done = run("rlstudio", "study", *map(str, ask), "--seeds", "1-2", "--grid", "env.kwargs={breaks: false},{breaks: true}", "--json", cwd=tmp_path)
+    assert done.returncode == 1 and [row["done"] for row in json.loads(done.stdout)["arms"]] == [2, 0], said(done)   # seed 1 of the second arm fails between the others
+    assert len(began.read_text().split()) == 1 + 2 and "stack: 4" in (tmp_path / "runs" / "s" / "study.yaml").read_text()   # the driver, and a new worker after each failure (the last of which was the last cell)
+    began.unlink()
+    folder = tmp_path / "runs" / "good"
+    again = study(*ask[:-1], "good", "--seeds", "1-3", "train.total_steps=8192", "checkpoint.every=1024", cwd=tmp_path)
+    until(lambda: steps_so_far(folder / "pole_s2") > 2000, "the second run is on its way")
+    worker = int(began.read_text().split()[-1])
+    os.kill(worker, signal.SIGKILL)
+    out = again.communicate(timeout=120)[0]
+    assert again.returncode == 0 and "killed  pole_s2" in out and "killed  pole_s1" not in out and "3 of 3 done" in out, out
+    assert len(began.read_text().split()) == 1 + 2      # the second worker took the rest
+    alone = run("rlstudio", "run", "pole.yaml", "train.total_steps=8192", "checkpoint.every=1024", "--seed", "3", "--import", "my_env", "--runs-dir", "alone", "--name", "a", cwd=tmp_path)
+    assert alone.returncode == 0, said(alone)
+    stacked, lone = folder / "pole_s3", tmp_path / "alone" / "a"
+    for key in ("weights_sha256", "level", "why", "config_hash", "machine", "versions", "engine", "imports"):
+        assert json.loads((stacked / "manifest.json").read_text())[key] == json.loads((lone / "manifest.json").read_text())[key]
+    assert (stacked / "ledger.jsonl").read_bytes() == (lone / "ledger.jsonl").read_bytes() and verify(stacked).whole
