@@ -210,38 +210,45 @@ def test_what_one_types_next_leads_somewhere(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_stack_of_runs_is_one_process_and_each_run_is_as_alone(tmp_path: Path) -> None:
-    "One seed fails, one worker is killed; each other run has the bits, the ledger and the level of its lone run"
+    "One run fails, one worker is killed; the others are done, with the bits, the ledger and the level of a lone run"
     (tmp_path / "my_env.py").write_text("""
 import os
 from pathlib import Path
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
-with open(Path(__file__).with_name('began'), 'a') as f: print(os.getpid(), file=f)
+here = Path(__file__).parent
+with open(here / 'began', 'a') as f: print(os.getpid(), file=f)
 class Breaks(CartPoleEnv):
-    def __init__(self, breaks=False): super().__init__(); self.breaks = breaks
+    steps = 0
     def step(self, action):
-        if self.breaks: raise RuntimeError('the motor is hot')
+        self.steps += 1
+        if self.steps > 500 and (here / 'hot').exists(): (here / 'hot').unlink(); raise RuntimeError('the motor is hot')
         return super().step(action)
 gym.register('Breaks-v0', Breaks, max_episode_steps=500)
 """)
-    (tmp_path / "pole.yaml").write_text("env: {id: Breaks-v0, num_envs: 2}\nalgo: {name: ppo, num_steps: 64}\ntrain: {total_steps: 2048}\neval: {episodes: 2}\n")
-    began = tmp_path / "began"
-    ask = ["pole.yaml", "--import", "my_env", "--stack", 4, "--jobs", 1, "--name", "s"]
-    done = run("rlstudio", "study", *map(str, ask), "--seeds", "1-2", "--grid", "env.kwargs={breaks: false},{breaks: true}", "--json", cwd=tmp_path)
-    assert done.returncode == 1 and [row["done"] for row in json.loads(done.stdout)["arms"]] == [2, 0], said(done)   # seed 1 of the second arm fails between the others
-    assert len(began.read_text().split()) == 1 + 2 and "stack: 4" in (tmp_path / "runs" / "s" / "study.yaml").read_text()   # the driver, and a new worker after each failure (the last of which was the last cell)
-    began.unlink()
-    folder = tmp_path / "runs" / "good"
-    again = study(*ask[:-1], "good", "--seeds", "1-3", "train.total_steps=8192", "checkpoint.every=1024", cwd=tmp_path)
-    until(lambda: steps_so_far(folder / "pole_s2") > 2000, "the second run is on its way")
-    worker = int(began.read_text().split()[-1])
-    os.kill(worker, signal.SIGKILL)
-    out = again.communicate(timeout=120)[0]
-    assert again.returncode == 0 and "killed  pole_s2" in out and "killed  pole_s1" not in out and "3 of 3 done" in out, out
-    assert len(began.read_text().split()) == 1 + 2      # the second worker took the rest
-    alone = run("rlstudio", "run", "pole.yaml", "train.total_steps=8192", "checkpoint.every=1024", "--seed", "3", "--import", "my_env", "--runs-dir", "alone", "--name", "a", cwd=tmp_path)
+    (tmp_path / "pole.yaml").write_text("env: {id: Breaks-v0, num_envs: 2}\nalgo: {name: ppo, num_steps: 64}\ntrain: {total_steps: 6144}\ncheckpoint: {every: 1024}\neval: {episodes: 2}\n")
+    (tmp_path / "hot").touch()
+    began, folder = tmp_path / "began", tmp_path / "runs" / "s"
+    driver = study("pole.yaml", "--import", "my_env", "--stack", 4, "--jobs", 1, "--name", "s", "--seeds", "1-4", cwd=tmp_path)
+    until(lambda: steps_so_far(folder / "pole_s3") > 2000, "the third run is on its way")
+    os.kill(int(began.read_text().split()[-1]), signal.SIGKILL)
+    out = driver.communicate(timeout=120)[0]
+    assert driver.returncode == 1 and "failed  pole_s1: EnvError: Breaks-v0" in out and "killed  pole_s3" in out and "3 of 4 done, 1 failed" in out, out
+    assert len(set(began.read_text().split())) == 1 + 3 and read_plan(folder).stack == 4   # the driver, and a worker up to the failure, up to the kill, to the end
+    alone = run("rlstudio", "run", "pole.yaml", "--seed", "3", "--import", "my_env", "--runs-dir", "alone", "--name", "a", cwd=tmp_path)
     assert alone.returncode == 0, said(alone)
-    stacked, lone = folder / "pole_s3", tmp_path / "alone" / "a"
-    for key in ("weights_sha256", "level", "why", "config_hash", "machine", "versions", "engine", "imports"):
-        assert json.loads((stacked / "manifest.json").read_text())[key] == json.loads((lone / "manifest.json").read_text())[key]
+    stacked, lone = folder / "pole_s3", tmp_path / "alone" / "a"     # begun behind run 2, killed, ended behind run 4
+    facts = [json.loads((f / "manifest.json").read_text()) for f in (stacked, lone)]
+    for key in ("weights_sha256", "level", "why", "config_hash", "machine", "versions", "engine", "imports"): assert facts[0][key] == facts[1][key], key
     assert (stacked / "ledger.jsonl").read_bytes() == (lone / "ledger.jsonl").read_bytes() and verify(stacked).whole
+
+
+def test_a_stack_is_asked_in_a_file_and_refused_where_no_executor_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("stack: 5\nseeds: 1-5\narms: {pole: ppo/cartpole}\n")
+    mine = asked_study(["mine.yaml"])
+    assert mine.plan.stack == 5 == asked_study([str(mine.folder)]).plan.stack and asked_study([str(mine.folder)], stack=2).plan.stack == 2
+    with pytest.raises(StudyError, match="executor slurm: given stacks of 2 runs.*--executor local"): Study.open(mine.folder).run(executor="slurm")
+    Path("mine.yaml").write_text("stack: many\narms: {pole: ppo/cartpole}\n")
+    with pytest.raises(StudyError, match="stack: given many, expected"): asked_study(["mine.yaml"])
+    assert Study.from_configs("ppo/cartpole", seeds=3, name="three").plan.seeds == (1, 2, 3)

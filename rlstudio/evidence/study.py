@@ -69,17 +69,17 @@ class StudyError(RunError):
     "A study cannot be planned, found or continued"
 
 def seed_list(
-    given: Any,           # '1-5,8', a number, or numbers
+    given: Any,           # '1-5,8'; seeds: [1, 2, 8]; or how many: 5 means 1 to 5
 ) -> tuple[int, ...]:     # each once, in order
     """The seeds of a study
 
     Args:
-        given: '1-5,8', a number, or numbers
+        given: '1-5,8'; seeds: [1, 2, 8]; or how many: 5 means 1 to 5
 
     Returns:
         each once, in order
     """
-    text = given if isinstance(given, str) else ','.join(map(str, given)) if isinstance(given, Iterable) else str(given)
+    text = given if isinstance(given, str) else ','.join(map(str, given)) if isinstance(given, Iterable) else f'1-{given}'
     parts = [re.fullmatch(r'\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*', part) for part in text.split(',')]
     pairs = [(int(m[1]), int(m[2] or m[1])) for m in parts if m]
     if len(pairs) < len(parts) or any(b < a or b >= 2**63 or b - a > 10_000 for a, b in pairs):
@@ -631,12 +631,13 @@ class CellProcess:
             stack: cells that it takes at most, one after the other
         """
         self.folder, self.name, self.left, self.idle = study_folder, name, stack - 1, False
-        self.line, its_end = socket.socketpair()
-        self.line.setblocking(False)
         code = 'from rlstudio.evidence.study import work_on_cells; work_on_cells()'
-        with its_end, os.fdopen(open_plain(log_of(study_folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
+        with os.fdopen(open_plain(log_of(study_folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
+            self.line, its_end = socket.socketpair()
+            self.line.setblocking(False)
             self.process = subprocess.Popen(**python_apart(code, study_folder, stack, name, *imported()),
                                             stdin=its_end, stdout=said, stderr=said, start_new_session=True)   # Ctrl-C is for the driver
+            its_end.close()
 
     def take(self,
         name: str,  # of a cell
@@ -773,8 +774,7 @@ def run_local(
     """
     workers: list[CellProcess] = []
     def begin(name: str) -> CellProcess:
-        workers[:] = [w for w in workers if w.process.poll() is None]
-        if not (idle := next((w for w in workers if w.idle), None)): workers.append(CellProcess(study_folder, name, stack))
+        if not (idle := next((w for w in workers if w.idle and w.ended() is None), None)): workers.append(CellProcess(study_folder, name, stack))
         else: idle.take(name)
         return idle or workers[-1]
     def look(worker: CellProcess) -> str | None:
@@ -1152,7 +1152,7 @@ class Study:
     def from_configs(cls,
         configs: Any,                # a config or several: names, files, folders of runs, nested dicts; or {name: config}
         overrides: Overrides = (),   # over each: 'section.key=value', several, or {'section': {'key': value}}
-        seeds: Any = None,           # '1-10', a number, or numbers; None: 1-5, and 1 for a search
+        seeds: Any = None,           # '1-10', [1, 2, 8], or how many; None: 1-5, and 1 for a search
         grid: Any = None,            # {'algo.gamma': [0.9, 0.99]}, or 'algo.gamma=0.9,0.99'
         name: str | None = None,     # None: after its configs
         runs_dir: str | Path | None = None,  # None: as the settings say
@@ -1164,7 +1164,7 @@ class Study:
         Args:
             configs: a config or several: names, files, folders of runs, nested dicts; or {name: config}
             overrides: over each: 'section.key=value', several, or {'section': {'key': value}}
-            seeds: '1-10', a number, or numbers; None: 1-5, and 1 for a search
+            seeds: '1-10', [1, 2, 8], or how many; None: 1-5, and 1 for a search
             grid: {'algo.gamma': [0.9, 0.99]}, or 'algo.gamma=0.9,0.99'
             name: None: after its configs
             runs_dir: None: as the settings say
