@@ -122,7 +122,7 @@ _HOMES = {'Agent': 'train.agent', 'Batch': 'core.batch', 'Callback': 'train.trai
           'Run': 'runs.run', 'Settings': 'runs.config', 'Spec': 'core.spec', 'Trainer': 'train.trainer', 'VectorEnv': 'envs.vector',
           'check_env': 'envs.check', 'evaluate': 'train.evaluate', 'load_agent': 'runs.export', 'load_config': 'runs.config',
           'make_vector': 'envs.backends', 'packaged_configs': 'runs.config', 'verify': 'evidence.verify'}
-_PARTS = ['algos', 'core', 'data', 'envs', 'evidence', 'nets', 'runs', 'studio', 'train']
+_PARTS = ['algos', 'core', 'data', 'envs', 'evidence', 'fast', 'nets', 'runs', 'studio', 'train']
 
 
 def __getattr__(name: str) -> Any:
@@ -130,7 +130,18 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
     if name in _PARTS: return import_module(f'rlstudio.{name}')
     if name in _HOMES: return getattr(import_module(f'rlstudio.{_HOMES[name]}'), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
+    raise _no_such(name, sys._getframe(1))
+
+
+def _no_such(name: str, frame: Any) -> Exception:
+    "The error about a name that is not here: it says where it is. `from rlstudio import PPO` would hide the message of an AttributeError"
+    from opcode import opmap
+    from rlstudio._modidx import d
+    names: Any = d['syms']
+    home = '' if name.startswith('_') else next((module for module in names if f'{module}.{name}' in names[module]), '')
+    fix = f'it is in {home}: from {home} import {name}' if home else f'it has {", ".join(__all__)}'
+    asked = frame.f_code.co_code[frame.f_lasti] == opmap['IMPORT_FROM']
+    return ImportError(f'cannot import name {name!r} from {__name__!r}; {fix}') if asked else AttributeError(f'module {__name__!r} has no attribute {name!r}; {fix}')
 
 
 def __dir__() -> list[str]:
