@@ -66,7 +66,7 @@ def test_listed_and_refused_until_it_is_allowed(site: Path, tmp_path: Path) -> N
     (tmp_path / "settings.ini").unlink()
     plugin, = json.loads(here.sh("plugins", "--json").stdout)["plugins"]
     assert {k: plugin[k] for k in ("name", "version", "api", "allowed", "problems")} == dict(name=NAME, version="1.0.0", api="1.0", allowed=False, problems=[])
-    assert plugin["origin"].endswith(f"source-{NAME}") and {p["group"] for p in plugin["brings"]} == {"algos", "commands", "envs", "nets", "sinks"}
+    assert plugin["origin"].endswith(f"source-{NAME}") and {p["group"] for p in plugin["brings"]} == {"algos", "commands", "engines", "envs", "nets", "sinks"}
     refused = here.sh("heat", "room", code=2).stderr, here.sh("run", EXAMPLE / "room.yaml", code=2).stderr
     assert all(f"which is not allowed; plugins are code: if you trust it, write `plugins = {NAME}` in settings.ini" in why for why in refused), refused
     assert "heat" not in here.sh("--help").stdout and f"not allowed; if you trust it, write `plugins = {NAME}`" in here.sh("plugins", "explain", "rlstudio.example_plugin").stdout
@@ -126,7 +126,7 @@ def test_checked(site: Path, tmp_path: Path) -> None:
     "Everything that the example brings is what its group wants, and its command stands in the help"
     here = Workspace(tmp_path, site)
     checked, = json.loads(here.sh("plugins", "check", "--json").stdout)
-    assert checked["ok"] and [(p["group"], p["problem"]) for p in checked["parts"]] == [(g, "") for g in ("algos", "commands", "envs", "nets", "sinks")]
+    assert checked["ok"] and [(p["group"], p["problem"]) for p in checked["parts"]] == [(g, "") for g in ("algos", "commands", "engines", "envs", "nets", "sinks")]
     shown = here.sh("--help").stdout
     assert re.search(r"heat +A room to heat, a network", shown) and re.search("plugins +What others have written", shown)
 
@@ -148,7 +148,7 @@ def test_isolated_when_its_import_fails(site: Path, tmp_path: Path, how: str, wh
     "The part is named, with its reason; the others work"
     here = altered(site, tmp_path, "*/network.py", "import torch", how)
     checked, = json.loads(here.sh("plugins", "check", "--json", code=3).stdout)
-    assert [p["group"] for p in checked["parts"] if not p["problem"]] == ["algos", "commands", "envs"] + ["sinks"] * ("raise" in how)
+    assert [p["group"] for p in checked["parts"] if not p["problem"]] == ["algos", "commands", "engines", "envs"] + ["sinks"] * ("raise" in how)
     assert why in next(p["problem"] for p in checked["parts"] if p["group"] == "nets")
     if "raise" not in how: return
     assert why in here.sh("run", EXAMPLE / "room.yaml", *SMALL, code=2).stderr
