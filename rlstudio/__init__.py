@@ -51,7 +51,7 @@ Modules:
 - `rlstudio.evidence.study`: Many seeds, several configs, a grid of values: one folder, one command, and whatever dies on the way, the same command again.
 - `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
 - `rlstudio.evidence.variance`: How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
-- `rlstudio.evidence.verify`: Every file of a run is compared with the hash that was noted when it was written; a single flipped bit is found, and the file is named.
+- `rlstudio.evidence.verify`: `verify` compares every file of a run with the hash from the day it was written. One flipped bit is enough: it names the file.
 - `rlstudio.fast.graphs`: On a GPU the waiting is for orders, not for arithmetic: record the work of a gradient step once, and give it as one order from then on.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
 - `rlstudio.fast.portable`: The same SHA-256 of the weights on every processor: nothing takes part that chooses its routine by the machine.
@@ -68,7 +68,7 @@ Modules:
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
 - `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
-- `rlstudio.runs.background`: A training runs in a thread while you look at it: stop it, pause it, wait for it, or follow one that another process trains.
+- `rlstudio.runs.background`: Train in a thread and keep working: stop the training, pause it, wait for it, or watch one of another process.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
 - `rlstudio.runs.export`: An agent leaves its run: as a folder that runs no code, as an ONNX file that needs no Python of ours, or as a `torch.export` program.
