@@ -44,7 +44,7 @@ Modules:
 - `rlstudio.evidence.compare`: Is B better than A? A table, a difference with its interval, and one honest sentence: yes, no, or how many more seeds it takes.
 - `rlstudio.evidence.drift`: Does this machine compute the bits that others computed? A matrix of tiny trainings with known results answers in seconds.
 - `rlstudio.evidence.gate`: Does the code still learn as well as it did? A few short trainings against a reviewed file of scores, with a false-alarm rate that is stated and holds.
-- `rlstudio.evidence.migrate`: A run of an older version is brought to the present one beside its place, tried, and put there in one step; the old one stays.
+- `rlstudio.evidence.migrate`: An old run is rewritten for the present version: beside its place, tried out, and swapped in with one step. The old run is kept.
 - `rlstudio.evidence.report`: A run or a study becomes one HTML file that needs nothing else: the verdict, curves, every seed, films, the config, and what all of it rests on.
 - `rlstudio.evidence.search`: Better hyperparameters from many short runs: say where to look, let Optuna propose, stop what is hopeless, and lose nothing when a process dies.
 - `rlstudio.evidence.stats`: How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
@@ -78,7 +78,7 @@ Modules:
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
 - `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
 - `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
-- `rlstudio.studio.cards`: Everything shows itself: a cell that ends with a run, a spec or a batch answers with a small card, and nothing in it can act.
+- `rlstudio.studio.cards`: End a cell with a run, a config or a batch, and the notebook shows a small card. A card only shows: nothing in it can act.
 - `rlstudio.studio.catalog`: A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.
 - `rlstudio.studio.cli`: A few commands over the same objects that the notebooks use: run, resume, evaluate, export, push, check-env, show, list, delete.
 - `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
