@@ -1427,6 +1427,7 @@ def study_(
     sampler: Annotated[str | None, typer.Option(metavar='tpe|random', help='Who proposes the values.', show_default='tpe')] = None,  # see `Search`
     pruner: Annotated[str | None, typer.Option(metavar='none|asha|median', help='Who ends hopeless runs early.', show_default='none')] = None,  # see `Search`
     jobs: Annotated[int | None, typer.Option(min=1, help='Runs at a time.', show_default='one a processor')] = None,  # processes
+    stack: Annotated[int | None, typer.Option(min=1, help='Runs that one process takes, one after the other: it starts once.', show_default='1')] = None,  # as the study says
     name: Annotated[str | None, typer.Option(help='Name of the study.', show_default='after its configs')] = None,  # of its folder
     max_failures: Annotated[int | None, typer.Option(min=1, help='Stop when so many runs have failed.')] = None,  # never
     executor: Annotated[str, typer.Option(metavar='local|ray|slurm', help='Who runs them.')] = 'local',  # a name in `executors`
@@ -1440,7 +1441,7 @@ def study_(
         from rlstudio.evidence.study import asked_study, executors
         executors.get(executor)   # a wrong name changes no study
         searched = {key: value for key, value in dict(space=search, trials=trials, sampler=sampler, pruner=pruner).items() if value is not None}
-        work_through(asked_study(words, seeds, grid or (), name, runs_dir, searched), jobs, max_failures, executor, say, emit, quiet)
+        work_through(asked_study(words, seeds, grid or (), name, runs_dir, searched, stack), jobs, max_failures, executor, say, emit, quiet)
 
 # %% ../../nbs/84_studio.cli.ipynb #study004
 def work_through(
