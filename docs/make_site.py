@@ -183,7 +183,7 @@ def in_words(work: str, rates: dict[str, dict[int, float]]) -> str:
     best, first = (max(names, key=lambda n: median(rates[n].values())) for names in (ours, rates))
     said = f"{work.split(',')[0]}: {LIBRARIES[best]} takes {ratio(best, 'sb3')} the steps of Stable-Baselines3"
     if first not in ours: said += f", and {ratio(best, first)} those of {LIBRARIES[first]}"
-    return said + "".join(f" ({LIBRARIES[n]}: {ratio(n, 'sb3')})" for n in ours if n != best)
+    return said + "".join(f"; {LIBRARIES[n]} as it comes: {ratio(n, 'sb3')}" for n in ours if n != best)
 
 
 def peers() -> str:
@@ -192,8 +192,9 @@ def peers() -> str:
     for work, key, rates, _ in cases:
         middle = {n: median(found.values()) for n, found in rates.items()}
         groups.append((work, f"{key.removesuffix('_per_second').replace('_', ' ')}/s", [(LIBRARIES.get(n, n), middle[n], n.startswith("rlstudio")) for n in sorted(middle, key=lambda n: -middle[n])]))
-    label = "; ".join(in_words(work, rates) for work, _, rates, _ in cases)
-    return (f"{picture(groups, label)}\n\nEqual work in interleaved rounds, one core each ({machines([r for *_, rows in cases for r in rows])}). {label}. "
+    said = [in_words(work, rates) for work, _, rates, _ in cases]
+    return (f"{picture(groups, '; '.join(said))}\n\nEqual work in interleaved rounds, one core each ({machines([r for *_, rows in cases for r in rows])}):\n\n"
+            + "".join(f"- {line}\n" for line in said) + "\n"
             "*Compiled* is `engine = compiled` in `settings.ini`; start-up and compilation are not in these figures. "
             "Raw numbers: [peer_runs.jsonl](../benchmarks/results/peer_runs.jsonl) and [peers.jsonl](../benchmarks/results/peers.jsonl), by [benchmarks/peers](../benchmarks/peers/__main__.py).")
 
@@ -204,7 +205,7 @@ def ladder() -> str:
     newest = rows[-1]
     rate = {rung: median(1e6 / r[rung] for r in newest["rounds"]) for rung in newest["rounds"][0]}
     label = ", ".join(f"{name} {value / next(iter(rate.values())):.1f} ×" for name, value in rate.items())
-    return (f"{picture([(newest['work'], 'env steps in a second of processor time', [(n, v, n != 'autograd') for n, v in rate.items()])], label)}\n\nThe same loss, written once, on each engine ({machines([newest])}): {label}. "
+    return (f"{picture([(newest['work'], 'steps per CPU second', [(n, v, n != 'autograd') for n, v in rate.items()])], label)}\n\nThe same loss, written once, on each engine ({machines([newest])}): {label}. "
             "The chapter [profile](93_fast.profile.ipynb) explains the rungs.")
 
 
