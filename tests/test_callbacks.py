@@ -256,7 +256,7 @@ def test_numbers_of_a_callback_are_written(tmp_path: Path) -> None:
             trainer.metrics["own/set"] = 2. * trainer.iteration
 
     r = fresh(tmp_path, "train.total_steps=3072")
-    r.train([Own()])
+    r.train(Own())   # one, without a list
     assert [(m["own/logged"], m["own/set"]) for m in read_metrics(r.folder)] == [(1, 2.), (2, 4.), (3, 6.)]
     assert GLOSSARY["own/logged"].formula == GLOSSARY["own/set"].formula == UNEXPLAINED
 

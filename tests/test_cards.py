@@ -208,6 +208,9 @@ def test_what_the_package_lists() -> None:
     for name in listed: getattr(rlstudio, name)
     for name in rlstudio.__all__: assert rlstudio._HOMES[name]
     with pytest.raises(AttributeError, match="'Runn'; it has .*Run"): rlstudio.Runn  # noqa: B018
+    with pytest.raises(AttributeError, match="it is in rlstudio.algos.ppo: from rlstudio.algos.ppo import PPO"): rlstudio.PPO  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'PPO' from 'rlstudio'; it is in rlstudio.algos.ppo"): exec("from rlstudio import PPO")
+    exec("from rlstudio import fast, algos")
 
 
 def test_an_import_costs_nothing() -> None:

@@ -193,7 +193,8 @@ def test_all_errors_of_a_file_at_once(tmp_path: Path) -> None:
     (["run", CARTPOLE, "algo.n_steps=5"], "algo.num_steps"), (["run", CARTPOLE, "algo.batch_size=64"], "algo.num_minibatches"),
     (["run", CARTPOLE, "net.net_arch=[64]"], "net.hidden"), (["run", CARTPOLE, "algo.learning_rate=lin_3e-4"], "write learning_rate=3e-4 and learning_rate_schedule=linear"),
     (["run", CARTPOLE, "algo.name=pp0"], "ppo"), (["run", CARTPOLE, "env.id=CartPole-v99"], "CartPole-v1"),
-    (["run", CARTPOLE, "env.id=os:system"], "os:system"), (["resume", "gone"], "gone"), (["show", "gone"], "gone"), (["list", "algo"], "algos"),
+    (["run", CARTPOLE, "env.id=os:system"], "os:system"), (["resume", "gone"], "gone"), (["show", "gone"], "gone"), (["list", "algo"], "given 'algo'; did you mean 'algos'?"),
+    (["train", CARTPOLE], "fix: rlstudio run CONFIG"), (["run", "ppo"], "there are ppo/acrobot"),
 ], ids=lambda a: a if isinstance(a, str) else "")
 def test_mistakes_are_explained(args: list[object], hint: str, tmp_path: Path) -> None:
     assert hint in refused(*args, cwd=tmp_path)

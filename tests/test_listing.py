@@ -82,7 +82,7 @@ def test_a_killed_run_is_dead(shelf: Path) -> None:
 
 
 @pytest.mark.parametrize("args, hint", [
-    (["list", "runs", "--status", "complete"], "did you mean 'completed'"), (["list", "runs", "--where", "gamma"], "a key, a sign"), (["list", "runs", "--where", "gama=1"], "no run has 'gama'"),
+    (["list", "runs", "--status", "complete"], "did you mean 'completed'"), (["list", "runs", "--where", "gamma"], "a key, a sign"), (["list", "runs", "--where", "eval>"], "expected a number after >"), (["list", "runs", "--where", "gama=1"], "no run has 'gama'"),
     (["list", "runs", "--sort", "color"], "no run has that"), (["list", "envs", "--algo", "ppo"], "is for runs"), (["show", "eeee"], "did you mean 'eeeee'"), (["delete", "zzz"], "not a run"),
 ], ids=lambda a: " ".join(a) if isinstance(a, list) else "")
 def test_mistakes(shelf: Path, args: list[str], hint: str) -> None:
