@@ -617,6 +617,7 @@ def make_vector(
     Returns:
         its `backend` says what was chosen
     """
+    if not isinstance(config, EnvConfig): raise EnvError(f"make_vector: given {str(config)[:60]}, expected an EnvConfig; fix: EnvConfig(id='CartPole-v1', num_envs=8)")
     if config.workers and config.backend == 'auto': raise EnvKeyError(
         'env.workers', f'given {config.workers} with backend: auto, expected backend: workers; fix: env.backend=workers')
     native = native_env(config) if config.backend in ('auto', 'native') else None

@@ -191,6 +191,7 @@ def evaluate(
     """
     if config.episodes < 1:
         raise EvalError(f'evaluate: needs at least one episode, got {config.episodes}; set eval.episodes, or give --episodes N')
+    if not isinstance(env, EnvConfig): raise EvalError(f"evaluate: given {str(env)[:60]}, expected an EnvConfig; fix: EnvConfig(id='CartPole-v1'), or run.evaluate() for a run")
     check_weights(module)
     told = _WATCHERS.get()
     told(0, config.episodes)
