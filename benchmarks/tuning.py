@@ -2,7 +2,7 @@
 """The studies by which DQN's two hard worlds are tuned: named arms, each a change of the packaged config, over the same seeds.
 
     python benchmarks/tuning.py                                             # what was found so far, and what each arm changes
-    nice python benchmarks/tuning.py --run lunarlander --arms today,scaled --seeds 101-105 --jobs 2
+    nice python benchmarks/tuning.py --run lunarlander --arms longer,greedy --seeds 101-105 --jobs 2
     python benchmarks/tuning.py --collect RUNS/STUDY …                      # take rows from studies that were run by hand
 
 Each world is one `rlstudio study` in --runs-dir: killed, the same command goes on. Rows go to benchmarks/results/tuning.jsonl: what differs from the packaged config, the engine, the mean return over the last evaluation's episodes, and how
@@ -18,15 +18,14 @@ from common import RESULTS, ROOT, append, history, numbers, record, table
 
 OUT = RESULTS / "tuning.jsonl"
 EIGHT = ["env.num_envs=8", "algo.train_every=1", "algo.num_steps=125"]   # the same updates per step, collected from eight worlds at a time
-LONGER = ["train.total_steps=200000", "algo.buffer_size=200000"]
-SCALED = ["net.normalize_reward=true"]   # errors below 1, where Huber's loss is a square: it learns means, not medians
+LONGER = ["train.total_steps=250000", "algo.buffer_size=250000"]
 ARMS: dict[str, dict[str, list[str]]] = {
     "lunarlander": {
-        "today": [],
         "longer": LONGER,
-        "raw": [*LONGER, *EIGHT, "algo.batch_size=128", "algo.epsilon_end=0.05"],
-        "scaled": [*LONGER, *EIGHT, *SCALED, "algo.batch_size=128", "algo.epsilon_end=0.05"],
-        "scaled greedy": [*LONGER, *EIGHT, *SCALED, "algo.batch_size=128", "algo.epsilon_end=0.02"],
+        "128": [*LONGER, "algo.batch_size=128"],
+        "greedy": [*LONGER, "algo.epsilon_end=0.02"],
+        "128, greedy": [*LONGER, "algo.batch_size=128", "algo.epsilon_end=0.02"],
+        "128, greedy, eight": [*LONGER, *EIGHT, "algo.batch_size=128", "algo.epsilon_end=0.02"],
     },
     "mountaincar": {
         "today": [],
@@ -59,9 +58,10 @@ def row_of(folder: Path) -> dict[str, Any] | None:
     returns, lengths, limit = last[-1]["returns"], last[-1]["lengths"], BAD[config.env.id]
     longest = 1000 if world == "lunarlander" else 200
     failed = [n for r, n in zip(returns, lengths) if r < limit]
+    ended = [r for r, n in zip(returns, lengths) if r >= limit and n < longest]
     return dict(world=world, changes=changes, seed=config.train.seed, engine=manifest["engine"],
                 total_steps=last[-1]["env_steps"], mean=round(last[-1]["mean"], 2), std=round(last[-1]["std"], 2), worst_episode=round(min(returns), 1), episodes=len(returns),
-                crashed=sum(n < longest for n in failed) if world == "lunarlander" else 0, timeouts=sum(n >= longest for n in lengths))
+                crashed=sum(n < longest for n in failed) if world == "lunarlander" else 0, timeouts=sum(n >= longest for n in lengths), landed=round(statistics.fmean(ended), 1) if ended else None)
 
 
 def collect(folders: list[Path]) -> int:
@@ -85,6 +85,7 @@ def run(world: str, arms: list[str], seeds: list[int], jobs: int, runs_dir: Path
 
 def said(changes: dict[str, Any]) -> str:
     "The changes in a few words"
+    changes = {k: v for k, v in changes.items() if k != "algo.buffer_size" or v != changes.get("train.total_steps")}   # a memory of all steps needs no word
     return ", ".join(f"{k.partition('.')[2]}={v:,}" if isinstance(v, int) and not isinstance(v, bool) else f"{k.partition('.')[2]}={json.dumps(v)}" for k, v in changes.items()) or "as packaged"
 
 
@@ -99,10 +100,11 @@ def groups(world: str) -> dict[str, list[dict[str, Any]]]:
 def tuning_table(world: str) -> Any:
     "What was tried in one world, for a notebook"
     from IPython.display import Markdown
-    lines = ["| changed | seeds | mean return | worst seed | timeouts, of 100 | crashes, of 100 |", "|---|---|---|---|---|---|"]
+    lines = ["| changed | seeds | mean return | worst seed | timeouts, of 100 | crashes, of 100 | return of the others |", "|---|---|---|---|---|---|---|"]
     for name, rows in groups(world).items():
         mean, (timeouts, crashed) = statistics.fmean(r["mean"] for r in rows), (statistics.fmean(100 * r[k] / r["episodes"] for r in rows) for k in ("timeouts", "crashed"))
-        lines.append(f"| {name} | {len(rows)} | {mean:.0f} | {min(r['mean'] for r in rows):.0f} | {timeouts:.0f} | {crashed:.0f} |")
+        landed = [r["landed"] for r in rows if r["landed"] is not None]
+        lines.append(f"| {name} | {len(rows)} | {mean:.0f} | {min(r['mean'] for r in rows):.0f} | {timeouts:.0f} | {crashed:.0f} | {f'{statistics.fmean(landed):.0f}' if landed else '–'} |")
     return Markdown("\n".join(lines))
 
 
