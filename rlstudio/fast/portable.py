@@ -20,7 +20,7 @@ __all__ = ['exp_of', 'log_of', 'sin_of', 'cos_of', 'PORTABLE_WORLDS', 'PORTABLE_
            'portable_mlp', 'normal_numbers', 'gram_schmidt', 'orthogonal_matrix', 'PortableCategorical',
            'PortableGaussian', 'whole_power', 'PortableStep', 'portable_surrogate', 'portable_standard', 'refresh_norm',
            'follow_slowly', 'with_functions', 'fit_world', 'compiled_rule', 'portable_step', 'portable_rows',
-           'columns_of', 'unknown_parts', 'Portable']
+           'columns_of', 'unknown_parts', 'begin_portably', 'make_portable', 'Portable']
 
 # %% ../../nbs/92_fast.portable.ipynb #d6cbb658
 import math
@@ -136,6 +136,13 @@ def _cosine(r: float) -> float:
     return 1 + z * y
 
 @kernel(exact=True)
+def _turned(x: float, quarters: int) -> float:
+    if not abs(x) < 1e15: return np.nan
+    r, q = _quarter(np.float64(x))
+    y = _cosine(r) if (q + quarters) & 1 else _sine(r)
+    return -y if (q + quarters) & 2 else y
+
+@kernel(exact=True)
 def sin64(
     x: float,   # an angle
 ) -> float:     # its sine
@@ -147,27 +154,21 @@ def sin64(
     Returns:
         its sine
     """
-    if not abs(x) < 1e15: return np.nan
-    r, q = _quarter(np.float64(x))
-    y = _cosine(r) if q & 1 else _sine(r)
-    return -y if q & 2 else y
+    return _turned(x, 0)
 
 @kernel(exact=True)
 def cos64(
     x: float,   # an angle
-) -> float:     # its cosine
+) -> float:     # its cosine: a sine, a quarter of a turn on
     """The cosine, of `+ − ×` alone
 
     Args:
         x: an angle
 
     Returns:
-        its cosine
+        its cosine: a sine, a quarter of a turn on
     """
-    if not abs(x) < 1e15: return np.nan
-    r, q = _quarter(np.float64(x))
-    y = _sine(r) if q & 1 else _cosine(r)
-    return -y if (q + 1) & 2 else y
+    return _turned(x, 1)
 
 # %% ../../nbs/92_fast.portable.ipynb #40b9fa44
 @kernel(exact=True)
@@ -778,6 +779,48 @@ def unknown_parts(
     if getattr(learner.config, 'prioritized', False): found.append('given algo.prioritized = true, whose powers are not portable yet, expected false')
     return found
 
+# %% ../../nbs/92_fast.portable.ipynb #92b0a1c3
+def begin_portably(
+    learner: Any,   # just built
+) -> None:
+    """Draw the first weights anew, from the beginning of the same stream
+
+    Args:
+        learner: just built
+    """
+    streams, done = learner.streams, set[int]()
+    rng = make_generator('numpy', streams.seed_of('init'), 'init', 0)
+    for mlp in learner.module.modules():
+        if not isinstance(mlp, MLP) or id(mlp) in done: continue
+        done.add(id(mlp))
+        for layer, gain in zip(mlp.linears, mlp.gains):
+            with torch.no_grad(): layer.weight.copy_(torch.from_numpy(orthogonal_matrix(rng, (layer.out_features, layer.in_features), gain)))
+    set_generator_state(streams['init'], generator_state(rng))
+    for part in learner.parts.values():
+        if part.target:
+            part.target.update = partial(follow_slowly, part.target)
+            part.follow(1.)
+
+# %% ../../nbs/92_fast.portable.ipynb #92b0a1c5
+def make_portable(
+    learner: Any,   # with none of `unknown_parts`
+) -> None:
+    """Give the parts of a learner functions whose bits are the same everywhere
+
+    Args:
+        learner: with none of `unknown_parts`
+    """
+    m = learner.module
+    for x in (x for root in (m, *(p.target.module for p in learner.parts.values() if p.target)) for x in root.modules()):
+        if isinstance(x, MLP): x.kernel = portable_mlp
+        if isinstance(x, RunningNorm): x._refresh = partial(refresh_norm, x)   # type: ignore[method-assign]
+    if dist := getattr(m, 'dist', None): m.dist = PORTABLE_DISTS[type(dist)](dist.n)
+    for part in learner.parts.values(): part.mover = PortableStep(part)
+    m.fit_world = fit_world
+    if isinstance(learner, PPO): learner.surrogate, learner.exp = portable_surrogate, exp_of   # type: ignore[assignment]
+    if not isinstance(learner, DQN): learner.standardise, learner.advantages = portable_standard, kernels.compiled_gae   # whose bits are those of `gae`
+
+# %% ../../nbs/92_fast.portable.ipynb #92b0a1c7
 class Portable:
     "The engine `portable`: gives the parts of a learner functions whose bits are the same everywhere"
     why = 'engine = portable: sums, products and roots in a fixed order, the same bits on every processor'
@@ -790,38 +833,8 @@ class Portable:
             learner: a `Learner` whose losses the tape can differentiate
         """
         if found := unknown_parts(learner): raise EngineError(f'settings.ini: engine = portable: {found[0]}; fix: engine = auto, whose runs repeat on the same processor')
-        m = learner.module
-        modules = [x for root in (m, *(p.target.module for p in learner.parts.values() if p.target)) for x in root.modules()]
-        self.begin(learner)
-        for mlp in modules:
-            if isinstance(mlp, MLP): mlp.kernel = portable_mlp
-            if isinstance(mlp, RunningNorm): mlp._refresh = partial(refresh_norm, mlp)   # type: ignore[method-assign]
-        if dist := getattr(m, 'dist', None): m.dist = PORTABLE_DISTS[type(dist)](dist.n)
-        for part in learner.parts.values(): part.mover = PortableStep(part)
-        m.fit_world = fit_world
-        if isinstance(learner, PPO): learner.surrogate, learner.exp = portable_surrogate, exp_of   # type: ignore[assignment]
-        if not isinstance(learner, DQN): learner.standardise, learner.advantages = portable_standard, kernels.compiled_gae   # whose bits are those of `gae`
-
-    def begin(self,
-        learner: Any,   # as `__init__`
-    ) -> None:
-        """Draw the first weights anew, from the beginning of the same stream
-
-        Args:
-            learner: as `__init__`
-        """
-        streams, done = learner.streams, set[int]()
-        rng = make_generator('numpy', streams.seed_of('init'), 'init', 0)
-        for mlp in learner.module.modules():
-            if not isinstance(mlp, MLP) or id(mlp) in done: continue
-            done.add(id(mlp))
-            for layer, gain in zip(mlp.linears, mlp.gains):
-                with torch.no_grad(): layer.weight.copy_(torch.from_numpy(orthogonal_matrix(rng, (layer.out_features, layer.in_features), gain)))
-        set_generator_state(streams['init'], generator_state(rng))
-        for part in learner.parts.values():
-            if part.target:
-                part.target.update = partial(follow_slowly, part.target)
-                part.follow(1.)
+        begin_portably(learner)
+        make_portable(learner)
 
     def doubts(self,
         env: VectorEnv,   # the worlds of a training
