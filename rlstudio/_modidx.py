@@ -2700,6 +2700,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/fast/rollout.py'),
                                        'rlstudio.fast.rollout.see_rows': ('fast.rollout.html#see_rows', 'rlstudio/fast/rollout.py'),
                                        'rlstudio.fast.rollout.step_around': ('fast.rollout.html#step_around', 'rlstudio/fast/rollout.py'),
+                                       'rlstudio.fast.rollout.step_at': ('fast.rollout.html#step_at', 'rlstudio/fast/rollout.py'),
                                        'rlstudio.fast.rollout.try_step': ('fast.rollout.html#try_step', 'rlstudio/fast/rollout.py')},
             'rlstudio.fast.worlds': { 'rlstudio.fast.worlds.ScalarWorld': ('fast.worlds.html#scalarworld', 'rlstudio/fast/worlds.py'),
                                       'rlstudio.fast.worlds.ScalarWorld.__init__': ( 'fast.worlds.html#scalarworld.__init__',

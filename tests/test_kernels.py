@@ -149,12 +149,13 @@ def test_the_loop_in_python_and_in_machine_code(world: Any, monkeypatch: pytest.
             obs = np.zeros((T + 1, N, d), np.float32)
             obs[0] = env.obs
             written = [np.zeros((T, N, n), np.float32) if real else np.zeros((T, N), np.int64), *(np.zeros((T, N), t) for t in (np.float32, np.float32, bool, bool))]
-            both.append([rollout.machine_step(env), np.array(env.option, float), 4, 0, env._state.copy(), np.array([0, 1, 0]), np.zeros(N), obs, *written, noise, rollout.norm_rows_of(None, d),
+            both.append([rollout.machine_step(env).address, np.array(env.option, float), 4, 0, env._state.copy(), np.array([0, 1, 0]), np.zeros(N), obs, *written, noise, rollout.norm_rows_of(None, d),
                          *rollout.layers_of(mlp), kind, np.zeros((2, N, 8), np.float32), *more])
         fast, slow = both
         slow[0], loop = in_python(env), rollout.rollout_reals if real else rollout.rollout_choices
         came = loop(*fast)
         with monkeypatch.context() as patch:
+            patch.setattr(rollout, "step_at", lambda step: step)
             for name in ("tanh32", "see_rows", "count_step", "few_rows", "act_choices", "act_reals"): patch.setattr(rollout, name, getattr(rollout, name).py_func)
             assert loop.py_func(*slow) == came == 3    # copy 1 is cut after its 4th step
         assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(fast[4:13], slow[4:13]))

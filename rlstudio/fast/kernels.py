@@ -332,6 +332,7 @@ def compiled_mlp(
         (B, out), of the kind that is given
     """
     a, views = plain_array(x), parameter_views(mlp)
+    if x is a and len(a) > 2048: return np.concatenate([compiled_mlp(mlp, a[i:i + 1024]) for i in range(0, len(a), 1024)])   # so that layers stay in the cache
     if a.dtype != np.float32 or views[0].dtype != np.float32: return mlp_array(mlp, a) if x is a else mlp_node(mlp, x)
     inputs, kept, last = [a], list[Any](), len(mlp.linears) - 1
     for k in range(last):
@@ -413,7 +414,7 @@ def categorical_rows(
         shift = math.log(total)
         for j in range(n):
             logp[i, j] = row[j] - top - shift
-            p[i, j] /= total
+            p[i, j] = math.exp(logp[i, j])
             h -= p[i, j] * logp[i, j]
         lp[i], H[i] = logp[i, action[i]], h
 
