@@ -458,7 +458,8 @@ def rollout_choices(
         the first step that is not made yet
     """
     T, N = action.shape
-    step, ended, act = step_at(address), False, np.empty(1)
+    step: Any = step_at(address)   # type: ignore[call-arg]  # numba gives the first one
+    ended, act = False, np.empty(1)
     while t < T and not ended:
         act_choices(obs[t], u[t], action[t], lp[t], norm, weights, biases, kind, h)
         for i in range(N):
@@ -522,7 +523,8 @@ def rollout_reals(
         the first step that is not made yet
     """
     T, N, n = action.shape
-    step, ended, act = step_at(address), False, np.empty(n)
+    step: Any = step_at(address)   # type: ignore[call-arg]  # numba gives the first one
+    ended, act = False, np.empty(n)
     while t < T and not ended:
         act_reals(obs[t], ε[t], action[t], lp[t], norm, weights, biases, kind, h, log_std)
         for i in range(N):
