@@ -73,6 +73,47 @@ def test_two_halves_are_a_whole(case: str) -> None:
         assert weights_sha256(rest.train().algo.module) == weights_sha256(whole.train().algo.module) != weights_sha256(trainer(case, seed=2).train().algo.module)
 
 
+WHOLE: list[dict[str, Any]] = [
+    dict(algo=dict(name="ppo"), net=dict(activation="silu")), dict(algo=dict(name="ppo", clip_range_vf=.05, ent_coef=.02), net=dict(activation="relu", normalize_obs=True)),
+    dict(algo=dict(name="ppo", ent_coef=.02), env=dict(id="Pendulum-v1")), dict(algo=dict(name="a2c", ent_coef=.02), env=dict(id="Pendulum-v1"), net=dict(log_std="state", activation="elu")), dict(algo=dict(name="a2c"), net=dict(hidden=[]))]
+
+
+@pytest.mark.parametrize("case", range(len(WHOLE)))
+def test_a_whole_step_is_the_step_of_autograd(case: int) -> None:
+    "Away from the first minibatch, where ratios are 1: the same gradient, metrics, loss for the ledger and statistics of the step"
+    change, both = WHOLE[case], []
+    c = config_from_dict(dict(env=dict(id="CartPole-v1") | change.get("env", {}) | dict(num_envs=4), algo=change["algo"] | dict(num_steps=16), net=dict(hidden=[12, 12]) | change.get("net", {}), train=dict(total_steps=640)))
+    for engine in ("autograd", "compiled"):
+        t = Trainer(c, engine=engine)
+        algo, rng, told = t.algo, np.random.default_rng(case), list[float]()
+        assert isinstance(vars(algo).get("descend"), kernels.WholeStep) == (engine == "compiled")
+        b = Trainer(c, engine="autograd").algo.example()  # type: ignore[attr-defined]
+        b = type(b)(**{k: rng.integers(0, 2, (40, *x.shape[1:])) if x.dtype == np.int64 else .5 * rng.standard_normal((40, *x.shape[1:]), np.float32) for k, x in b.fields.items()})
+        algo.witness = lambda part, loss, told=told: told.append(loss)  # type: ignore[attr-defined]
+        metrics = algo.descend(b)  # type: ignore[attr-defined]
+        both.append((algo.parts["agent"].flat.grad.numpy().copy(), metrics, told))  # type: ignore[attr-defined]
+    (g, m, told), (g2, m2, told2) = both
+    assert np.abs(g).max() > .01 and np.allclose(g, g2, atol=2e-6) and m.keys() == m2.keys() and np.allclose([m[k] for k in m], [m2[k] for k in m], rtol=1e-5, atol=1e-6) and np.allclose(told, told2, rtol=1e-5)
+
+
+def test_a_loss_or_a_network_of_ones_own_is_made_of_nodes() -> None:
+    from rlstudio.algos.ppo import PPO, clipped_surrogate
+    from rlstudio.core.seeding import Streams
+    from rlstudio.envs.backends import make_vector
+    class Loss(PPO):
+        def losses(self, b: Any) -> Any: yield from super().losses(b)
+    class Aim(PPO): surrogate = staticmethod(lambda *a: clipped_surrogate(*a))  # type: ignore[assignment]
+    class Range(PPO): clip_range = property(lambda self: .1)  # type: ignore[assignment]
+    def whole(cls: Any, case: str = "ppo") -> bool:
+        c = config(case)
+        return "descend" in vars(cls(c, make_vector(c.env), Streams(1), engine="compiled"))
+    assert [whole(PPO), whole(Loss), whole(Aim), whole(Range), whole(PPO, "ppo, real actions"), whole(PPO, "ppo, masks")] == [True] + [False] * 5
+    late = trainer("ppo").algo   # an aim that is set later counts, too
+    late.surrogate = lambda *a: 0 * clipped_surrogate(*a)  # type: ignore[attr-defined]
+    batch = late.example()  # type: ignore[attr-defined]
+    assert late.descend(batch)["loss/policy"] == 0  # type: ignore[attr-defined]
+
+
 def test_two_engines_in_one_process() -> None:
     "Kernels belong to instances: what one learner computes with is no other's business"
     with arithmetic_threads():
@@ -149,12 +190,13 @@ def test_the_loop_in_python_and_in_machine_code(world: Any, monkeypatch: pytest.
             obs = np.zeros((T + 1, N, d), np.float32)
             obs[0] = env.obs
             written = [np.zeros((T, N, n), np.float32) if real else np.zeros((T, N), np.int64), *(np.zeros((T, N), t) for t in (np.float32, np.float32, bool, bool))]
-            both.append([rollout.machine_step(env), np.array(env.option, float), 4, 0, env._state.copy(), np.array([0, 1, 0]), np.zeros(N), obs, *written, noise, rollout.norm_rows_of(None, d),
+            both.append([rollout.machine_step(env).address, np.array(env.option, float), 4, 0, env._state.copy(), np.array([0, 1, 0]), np.zeros(N), obs, *written, noise, rollout.norm_rows_of(None, d),
                          *rollout.layers_of(mlp), kind, np.zeros((2, N, 8), np.float32), *more])
         fast, slow = both
         slow[0], loop = in_python(env), rollout.rollout_reals if real else rollout.rollout_choices
         came = loop(*fast)
         with monkeypatch.context() as patch:
+            patch.setattr(rollout, "step_at", lambda step: step)
             for name in ("tanh32", "see_rows", "count_step", "few_rows", "act_choices", "act_reals"): patch.setattr(rollout, name, getattr(rollout, name).py_func)
             assert loop.py_func(*slow) == came == 3    # copy 1 is cut after its 4th step
         assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(fast[4:13], slow[4:13]))

@@ -6,6 +6,7 @@ products. So this chapter compiles them. A *kernel* is a loop in plain Python, w
 - `kernel`: a decorator. It compiles a function at its first call, and keeps the machine code for later processes.
 - `compiled_mlp`, `CompiledCategorical`, `CompiledGaussian`, `CompiledSquashed`: nodes for the tape of `nets.tape`, in the place of NumPy's.
 - `StepKernel`: clipping and Adam in one walk. `compiled_gae`, `compiled_surrogate` and `CompiledTree`: the same bits as `gae`, `clipped_surrogate` and `SumTree`.
+- `WholeStep`: a gradient step of PPO or A2C without a tape, where loss and networks are the usual ones.
 - `Compiled`: the engine. It gives a learner these nodes, and no algorithm knows.
 
 What holds: values and gradients equal autograd's to rounding. Two runs give the same bits, resumed or not, compiled now or read from the cache. Whoever does not ask for
@@ -20,7 +21,7 @@ __all__ = ['KINDS', 'KERNELS', 'KNOWN', 'kernel', 'kernels_made', 'tanh32', 'ben
            'CompiledGaussian', 'squashed_rows', 'squashed_back', 'CompiledSquashed', 'compiled_dist', 'squared_length',
            'adam_rows', 'StepKernel', 'surrogate_rows', 'compiled_surrogate', 'gae_columns', 'compiled_gae',
            'add_groups', 'step_down', 'CompiledTree', 'Passes', 'ppo_rows', 'a2c_rows', 'standard_rows',
-           'compiled_standardise', 'WholeStep', 'whole_step', 'Compiled']
+           'compiled_standardise', 'WholeStep', 'known_loss', 'known_networks', 'Compiled']
 
 # %% ../../nbs/90_fast.kernels.ipynb #a7ac6fbd
 import math
@@ -332,6 +333,7 @@ def compiled_mlp(
         (B, out), of the kind that is given
     """
     a, views = plain_array(x), parameter_views(mlp)
+    if x is a and len(a) > 2048: return np.concatenate([compiled_mlp(mlp, a[i:i + 1024]) for i in range(0, len(a), 1024)])   # so that layers stay in the cache
     if a.dtype != np.float32 or views[0].dtype != np.float32: return mlp_array(mlp, a) if x is a else mlp_node(mlp, x)
     inputs, kept, last = [a], list[Any](), len(mlp.linears) - 1
     for k in range(last):
@@ -413,7 +415,7 @@ def categorical_rows(
         shift = math.log(total)
         for j in range(n):
             logp[i, j] = row[j] - top - shift
-            p[i, j] /= total
+            p[i, j] = math.exp(logp[i, j])
             h -= p[i, j] * logp[i, j]
         lp[i], H[i] = logp[i, action[i]], h
 
@@ -1066,6 +1068,7 @@ def ppo_rows(
         told[3] += r - _f(1) - log_r
         if abs(r - _f(1)) > ε: told[4] += 1
 
+# %% ../../nbs/90_fast.kernels.ipynb #0724700e
 @kernel(reorder=True)
 def a2c_rows(
     lp: np.ndarray,      # as of `ppo_rows`
@@ -1095,6 +1098,7 @@ def a2c_rows(
         told[1] += _f(.5) * e * e
         told[2] += H[i]
 
+# %% ../../nbs/90_fast.kernels.ipynb #31fabce1
 @kernel(reorder=True)
 def standard_rows(
     A: np.ndarray,     # (B,) float32
@@ -1138,13 +1142,13 @@ KNOWN: dict[Any, Any] = {PPO: ppo_rows, A2C: a2c_rows}   # whose loss → its ke
 class WholeStep:
     "A gradient step of PPO or A2C, from rows to metrics"
     def __init__(self,
-        learner: Any,   # one that `whole_step` knows
-        loss: Any,      # its class in `KNOWN`
+        learner: Any,   # with a known loss and known networks
+        loss: Any,      # whose, as `known_loss` says
     ) -> None:
         """
         Args:
-            learner: one that `whole_step` knows
-            loss: its class in `KNOWN`
+            learner: with a known loss and known networks
+            loss: whose, as `known_loss` says
         """
         m, self.part = learner.module, learner.parts['agent']
         places = self.part.flat.places
@@ -1175,7 +1179,7 @@ class WholeStep:
         """
         c, m, places = self.learner.config, self.learner.module, self.part.flat.places
         x = m.features(b.obs)
-        if not _plain(x): return Learner.descend(self.learner, b)
+        if not _plain(x) or 'losses' in vars(self.learner) or self.loss is PPO and self.learner.surrogate is not compiled_surrogate: return Learner.descend(self.learner, b)
         params, V, (lp, H), slopes = self.params(x), self.critic.there(x), np.empty((2, len(x)), _f), np.empty((3, len(x)), _f)
         action = b.action if b.action.shape[1:] == m.dist.event_shape else b.action.reshape(len(x), *m.dist.event_shape)
         back = m.dist.there(params, action, lp, H)
@@ -1194,26 +1198,39 @@ class WholeStep:
         if self.learner.witness: self.learner.witness(self.part, loss)
         return metrics
 
-def whole_step(
-    learner: Any,   # with the kernels of its parts
-) -> WholeStep | None:   # None: its steps are made of nodes
-    """The step of a learner whose loss is known, and whose networks are
+# %% ../../nbs/90_fast.kernels.ipynb #9841709e
+def known_loss(
+    learner: Any,   # with its kernels
+) -> Any:           # a class of `KNOWN`; None: it has a loss of its own
+    """Whose loss is it, unchanged?
 
     Args:
-        learner: with the kernels of its parts
+        learner: with its kernels
 
     Returns:
-        None: its steps are made of nodes
+        a class of `KNOWN`; None: it has a loss of its own
     """
-    cls, m = type(learner), learner.module
-    loss = next((known for known in KNOWN if isinstance(learner, known) and cls.losses is known.losses), None)
-    own = loss and all(getattr(cls, name) is getattr(base, name) for base, names in {Learner: ('descend', 'targets'), loss: ('clip_range',) if loss is PPO else ()}.items() for name in names)
-    if not own or loss is PPO and not (learner.surrogate is compiled_surrogate and learner.exp is np.exp): return None
-    if type(m) is not ActorCritic or type(m.encoder) is not Flat or learner.mask_spec is not None or list(learner.parts) != ['agent']: return None
-    mine = type(m.dist) in (CompiledCategorical, CompiledGaussian) and type(m.actor) in (MLP, GaussianMLP) and type(m.critic) is MLP
-    if not mine or any(mlp.kernel is not compiled_mlp or mlp.norms for mlp in (m.actor, m.critic)): return None
-    known = {id(p) for mlp in (m.actor, m.critic) for p in mlp.parameters()}
-    return WholeStep(learner, loss) if known == set(learner.parts['agent'].flat.places) and learner.parts['agent'].mover else None
+    def same(base: type, *names: str) -> bool: return isinstance(learner, base) and all(getattr(type(learner), name) is getattr(base, name) for name in names)
+    if not same(Learner, 'descend', 'targets'): return None
+    if same(PPO, 'losses', 'clip_range') and learner.surrogate is compiled_surrogate and learner.exp is np.exp: return PPO
+    return A2C if same(A2C, 'losses') else None
+
+def known_networks(
+    learner: Any,   # with its kernels
+) -> bool:          # False: something in it has no kernel
+    """Are policy and critic plain MLPs, and all that learns?
+
+    Args:
+        learner: with its kernels
+
+    Returns:
+        False: something in it has no kernel
+    """
+    m = learner.module
+    if type(m) is not ActorCritic or type(m.encoder) is not Flat or learner.mask_spec is not None or list(learner.parts) != ['agent']: return False
+    if type(m.dist) not in (CompiledCategorical, CompiledGaussian) or type(m.actor) not in (MLP, GaussianMLP) or type(m.critic) is not MLP: return False
+    if any(mlp.kernel is not compiled_mlp or mlp.norms for mlp in (m.actor, m.critic)) or not learner.parts['agent'].mover: return False
+    return {id(p) for mlp in (m.actor, m.critic) for p in mlp.parameters()} == set(learner.parts['agent'].flat.places)
 
 # %% ../../nbs/90_fast.kernels.ipynb #a572fb3c
 class Compiled:
@@ -1235,7 +1252,7 @@ class Compiled:
         if getattr(learner, 'advantages', None) is gae: learner.advantages = compiled_gae
         if getattr(learner, 'surrogate', None) is clipped_surrogate: learner.surrogate = compiled_surrogate
         if getattr(learner, 'standardise', None) is normalize_advantage: learner.standardise = compiled_standardise
-        if step := whole_step(learner): learner.descend = step
+        if (loss := known_loss(learner)) and known_networks(learner): learner.descend = WholeStep(learner, loss)
 
     @property
     def why(self) -> str:   # for the manifest
