@@ -844,6 +844,7 @@ class ReplayBuffer:
                                    sum(part.extra_bytes for part in self.parts))
         for part in self.parts: part.attach(self.memory, n_step, gamma)
         self.fetch: Any = transitions   # an engine may bring its own
+        self.keep: Any = None           # (buffer, batch) → was it written, in the place of what follows in `add`? An engine may set it
 
     def __len__(self) -> int: return len(self.memory)
     def __repr__(self) -> str: return f'ReplayBuffer({len(self):,} of {self.capacity:,} transitions, {self.num_envs} envs, {", ".join(type(p).__name__ for p in self.parts)})'
@@ -863,6 +864,7 @@ class ReplayBuffer:
         Args:
             batch: (T, N, …): `FIELDS`, `valid` if some never happened
         """
+        if self.keep and self.keep(self, batch): return
         m, t = self.memory, 0
         check_add(batch.fields, m.observation_spec, m.action_spec, self.num_envs)
         for part in self.parts: part.check(batch)

@@ -1,0 +1,112 @@
+"The engine `compiled` for algorithms with a memory: the same rows and streams as the tape, to rounding the same gradients, and only where it fits."
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlstudio.algos.dqn import DQN
+from rlstudio.core.arithmetic import arithmetic_threads
+from rlstudio.core.finite import NonFiniteError
+from rlstudio.core.options import config_from_dict
+from rlstudio.core.registry import algos
+from rlstudio.data.replay import transitions
+from rlstudio.envs.classic import CartPole
+from rlstudio.fast import replay as fast
+from rlstudio.fast.rollout import layers_of, norm_rows_of
+from rlstudio.train.trainer import Trainer
+
+
+def trainer(engine: str = "compiled", world: str = "CartPole-v1", **algo: Any) -> Trainer:
+    algo = dict(name="dqn", batch_size=16, learning_starts=64, num_steps=16, buffer_size=300, n_step=3, learning_rate=1e-4) | algo
+    normalize = algo.pop("normalize_obs", False)
+    return Trainer(config_from_dict(dict(env=dict(id=world, num_envs=algo.pop("num_envs", 4), **algo.pop("env", {})), algo=algo,
+                                         net=dict(hidden=[16, 16], normalize_obs=normalize), train=dict(total_steps=4000, seed=1))), engine=engine)
+
+
+@pytest.mark.parametrize("case", [dict(double=True, dueling=True), dict(prioritized=True, quantiles=3, dueling=True), dict(normalize_obs=True, num_envs=1), dict(env=dict(backend="inprocess"), num_envs=2)])
+def test_the_same_rows_and_the_same_streams(case: dict[str, Any]) -> None:
+    "Through warm-up, ends of episodes and turns of the ring: the memory holds the bytes that the tape's holds, and each stream stands where it stands there"
+    with arithmetic_threads():
+        a, b = (trainer(engine, **case).train(800) for engine in ("tape", "compiled"))
+    one, two = a.state_dict(), b.state_dict()
+    assert two["streams"] == one["streams"] and two["episodes"] == one["episodes"] > 5 and two["algo"]["updates"] == one["algo"]["updates"] > 50
+    x, y = (t.algo.replay.memory for t in (a, b))  # type: ignore[attr-defined]
+    assert all((x.arrays.row[k] == y.arrays.row[k]).all() for k in ("action", "reward", "end")) and np.allclose(x.arrays.row["obs"], y.arrays.row["obs"], atol=1e-5)
+    assert len(x.finals) == len(y.finals) > 0 and (x.finals.keys[x.finals.first:x.finals.end] == y.finals.keys[y.finals.first:y.finals.end]).all()
+    assert np.allclose(two["stepper"]["running_return"], one["stepper"]["running_return"]) and two["stepper"]["env_steps"] == one["stepper"]["env_steps"]
+    kit = b.algo.kit  # type: ignore[attr-defined]
+    assert kit.fits and (kit.step is None) == ("env" in case) and (b.algo.shortcut is None) == ("quantiles" in case)  # type: ignore[attr-defined]
+
+
+def test_whoever_has_a_way_of_its_own_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(DQN):
+        def losses(self, b: Any) -> Any:
+            for name, loss, metrics in super().losses(b): yield name, .5 * loss, metrics
+    class Still(DQN):
+        def act(self, seen: Any) -> Any: return super().act(seen).replace(action=np.zeros(self.num_envs, np.int64))
+    monkeypatch.setattr(algos, "_here", dict(algos._here))
+    algos.register("half-dqn")(Half), algos.register("still-dqn")(Still)
+    half, still = trainer(name="half-dqn"), trainer(name="still-dqn").train(320)
+    assert half.algo.shortcut is None and half.algo.gather is not None  # type: ignore[attr-defined]
+    assert still.algo.gather is None and (still.algo.replay.memory.arrays.row["action"] == 0).all()  # type: ignore[attr-defined]
+    doors = trainer(world="rlstudio/Doors-v0").train(160).algo
+    assert doors.gather is None and doors.shortcut is None and doors.engine == "compiled"  # type: ignore[attr-defined]
+
+
+def test_numbers_that_are_not_finite_stop_it_before_the_step() -> None:
+    t = trainer().train(320)
+    before = t.algo.parts["q"].flat.vector.detach().numpy().copy()  # type: ignore[attr-defined]
+    batch = t.algo.replay.sample(16, np.random.default_rng(1))  # type: ignore[attr-defined]
+    with pytest.raises(NonFiniteError, match="loss"): t.algo.descend(batch.replace(reward=np.full(16, np.nan, np.float32)))  # type: ignore[attr-defined]
+    assert (t.algo.parts["q"].flat.vector.detach().numpy() == before).all()  # type: ignore[attr-defined]
+
+
+def test_python_and_machine_code_agree() -> None:
+    "Each kernel gives in plain Python what it gives compiled, to rounding; so what is read is what runs"
+    rng, t = np.random.default_rng(0), trainer(num_envs=2, n_step=4).train(700)
+    def f(*shape: int) -> np.ndarray: return rng.standard_normal(shape, np.float32)
+    def same(kernel: Any, *args: Any) -> None:
+        def fresh(x: Any) -> Any: return tuple(map(fresh, x)) if isinstance(x, tuple) else x.copy(order="K") if isinstance(x, np.ndarray) else x
+        def flat(x: Any) -> list[Any]: return [z for y in x for z in flat(y)] if isinstance(x, tuple) else [x]
+        one, two = fresh(args), fresh(args)
+        told = kernel(*one), kernel.py_func(*two)
+        for x, y in zip(flat((told[0], one)), flat((told[1], two)), strict=True):
+            if isinstance(x, np.ndarray | float | int): assert np.allclose(x, y, atol=2e-6), kernel.py_func.__name__
+    weights, biases = layers_of(t.algo.module.q.mlp)
+    policy = np.float32(.4), np.float32(5), 1, 0, norm_rows_of(None, 4), weights, biases, 1, np.zeros((2, 3, 16), np.float32)
+    same(fast.act_values, f(3, 4), rng.random((3, 1), np.float32), np.zeros(3, np.int64), *policy)
+    env: Any = CartPole(3)
+    env.reset([1, 2, 3])
+    def step(state: Any, i: int, action: Any, option: Any, obs: Any) -> Any:
+        after, reward, over = env.rule(*state[:, i], *action)
+        state[:, i] = obs[:] = after
+        return reward, over
+    T, u, rows = 30, rng.random((30, 3, 1), np.float32), []
+    for loop, s in (fast.rollout_values, fast.try_step(env)), (fast.rollout_values.py_func, step):
+        room = np.zeros((T + 1, 3, 4), np.float32), np.zeros((T, 3), np.int64), np.zeros((T, 3), np.float32), np.zeros((T, 3), bool), np.zeros((T, 3), bool)
+        room[0][0] = env.out.obs
+        rows.append((loop(s, np.zeros(0), 12, 0, env._state.copy(), env._steps.copy(), np.zeros(3), *room, u, *policy), *room))
+    assert rows[0][0] == rows[1][0] <= 12 and all(np.allclose(x, y, atol=1e-6) for x, y in zip(*rows))
+    m, index = t.algo.replay.memory, t.algo.replay.sampler.draw(40, rng)  # type: ignore[attr-defined]
+    told = [transitions(m, index, .99, t.algo.replay.discounts)]  # type: ignore[attr-defined]
+    for kernel in fast.fetch_rows, fast.fetch_rows.py_func:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fast, "fetch_rows", kernel)
+            told.append(fast.compiled_fetch(m, index, .99, t.algo.replay.discounts))  # type: ignore[attr-defined]
+    assert all(told[0][k].tobytes() == x[k].tobytes() for x in told[1:] for k in x)
+    obs = f(5, 2, 4)
+    flags, choice = rng.random((5, 2)) < .3, rng.integers(0, 2, (5, 2))
+    for broken in (0, 1): same(fast.flag_rows, obs[0], np.zeros(2, np.uint8), obs, np.concatenate([obs[1:], obs[:1]]) + np.float32(broken), flags, ~flags, choice, 2, np.zeros((5, 2), np.uint8))
+    same(fast.write_rows, 2, obs, obs, choice, f(5, 2), flags.astype(np.uint8), (np.zeros((9, 2, 4), np.float32), np.zeros((9, 2), np.float32), np.zeros((9, 2), np.uint8), np.zeros((9, 2), np.uint8)), obs[0])
+    Ws, n = tuple(np.asfortranarray(W.T) for W in weights), [16, 16, 2]
+    def layers() -> tuple[np.ndarray, ...]: return tuple(np.zeros((5, k), np.float32) for k in n)
+    for kind in 1, 3:
+        ys, zs = layers(), layers()
+        same(fast.forward_rows, f(5, 4), Ws, biases, kind, ys, zs)
+        fast.forward_rows(x := f(5, 4), Ws, biases, kind, ys, zs)
+        same(fast.backward_rows, x, Ws, kind, ys, zs, (*layers()[:2], f(5, 2)), tuple(map(np.zeros_like, weights)), tuple(map(np.zeros_like, biases)))
+    for duel in 0, 1:
+        same(fast.value_of, f(3), 1, duel)
+        same(fast.td_rows, f(5, 3), f(5, 3), f(5, 3), rng.integers(0, 2, 5), f(5), f(5), f(5), duel, f(5), f(5, 3))
+    same(fast.q_gradient, f(5, 4), f(5, 4), (rng.integers(0, 2, 5), f(5), f(5), f(5)), True, 0, norm_rows_of(None, 4), 1, (Ws, biases), (Ws, biases), np.zeros((2, 1, 5, 4), np.float32),
+         ((layers(), layers()), (layers(), layers()), (layers(), layers()), layers()), f(5), tuple(map(np.zeros_like, weights)), tuple(map(np.zeros_like, biases)))
