@@ -29,9 +29,9 @@ PEERS: dict[str, tuple[str, list[str], list[str]]] = {   # page → environment,
     "cleanrl": ("cleanrl-files", ["tyro", "tensorboard"], ["cleanrl", "gymnasium", "torch"]),
     "rllib": ("rllib", ["ray[rllib,tune]"], ["ray", "gymnasium"]),
     "stable-baselines3": ("sb3-zoo", ["stable-baselines3", "rl_zoo3"], ["stable_baselines3", "rl_zoo3"]),
-    "tianshou": ("tianshou", ["tianshou"], ["tianshou"]),
+    "tianshou": ("tianshou-pages", ["tianshou", "joblib"], ["tianshou"]),
 }
-CLEANRL = "--no-deps", "--ignore-requires-python", "cleanrl==1.2.0"   # its last release, of 2023, which asks for Python 3.10 at most
+CLEANRL = "--no-deps", "--ignore-requires-python", "cleanrl==1.2.0", "gym==0.23.1", "gym-notices", "cloudpickle"   # its last release, of 2023, for Python 3.10 at most
 LIMIT = 600   # seconds of a block
 
 
@@ -92,9 +92,10 @@ def main() -> int:
     parser.add_argument("--environments", type=Path, default=ROOT / "build/peers", help="where the peers' environments are, or are made")
     options = parser.parse_args()
     chosen = options.only.split(",") if options.only else [*PEERS]
-    rows = [r for r in history(ROWS) if r["page"] not in chosen] + [row for page in chosen for row in tried(page, options.environments)]
+    rows = [row for page in chosen for row in tried(page, options.environments)]
+    rows += [r for r in history(ROWS) if r["page"] not in chosen]
     ROWS.write_text("".join(json.dumps(r, allow_nan=False) + "\n" for r in sorted(rows, key=lambda r: r["page"])))
-    print(table([{k: r.get(k, "") for k in ("page", "begins", "ok", "seconds")} for r in rows]))
+    print(table(("page", "begins", "ok", "seconds"), [[r["page"], r["begins"], r["ok"], r["seconds"]] for r in rows]))
     return 0 if all(r["ok"] for r in rows) else 3
 
 
