@@ -439,6 +439,7 @@ class Learner:
     takes_arrays = True   # can `targets` work with plain arrays? Found by the trial of the tape
     witness: Any = None   # told of each gradient step: (part, loss); the ledger of a run sets it
     kit: Any = None       # what an engine of the registry `engines` has brought
+    shortcut: Any = None  # (batch) → metrics of an update, in the place of `losses`; None: not this batch. An engine may set it
 
     def __init__(self,
         config: RunConfig,        # the run's config; its `algo` section is of the class `Config`
@@ -552,7 +553,8 @@ class Learner:
         Args:
             batch: Batch of tensors, or of variables of a tape, (B, …)
         """
-        raise NotImplementedError(f'{type(self).__name__}: define losses, which yields (part, loss, metrics)')
+        raise LossError(f'{type(self).__name__}: given no losses, expected a method that yields each (part, loss, metrics); '
+                        "fix: def losses(self, b): …; yield 'agent', loss, {'loss/mine': loss}")
 
     def decides(self) -> tuple[Any, ...] | None:   # None: unknown, so nobody may record the losses
         """All that `losses` depends on besides the batch, the parts and the numbers of `anneals`, as values that can be compared
@@ -581,6 +583,7 @@ class Learner:
         Returns:
             metrics
         """
+        if self.shortcut and (done := self.shortcut(batch)) is not None: return done
         metrics: dict[str, Any] = {}
         for name, loss, more in each_loss(self, prepared(self, batch, self.engine)):
             check_finite('loss', value := number(loss))

@@ -115,10 +115,11 @@ def plain(
         return [plain(v, levels - 1) for v in value]
     if levels and isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {k: plain(v, levels - 1) for k, v in value.items()}
+    world = hasattr(value, 'reset') and hasattr(value, 'step')
     raise ValueError(
         f'given {as_text(value)} of type {type(value).__name__}, expected plain values: text, '
         'finite numbers, true, false, null, and lists and mappings of them; '
-        'convert it, as in int(x)')
+        + ("a world has a name: gym.register('Mine-v0', Mine), and env.id=Mine-v0" if world else 'convert it, as in int(x)'))
 
 # %% ../../nbs/06_core.options.ipynb #83476df6
 def as_text(
@@ -487,12 +488,14 @@ class TrainConfig(Section):
         streams: stream → a seed of its own: {init: 7} gives other first weights, and all else stays
         stop_at_goal: end early when an evaluation reaches the goal?
         max_minutes: end early after so many minutes; null: never
+        parallel: processes that share the envs, and average their gradients
     """
     total_steps: Steps = 100_000  # env steps, of all copies together
     seed: Seed = 1                # all random streams derive from it
     streams: dict[str, Seed] = field(default_factory=dict)  # stream → a seed of its own: {init: 7} gives other first weights, and all else stays
     stop_at_goal: bool = False           # end early when an evaluation reaches the goal?
     max_minutes: Positive | None = None  # end early after so many minutes; null: never
+    parallel: Annotated[int, Field(ge=1, le=1024)] = 1  # processes that share the envs, and average their gradients
 
     def seed_of(self,
         stream: str,  # its name
@@ -1002,6 +1005,8 @@ def named_algo(
     Returns:
         the algorithm's class, or None and the faults
     """
+    if section is None or (isinstance(section, Mapping) and 'name' not in section):
+        return None, [(('algo', 'name'), f'missing, expected one of {", ".join(algos.names())}; fix: algo.name=ppo')]
     if isinstance(section, Mapping):
         section = {key: v for key, v in section.items() if key == 'name'}
     named, faults = build_section(AlgoConfig, section, ('algo',))
@@ -1131,7 +1136,9 @@ def config_hash(
     """
     values = to_dict(config)
     for section in (values, values.get('train')):
-        if isinstance(section, dict) and section.get('streams') == {}: del section['streams']   # as before there was this key
+        if not isinstance(section, dict): continue
+        for key, first in dict(streams={}, parallel=1).items():
+            if section.get(key) == first: del section[key]   # as before there was this key
     text = json.dumps(values, sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -279,7 +279,7 @@ def find_config(
     """
     if found := config_file(name): return found
     packaged, short = packaged_configs(), short_name(name)
-    same = [full for full in packaged if full.endswith(f'/{short}')]
+    same = [full for full in packaged if short in full.split('/')]
     hint = f'; there are {", ".join(same)}' if same else suggest(short, packaged)
     raise ConfigError([Problem(str(name), 0, 0, '', f'no such file, and no packaged config{hint}')])
 
