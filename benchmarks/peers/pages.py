@@ -54,7 +54,7 @@ def child(command: list[str], folder: Path, python: Path) -> str:
     "Nothing, or what went wrong"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))} | dict(
         PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS="1", WANDB_MODE="offline", RAY_USAGE_STATS_ENABLED="0", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-        RAY_AIR_NEW_OUTPUT="0", MPLBACKEND="agg", SDL_VIDEODRIVER="dummy")
+        RAY_AIR_NEW_OUTPUT="0", RAY_raylet_start_wait_time_s="180", MPLBACKEND="agg", SDL_VIDEODRIVER="dummy")
     try: done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired: return f"not over after {LIMIT} s"
     lines = [line for line in (done.stderr.strip() or done.stdout.strip()).splitlines() if line.strip()]
