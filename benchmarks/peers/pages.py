@@ -26,12 +26,12 @@ from test_pages import Block, blocks  # noqa: E402
 
 PAGES, ROWS = ROOT / "docs/pages/coming-from", RESULTS / "peer_pages.jsonl"
 PEERS: dict[str, tuple[str, list[str], list[str]]] = {   # page → environment, what it needs, whose versions are noted
-    "cleanrl": ("cleanrl-files", ["tyro", "tensorboard"], ["cleanrl", "gymnasium", "torch"]),
+    "cleanrl": ("cleanrl-files", ["tyro", "tensorboard"], ["gymnasium", "torch"]),
     "rllib": ("rllib", ["ray[rllib,tune]"], ["ray", "gymnasium"]),
     "stable-baselines3": ("sb3-zoo", ["stable-baselines3", "rl_zoo3"], ["stable_baselines3", "rl_zoo3"]),
     "tianshou": ("tianshou-pages", ["tianshou", "joblib"], ["tianshou"]),
 }
-CLEANRL = "--no-deps", "--ignore-requires-python", "cleanrl==1.2.0", "gym==0.23.1", "gym-notices", "cloudpickle"   # its last release, of 2023, for Python 3.10 at most
+CLEANRL = "https://github.com/vwxyzjn/cleanrl"   # files, no package; a folder or another address may be given
 LIMIT = 600   # seconds of a block
 
 
@@ -67,12 +67,18 @@ def versions_of(python: Path, names: list[str]) -> dict[str, str]:
     return dict(json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout))
 
 
-def tried(page: str, home: Path) -> list[dict[str, Any]]:
+def cleanrl_files(source: str, folder: Path) -> str:
+    "CleanRL's files in a folder, and which commit they are"
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", source if "://" in source else f"file://{Path(source).resolve()}", folder], check=True)
+    return subprocess.run(["git", "log", "-1", "--format=%h of %cs"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def tried(page: str, home: Path, source: str = CLEANRL) -> list[dict[str, Any]]:
     "A row for each block of a peer"
     place, packages, told = PEERS[page]
     python, rows, before = make_venv(home / place, *packages, constrained=False), [], list[str]()
-    if page == "cleanrl": subprocess.run([python, "-m", "pip", "install", "--quiet", *CLEANRL], check=True)
     with tempfile.TemporaryDirectory() as where:
+        files = dict(cleanrl=cleanrl_files(source, Path(where))) if page == "cleanrl" else {}
         for b in theirs(page):
             start, code, folder = time.perf_counter(), b.ready(), Path(where)
             if b.language == "python":
@@ -80,7 +86,7 @@ def tried(page: str, home: Path) -> list[dict[str, Any]]:
                 why = child([str(python), "page.py"], folder, python)
                 if not why: before.append(code)
             else: why = next((f"{line}: {bad}" for line in code.splitlines() if line.strip() and (bad := child(["bash", "-c", line], folder, python))), "")
-            rows.append(record(page=page, block=identity(b), begins=code.strip().partition("\n")[0], ok=not why, **(dict(why=why) if why else {}), peer=versions_of(python, told),
+            rows.append(record(page=page, block=identity(b), begins=code.strip().partition("\n")[0], ok=not why, **(dict(why=why) if why else {}), peer=versions_of(python, told) | files,
                                seconds=round(time.perf_counter() - start, 1)))
             print(f"{page}: {'ok' if not why else 'FAILED'} {rows[-1]['begins']} {why}", flush=True)
     return rows
@@ -90,9 +96,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="pages, apart by commas")
     parser.add_argument("--environments", type=Path, default=ROOT / "build/peers", help="where the peers' environments are, or are made")
+    parser.add_argument("--cleanrl", default=CLEANRL, help="a clone of CleanRL, or its address")
     options = parser.parse_args()
     chosen = options.only.split(",") if options.only else [*PEERS]
-    rows = [row for page in chosen for row in tried(page, options.environments)]
+    rows = [row for page in chosen for row in tried(page, options.environments, options.cleanrl)]
     rows += [r for r in history(ROWS) if r["page"] not in chosen]
     ROWS.write_text("".join(json.dumps(r, allow_nan=False) + "\n" for r in sorted(rows, key=lambda r: r["page"])))
     print(table(("page", "begins", "ok", "seconds"), [[r["page"], r["begins"], r["ok"], r["seconds"]] for r in rows]))
