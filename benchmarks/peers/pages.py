@@ -29,9 +29,10 @@ PEERS: dict[str, tuple[str, list[str], list[str]]] = {   # page → environment,
     "cleanrl": ("cleanrl-files", ["tyro", "tensorboard"], ["gymnasium", "torch"]),
     "rllib": ("rllib", ["ray[rllib,tune]"], ["ray", "gymnasium"]),
     "stable-baselines3": ("sb3-zoo", ["stable-baselines3", "rl_zoo3"], ["stable_baselines3", "rl_zoo3"]),
-    "tianshou": ("tianshou-pages", ["tianshou", "joblib"], ["tianshou"]),
+    "tianshou": ("tianshou-pages", ["tianshou[eval]"], ["tianshou"]),
 }
 CLEANRL = "https://github.com/vwxyzjn/cleanrl"   # files, no package; a folder or another address may be given
+SETUP = {"rllib": "import ray\nray.init(num_cpus=4, include_dashboard=False, logging_level='error')"}   # before the first block: a small cluster, which starts on a busy machine, too
 LIMIT = 600   # seconds of a block
 
 
@@ -76,7 +77,7 @@ def cleanrl_files(source: str, folder: Path) -> str:
 def tried(page: str, home: Path, source: str = CLEANRL) -> list[dict[str, Any]]:
     "A row for each block of a peer"
     place, packages, told = PEERS[page]
-    python, rows, before = make_venv(home / place, *packages, constrained=False), [], list[str]()
+    python, rows, before = make_venv(home / place, *packages, constrained=False), [], [SETUP[page]] if page in SETUP else []
     with tempfile.TemporaryDirectory() as where:
         files = dict(cleanrl=cleanrl_files(source, Path(where))) if page == "cleanrl" else {}
         for b in theirs(page):
