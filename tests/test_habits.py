@@ -47,9 +47,13 @@ def test_the_container_sets_up_what_contributing_says() -> None:
 
 
 def test_milestones_name_what_exists() -> None:
-    "Each row has a state, and its chapters and tests are there"
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in (ROOT / "MILESTONES.md").read_text().splitlines() if re.match(r"\| (?!item|---)", line)]
+    "Each row has a state, its chapters and tests are there, and the table at the top counts them"
+    top, *parts = re.split(r"^## ", (ROOT / "MILESTONES.md").read_text(), flags=re.M)
+    found = [[[c.strip() for c in line.split("|")[1:-1]] for line in part.splitlines() if re.match(r"\| (?!item|---)", line)] for part in parts]
+    rows = [row for part in found for row in part]
     states = [row[-1] for row in rows]
+    counts = [[str([row[-1] for row in part].count(state)) for state in ("done", "partly", "not")] for part in [*found, rows]]
+    assert [re.findall(r"\b\d+\b", line.partition(") |")[2] or line) for line in re.findall(r"^\| (?:\[|all).*", top, re.M)] == counts, f"expected {counts}"
     assert len(rows) > 30 and {*states} <= {"done", "partly", "not"} and {"done", "partly"} <= {*states}
     said = "\n".join("|".join(row) for row in rows)
     assert not [link for link in re.findall(r"\]\(([^)#]+)\)", said) if link not in FILES]

@@ -7,11 +7,14 @@ How a block is treated, by its language and by HTML comments in the lines before
 - `<!-- test: OLD => NEW -->` makes a budget tiny: OLD, which must be there, becomes NEW before the block is run.
 - `<!-- tiny: 1_024 -->`: each training in the block has this many steps, and one episode of evaluation.
 - `<!-- exit: 2 -->`: the command in the block ends with this code. `<!-- raises: ConfigError -->`: the Python does.
-- `<!-- not run: REASON -->`: it is not; the reason is one of `REASONS`.
+- `<!-- not run: REASON -->`: it is not; the reason is one of `REASONS`. A block of a peer (`peer`) is run by benchmarks/peers/pages.py, which stores what came of it;
+  `elsewhere, test_file::test_name` names the tests that run it.
 - A `text` block behind one that was run is what it says: each of its lines is in there, `…` stands for anything.
 """
 import ast
+import hashlib
 import io
+import json
 import re
 import shlex
 import sys
@@ -37,7 +40,7 @@ from rlstudio.studio.cli import app
 
 PAGES = ROOT / "docs" / "pages"
 FOLDERS = ("howto", "coming-from", "help", "project")
-REASONS = {"peer": "code of another library", "cluster": "needs a cluster or an account", "install": "installs packages", "elsewhere": "a test of another file runs it"}
+REASONS = {"peer": "code of another library", "cluster": "needs a cluster or an account", "install": "installs packages", "elsewhere": "the tests of other files that are named run it"}
 LANGUAGES = {"python", "sh", "yaml", "ini", "text"}
 FENCE = re.compile(r"(?P<notes>(?:<!--[^\n]*-->\n)*)```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S)
 TINY = "train.total_steps={} eval.episodes=1 eval.every=0 checkpoint.best=false"
@@ -187,6 +190,16 @@ def test_what_a_page_says_is_so(page: Path, workspace: Path) -> None:
     assert not wrong, "\n\n".join(wrong)
 
 
+def untested(b: Block) -> list[str]:
+    "What the tests that a block names do not have: themselves, and the block's commands"
+    if not any(why.startswith("elsewhere") for why in b.said("not run")): return []
+    told = re.findall(r"(test_\w+)::(test_\w+)", " ".join(b.said("not run")))
+    texts = {file: (ROOT / "tests" / f"{file}.py").read_text() for file, _ in told if (ROOT / "tests" / f"{file}.py").exists()}
+    lost = [f"{file}::{test}" for file, test in told if f"def {test}(" not in texts.get(file, "")] + ["no test is named"] * (not told)
+    typed_ = re.findall(r"^(?:rlstudio|python) (\S+)", b.code, re.M) if b.language == "sh" else []
+    return lost + [word for word in typed_ if not any(Path(word).stem in text for text in texts.values())]
+
+
 @pytest.mark.parametrize("page", ALL, ids=names(ALL))
 def test_a_page_is_well_made(page: Path) -> None:
     text = page.read_text()
@@ -195,7 +208,8 @@ def test_a_page_is_well_made(page: Path) -> None:
     assert "```" not in prose, "a fence that is not closed"
     for b in blocks(text):
         assert b.language in LANGUAGES, f"line {b.line}: a fence of {b.language!r}"
-        assert set(b.said("not run")) <= set(REASONS), f"line {b.line}: {b.said('not run')}"
+        assert {why.partition(",")[0] for why in b.said("not run")} <= set(REASONS), f"line {b.line}: {b.said('not run')}"
+        assert not (lost := untested(b)), f"line {b.line}: {lost}"
         wide = [line for line in b.code.splitlines() if len(line) > 105 and b.language != "text"]
         assert not wide, f"line {b.line}: too wide for a page: {wide}"
         if b.language in ("yaml", "ini"): assert b.file or b.said("not run"), f"line {b.line}: without a name in its first line"
@@ -313,6 +327,22 @@ def play_text(text: str, path: Path, folder: Path) -> list[str]:
     class Told(type(path)):  # type: ignore[misc]
         def read_text(self, *args: Any, **kw: Any) -> str: return f"# T\n\n{text}\n"
     return play(Told(path), folder)
+
+
+def test_a_block_that_no_test_runs_is_found() -> None:
+    assert untested(blocks("<!-- not run: elsewhere, test_gate::test_the_quick_gate -->\n```sh\nrlstudio gate quick\n```\n")[0]) == []
+    assert untested(blocks("<!-- not run: elsewhere, test_gate::test_none -->\n```sh\nrlstudio variance\n```\n")[0]) == ["test_gate::test_none", "variance"]
+    assert untested(blocks("<!-- not run: elsewhere -->\n```sh\nls\n```\n")[0]) == ["no test is named"]
+
+
+UNTRIED = {"rllib"}   # Ray's processes did not start on the machine that tried it, which was busy; its rows say so
+
+
+def test_what_is_shown_of_a_peer_has_been_run() -> None:
+    "Each block of another library has a row that says so; after a change of a page: python benchmarks/peers/pages.py --only PAGE"
+    rows = {(r["page"], r["block"]): r for r in map(json.loads, (ROOT / "benchmarks/results/peer_pages.jsonl").read_text().splitlines())}
+    shown = {(p.stem, hashlib.sha256(b.ready().encode()).hexdigest()[:16]): f"{p.name}:{b.line}" for p in pages("coming-from") for b in blocks(p.read_text()) if "peer" in b.said("not run")}
+    assert len(shown) > 4 and not [where for key, where in shown.items() if key not in rows or not rows[key]["ok"] and key[0] not in UNTRIED]
 
 
 def test_a_budget_that_is_not_there_is_found() -> None:
