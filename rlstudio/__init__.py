@@ -67,7 +67,7 @@ Modules:
 - `rlstudio.nets.modules`: One contract for every agent: what it sees goes in, what it does comes out, and the network behind it may be ours or yours.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
-- `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
+- `rlstudio.nets.tape`: Backpropagation on one page: write a loss once, and run it on torch tensors or, for small networks two to three times faster, on NumPy arrays.
 - `rlstudio.runs.background`: Train in a thread and keep working: stop the training, pause it, wait for it, or watch one of another process.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
 - `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
