@@ -236,7 +236,7 @@ def golden_path() -> Path:  # of a file that exists
     return inside if inside.is_file() else beside
 
 def _machine(entry: dict[str, Any]) -> KnownMachine:
-    def trace(of: dict[str, Any]) -> Trace:
+    def trace(of: dict[str, Any]) -> Trace:   # of: an entry of one case
         if len(of['end']) != 64: raise ValueError(f'given a hash of {len(of["end"])} digits, expected 64')
         return Trace(of['end'], tuple(map(float, of['start'])), tuple(map(float, of['first'])), dict(of.get('packages', {})))
     return KnownMachine({str(k): str(v) for k, v in entry['identity'].items()}, {str(name): trace(of) for name, of in entry['cases'].items()})
@@ -431,7 +431,7 @@ class DriftReport:
 
     def __str__(self) -> str:
         wide = max(len(r.case) for r in self.rows) if self.rows else 4
-        def line(r: CaseDrift) -> str:
+        def line(r: CaseDrift) -> str:   # r: of one case
             told = f'{_far(r.start):>7}  {_far(r.first):>7}' + ('  the same bits all the same' if r.verdict == 'close' and r.alike else '')
             return f'{r.case:<{wide}}  {r.verdict:<8}  {r.why or told}'.rstrip()
         who = 'this arithmetic is known' if self.known else 'this arithmetic is none of those that are known' if self.machines else 'no arithmetic is known'
@@ -468,7 +468,7 @@ def missing_packages(
     Returns:
         distributions
     """
-    def there(package: str) -> bool:
+    def there(package: str) -> bool:   # package: a distribution
         try: return bool(version(package))
         except PackageNotFoundError: return False
     return [p for p in case.packages if not there(p)]
@@ -523,7 +523,7 @@ def merged_machines(
         if shared.cases: return merged_machines(merged_machines(machines, own) if own.cases else machines, shared)
     mine = [m for m in machines if bool(m.identity) == bool(here.identity) and same_arithmetic(m.identity, here.identity)]
     old = {case: trace for m in mine for case, trace in m.cases.items()}
-    def outdated(case: str, trace: Trace) -> bool:
+    def outdated(case: str, trace: Trace) -> bool:   # case: its name; trace: what another machine knows
         now = here.cases.get(case)
         if now is None or trace.packages != now.packages: return False
         changed = case in old and old[case].packages == now.packages and old[case].end != now.end
@@ -544,7 +544,7 @@ def golden_text(
     Returns:
         JSON, one line a case
     """
-    def entry(m: KnownMachine) -> str:
+    def entry(m: KnownMachine) -> str:   # m: to be written
         lines = [f'   {json.dumps(name)}: {json.dumps(dict(end=t.end, start=t.start, first=t.first) | (dict(packages=t.packages) if t.packages else {}))}' for name, t in m.cases.items()]
         return f' {{"identity": {json.dumps(dict(m.identity))},\n  "cases": {{\n' + ',\n'.join(lines) + '}}'
     return '{"format": 1, "machines": [\n' + ',\n'.join(map(entry, machines)) + '\n]}\n'

@@ -1,4 +1,4 @@
-"""How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
+"""How good is it really? The scores of a few seeds become a number, an interval that covers as often as it claims, and an answer to "is B better than A?"
 
 Two trainings that differ in nothing but their seed can differ by half of what can be reached. So a score is a draw, and a result is a statement about the draws that nobody has made. This chapter holds the statements: plain functions, arrays in,
 numbers out. It reads no run and draws from no global generator; the same scores give the same numbers.

@@ -1,4 +1,4 @@
-"""Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
+"""Thousands of runs in one tidy table: a row for each run, the seeds of a config grouped as an arm, curves side by side. A broken folder is named and skipped.
 
 A study leaves hundreds of folders. Every question about them begins with the same table: which run, which config, which seed, which score.
 

@@ -1,4 +1,4 @@
-"""A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
+"""Configs come from YAML and from `section.key=value`. Whatever is wrong with one, now or later, is reported with its line and column.
 
 An experiment is written in a file. This chapter turns the file into a checked `Config` and remembers where each key stands, so that a problem that shows only later (the
 environment has no such actions) points into the file as well.

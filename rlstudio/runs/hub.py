@@ -1,4 +1,4 @@
-"""An agent goes out into the world and comes back: `push` puts it on the Hugging Face Hub with a card, `load_agent('hf://owner/name')` fetches it.
+"""Share an agent: `push` puts it on the Hugging Face Hub with a model card, and `load_agent('hf://owner/name')` brings it back.
 
 An agent that nobody else can run is an anecdote. The Hugging Face Hub is where people look for networks: a repository with a version for each change, and a page in front of it.
 

@@ -1,4 +1,4 @@
-"""A run goes on with a larger budget, and a new run begins with what another one has learned; what changes is said, and what cannot is refused.
+"""Continue a run with a larger budget, or begin a new one from the weights of another. Every change is noted, and what cannot change is refused.
 
 An experiment is rarely over when its budget is. It looks promising, so you give it more steps: that is a new *leg* of the same run. Or you want its agent to learn another world: that is a new run with a *warm start*.
 

@@ -1,4 +1,4 @@
-"""YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
+"""Read and write YAML, with the line and column of every key. A file can only ever become plain data.
 
 People write configs in YAML, and people make mistakes. This chapter reads YAML into plain values, keeps the place of every key, so that the next chapter can
 say where a mistake is, and writes plain values so that they read back equal.

@@ -1,4 +1,4 @@
-"""A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.
+"""Find, list, sort and compare the runs in a folder, thousands perhaps, and delete them with care.
 
 After a month of work there are a thousand runs, and the questions are small ones. Which of them solved it? Which was killed? What was different in that one? Which can go?
 

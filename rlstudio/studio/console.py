@@ -1,4 +1,4 @@
-"""What a person sees of a run: a header, five living lines, a verdict, and what to type next.
+"""A training in a terminal: a header, five lines that update, a verdict, and the commands to type next.
 
 A training that prints 454 lines of tables says nothing. This chapter prints what matters, once: `run_header` what runs, `Progress` how it
 goes, `verdict` how it went, `files_written` and `next_commands` what to do with it.

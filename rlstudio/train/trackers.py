@@ -1,4 +1,4 @@
-"""W&B, MLflow and trackio as sinks: a run tells its story to the tool you use already, and never dies of it.
+"""W&B, MLflow and trackio as sinks: a run logs to the tool that you use already, and an error there never ends the training.
 
 Write `sinks = jsonl, wandb` into settings.ini (or `mlflow`, `trackio`) and install the extra of that name. The tracker then gets the config as
 hyper-parameters, the metrics by step, and at the end the verdict and the pictures. Where it sends them is its own business: `WANDB_MODE`,
@@ -303,12 +303,14 @@ class WandbSink(Tracker):
             self.run.define_metric('step')
             self.run.define_metric('*', step_metric='step')
 
-    def on_config(self, row: dict[str, Any]) -> None: self.run.config.update(row, allow_val_change=True)
+    def on_config(self, row: dict[str, Any]) -> None: "row: the config, flat"; self.run.config.update(row, allow_val_change=True)   # row: the config, flat
 
-    def on_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+    def on_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:   # rows: (env steps, metrics)
+        "rows: (env steps, metrics)"
         for step, row in rows: self.run.log(row | {'step': step})
 
-    def on_verdict(self, row: dict[str, Any], step: int, pictures: list[Path]) -> None:
+    def on_verdict(self, row: dict[str, Any], step: int, pictures: list[Path]) -> None:   # row: the summary; step: env steps at the end; pictures: files
+        "row: the summary; step: env steps at the end; pictures: files"
         self.run.summary.update(row)
         for path in pictures: self.run.log({'step': step, f'{path.parent.name}/{path.stem}': self._picture(path)})
 
@@ -330,12 +332,14 @@ class TrackioSink(WandbSink):
             self.run = self.tool.init(project=self.facts['project'], name=self.facts['id'], resume='allow', embed=False,
                                       auto_log_gpu=False, auto_log_cpu=False)
 
-    def on_config(self, row: dict[str, Any]) -> None: self.run.config.update(row)
+    def on_config(self, row: dict[str, Any]) -> None: "row: the config, flat"; self.run.config.update(row)   # row: the config, flat
 
-    def on_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+    def on_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:   # rows: (env steps, metrics)
+        "rows: (env steps, metrics)"
         for step, row in rows: self.run.log(row, step=step)
 
-    def on_verdict(self, row: dict[str, Any], step: int, pictures: list[Path]) -> None:
+    def on_verdict(self, row: dict[str, Any], step: int, pictures: list[Path]) -> None:   # row: the summary; step: env steps at the end; pictures: files
+        "row: the summary; step: env steps at the end; pictures: files"
         self.run.log(row, step=step)
 
     def on_end(self) -> None:
@@ -379,7 +383,8 @@ class MlflowSink(Tracker):
             home = found.experiment_id if found else self.run.create_experiment(experiment)
             return str(self.run.create_run(home, run_name=self.folder.name).info.run_id)
 
-    def on_config(self, row: dict[str, Any]) -> None:
+    def on_config(self, row: dict[str, Any]) -> None:   # row: the config, flat
+        "row: the config, flat"
         from mlflow.entities import Param
         known = self.run.get_run(self.facts['id']).data.params
         new = [Param(k, str(v)[:500]) for k, v in row.items() if k not in known]
@@ -388,13 +393,15 @@ class MlflowSink(Tracker):
         for key, value in row.items():
             if known.get(key, str(value)[:500]) != str(value)[:500]: self.run.set_tag(self.facts['id'], f'changed.{key}', str(value)[:500])
 
-    def on_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+    def on_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:   # rows: (env steps, metrics)
+        "rows: (env steps, metrics)"
         from mlflow.entities import Metric
         now = int(time() * 1000)
         metrics = [Metric(k, float(v), now, step) for step, row in rows for k, v in row.items()]
         for at in range(0, len(metrics), 1000): self.run.log_batch(self.facts['id'], metrics=metrics[at:at + 1000])
 
-    def on_verdict(self, row: dict[str, Any], step: int, pictures: list[Path]) -> None:
+    def on_verdict(self, row: dict[str, Any], step: int, pictures: list[Path]) -> None:   # row: the summary; step: env steps at the end; pictures: files
+        "row: the summary; step: env steps at the end; pictures: files"
         for key, value in row.items():
             if isinstance(value, str): self.run.set_tag(self.facts['id'], key, value)
             else: self.run.log_metric(self.facts['id'], key, float(value), step=step)
