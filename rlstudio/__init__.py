@@ -54,8 +54,10 @@ Modules:
 - `rlstudio.evidence.verify`: `verify` compares every file of a run with the hash from the day it was written. One flipped bit is enough: it names the file.
 - `rlstudio.fast.graphs`: On a GPU the waiting is for orders, not for arithmetic: record the work of a gradient step once, and give it as one order from then on.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
+- `rlstudio.fast.parallel`: Two processes collect, each in its own worlds, and take every gradient step together: the same training in half the time, where there is enough to share.
 - `rlstudio.fast.portable`: The same SHA-256 of the weights on every processor: nothing takes part that chooses its routine by the machine.
 - `rlstudio.fast.profile`: A training says where its seconds went, what holds it back, and what to change, with the gain that can be expected.
+- `rlstudio.fast.replay`: One environment, one step, one gradient step: what off-policy learning does between two calls of the compiler, and how to make it few calls instead of two hundred.
 - `rlstudio.fast.rollout`: Acting, drawing and stepping in one loop of machine code: a step in a small world costs less than a call of a function in Python.
 - `rlstudio.fast.worlds`: Your own world as one function of numbers: NumPy steps eight copies of it at once, and the engine `compiled` makes a loop of it.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics judge actions that are numbers; one network judges all actions of a choice at once.
@@ -120,7 +122,7 @@ _HOMES = {'Agent': 'train.agent', 'Batch': 'core.batch', 'Callback': 'train.trai
           'Run': 'runs.run', 'Settings': 'runs.config', 'Spec': 'core.spec', 'Trainer': 'train.trainer', 'VectorEnv': 'envs.vector',
           'check_env': 'envs.check', 'evaluate': 'train.evaluate', 'load_agent': 'runs.export', 'load_config': 'runs.config',
           'make_vector': 'envs.backends', 'packaged_configs': 'runs.config', 'verify': 'evidence.verify'}
-_PARTS = ['algos', 'core', 'data', 'envs', 'evidence', 'nets', 'runs', 'studio', 'train']
+_PARTS = ['algos', 'core', 'data', 'envs', 'evidence', 'fast', 'nets', 'runs', 'studio', 'train']
 
 
 def __getattr__(name: str) -> Any:
@@ -128,7 +130,18 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
     if name in _PARTS: return import_module(f'rlstudio.{name}')
     if name in _HOMES: return getattr(import_module(f'rlstudio.{_HOMES[name]}'), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
+    raise _no_such(name, sys._getframe(1))
+
+
+def _no_such(name: str, frame: Any) -> Exception:
+    "The error about a name that is not here: it says where it is. `from rlstudio import PPO` would hide the message of an AttributeError"
+    from opcode import opmap
+    from rlstudio._modidx import d
+    names: Any = d['syms']
+    home = '' if name.startswith('_') else next((module for module in names if f'{module}.{name}' in names[module]), '')
+    fix = f'it is in {home}: from {home} import {name}' if home else f'it has {", ".join(__all__)}'
+    asked = frame.f_code.co_code[frame.f_lasti] == opmap['IMPORT_FROM']
+    return ImportError(f'cannot import name {name!r} from {__name__!r}; {fix}') if asked else AttributeError(f'module {__name__!r} has no attribute {name!r}; {fix}')
 
 
 def __dir__() -> list[str]:

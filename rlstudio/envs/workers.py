@@ -14,9 +14,9 @@ A world that takes a millisecond for a step keeps one core busy and all others i
 __all__ = ['LOOK', 'ONE_STEP', 'CALL', 'DONE', 'MORE', 'SLOW', 'GRACE', 'shares', 'usable_cores', 'Arena', 'lay_out',
            'shared_bytes', 'bytes_of', 'look', 'Task', 'address_of', 'found_at', 'registration', 'defined_in',
            'get_ready', 'Marked', 'Portion', 'behave', 'one_thread', 'take_core', 'die_with', 'refused', 'work',
-           'serve', 'without_script', 'without_ctrl_c', 'task_for', 'Worker', 'start_process', 'WorkerError',
-           'how_it_ended', 'what_was_lost', 'Pool', 'give_order', 'wait_for_all', 'receive', 'lost', 'checked',
-           'Workers', 'begun', 'all_lost', 'let_go', 'steps_single_envs']
+           'serve', 'without_script', 'without_ctrl_c', 'task_for', 'Worker', 'start_beside', 'start_process',
+           'WorkerError', 'how_it_ended', 'what_was_lost', 'Pool', 'give_order', 'wait_for_all', 'receive', 'lost',
+           'checked', 'Workers', 'begun', 'all_lost', 'let_go', 'steps_single_envs']
 
 # %% ../../nbs/19_envs.workers.ipynb #1f3c2f19
 import builtins
@@ -619,6 +619,37 @@ class Worker:
     channel: Connection  # for orders and answers
     alive: Connection    # it dies when this is closed
 
+def start_beside(
+    context: Any,           # of multiprocessing
+    target: Any,            # called there with its line to us, one that dies with us, ends to close, and what follows
+    args: tuple[Any, ...],  # that follow
+    name: str,              # of the process
+    copied: list[Any] | None = None,  # ends that a fork copies; None: it is none
+) -> Worker:                # that is not ready yet
+    """Start a process with two lines to it
+
+    Args:
+        context: of multiprocessing
+        target: called there with its line to us, one that dies with us, ends to close, and what follows
+        args: that follow
+        name: of the process
+        copied: ends that a fork copies; None: it is none
+
+    Returns:
+        that is not ready yet
+    """
+    (ours, theirs), (reading, alive) = context.Pipe(), context.Pipe(duplex=False)
+    here = [] if copied is None else [ours, alive, *copied]
+    process = context.Process(target=target, args=(theirs, reading, here, *args), name=name)
+    try:
+        with without_ctrl_c(): process.start()
+    except BaseException:
+        for end in (ours, alive): end.close()
+        raise
+    finally:
+        for end in (theirs, reading): end.close()
+    return Worker(process, ours, alive)
+
 def start_process(
     context: Any,           # of multiprocessing
     memory: Any,            # of `shared_bytes`
@@ -636,19 +667,12 @@ def start_process(
     Returns:
         that is not ready yet
     """
-    (ours, theirs), (reading, alive) = context.Pipe(), context.Pipe(duplex=False)
-    copied = [ours, alive, *(end for w in others for end in (w.channel, w.alive))] if task.config.start_method == 'fork' else []
+    copied = [end for w in others for end in (w.channel, w.alive)] if task.config.start_method == 'fork' else None
     target = import_module('rlstudio.envs.workers').serve   # by name: a new process cannot see a notebook's cells
-    process = context.Process(target=target, args=(theirs, reading, copied, memory, vars(task)), name=f'rlstudio worker {task.number}')
-    try:
-        with without_ctrl_c(): process.start()
+    try: return start_beside(context, target, (memory, vars(task)), f'rlstudio worker {task.number}', copied)
     except (AttributeError, TypeError, ValueError, AssertionError, OSError) as e:
-        for end in (ours, alive): end.close()
         raise EnvError(f'{task.config.id}: a worker cannot be started ({task.config.start_method}): {type(e).__name__}: {e}; '
                        'fix: env.backend: inprocess') from e
-    finally:
-        for end in (theirs, reading): end.close()
-    return Worker(process, ours, alive)
 
 # %% ../../nbs/19_envs.workers.ipynb #26996106
 class WorkerError(EnvError):

@@ -79,6 +79,7 @@ class RunningMoments(nn.Module):
     count: torch.Tensor   # rows seen, () float64
     mean: torch.Tensor    # (*shape,) float64
     var: torch.Tensor     # (*shape,) float64
+    pool: Any = None      # where several processes train together: the moments of one → those of all
 
     def __init__(self,
         shape: Sequence[int] = (),   # of one row
@@ -110,7 +111,8 @@ class RunningMoments(nn.Module):
         check_finite('normaliser', x)
         mean, var = self.mean.numpy(force=True), self.var.numpy(force=True)
         old = Moments(self.count.item(), mean, var)
-        new = merge(old, moments(x.reshape(-1, *self.shape)))
+        fresh = moments(x.reshape(-1, *self.shape))
+        new = merge(old, self.pool(fresh) if self.pool else fresh)
         check_finite('normaliser', new.var)
         self.count.fill_(new.count)
         self.mean.copy_(torch.as_tensor(new.mean))

@@ -49,6 +49,7 @@ NOTED = (        # these may change as well, but they change what is learned fro
 MUST_STAY = {    # the first pattern that fits → why it stays
     'env.num_envs': 'its episodes in flight are those of so many copies', 'env.*': 'all that it remembers is of that world',
     'net.*': 'its weights have that shape', 'train.seed': 'its random streams began there', 'train.streams*': 'its random streams began there',
+    'train.parallel': 'each process has episodes in flight',
     'algo.name': 'its state is that of this algorithm', '*': 'what it has learned and remembers depends on it'}
 
 def fits_any(
