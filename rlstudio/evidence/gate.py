@@ -1,7 +1,7 @@
 """Does the code still learn as well as it did? A few short trainings against a reviewed file of scores, with a false-alarm rate that is stated and holds.
 
-A test asks whether a function is right. Nobody can ask that of learning: every training is different, and a wrong line in the loss often only makes it slower. So learning is *measured*, once, over many seeds, and the scores are kept
-in a file that is reviewed like code: the baseline. Later the same trainings run with fresh seeds, and a test of statistics says whether they could come from the same code.
+A test can say whether a function is right. It cannot say that of learning: every training is different, and a wrong line in the loss often only makes it slower. So learning is *measured* once, over many seeds, and the scores are kept
+in a file that is reviewed like code: the baseline. Later the same trainings run with fresh seeds, and a statistical test says whether their scores could come from the same code.
 
 - `Baseline`: a file of trainings, each a `GateCell` with its config and the raw scores of every seed. `read_baseline` and `write_baseline`.
 - `measure_training`: one training as a few numbers, its *measures*.
