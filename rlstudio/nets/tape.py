@@ -453,8 +453,10 @@ class Var:
     maximum = binary(np.maximum, lambda G, a, b: G * (a >= b), lambda G, a, b: G * (b > a))
 
     # one operand and some numbers
-    pow = __pow__ = _pow
-    clamp = clip = _clamp
+    def pow(self, exponent: Any) -> 'Var': "a number: x ** exponent"; return _pow(self, exponent)   # a number: x ** exponent
+    __pow__ = pow
+    def clamp(self, min: Any = None, max: Any = None) -> 'Var': "held between two numbers"; return _clamp(self, min, max)   # held between two numbers
+    clip = clamp
 
     # questions, without a way back
     __lt__, __gt__ = comparison(np.less), comparison(np.greater)
@@ -468,7 +470,10 @@ class Var:
     def item(self) -> Any: "a Python number"; return self.value.item()   # a Python number
 
     # along an axis, or over all
-    sum, mean, amin, log_softmax = _sum, _mean, _amin, _log_softmax_var
+    def sum(self, dim: Any = None, keepdim: bool = False) -> 'Var': "dim: int, ints, or None: all"; return _sum(self, dim, keepdim)    # dim: int, ints, or None: all
+    def mean(self, dim: Any = None, keepdim: bool = False) -> 'Var': "dim: as in `sum`"; return _mean(self, dim, keepdim)   # dim: as in `sum`
+    def amin(self, dim: int) -> 'Var': "equal ones share the gradient"; return _amin(self, dim)   # equal ones share the gradient
+    def log_softmax(self, dim: int) -> 'Var': "log-probabilities"; return _log_softmax_var(self, dim)   # log-probabilities
 
     # the same numbers in other places
     def reshape(self, *shape: Any) -> 'Var':   # of another shape
@@ -496,7 +501,8 @@ class Var:
         "float32"
         x, y = self.value, self.value.astype(np.float32)
         return node(y, lambda G, _: self.receive(G.astype(x.dtype)), self)
-    __getitem__, gather = _getitem, _gather
+    def gather(self, dim: int, index: Any) -> 'Var': "(B, n); index: (B, k) ints"; return _gather(self, dim, index)   # (B, n); index: (B, k) ints
+    __getitem__ = _getitem
 
     def __getattr__(self, name: str) -> NoReturn:
         raise TapeError(f'given Var.{name}, expected a method that the tape has')
