@@ -13,44 +13,44 @@ Modules:
 - `rlstudio.algos.ppo`: Proximal policy optimisation: improve the policy with the data at hand, but not further than the data can be trusted.
 - `rlstudio.algos.sac`: Soft actor-critic: as much reward as possible, acting as randomly as that allows.
 - `rlstudio.algos.td3`: Twin delayed deep deterministic policy gradient: a policy that climbs its critic, and three precautions against a critic that is wrong.
-- `rlstudio.core.arithmetic`: Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
+- `rlstudio.core.arithmetic`: Computers round, and they do not all round alike. One thread makes results exact, and an identity names the arithmetic behind them.
 - `rlstudio.core.batch`: Arrays that belong together travel together.
-- `rlstudio.core.files`: One way to read a file, one way to write it: no link is followed, no pipe is waited for, nothing is half written, and nothing is taken on trust.
-- `rlstudio.core.finite`: The first number that is not finite stops the run, with its place and its usual cause.
-- `rlstudio.core.masks`: Which actions may be taken now: one row of yes and no, whatever way an environment tells it.
-- `rlstudio.core.options`: What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
-- `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name; plugins are listed, and loaded only when you allow them.
-- `rlstudio.core.seeding`: One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
-- `rlstudio.core.spec`: What an array is, said once: name, shape, type and range.
-- `rlstudio.data.hindsight`: A failed episode still reached some goal: the memory says which, and pays for it.
-- `rlstudio.data.priority`: Draw more often what surprised most, and say by how much it was drawn too often.
+- `rlstudio.core.files`: One way to read a file and one way to write it. Reading trusts nothing: no link, no pipe, no size. Writing leaves nothing half done.
+- `rlstudio.core.finite`: The first NaN or infinity stops the run, and the error says where it came up and what usually causes it.
+- `rlstudio.core.masks`: Which actions are legal now? One row of bools says so, however the environment reports it.
+- `rlstudio.core.options`: An experiment is one checked value: each field has a type, a range and a default, and all mistakes are reported at once.
+- `rlstudio.core.registry`: Algorithms, environments, networks and sinks are found by name. Plugins are listed, and loaded only if you allow them.
+- `rlstudio.core.seeding`: One seed for a run, and from it a separate random stream for every purpose. A checkpoint keeps the exact state of each.
+- `rlstudio.core.spec`: A spec says once what an array must be: its name, shape, type and range. Everything else is refused.
+- `rlstudio.data.hindsight`: A failed episode still reached some goal. Hindsight replays it as if that goal had been the wanted one.
+- `rlstudio.data.priority`: Transitions that surprised the critic most are drawn more often, and a weight corrects for it.
 - `rlstudio.data.replay`: The last million transitions, drawn again and again, exactly as they happened.
 - `rlstudio.data.returns`: From rewards to learning targets, exact at every end of an episode.
-- `rlstudio.data.rollout`: One loop steps an agent in its environments; what happens is written once, into arrays that the learner reads without a copy.
-- `rlstudio.data.sequences`: What a network with a memory learns from: pieces of a rollout in the order of time, each with the memory it began with.
+- `rlstudio.data.rollout`: One loop steps the agent in its environments and writes each step once, into arrays that the learner reads without a copy.
+- `rlstudio.data.sequences`: A network with a memory learns from sequences: pieces of a rollout in the order of time, each with the memory at its start.
 - `rlstudio.data.storage`: Where a million transitions lie: one packed row each, in a ring, nothing twice.
 - `rlstudio.envs.atari`: The frames of an Atari game as a learner wants them, by one name in a config: `wrappers: [{name: atari}]`.
 - `rlstudio.envs.backends`: Any Gymnasium id, and any of Gymnasium's own vector envs, behind the one contract.
-- `rlstudio.envs.check`: Whether an environment keeps its promises, found in a few seconds and said in plain words.
+- `rlstudio.envs.check`: Does an environment keep the rules of Gymnasium? A few seconds of checks say so, and each problem comes with its fix.
 - `rlstudio.envs.classic`: Gymnasium's five classic environments as arrays of N: the same episodes, number for number, for little more than the price of one.
-- `rlstudio.envs.goals`: Where an observation holds its two goals, and what the world says about any pair of them.
+- `rlstudio.envs.goals`: A goal world has two goals in each observation, the wanted one and the reached one. This chapter finds both, and asks for the reward of any pair.
 - `rlstudio.envs.make`: From a config to a Gymnasium environment, or to an error that says what to write instead.
-- `rlstudio.envs.memory`: Two worlds in which the present observation is not enough: a corridor whose first step says which way to go, and a pole whose speed nobody tells.
-- `rlstudio.envs.snapshot`: The exact state of any environment: the state of its generator at the last reset, and the actions since.
+- `rlstudio.envs.memory`: Two worlds in which the present observation is not enough: a corridor whose first step shows which way to turn, and a pole whose speed is hidden.
+- `rlstudio.envs.snapshot`: Save and restore any environment exactly: keep its random state at the last reset and the actions since, and play them again.
 - `rlstudio.envs.toy`: Tiny environments whose random, best and in-between returns are known exactly, so that an algorithm can be proved and not just watched.
 - `rlstudio.envs.vector`: N environments behind one contract: arrays in, a batch of declared fields out, and no last observation is ever lost.
-- `rlstudio.envs.workers`: Slow worlds on all cores: `backend: workers` steps the same episodes in other processes, bit for bit, and says which world it was when one of them dies.
-- `rlstudio.evidence.audit`: Anyone can take a run, execute it again in a process of its own, and lay the two ledgers side by side: equal line by line, or the first update and the component that went another way.
+- `rlstudio.envs.workers`: Slow worlds on all cores: `backend: workers` steps the same episodes in other processes, bit for bit, and if one of them dies, the error names the world.
+- `rlstudio.evidence.audit`: Train a run once more in a fresh process, and compare the two ledgers line by line: they are identical, or you learn which update went another way first.
 - `rlstudio.evidence.compare`: Is B better than A? A table, a difference with its interval, and one honest sentence: yes, no, or how many more seeds it takes.
 - `rlstudio.evidence.drift`: Does this machine compute the bits that others computed? A matrix of tiny trainings with known results answers in seconds.
 - `rlstudio.evidence.gate`: Does the code still learn as well as it did? A few short trainings against a reviewed file of scores, with a false-alarm rate that is stated and holds.
 - `rlstudio.evidence.migrate`: An old run is rewritten for the present version: beside its place, tried out, and swapped in with one step. The old run is kept.
 - `rlstudio.evidence.report`: A run or a study becomes one HTML file that needs nothing else: the verdict, curves, every seed, films, the config, and what all of it rests on.
 - `rlstudio.evidence.search`: Better hyperparameters from many short runs: say where to look, let Optuna propose, stop what is hopeless, and lose nothing when a process dies.
-- `rlstudio.evidence.stats`: How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
+- `rlstudio.evidence.stats`: How good is it really? The scores of a few seeds become a number, an interval that covers as often as it claims, and an answer to "is B better than A?"
 - `rlstudio.evidence.study`: Many seeds, several configs, a grid of values: one folder, one command, and whatever dies on the way, the same command again.
-- `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row a run, the seeds of one config together as an arm, curves side by side, and a broken folder named instead of in the way.
-- `rlstudio.evidence.variance`: How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
+- `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row for each run, the seeds of a config grouped as an arm, curves side by side. A broken folder is named and skipped.
+- `rlstudio.evidence.variance`: Where does the spread between seeds come from: first weights, worlds, actions or minibatches? And a proof that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: `verify` compares every file of a run with the hash from the day it was written. One flipped bit is enough: it names the file.
 - `rlstudio.fast.graphs`: On a GPU the waiting is for orders, not for arithmetic: record the work of a gradient step once, and give it as one order from then on.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
@@ -60,30 +60,30 @@ Modules:
 - `rlstudio.fast.replay`: One environment, one step, one gradient step: what off-policy learning does between two calls of the compiler, and how to make it few calls instead of two hundred.
 - `rlstudio.fast.rollout`: Acting, drawing and stepping in one loop of machine code: a step in a small world costs less than a call of a function in Python.
 - `rlstudio.fast.worlds`: Your own world as one function of numbers: NumPy steps eight copies of it at once, and the engine `compiled` makes a loop of it.
-- `rlstudio.nets.critics`: How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
+- `rlstudio.nets.critics`: How good is this action in this state? Two critics judge actions that are numbers; one network judges all actions of a choice at once.
 - `rlstudio.nets.dists`: From the numbers that a network puts out to actions, their probabilities, and back.
 - `rlstudio.nets.encoders`: From an observation of any shape to one row of numbers: by name, ours or yours.
 - `rlstudio.nets.flat`: All parameters of a network in one vector: one step of Adam, one slow copy, one name.
 - `rlstudio.nets.layers`: One network for tensors, for arrays and for variables of a tape, with weights that start well.
-- `rlstudio.nets.memory`: An agent that remembers: what it saw before goes into what it does now, through a GRU or an LSTM.
-- `rlstudio.nets.modules`: One contract for every agent: what it sees goes in, what it does comes out, and the network behind it may be ours or yours.
+- `rlstudio.nets.memory`: An agent with a memory: a GRU or an LSTM carries what it saw before into what it does now.
+- `rlstudio.nets.modules`: One contract for every agent: observations go in, actions come out, and the network between them may be ours or yours.
 - `rlstudio.nets.normalize`: Observations and rewards on a common scale, by statistics that are part of the model.
 - `rlstudio.nets.squashed`: Normal numbers pressed into an interval, with their exact density: a random policy for actions that have bounds.
-- `rlstudio.nets.tape`: Backpropagation in a page: a loss is written once, and runs on torch tensors or, two to three times faster for small networks, on NumPy arrays.
+- `rlstudio.nets.tape`: Backpropagation on one page: write a loss once, and run it on torch tensors or, for small networks two to three times faster, on NumPy arrays.
 - `rlstudio.runs.background`: Train in a thread and keep working: stop the training, pause it, wait for it, or watch one of another process.
 - `rlstudio.runs.checkpoint`: The whole state of a run on disk: complete or absent, verified to the last bit, never able to run code.
-- `rlstudio.runs.config`: A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
+- `rlstudio.runs.config`: Configs come from YAML and from `section.key=value`. Whatever is wrong with one, now or later, is reported with its line and column.
 - `rlstudio.runs.export`: An agent leaves its run: as a folder that runs no code, as an ONNX file that needs no Python of ours, or as a `torch.export` program.
-- `rlstudio.runs.folder`: One folder holds everything that is known about a run; it can be read while another process trains.
-- `rlstudio.runs.hub`: An agent goes out into the world and comes back: `push` puts it on the Hugging Face Hub with a card, `load_agent('hf://owner/name')` fetches it.
-- `rlstudio.runs.legs`: A run goes on with a larger budget, and a new run begins with what another one has learned; what changes is said, and what cannot is refused.
+- `rlstudio.runs.folder`: One folder holds everything that is known about a run. It can be read at any time, even while another process trains.
+- `rlstudio.runs.hub`: Share an agent: `push` puts it on the Hugging Face Hub with a model card, and `load_agent('hf://owner/name')` brings it back.
+- `rlstudio.runs.legs`: Continue a run with a larger budget, or begin a new one from the weights of another. Every change is noted, and what cannot change is refused.
 - `rlstudio.runs.pictures`: What a run leaves for the eye: a curve, a short film, and a line of blocks for the terminal.
-- `rlstudio.runs.run`: One folder is the whole experiment: it says what was asked, what happened, and how to go on.
-- `rlstudio.runs.yaml`: YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
+- `rlstudio.runs.run`: A `Run` is one folder with the whole experiment: its config, all results, and everything that is needed to go on.
+- `rlstudio.runs.yaml`: Read and write YAML, with the line and column of every key. A file can only ever become plain data.
 - `rlstudio.studio.cards`: End a cell with a run, a config or a batch, and the notebook shows a small card. A card only shows: nothing in it can act.
-- `rlstudio.studio.catalog`: A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.
+- `rlstudio.studio.catalog`: Find, list, sort and compare the runs in a folder, thousands perhaps, and delete them with care.
 - `rlstudio.studio.cli`: A few commands over the same objects that the notebooks use: run, resume, evaluate, export, push, check-env, show, list, delete.
-- `rlstudio.studio.console`: What a person sees of a run: a header, five living lines, a verdict, and what to type next.
+- `rlstudio.studio.console`: A training in a terminal: a header, five lines that update, a verdict, and the commands to type next.
 - `rlstudio.studio.explorer`: Choose arms, runs, metric, axis and smoothing in a notebook, and see the curves at once; the one under the mouse says which seed it is.
 - `rlstudio.studio.panel`: A training in a notebook shows its curve, its health and its film while it runs, and has buttons that work.
 - `rlstudio.studio.plugins`: What others have written for the library: seen before it runs, tried before it is trusted, and begun from a template that works.
@@ -92,7 +92,7 @@ Modules:
 - `rlstudio.train.evaluate`: How good the agent is, asked apart from training: its own worlds, its own seeds, every episode kept.
 - `rlstudio.train.ledger`: After an update, a training writes down the hashes of its weights, its optimiser, its random streams and its experience, each line chained to the one before; so the first update that went another way can be named.
 - `rlstudio.train.metrics`: What a run says about itself: named, explained, and safe on disk whatever kills it.
-- `rlstudio.train.trackers`: W&B, MLflow and trackio as sinks: a run tells its story to the tool you use already, and never dies of it.
+- `rlstudio.train.trackers`: W&B, MLflow and trackio as sinks: a run logs to the tool that you use already, and an error there never ends the training.
 - `rlstudio.train.trainer`: One loop for every algorithm: a state machine that can stop after any iteration and go on elsewhere, bit for bit."""
 
 __api__ = "1.0"  # what plugins rely on: MAJOR.MINOR (docs/adr/0018); tests/public_names.txt lists it

@@ -1,4 +1,4 @@
-"""Computers round, and not all of them alike: one thread for exact results, and a name for the arithmetic behind a result.
+"""Computers round, and they do not all round alike. One thread makes results exact, and an identity names the arithmetic behind them.
 
 A seed fixes the random numbers of a run (chapter `core.seeding`), not what is computed from them. Floating-point addition rounds after every step, so the order of a sum is part of its result. The order depends on the number of threads, on the processor,
 and on the routines that each library picks for this processor. This chapter fixes the first and names the other two.

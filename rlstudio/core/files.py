@@ -1,4 +1,4 @@
-"""One way to read a file, one way to write it: no link is followed, no pipe is waited for, nothing is half written, and nothing is taken on trust.
+"""One way to read a file and one way to write it. Reading trusts nothing: no link, no pipe, no size. Writing leaves nothing half done.
 
 A run's folder travels. It comes out of an archive, from a colleague, from a disk that failed. What lies in it need not be what a training wrote there:
 `manifest.json` can be a pipe that never ends, a link to a file of yours, four hundred megabytes of brackets, or half of what it was. So the library

@@ -1,4 +1,4 @@
-"""The first number that is not finite stops the run, with its place and its usual cause.
+"""The first NaN or infinity stops the run, and the error says where it came up and what usually causes it.
 
 A NaN spreads. One in a reward is in the loss at the next update, in every weight one line later, and from then on in every action. The log shows a flat
 curve, hours after the cause. So seven places are watched, and the first bad number stops the run before the update is applied.

@@ -1,4 +1,4 @@
-"""Which actions may be taken now: one row of yes and no, whatever way an environment tells it.
+"""Which actions are legal now? One row of bools says so, however the environment reports it.
 
 In chess most moves are illegal most of the time. A *mask* says which actions are legal in this state, and an agent that reads it never tries another one. Environments
 tell their masks in three ways. This chapter makes one of them, and the rest of the book knows only that one: an array of bools.

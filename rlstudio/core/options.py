@@ -1,4 +1,4 @@
-"""What an experiment is, as one checked value: every field has a type, a range and a default, and all mistakes are reported at once.
+"""An experiment is one checked value: each field has a type, a range and a default, and all mistakes are reported at once.
 
 A `Config` says what an experiment is: the environment, the algorithm and its numbers, the budget, the seed. Every field is checked when it is made, and
 afterwards it never changes.

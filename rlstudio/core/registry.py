@@ -1,4 +1,4 @@
-"""Algorithms, environments, networks and sinks are found by name; plugins are listed, and loaded only when you allow them.
+"""Algorithms, environments, networks and sinks are found by name. Plugins are listed, and loaded only if you allow them.
 
 A config says `algo: {name: ppo}`: a name, never an import path. A `Registry` turns the name into the class. It looks in three places: what your own
 code registered, what RLStudio brings, and plugins, which are entry points of other installed distributions.

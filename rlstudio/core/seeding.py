@@ -1,4 +1,4 @@
-"""One seed a run, a stream of its own for every purpose, and its exact place in a checkpoint.
+"""One seed for a run, and from it a separate random stream for every purpose. A checkpoint keeps the exact state of each.
 
 A run draws random numbers for many purposes: initial weights, exploration, the order of minibatches, every environment. `Streams` gives each purpose
 a generator of its own, derived from the run's seed, the purpose's *name* and an index. So the draws of one purpose do not depend on those of another, and

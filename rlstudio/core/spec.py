@@ -1,4 +1,4 @@
-"""What an array is, said once: name, shape, type and range.
+"""A spec says once what an array must be: its name, shape, type and range. Everything else is refused.
 
 An agent and its world exchange arrays. Many bugs between them are arrays of the wrong shape, type or range that nobody looked at.
 A *spec* says what an array must be.

@@ -1,4 +1,4 @@
-"""A failed episode still reached some goal: the memory says which, and pays for it.
+"""A failed episode still reached some goal. Hindsight replays it as if that goal had been the wanted one.
 
 An env that pays only at its goal pays next to nothing to a beginner. But each failure is a success at getting *somewhere*. `Hindsight` is a
 relabeller for a `ReplayBuffer`. It gives a share of each batch another goal, one that the same episode really reached later, and the reward that the env

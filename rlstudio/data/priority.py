@@ -1,4 +1,4 @@
-"""Draw more often what surprised most, and say by how much it was drawn too often.
+"""Transitions that surprised the critic most are drawn more often, and a weight corrects for it.
 
 Most of what an agent has lived through it could have foretold; it learns from the rest. `Prioritized` is a sampler for a `ReplayBuffer`. It draws
 each transition in proportion to a power of its last TD error (`priority`), and gives each drawn row the `weight` that takes the bias out

@@ -1,4 +1,4 @@
-"""One loop steps an agent in its environments; what happens is written once, into arrays that the learner reads without a copy.
+"""One loop steps the agent in its environments and writes each step once, into arrays that the learner reads without a copy.
 
 An agent sees, acts, and the worlds answer. This loop is the same in training, in evaluation and for pictures, so it is written once.
 

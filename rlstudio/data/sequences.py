@@ -1,4 +1,4 @@
-"""What a network with a memory learns from: pieces of a rollout in the order of time, each with the memory it began with.
+"""A network with a memory learns from sequences: pieces of a rollout in the order of time, each with the memory at its start.
 
 A network without a memory learns from rows in any order. A recurrent one must read what led to a row before it can say anything about the row. So a rollout `(T, N, …)` is cut into pieces of equal length, pieces are shuffled in the place of
 rows, and each piece begins with the memory that the agent had there when it acted.

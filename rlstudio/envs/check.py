@@ -1,4 +1,4 @@
-"""Whether an environment keeps its promises, found in a few seconds and said in plain words.
+"""Does an environment keep the rules of Gymnasium? A few seconds of checks say so, and each problem comes with its fix.
 
 Most trainings that fail without a word fail in the environment: a space that is too small, a reward that is an array, a `reset` that ignores its seed.
 `check_env` plays random actions, looks at every answer, and reports what it found.

@@ -1,4 +1,4 @@
-"""Where an observation holds its two goals, and what the world says about any pair of them.
+"""A goal world has two goals in each observation, the wanted one and the reached one. This chapter finds both, and asks for the reward of any pair.
 
 Some worlds tell the agent what to reach, and report what it has reached. A learner can then replace the wanted goal by the reached one and
 learn from a failed episode too (chapter `data.hindsight`). For this it must know where the goals lie in an observation, and what the reward

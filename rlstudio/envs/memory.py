@@ -1,4 +1,4 @@
-"""Two worlds in which the present observation is not enough: a corridor whose first step says which way to go, and a pole whose speed nobody tells.
+"""Two worlds in which the present observation is not enough: a corridor whose first step shows which way to turn, and a pole whose speed is hidden.
 
 Most test worlds show all that counts. These two do not, so they tell an agent with a memory from one without.
 

@@ -1,4 +1,4 @@
-"""The exact state of any environment: the state of its generator at the last reset, and the actions since.
+"""Save and restore any environment exactly: keep its random state at the last reset and the actions since, and play them again.
 
 A seed says how the first episode of an environment begins, not where the pole is when the process dies. A run that was killed must go on as if nothing had happened, and that includes the pole half-way through its fall. Few environments can
 report their state, but all of them can be *led* to it again. `Recorder` wraps one environment and writes down what happens to it. Its

@@ -1,4 +1,4 @@
-"""Slow worlds on all cores: `backend: workers` steps the same episodes in other processes, bit for bit, and says which world it was when one of them dies.
+"""Slow worlds on all cores: `backend: workers` steps the same episodes in other processes, bit for bit, and if one of them dies, the error names the world.
 
 A world that takes a millisecond for a step keeps one core busy and all others idle. `Workers` shares the sub-envs among processes. Each process holds some of them in an `InProcess` (chapter
 `envs.backends`) whose arrays lie in memory that all see. So there is one way to step an env, and its results stand at the index of the env, whoever is faster.

@@ -1,6 +1,6 @@
 """Is B better than A? A table, a difference with its interval, and one honest sentence: yes, no, or how many more seeds it takes.
 
-Two bars with whiskers convince, and prove nothing. `rlstudio compare A B` puts the questions of `74_evidence.stats` to the runs of two or more sides, and answers with a sentence that one may quote.
+Two bars with whiskers look convincing and prove nothing. `rlstudio compare A B` applies the statistics of `74_evidence.stats` to the runs of two or more sides. Its answer is one sentence that you may quote.
 
 - `compare_sides`: from paths, names and globs to a `Comparison`. It prints itself; `to_dict` is for programs, `comparison_figure` for the eye.
 - `Side`: the scores of one side, by world and seed, and the runs that have none. `sides_of` finds the sides.

@@ -1,7 +1,7 @@
 """Does the code still learn as well as it did? A few short trainings against a reviewed file of scores, with a false-alarm rate that is stated and holds.
 
-A test asks whether a function is right. Nobody can ask that of learning: every training is different, and a wrong line in the loss often only makes it slower. So learning is *measured*, once, over many seeds, and the scores are kept
-in a file that is reviewed like code: the baseline. Later the same trainings run with fresh seeds, and a test of statistics says whether they could come from the same code.
+A test can say whether a function is right. It cannot say that of learning: every training is different, and a wrong line in the loss often only makes it slower. So learning is *measured* once, over many seeds, and the scores are kept
+in a file that is reviewed like code: the baseline. Later the same trainings run with fresh seeds, and a statistical test says whether their scores could come from the same code.
 
 - `Baseline`: a file of trainings, each a `GateCell` with its config and the raw scores of every seed. `read_baseline` and `write_baseline`.
 - `measure_training`: one training as a few numbers, its *measures*.
@@ -75,7 +75,7 @@ def measures_of(
 class _Records(Callback):
     "Keeps the record of each iteration"
     def __init__(self) -> None: self.rows: list[dict[str, float]] = []
-    def on_iteration_end(self, trainer: Trainer) -> None: self.rows.append(dict(trainer.metrics))
+    def on_iteration_end(self, trainer: Trainer) -> None: self.rows.append(dict(trainer.metrics))   # trainer: its newest record is kept
 
 def measure_training(
     config: Mapping[str, Any],  # as `to_dict` gives it
@@ -340,7 +340,7 @@ def baseline_text(
     Returns:
         JSON, one line a measure
     """
-    def entry(c: GateCell) -> str:
+    def entry(c: GateCell) -> str:   # c: to be written
         head = {k: getattr(c, k) for k in ('config', 'overrides', 'resolved', 'made', 'seeds')} | dict(config_hash=config_hash(config_from_dict(c.resolved)))
         lines = [f'   {json.dumps(m)}: {json.dumps(v, allow_nan=False)}' for m, v in c.scores.items()]
         return '{\n' + ''.join(f'  {json.dumps(k)}: {json.dumps(v)},\n' for k, v in head.items()) + '  "scores": {\n' + ',\n'.join(lines) + '}}'
@@ -482,7 +482,7 @@ def changes_since(
         lines
     """
     then, now = config_from_dict(cell.resolved), versions()
-    def value(c: Config, key: str) -> Any: return getattr(getattr(c, key.split('.')[0]), key.split('.')[1])
+    def value(c: Config, key: str) -> Any: return getattr(getattr(c, key.split('.')[0]), key.split('.')[1])   # key: section.key
     keys = [f'{key} {value(then, key)} → {value(config, key)}' for key in diff(then, config) if len(key.split('.')) == 2]
     old = cell.made.get('versions', {})
     known = {k: v for k, v in old.items() if k not in ('code', 'rlstudio')} if isinstance(old, dict) else {}
@@ -531,7 +531,7 @@ class GateReport:
 
     def __str__(self) -> str:
         wide = max([8, *(len(r.name) for r in self.rows)])
-        def lines(r: CellVerdict) -> list[str]:
+        def lines(r: CellVerdict) -> list[str]:   # r: of one training
             said = [*map(str, r.findings[:3]), *([f'and {len(r.findings) - 3} more'] if len(r.findings) > 3 else []), *r.notes] or ['']
             return [f'{r.name:<{wide}}  {r.verdict:<7}  {r.seeds:>5}  {said[0]}'.rstrip(), *(f'{"":<{wide + 18}}{s}' for s in said[1:])]
         many = f'{len(self.rows)} training' + 's' * (len(self.rows) > 1)
@@ -561,7 +561,7 @@ def train_apart(
     Returns:
         the same numbers as `train_here`
     """
-    def train(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, float]]:
+    def train(config: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, float]]:   # as `TrainSeeds`
         if jobs == 1 or len(seeds) == 1: return train_here(config, seeds)
         with ProcessPoolExecutor(min(jobs, len(seeds)), get_context('spawn'), join_workspace, (imported(),)) as pool: return list(pool.map(measure_training, [config] * len(seeds), seeds))
     return train

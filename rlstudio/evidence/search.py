@@ -1,6 +1,6 @@
 """Better hyperparameters from many short runs: say where to look, let Optuna propose, stop what is hopeless, and lose nothing when a process dies.
 
-A search is a study whose configs are not known beforehand. You name some keys of a config and where to look for each; a *trial* is one run with values from there, and what earlier trials returned decides where the next one looks.
+A search is a study whose configs are not known beforehand. You name some keys of a config and a range for each. A *trial* is one run with values from these ranges, and the scores of earlier trials decide where the next one looks.
 
 - `parse_dimension`: `algo.gamma=0.9..0.999:logit` becomes a `Range`, `algo.activation=tanh|relu` becomes `Choices`.
 - `Search`: the dimensions, how many trials, who proposes (`tpe`, `random`), who stops trials early (`asha`, `median`, `none`).

@@ -1,7 +1,7 @@
-"""How good is it really? Scores of a few seeds become a number, an interval that covers what it says, and an answer to "is B better than A?"
+"""How good is it really? The scores of a few seeds become a number, an interval that covers as often as it claims, and an answer to "is B better than A?"
 
-Two trainings that differ in nothing but their seed can differ by half of what can be reached. So a score is a draw, and a result is a statement about the draws that nobody has made. This chapter holds the statements: plain functions, arrays in,
-numbers out. It reads no run and draws from no global generator; the same scores give the same numbers.
+Two trainings that differ only in their seed can differ by half of the possible score. So a score is a random draw, and a result is a statement about all the seeds that were not trained. This chapter makes such statements with plain functions: arrays in,
+numbers out. It reads no run and uses no global generator; the same scores give the same numbers.
 
 - `iqm`, `mean_score`, `median_score`: one number for many scores. `interval` says how far it may be off, and how many seeds that needs.
 - `difference`, `probability_of_improvement`, `permutation_test`: two sides. `seeds_needed`: how many seeds would settle it.

@@ -1,4 +1,4 @@
-"""How much of the spread between seeds comes from the first weights, the worlds, the actions, the minibatches; and that none comes from processes, workers and kills.
+"""Where does the spread between seeds come from: first weights, worlds, actions or minibatches? And a proof that none comes from processes, workers and kills.
 
 Ten seeds of one config give ten scores. Where does the spread come from? Other libraries cannot tell, because one seed drives everything at once. Here every purpose draws from a stream of its own, and `train.streams` replaces the seed of one stream while
 all others stay as they are. So the question becomes an experiment.
@@ -159,7 +159,7 @@ def share_of(
     n, r, f = len(np.asarray(a)), float(intraclass(a, mixed)), float(intraclass(b, mixed))
     (low, high), (least, most) = intraclass_interval(r, n, level), intraclass_interval(f, n, level)
     note = '' if n >= PAIRS_WANTED else f'below {PAIRS_WANTED} pairs these intervals mean less than they say (given {n})'
-    def between(x: float, y: float) -> Interval: return Interval(float(x), float(y), level, 'fisher', n, note)
+    def between(x: float, y: float) -> Interval: return Interval(float(x), float(y), level, 'fisher', n, note)   # x, y: its ends
     return StreamShare(stream, n, 1 - r, between(1 - high, 1 - low), f, between(least, most), int(np.sum(np.asarray(a) == np.asarray(mixed))))
 
 # %% ../../nbs/79_evidence.variance.ipynb #9615cc76
@@ -349,7 +349,7 @@ def size_lines(
         sentences for people
     """
     reach, seen = ([f(report.spread, n) for n in (3, 5, 10, 20)] for f in (mean_reach, visible_difference))
-    def row(what: str, values: Sequence[float]) -> str: return f'{what:<44}' + ''.join(f'{v:>9.3g}' for v in values)
+    def row(what: str, values: Sequence[float]) -> str: return f'{what:<44}' + ''.join(f'{v:>9.3g}' for v in values)   # what: label; values: one a column
     lines = [f'{"seeds (of each side)":<44}' + ''.join(f'{n:>9}' for n in (3, 5, 10, 20)), row('the mean is known to ±', reach), row('a difference shows (power 80 %) from', seen)]
     note = next((s.alone_interval.note for s in shares if s.alone_interval.note), '')
     if shares: lines += ['', *([note] if note else []), f'to know every share to ± 0.25: {pairs_needed()} pairs; there are {max(s.pairs for s in shares)}']
@@ -516,7 +516,7 @@ def variance_report(
     """
     outs = {c.name: planned_outcome(c) for c in study.cells}
     def score(name: str) -> float: return float(outs[name].get('eval_return_mean') or 0.) if outs[name].get('eval_return_mean') is not None else float('nan')
-    def column(names: Iterable[str]) -> tuple[float, ...]: return tuple(score(name) for name in names)
+    def column(names: Iterable[str]) -> tuple[float, ...]: return tuple(score(name) for name in names)   # names: of runs
     a, b = (column(f'{study.arm}_s{pair[i]}' for pair in study.pairs) for i in (0, 1))
     mixed = {k: column(c.name for c in mixed_cells(study.folder, study.arm, study.config, study.plan.seeds, [k])) for k in study.streams}
     failed = tuple(name for name, out in outs.items() if not np.isfinite(score(name)))
@@ -622,7 +622,7 @@ def nothing_else(
     kills = read_file(folder / 'kills.txt', 100).strip() if is_regular(folder / 'kills.txt') else b''
     weights = {name: cell_outcome(c.folder).get('weights_sha256') for name, c in cells.items()}
     wanted = cell_outcome(first.folder).get('weights_sha256')
-    def same(name: str) -> bool | None: return weights[name] == wanted if weights[name] and wanted and (name != 'killed' or kills == b'2') else None
+    def same(name: str) -> bool | None: return weights[name] == wanted if weights[name] and wanted and (name != 'killed' or kills == b'2') else None   # name: of a case
     return {CHECKS[name]: same(name) for name in weights} | judged_apart(study)
 
 def judged_apart(

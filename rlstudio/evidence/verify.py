@@ -175,7 +175,7 @@ def unknown_files(
     """
     growing = {p.name for key, p in growing_files(folder).items() if key in record.lines}
     announced = tuple(name for name in record.changing if name.endswith('/'))
-    def known(name: str) -> bool:
+    def known(name: str) -> bool:   # name: in the run's folder
         inner = f'{checkpoint_of(name)}/{MANIFEST}' in record.files   # its manifest covers it
         return inner or name in record.files or name in record.changing or name in growing or name.startswith(announced) or is_passing(name)
     return [name for name, regular in there.items() if regular and not known(name)]

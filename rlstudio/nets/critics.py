@@ -1,4 +1,4 @@
-"""How good is this action in this state? Two critics for actions that are numbers, one network for actions that are a choice.
+"""How good is this action in this state? Two critics judge actions that are numbers; one network judges all actions of a choice at once.
 
 Learning from a replay buffer needs a critic: $Q(s, a)$, the return to expect after action $a$ in state $s$. There are two forms of it.
 

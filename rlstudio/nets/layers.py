@@ -132,7 +132,7 @@ def affine(
     """
     y = x.dot(W)
     y += b
-    def pull(G: np.ndarray, sink: GradientSink, inputs: bool = True) -> np.ndarray | None:
+    def pull(G: np.ndarray, sink: GradientSink, inputs: bool = True) -> np.ndarray | None:   # G: (B, out); inputs: is ∂L/∂x wanted?
         sink.add_product(layer.weight, G.T, x)
         if sink.wants(layer.bias): sink.add(layer.bias, np.add.reduce(G, 0))
         return G.dot(W.T) if inputs else None
@@ -156,7 +156,7 @@ def normed(
     centred = x - x.mean(1, keepdims=True)
     inv_σ = 1 / np.sqrt((centred * centred).mean(1, keepdims=True) + np.float32(layer.eps))
     u = centred * inv_σ
-    def pull(G: np.ndarray, sink: GradientSink) -> np.ndarray:
+    def pull(G: np.ndarray, sink: GradientSink) -> np.ndarray:   # G: (B, n)
         sink.add(layer.weight, np.add.reduce(G * u, 0))
         sink.add(layer.bias, np.add.reduce(G, 0))
         H = G * γ
@@ -177,7 +177,7 @@ def bent(
     Returns:
         pull(G, sink) → G times the slope, in place
     """
-    def pull(G: np.ndarray, sink: GradientSink) -> np.ndarray:
+    def pull(G: np.ndarray, sink: GradientSink) -> np.ndarray:   # G: (B, n)
         G *= slope(kept)
         return G
     return pull
@@ -290,7 +290,7 @@ def mlp_node(
         y = act.array(z)
         back.append(bent(act.slope, z if act.of_input else y))
 
-    def pull_all(G: np.ndarray, sink: GradientSink) -> None:
+    def pull_all(G: np.ndarray, sink: GradientSink) -> None:   # G: (B, out)
         while len(back) > 1: G = back.pop()(G, sink)   # and what it kept is free
         G = back[0](G, sink, x.needs)   # the first layer
         if x.needs: x.receive(G)

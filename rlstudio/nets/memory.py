@@ -1,4 +1,4 @@
-"""An agent that remembers: what it saw before goes into what it does now, through a GRU or an LSTM.
+"""An agent with a memory: a GRU or an LSTM carries what it saw before into what it does now.
 
 A policy of the present observation alone cannot know what was shown ten steps ago. A *recurrent core* between encoder and heads can: it carries numbers from step to step.
 

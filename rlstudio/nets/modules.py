@@ -1,4 +1,4 @@
-"""One contract for every agent: what it sees goes in, what it does comes out, and the network behind it may be ours or yours.
+"""One contract for every agent: observations go in, actions come out, and the network between them may be ours or yours.
 
 An agent is asked one thing thousands of times a second: *what do you do here?* `RLModule` is that contract, `act(seen) -> Batch`, for every algorithm. While an agent
 learns, its algorithm asks more, and there the modules differ:

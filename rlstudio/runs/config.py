@@ -1,7 +1,7 @@
-"""A config is read once, from YAML and `section.key=value`; whatever is wrong with it, now or later, is reported with its line and column.
+"""Configs come from YAML and from `section.key=value`. Whatever is wrong with one, now or later, is reported with its line and column.
 
-An experiment is written in a file. This chapter turns the file into a checked `Config` and remembers where each key stands, so that a problem that shows only later (the
-environment has no such actions) points into the file as well.
+An experiment is written in a file. This chapter turns the file into a checked `Config` and remembers the line of each key. So a problem that shows up only later (the
+environment has other actions) can still point into the file.
 
 - `load_config`: a `Config` and its `Places`, or a `ConfigError` with *every* problem, one a line: `file:line:column: key: message`. `locate` gives a later problem its place.
 - `find_config`, `packaged_configs`: a file by its path or by its short name, `ppo/cartpole`.

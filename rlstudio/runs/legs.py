@@ -1,9 +1,9 @@
-"""A run goes on with a larger budget, and a new run begins with what another one has learned; what changes is said, and what cannot is refused.
+"""Continue a run with a larger budget, or begin a new one from the weights of another. Every change is noted, and what cannot change is refused.
 
 An experiment is rarely over when its budget is. It looks promising, so you give it more steps: that is a new *leg* of the same run. Or you want its agent to learn another world: that is a new run with a *warm start*.
 
 - `leg_changes`, `check_leg`, `leg_notes`: what may change between two legs, what may not, and what schedules make of it.
-- `begin_leg`: writes a leg down. The manifest lists all of them.
+- `begin_leg`: notes a new leg. The manifest lists all of them.
 - `find_start`, `warm_start`: weights and normalisers of one run for another, with a `Fit` that lists what did not fit.
 
 A leg keeps everything that a run has learned and remembered. A warm start keeps the weights and the normalisers, and nothing else."""

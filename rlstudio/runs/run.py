@@ -1,4 +1,4 @@
-"""One folder is the whole experiment: it says what was asked, what happened, and how to go on.
+"""A `Run` is one folder with the whole experiment: its config, all results, and everything that is needed to go on.
 
 A `Run` is a config and a folder. `Run.from_config` makes one, `Run.open` finds one again. `train` brings it to its end from
 wherever it is: from the start, from a checkpoint after a crash or a Ctrl-C. If it has ended already, `train` does nothing. `evaluate` and `plot` look back. The

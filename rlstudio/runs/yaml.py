@@ -1,7 +1,7 @@
-"""YAML in and out, with the place of every key; a file is data, and nothing but data comes out of it.
+"""Read and write YAML, with the line and column of every key. A file can only ever become plain data.
 
-People write configs in YAML, and people make mistakes. This chapter reads YAML into plain values, keeps the place of every key, so that the next chapter can
-say where a mistake is, and writes plain values so that they read back equal.
+People write configs in YAML, and people make mistakes. This chapter reads YAML into plain values, and keeps the place of every key, so that the next chapter can
+say where a mistake is. It also writes plain values, so that they read back equal.
 
 - `read_yaml`, `read_yaml_file`: a `Source`: values, the `Mark` of each key, and the problems met. They never raise on bad input.
 - `override`: `section.key=value` from the command line, written over a `Source`.

@@ -145,7 +145,7 @@ def line_svg(
     aim = [goal] if goal is not None and isfinite(goal) else []
     xs, ys = [x for x, _ in seen + more], [y for _, y in seen + more] + aim
     wide, high = max(xs) - min(xs) or 1, max(ys) - min(ys) or 1
-    def at(x: float, y: float) -> tuple[str, str]: return f'{4 + 292 * (x - min(xs)) / wide:.1f}', f'{4 + 56 * (max(ys) - y) / high:.1f}'
+    def at(x: float, y: float) -> tuple[str, str]: return f'{4 + 292 * (x - min(xs)) / wide:.1f}', f'{4 + 56 * (max(ys) - y) / high:.1f}'   # x, y: in units of the data
     lines = [(seen, '')] + [([(min(xs), y), (max(xs), y)], ' stroke-dasharray="4 3" opacity=".6"') for y in aim]
     drawn = [f'<polyline points="{" ".join(",".join(at(*p)) for p in line)}"{how}/>' for line, how in lines]
     drawn += ['<circle cx="{}" cy="{}" r="2.5" fill="currentColor"/>'.format(*at(*p)) for p in more]
@@ -217,7 +217,7 @@ def chosen_keys(
     from dataclasses import MISSING, fields
 
     from rlstudio.core.options import as_text, plain
-    def default(f: Any) -> Any: return f.default_factory() if f.default_factory is not MISSING else f.default
+    def default(f: Any) -> Any: return f.default_factory() if f.default_factory is not MISSING else f.default   # f: a field of the section
     return [f'{f.name}: {as_text(plain(value))}' for f in fields(section) if (value := getattr(section, f.name)) != default(f)]
 
 def section_card(
@@ -296,7 +296,7 @@ def module_card(
         HTML
     """
     from rlstudio.core.spec import one_line
-    def size(part: Any) -> int: return sum(p.numel() for p in part.parameters())
+    def size(part: Any) -> int: return sum(p.numel() for p in part.parameters())   # part: a module
     rows = [(name, type(part).__name__, f'{size(part):,}') for name, part in module.named_children()]
     facts = dict(observation=one_line(module.observation_spec), action=one_line(module.action_spec), parameters=f'{size(module):,}')
     return card_html(type(module).__name__, '', facts, below=columns_table(['part', 'type', 'parameters'], rows) + folded_text('layers', repr(module)))
@@ -429,7 +429,7 @@ def run_curve(
         HTML; '' where nothing is known, or very much
     """
     if sum(p.stat().st_size for p in run.folder.glob('*.jsonl')) > 2**25: return ''
-    def pairs(records: Any, x: str, y: str) -> list[tuple[float, float]]:
+    def pairs(records: Any, x: str, y: str) -> list[tuple[float, float]]:   # x, y: keys of the records
         return [(r[x], r[y]) for r in records if isinstance(r, dict) and number_text(r, x, y, form='{}{}')]
     points = pairs(read_safely(lambda: run.history, []), 'step', 'episode/return_mean')
     return line_svg(points, goal, pairs(read_safely(lambda: run.files.evaluations, []), 'env_steps', 'mean'))

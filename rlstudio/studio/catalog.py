@@ -1,10 +1,10 @@
-"""A folder full of runs, thousands perhaps: found by name, listed, sorted, compared with the defaults, and deleted with care.
+"""Find, list, sort and compare the runs in a folder, thousands perhaps, and delete them with care.
 
 After a month of work there are a thousand runs, and the questions are small ones. Which of them solved it? Which was killed? What was different in that one? Which can go?
 
 - `run_row`, `list_runs`: a run in one line; many of them, filtered and sorted.
-- `default_values`, `decisions`: what a run does otherwise than its algorithm would by itself.
-- `check_deletable`, `delete_run`: a run is removed only if it is one, nobody works on it, and nothing else goes with it.
+- `default_values`, `decisions`: in which keys a run differs from the defaults of its algorithm.
+- `check_deletable`, `delete_run`: delete a run, but only a real run, and only if no process works on it and nothing else goes with it.
 
 Everything is read from small files, so a thousand runs take a second or two, and neither torch nor an algorithm is imported."""
 
