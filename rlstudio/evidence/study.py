@@ -631,7 +631,7 @@ class CellProcess:
             stack: cells that it takes at most, one after the other
         """
         self.folder, self.name, self.left, self.idle = study_folder, name, stack - 1, False
-        code = 'from rlstudio.evidence.study import work_on_cells; work_on_cells()'
+        code = 'from rlstudio.core.registry import collector_rests\nwith collector_rests(): from rlstudio.evidence.study import work_on_cells\nwork_on_cells()'
         with os.fdopen(open_plain(log_of(study_folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
             self.line, its_end = socket.socketpair()
             self.line.setblocking(False)
