@@ -1258,7 +1258,7 @@ def stacking(
     Returns:
         `StudyError` if it cannot
     """
-    execute: Executor = executors.get(executor)
+    execute: Callable[..., None] = executors.get(executor)
     if stack == 1: return execute
     if 'stack' in inspect.signature(execute).parameters: return partial(execute, stack=stack)
     raise StudyError(f'executor {executor}: given stacks of {stack} runs, expected one run a process; choose --stack 1, or --executor local')

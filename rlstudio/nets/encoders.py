@@ -226,7 +226,7 @@ def orthogonal_conv(
     W = orthogonal(rng, (n_out, n_in * size * size), gain)
     with torch.no_grad():
         conv.weight.copy_(torch.from_numpy(W).view_as(conv.weight))
-        conv.bias.zero_()
+        if conv.bias is not None: conv.bias.zero_()
     return conv
 
 # %% ../../nbs/25_nets.encoders.ipynb #3dc3075e
