@@ -108,20 +108,27 @@ if TYPE_CHECKING:
     from rlstudio.envs.backends import make_vector
     from rlstudio.envs.check import check_env
     from rlstudio.envs.vector import VectorEnv
+    from rlstudio.evidence.compare import compare_sides, comparison_figure
+    from rlstudio.evidence.report import write_report
+    from rlstudio.evidence.study import Study
+    from rlstudio.evidence.table import plot_arms, read_table
     from rlstudio.evidence.verify import verify
     from rlstudio.runs.config import Settings, load_config, packaged_configs
-    from rlstudio.runs.export import load_agent
+    from rlstudio.runs.export import export_agent, load_agent
     from rlstudio.runs.run import Run
     from rlstudio.train.agent import Agent
     from rlstudio.train.evaluate import Evaluation, evaluate
     from rlstudio.train.trainer import Callback, Trainer
 
-__all__ = ['Agent', 'Batch', 'Callback', 'Config', 'Evaluation', 'Run', 'Settings', 'Spec', 'Trainer', 'VectorEnv', 'check_env', 'evaluate', 'load_agent',
-           'load_config', 'make_vector', 'packaged_configs', 'verify']
+__all__ = ['Agent', 'Batch', 'Callback', 'Config', 'Evaluation', 'Run', 'Settings', 'Spec', 'Study', 'Trainer', 'VectorEnv', 'check_env',
+           'compare_sides', 'comparison_figure', 'evaluate', 'export_agent', 'load_agent', 'load_config', 'make_vector', 'packaged_configs',
+           'plot_arms', 'read_table', 'verify', 'write_report']
 _HOMES = {'Agent': 'train.agent', 'Batch': 'core.batch', 'Callback': 'train.trainer', 'Config': 'core.options', 'Evaluation': 'train.evaluate',
-          'Run': 'runs.run', 'Settings': 'runs.config', 'Spec': 'core.spec', 'Trainer': 'train.trainer', 'VectorEnv': 'envs.vector',
-          'check_env': 'envs.check', 'evaluate': 'train.evaluate', 'load_agent': 'runs.export', 'load_config': 'runs.config',
-          'make_vector': 'envs.backends', 'packaged_configs': 'runs.config', 'verify': 'evidence.verify'}
+          'Run': 'runs.run', 'Settings': 'runs.config', 'Spec': 'core.spec', 'Study': 'evidence.study', 'Trainer': 'train.trainer',
+          'VectorEnv': 'envs.vector', 'check_env': 'envs.check', 'compare_sides': 'evidence.compare', 'comparison_figure': 'evidence.compare',
+          'evaluate': 'train.evaluate', 'export_agent': 'runs.export', 'load_agent': 'runs.export', 'load_config': 'runs.config',
+          'make_vector': 'envs.backends', 'packaged_configs': 'runs.config', 'plot_arms': 'evidence.table', 'read_table': 'evidence.table',
+          'verify': 'evidence.verify', 'write_report': 'evidence.report'}
 _PARTS = ['algos', 'core', 'data', 'envs', 'evidence', 'fast', 'nets', 'runs', 'studio', 'train']
 
 
@@ -129,7 +136,9 @@ def __getattr__(name: str) -> Any:
     "The names that most programs begin with, imported when they are asked for: `import rlstudio` itself costs nothing"
     from importlib import import_module
     if name in _PARTS: return import_module(f'rlstudio.{name}')
-    if name in _HOMES: return getattr(import_module(f'rlstudio.{_HOMES[name]}'), name)
+    if name in _HOMES:
+        from rlstudio.core.registry import collector_rests
+        with collector_rests(): return getattr(import_module(f'rlstudio.{_HOMES[name]}'), name)
     raise _no_such(name, sys._getframe(1))
 
 

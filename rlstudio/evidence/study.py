@@ -17,7 +17,7 @@ __all__ = ['Grid', 'STUDY_VERSION', 'STUDY_FILE', 'PROPOSER', 'searches', 'TellC
            'grid_of', 'grid_points', 'Cell', 'in_a_name', 'name_of_arm_at', 'plan', 'StudyPlan', 'plan_text',
            'check_arm', 'check_stack', 'is_study', 'study_values', 'read_plan', 'find_cell', 'off_plan', 'begin_cell',
            'note_unbegun', 'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome', 'is_finished',
-           'end_of_cell', 'log_of', 'speak_into', 'work_on_cells', 'CellProcess', 'stop_workers', 'hand_over',
+           'end_of_cell', 'cell_log', 'speak_into', 'work_on_cells', 'CellProcess', 'stop_workers', 'hand_over',
            'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line', 'in_time', 'StudyProgress',
            'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs', 'place_study', 'StudyStopped',
            'Study', 'default_jobs', 'stacking', 'sweep_new', 'cell_line', 'is_study_file', 'asked_in', 'check_no_typo',
@@ -569,7 +569,7 @@ def end_of_cell(
         return 1
 
 # %% ../../nbs/76_evidence.study.ipynb #aad087a8
-def log_of(
+def cell_log(
     study_folder: str | Path,  # of a study
     name: str,                 # of one of its cells
 ) -> Path:                     # in `logs/`, which is made
@@ -614,7 +614,7 @@ def work_on_cells() -> None:
         gc.collect()
         line.send(b'+')
         name = names.get()
-        speak_into(log_of(folder, name))
+        speak_into(cell_log(folder, name))
 
 # %% ../../nbs/76_evidence.study.ipynb #60b25c7e
 class CellProcess:
@@ -631,12 +631,12 @@ class CellProcess:
             stack: cells that it takes at most, one after the other
         """
         self.folder, self.name, self.left, self.idle = study_folder, name, stack - 1, False
-        code = 'from rlstudio.evidence.study import work_on_cells; work_on_cells()'
-        with os.fdopen(open_plain(log_of(study_folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
+        code = 'from rlstudio.core.registry import collector_rests\nwith collector_rests(): from rlstudio.evidence.study import work_on_cells\nwork_on_cells()'
+        with os.fdopen(open_plain(cell_log(study_folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
             self.line, its_end = socket.socketpair()
             self.line.setblocking(False)
             self.process = subprocess.Popen(**python_apart(code, study_folder, stack, name, *imported()),
-                                            stdin=its_end, stdout=said, stderr=said, start_new_session=True)   # Ctrl-C is for the driver
+                                            stdin=its_end.fileno(), stdout=said, stderr=said, start_new_session=True)   # Ctrl-C is for the driver
             its_end.close()
 
     def take(self,
@@ -1258,7 +1258,7 @@ def stacking(
     Returns:
         `StudyError` if it cannot
     """
-    execute = executors.get(executor)
+    execute: Callable[..., None] = executors.get(executor)
     if stack == 1: return execute
     if 'stack' in inspect.signature(execute).parameters: return partial(execute, stack=stack)
     raise StudyError(f'executor {executor}: given stacks of {stack} runs, expected one run a process; choose --stack 1, or --executor local')

@@ -30,7 +30,7 @@ from ..core.options import NetConfig
 from ..core.registry import nets
 from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, leaves
 from .dists import Array
-from .layers import orthogonal
+from .layers import orthogonal, with_memory
 from .tape import TapeError, Var
 
 # %% ../../nbs/25_nets.encoders.ipynb #0f71a78b
@@ -222,11 +222,11 @@ def orthogonal_conv(
     Returns:
         with zero bias
     """
-    conv = nn.utils.skip_init(nn.Conv2d, n_in, n_out, size, stride, padding, dtype=torch.float32)
+    conv = with_memory(nn.Conv2d(n_in, n_out, size, stride, padding, device='meta', dtype=torch.float32))
     W = orthogonal(rng, (n_out, n_in * size * size), gain)
     with torch.no_grad():
         conv.weight.copy_(torch.from_numpy(W).view_as(conv.weight))
-        conv.bias.zero_()
+        if conv.bias is not None: conv.bias.zero_()
     return conv
 
 # %% ../../nbs/25_nets.encoders.ipynb #3dc3075e

@@ -515,10 +515,11 @@ def at_work(
     Returns:
         to say something, and to print the object
     """
+    from rlstudio.core.registry import collector_rests
     with explained(as_json) as emit:
         say = speaker(quiet, as_json)
         if first: say(first)
-        with importing(emit): import_module('rlstudio.runs.run')   # torch and gymnasium come with it
+        with importing(emit), collector_rests(): import_module('rlstudio.runs.run')   # torch and gymnasium come with it
         let_in(modules)
         yield say, emit
 
