@@ -15,7 +15,7 @@ The same config and the same number of processes give the same bits. Another num
 __all__ = ['ordered_sum', 'pooled', 'own_rows', 'own_noise', 'ParallelError', 'Ranks', 'SharedMeeting', 'SharedRanks',
            'TorchRanks', 'Hands', 'join_learner', 'stepped_together', 'described_together', 'check_team',
            'share_of_state', 'load_share', 'scales_of', 'report_of', 'Team', 'take_part', 'serve_rank', 'as_sent',
-           'find_ranks']
+           'find_ranks', 'under_torchrun']
 
 # %% ../../nbs/96_fast.parallel.ipynb #16298464
 import multiprocessing
@@ -42,7 +42,7 @@ from ..core.batch import Batch
 from ..core.options import Config, fault
 from ..data.rollout import Stepper
 from ..envs.workers import (
-    GRACE, LOOK, Arena, behave, bytes_of, defined_in, die_with, get_ready, how_it_ended, shared_bytes, start_beside, task_for, without_script)
+    GRACE, LOOK, Arena, Task, behave, bytes_of, defined_in, die_with, get_ready, how_it_ended, shared_bytes, start_beside, task_for, without_script)
 from ..nets.normalize import Moments, RewardScale, RunningMoments, merge, moments
 from ..train.trainer import Trainer, envs_of
 
@@ -130,7 +130,7 @@ class Ranks(Protocol):
         row: np.ndarray,        # (n,), of the same n and dtype everywhere
     ) -> np.ndarray: "\nArgs:\n    row: (n,), of the same n and dtype everywhere\nReturns:\n    (size, n), valid until the next exchange"; ...        # (size, n), valid until the next exchange
     def tell(self, order: Any) -> None: "the first rank, to all others"; ...       # the first rank, to all others
-    def hear(self) -> Any: "the others; None: it is over"; ...                    # the others; None: it is over
+    def hear(self) -> Any: "the others; '': this training is over"; ...                    # the others; '': this training is over
     def gather(self, word: Any) -> list[Any]: "of each rank, in order; [] but for the first"; ... # of each rank, in order; [] but for the first
     def close(self) -> None: "nobody is waited for any more"; ...                  # nobody is waited for any more
 
@@ -248,6 +248,7 @@ class TorchRanks:
         import torch.distributed as dist
         if not dist.is_initialized(): dist.init_process_group('gloo', timeout=timedelta(days=7))   # the first rank may evaluate for long
         self.dist, self.rank, self.size = dist, dist.get_rank(), dist.get_world_size()
+        self.amid = False   # has an order been given that is not carried out yet?
 
     def asked(self, what: Callable[..., Any], *args: Any) -> Any:   # of torch.distributed → what it gives
         "of torch.distributed → what it gives"
@@ -262,7 +263,9 @@ class TorchRanks:
         self.asked(self.dist.all_gather, list(rows), torch.from_numpy(np.ascontiguousarray(row)))
         return rows.numpy()
 
-    def tell(self, order: Any) -> None: self.asked(self.dist.broadcast_object_list, [order])
+    def tell(self, order: Any) -> None:
+        self.asked(self.dist.broadcast_object_list, [order])
+        self.amid = order not in ('', None)
 
     def hear(self) -> Any:
         heard = [None]
@@ -272,11 +275,11 @@ class TorchRanks:
     def gather(self, word: Any) -> list[Any]:
         words = None if self.rank else [None] * self.size
         self.asked(self.dist.gather_object, word, words)
+        self.amid = False
         return words or []
 
     def close(self) -> None:
-        if self.rank == 0:
-            with suppress(ParallelError): self.tell(None)
+        if self.rank == 0 and not self.amid: self.tell('')   # amid a round nobody listens: this process fails, and torchrun ends the others
 
 # %% ../../nbs/96_fast.parallel.ipynb #b062d171
 class Hands:
@@ -540,7 +543,9 @@ class Team:
         if self.found is None:
             t, learner = self.trainer, self.trainer.algo
             self.found = find_ranks(t)
-            begin = dict(config=t.config, engine=self.engine, threads=t.threads, algo=learner.state_dict(), streams=t.streams.state_dict(), shares=(state or {}).get('ranks'))
+            task = task_for(t.env, replace(t.config.env, start_method='spawn'), False, 0, self.found.size)
+            begin = dict(task=vars(task), config=pickle.dumps(t.config), engine=self.engine, threads=t.threads,
+                         algo=learner.state_dict(), streams=t.streams.state_dict(), shares=(state or {}).get('ranks'))
             self.found.tell(begin)
             inexact = [why for why in self.found.gather('') if why]
             if inexact: t.env.inexact = inexact[0]
@@ -607,17 +612,15 @@ class Team:
 def take_part(
     ranks: Ranks,              # one of the others
     begin: dict[str, Any],     # what the first one told
-) -> Any:                      # the next thing that is told; None: it is over
+) -> None:
     """Train along until there is nothing more to do
 
     Args:
         ranks: one of the others
         begin: what the first one told
-
-    Returns:
-        the next thing that is told; None: it is over
     """
-    trainer = Trainer(begin['config'], (), 'cpu', begin['threads'], begin['engine'], rank=ranks.rank)
+    get_ready(Task(**begin['task']))
+    trainer = Trainer(pickle.loads(begin['config']), (), 'cpu', begin['threads'], begin['engine'], rank=ranks.rank)
     Team(trainer, 'cpu', begin['engine'], ranks)
     learner: Any = trainer.algo
     own = [m.ret.clone() for m in scales_of(trainer)]
@@ -628,10 +631,9 @@ def take_part(
     ranks.gather(trainer.env.inexact)
     try:
         with arithmetic_threads(begin['threads']):
-            while isinstance(order := ranks.hear(), str):
+            while order := ranks.hear():
                 if order == 'round': trainer.round()
                 else: ranks.gather(share_of_state(trainer))
-        return order
     finally: trainer.env.close()
 
 def serve_rank(
@@ -642,7 +644,6 @@ def serve_rank(
     rank: int,               # which one this is
     size: int,               # how many there are
     room: int,               # bytes of the longest row
-    facts: dict[str, Any],   # of a `Task`: what to import
 ) -> None:
     """What a process runs that the first rank has started
 
@@ -654,16 +655,13 @@ def serve_rank(
         rank: which one this is
         size: how many there are
         room: bytes of the longest row
-        facts: of a `Task`: what to import
     """
     behave()
     for end in copied: end.close()
     die_with(alive)
     try:
-        workers: Any = import_module('rlstudio.envs.workers')
-        get_ready(workers.Task(**facts))
-        begin = channel.recv()
-        while begin: begin = take_part(SharedRanks(SharedMeeting(memory, rank, size, room), size, [channel]), begin)
+        ranks = SharedRanks(SharedMeeting(memory, rank, size, room), size, [channel])
+        take_part(ranks, ranks.hear())
     except (EOFError, BrokenPipeError, ConnectionResetError): return   # the first rank is gone
     except BaseException as e:
         with suppress(OSError): channel.send(as_sent(e))
@@ -711,10 +709,30 @@ def find_ranks(
     target = import_module('rlstudio.fast.parallel').serve_rank   # by name: a new process cannot see a notebook's cells
     try:
         with hidden:
-            for rank in range(1, size):
-                task = task_for(trainer.env, replace(trainer.config.env, start_method='spawn'), False, rank, size)
-                started.append(start_beside(context, target, (memory, rank, size, room, vars(task)), f'rlstudio rank {rank}'))
+            for rank in range(1, size): started.append(start_beside(context, target, (memory, rank, size, room), f'rlstudio rank {rank}'))
     except BaseException:
         for s in started: s.alive.close()
         raise
     return SharedRanks(SharedMeeting(memory, 0, size, room), size, [s.channel for s in started], started)
+
+# %% ../../nbs/96_fast.parallel.ipynb #72533fa2
+def under_torchrun() -> None:
+    "What torchrun runs in each process: the first one is the command line, the others take part"
+    if 'TORCHELASTIC_RUN_ID' not in os.environ: raise SystemExit('rlstudio.fast.parallel: started alone, expected to be started by torchrun: torchrun --nproc-per-node 2 -m rlstudio.fast.parallel run … train.parallel=2')
+    ranks = TorchRanks()
+    if ranks.rank:
+        behave()   # Ctrl-C is for the first one
+        while (begin := ranks.hear()) is not None:
+            if begin: take_part(ranks, begin)
+        return
+    status: Any = 1
+    try:
+        import_module('rlstudio.studio.cli').main()
+        status = 0
+    except SystemExit as e: status = e.code
+    finally:
+        sys.stdout.flush(); sys.stderr.flush()
+        if not status: ranks.tell(None)
+    if status: os._exit(status if isinstance(status, int) else 1)   # torchrun ends the others
+
+if __name__ == '__main__' and '__file__' in globals(): import_module('rlstudio.fast.parallel').under_torchrun()   # python -m
