@@ -152,20 +152,50 @@ def machines(rows: list[dict[str, Any]]) -> str:
     return "; ".join(sorted({f"{r['machine']['cpu']}, torch {r['versions']['torch']}" for r in rows}))
 
 
-def peers() -> str:
-    "Others beside us, of the newest measurement of each case: bars and one sentence"
-    cases: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for r in stored("peers.jsonl"): cases.setdefault(r["config"], {}).setdefault(r["time"], []).append(r)
-    names = {"rlstudio": "RLStudio", "sb3": "Stable-Baselines3", "sbx": "SBX (JAX)"}
-    groups, said = [], []
-    for config, times in cases.items():
+LIBRARIES = {"rlstudio-compiled": "RLStudio (compiled)", "rlstudio": "RLStudio", "purejaxrl": "PureJaxRL (JAX)", "sbx": "SBX (JAX)", "cleanrl": "CleanRL's style", "skrl": "skrl",
+             "sb3": "Stable-Baselines3", "tianshou": "Tianshou", "torchrl": "TorchRL"}
+
+
+def measured() -> list[tuple[str, str, dict[str, dict[int, float]], list[dict[str, Any]]]]:
+    "Equal work of several libraries: what it is, in which unit, library → round → rate, and the stored rows; the newest session of each"
+    found: dict[str, tuple[str, dict[str, dict[int, float]], list[dict[str, Any]]]] = {}
+    runs = stored("peer_runs.jsonl")
+    for r in runs:
+        newest = max(x["session"] for x in runs if x["case"] == r["case"])
+        if r["session"] != newest or r["cores"] != 1: continue
+        key = "updates_per_second" if "updates_per_second" in r else "env_steps_per_second"
+        _, rates, rows = found.setdefault(r["work"], (key, {}, []))
+        rates.setdefault(r["library"], {})[r["round"]] = r[key]
+        rows.append(r)
+    old: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for r in stored("peers.jsonl"): old.setdefault(r["config"], {}).setdefault(r["time"], []).append(r)
+    for work, times in old.items():   # those that no newer table has
+        if any(work.split(",")[0] == w.split(",")[0] for w in found): continue
         rows = times[max(times)]
-        key = "updates_per_second" if "updates_per_second" in rows[0]["rlstudio"] else "env_steps_per_second"
-        groups.append((config, f"{key.removesuffix('_per_second').replace('_', ' ')}/s", [(names[n], median(r[n][key] for r in rows), n == "rlstudio") for n in names if n in rows[0]]))
-        said.append(f"{config.split(',')[0]}: {median(r['ratio'] for r in rows):.1f} × Stable-Baselines3, median of {len(rows)} rounds")
-    label = "; ".join(said)
-    return (f"{picture(groups, label)}\n\nEqual work in interleaved rounds, one thread each ({machines([r for times in cases.values() for r in times[max(times)]])}): {label}. "
-            "Raw numbers: [peers.jsonl](../benchmarks/results/peers.jsonl), by [benchmarks/peers](../benchmarks/peers/__main__.py).")
+        found[work] = "env_steps_per_second", {n: {i: r[n]["env_steps_per_second"] for i, r in enumerate(rows)} for n in LIBRARIES if n in rows[0]}, rows
+    return [(work, *rest) for work, rest in found.items()]
+
+
+def in_words(work: str, rates: dict[str, dict[int, float]]) -> str:
+    "One sentence about a comparison, the lost ones included: medians of the ratios within rounds"
+    def ratio(one: str, other: str) -> str: return f"{median(rates[one][n] / rates[other][n] for n in rates[one] if n in rates[other]):.2g} ×"
+    ours = [n for n in ("rlstudio-compiled", "rlstudio") if n in rates]
+    best, first = (max(names, key=lambda n: median(rates[n].values())) for names in (ours, rates))
+    said = f"{work.split(',')[0]}: {LIBRARIES[best]} takes {ratio(best, 'sb3')} the steps of Stable-Baselines3"
+    if first not in ours: said += f", and {ratio(best, first)} those of {LIBRARIES[first]}"
+    return said + "".join(f" ({LIBRARIES[n]}: {ratio(n, 'sb3')})" for n in ours if n != best)
+
+
+def peers() -> str:
+    "Others beside us: bars, the fastest first, and a sentence about each"
+    cases, groups = measured(), []
+    for work, key, rates, _ in cases:
+        middle = {n: median(found.values()) for n, found in rates.items()}
+        groups.append((work, f"{key.removesuffix('_per_second').replace('_', ' ')}/s", [(LIBRARIES.get(n, n), middle[n], n.startswith("rlstudio")) for n in sorted(middle, key=lambda n: -middle[n])]))
+    label = "; ".join(in_words(work, rates) for work, _, rates, _ in cases)
+    return (f"{picture(groups, label)}\n\nEqual work in interleaved rounds, one core each ({machines([r for *_, rows in cases for r in rows])}). {label}. "
+            "*Compiled* is `engine = compiled` in `settings.ini`; start-up and compilation are not in these figures. "
+            "Raw numbers: [peer_runs.jsonl](../benchmarks/results/peer_runs.jsonl) and [peers.jsonl](../benchmarks/results/peers.jsonl), by [benchmarks/peers](../benchmarks/peers/__main__.py).")
 
 
 def ladder() -> str:
@@ -178,14 +208,7 @@ def ladder() -> str:
             "The chapter [profile](93_fast.profile.ipynb) explains the rungs.")
 
 
-def drawn() -> str:
-    "The picture of more libraries, where `benchmarks/peers` has drawn one"
-    if not (ROOT / "docs" / "images" / "peers.svg").is_file(): return ""
-    return ("![How fast several libraries do the same work, RLStudio among them](../docs/images/peers.svg)\n\n"
-            "More libraries on the same work, in interleaved rounds: [raw numbers](../benchmarks/results/peer_runs.jsonl), by [benchmarks/peers](../benchmarks/peers/__main__.py).")
-
-
-def speed() -> str: return "\n\n".join(filter(None, (peers(), drawn(), ladder())))
+def speed() -> str: return "\n\n".join(filter(None, (peers(), ladder())))
 
 
 def front(site: Site) -> str:

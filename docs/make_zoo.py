@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
 from learning import PUBLISHED  # noqa: E402
+from long import long_figure  # noqa: E402
+from long import stored as long_runs  # noqa: E402
 from zoo import entries, family, stored, wanted  # noqa: E402
 
 from rlstudio.evidence.stats import StatsError, interval, iqm  # noqa: E402
@@ -59,11 +61,34 @@ def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(r) + " |" for r in rows)])
 
 
+def picture_of(row: dict[str, Any]) -> Path:
+    "Where the curve of a long run lies"
+    return ROOT / "docs" / "images" / f"long-{row['algo']}-{row['env'].split('/')[-1].lower()}.svg"
+
+
+def long_section() -> str:
+    "What was run once, as a curve"
+    parts = ["## Long runs\n\nOne seed each, since they are dear: they show that a configuration learns, not how well it does on average. [Raw points](../benchmarks/results/long_runs.jsonl), by [benchmarks/long.py](../benchmarks/long.py).\n"]
+    for r in long_runs():
+        (_, first, _), (_, last, _) = r["evaluations"][0], r["evaluations"][-1]
+        said = (f"{r['algo'].upper()} on {r['env']}: a greedy episode returns {number(first)} at {r['evaluations'][0][0]:,} env steps and {number(last)} at {r['env_steps']:,}; an episode of training {number(r['training'][-1][1])}")
+        parts.append(f"![{said}](images/{picture_of(r).name})\n\n{said}. Engine {r['engine']}, level {r['level']}, {r['machine']['why'].rpartition(', ')[2]} with {r['env_steps_per_second']:,.0f} env steps a second.\n")
+    return "\n".join(parts) if len(parts) > 1 else ""
+
+
+def draw_long() -> None:
+    "The curves as pictures; the same points give the same file"
+    import matplotlib
+    with matplotlib.rc_context({"svg.hashsalt": "rlstudio", "svg.fonttype": "none"}):
+        for r in long_runs(): long_figure(r).savefig(picture_of(r), metadata={"Date": None, "Creator": None})
+
+
 def page() -> str:
     "The whole page"
     parts = [TEXT.format(few=FEW)]
     for f, rows in tables().items():
         if rows: parts.append(f"## {FAMILIES[f]}\n\n{markdown(HEAD, rows)}\n")
+    if text := long_section(): parts.append(text)
     absent = [name for name, path, c in entries() if not stored(path, c)]
     if absent: parts.append(f"## Not measured yet\n\n{', '.join(f'`{name}`' for name in absent)}\n")
     made = sorted({f"torch {r['versions']['torch']}, numpy {r['versions']['numpy']}, {r['machine']['cpu']}" for _, path, c in entries() for r in stored(path, c).values()})
@@ -80,7 +105,10 @@ def readme_table() -> Any:
 
 def main() -> int:
     fresh = page()
-    if "--check" not in sys.argv[1:]: PAGE.write_text(fresh); return 0
+    if "--check" not in sys.argv[1:]: 
+        PAGE.write_text(fresh)
+        draw_long()
+        return 0
     if PAGE.is_file() and PAGE.read_text() == fresh: return 0
     print("docs/zoo.md is not what benchmarks/results say; run: python docs/make_zoo.py", file=sys.stderr)
     return 1

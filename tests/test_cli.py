@@ -379,7 +379,7 @@ def test_the_engine_is_a_setting(tmp_path: Path) -> None:
     assert done.returncode == 2 and "algo.engine: no key of a config any more" in done.stderr and "settings.ini" in done.stderr, said(done)
     (tmp_path / "settings.ini").write_text("[DEFAULT]\nengine = numpy\n")
     done = run("rlstudio", "run", CARTPOLE, cwd=tmp_path)
-    assert done.returncode == 2 and "settings.ini:2:1: engine: given 'numpy', expected one of" in done.stderr, said(done)
+    assert done.returncode == 2 and "settings.ini:2:1: engine: given 'numpy', no engine; expected one of: auto, autograd, compiled, graphs, portable, tape" in done.stderr, said(done)
 
 
 def test_what_each_algorithm_is_for() -> None:

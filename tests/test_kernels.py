@@ -27,6 +27,7 @@ from rlstudio.train.trainer import Trainer
 CASES: dict[str, dict[str, Any]] = {
     "ppo": dict(env=dict(id="CartPole-v1"), algo=dict(name="ppo", num_steps=32, num_epochs=2, num_minibatches=2)),
     "ppo, real actions": dict(env=dict(id="Pendulum-v1"), algo=dict(name="ppo", num_steps=32, num_epochs=2, num_minibatches=2, ent_coef=.01), net=dict(activation="elu", layer_norm=True)),
+    "ppo, numbers": dict(env=dict(id="Pendulum-v1"), algo=dict(name="ppo", num_steps=32, num_epochs=2, num_minibatches=2, ent_coef=.01, clip_range_vf=.1)),
     "ppo, masks": dict(env=dict(id="rlstudio/Doors-v0"), algo=dict(name="ppo", num_steps=32, num_epochs=2, num_minibatches=2, ent_coef=.01)),
     "a2c": dict(env=dict(id="Acrobot-v1"), algo=dict(name="a2c", num_steps=8), net=dict(activation="silu")),
     "dqn": dict(env=dict(id="CartPole-v1"), algo=dict(name="dqn", batch_size=16, learning_starts=64, num_steps=16, buffer_size=300, dueling=True, quantiles=5, n_step=3, prioritized=True)),
@@ -99,7 +100,9 @@ def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gaussian_rows", (z, f(5, 3), B(5, 3), B(5), B(5))), ("gaussian_back", (f(5), f(5), z, f(5, 3), B(5, 6))),
         ("squashed_rows", (z, f(5, 3), B(5, 3), B(5))), ("squashed_back", (f(5, 3), f(5), z, f(5, 3), f(5, 3), B(5, 6))),
         ("squared_length", (b,)), ("adam_rows", (f(6), f(6), f(6), abs(f(6)), .5, 1e-3, .1, 1e-8)),
-        ("surrogate_rows", (abs(b), f(6), np.float32(.8), np.float32(1.2), np.float32(-.5), B(6), B(6))),
+        *((name, (-abs(f(5)), f(5), f(5), tuple(f(4, 5)), *clips, (np.float32(.5), np.float32(.01)), B(3, 5), np.empty(told))) for name, clips, told in (
+            ("ppo_rows", (np.float32(.2), np.float32(.3)), 5), ("ppo_rows", (np.float32(.2), np.float32(np.inf)), 5), ("a2c_rows", (), 3))),
+        ("standard_rows", (b, 1e-8, B(6))), ("surrogate_rows", (abs(b), f(6), np.float32(.8), np.float32(1.2), np.float32(-.5), B(6), B(6))),
         ("gae_columns", (z, rng.random((5, 6)) < .3, .9, B(5, 6))), ("add_groups", (rng.random((3, 16)), np.zeros(3), np.array([2, 0]))),
         ("step_down", (rng.random((3, 16)), np.array([2, 0, 1]), np.array([.1, 5., 99.]))),
     ]
@@ -107,9 +110,10 @@ def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, args in calls:
         done = getattr(kernels, name)
         copies = [[a.copy() if isinstance(a, np.ndarray) else a for a in args] for _ in range(2)]
+        results = [done(*copies[0])]
         with monkeypatch.context() as patch:
             patch.setattr(kernels, "tanh32", kernels.tanh32.py_func)
-            results = [done(*copies[0]), done.py_func(*copies[1])]
+            results.append(done.py_func(*copies[1]))
         for x, y in [results, *zip(*copies)]:
             if isinstance(x, np.ndarray | float): assert np.allclose(x, y, rtol=1e-5, atol=2e-6), name
 

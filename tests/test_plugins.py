@@ -11,6 +11,7 @@ from typing import Any
 import public_names
 import pytest
 import typer
+from safetensors.numpy import load_file
 from support import PACKAGE, ROOT, run, said
 
 import rlstudio
@@ -66,7 +67,7 @@ def test_listed_and_refused_until_it_is_allowed(site: Path, tmp_path: Path) -> N
     (tmp_path / "settings.ini").unlink()
     plugin, = json.loads(here.sh("plugins", "--json").stdout)["plugins"]
     assert {k: plugin[k] for k in ("name", "version", "api", "allowed", "problems")} == dict(name=NAME, version="1.0.0", api="1.0", allowed=False, problems=[])
-    assert plugin["origin"].endswith(f"source-{NAME}") and {p["group"] for p in plugin["brings"]} == {"algos", "commands", "envs", "nets", "sinks"}
+    assert plugin["origin"].endswith(f"source-{NAME}") and {p["group"] for p in plugin["brings"]} == {"algos", "commands", "engines", "envs", "nets", "sinks"}
     refused = here.sh("heat", "room", code=2).stderr, here.sh("run", EXAMPLE / "room.yaml", code=2).stderr
     assert all(f"which is not allowed; plugins are code: if you trust it, write `plugins = {NAME}` in settings.ini" in why for why in refused), refused
     assert "heat" not in here.sh("--help").stdout and f"not allowed; if you trust it, write `plugins = {NAME}`" in here.sh("plugins", "explain", "rlstudio.example_plugin").stdout
@@ -122,11 +123,31 @@ def test_used_resumed_and_exported(site: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"unknown algorithm 'awr'.* this run was made with the plugin {NAME} 1.0.0: pip install {NAME}"): Run.open(tmp_path / "runs/whole")
 
 
+def test_an_engine_of_a_plugin(site: Path, tmp_path: Path) -> None:
+    "It trains, differs from the tape by rounding alone, repeats, and is audited under itself; misspelt it is named with its line"
+    here, ini = Workspace(tmp_path, site), tmp_path / "settings.ini"
+    allowed = ini.read_text()
+    here.sh("run", EXAMPLE / "room.yaml", *SMALL, "--name", "tape", "--quiet")
+    ini.write_text(f"{allowed}engine = wide\n")
+    here.sh("run", EXAMPLE / "room.yaml", *SMALL, "--name", "wide", "--quiet")
+    manifest = json.loads((tmp_path / "runs/wide/manifest.json").read_text())
+    assert (manifest["engine"], manifest["engine_why"], manifest["level"]) == ("wide", "the tape, and Adam with 64 bits inside", "L3")
+    ini.write_text(allowed)      # the ledger says which engine it was
+    assert "equal" in here.sh("audit", "wide").stdout
+    tape, wide = (load_file(max((tmp_path / "runs" / name).glob("checkpoints/step_*/*.safetensors"))) for name in ("tape", "wide"))
+    moved = {k: abs(tape[k] - wide[k]).max() for k in tape if k.startswith("weights") and tape[k].dtype == "float32"}
+    assert moved and 0 < max(moved.values()) < 1e-3, moved
+    ini.write_text(f"{allowed}engine = wid\n")
+    assert "settings.ini:4:1: engine: given 'wid', no engine; did you mean 'wide'?" in here.sh("run", EXAMPLE / "room.yaml", code=2).stderr
+    ini.write_text("[DEFAULT]\nengine = wide\n")
+    assert "engine 'wide' comes with the plugin rlstudio-example-plugin, which is not allowed" in here.sh("run", "ppo/cartpole", code=2).stderr and not (tmp_path / "runs/cartpole").exists()
+
+
 def test_checked(site: Path, tmp_path: Path) -> None:
     "Everything that the example brings is what its group wants, and its command stands in the help"
     here = Workspace(tmp_path, site)
     checked, = json.loads(here.sh("plugins", "check", "--json").stdout)
-    assert checked["ok"] and [(p["group"], p["problem"]) for p in checked["parts"]] == [(g, "") for g in ("algos", "commands", "envs", "nets", "sinks")]
+    assert checked["ok"] and [(p["group"], p["problem"]) for p in checked["parts"]] == [(g, "") for g in ("algos", "commands", "engines", "envs", "nets", "sinks")]
     shown = here.sh("--help").stdout
     assert re.search(r"heat +A room to heat, a network", shown) and re.search("plugins +What others have written", shown)
 
@@ -148,7 +169,7 @@ def test_isolated_when_its_import_fails(site: Path, tmp_path: Path, how: str, wh
     "The part is named, with its reason; the others work"
     here = altered(site, tmp_path, "*/network.py", "import torch", how)
     checked, = json.loads(here.sh("plugins", "check", "--json", code=3).stdout)
-    assert [p["group"] for p in checked["parts"] if not p["problem"]] == ["algos", "commands", "envs"] + ["sinks"] * ("raise" in how)
+    assert [p["group"] for p in checked["parts"] if not p["problem"]] == ["algos", "commands", "engines", "envs"] + ["sinks"] * ("raise" in how)
     assert why in next(p["problem"] for p in checked["parts"] if p["group"] == "nets")
     if "raise" not in how: return
     assert why in here.sh("run", EXAMPLE / "room.yaml", *SMALL, code=2).stderr
@@ -217,6 +238,35 @@ def test_what_was_to_go_is_gone() -> None:
     "A name that began to warn in 0.2 is not in 0.3 any more"
     late = {p.name: found for p in PACKAGE.rglob("*.py") if (found := overdue(p.read_text(), rlstudio.__version__))}
     assert not late and overdue("@deprecated('g', since='0.2')", "0.3.0") == ["0.2"] and not overdue("@deprecated('g', since='0.2')", "0.2.9")
+
+
+OLD = """
+from dataclasses import dataclass
+from rlstudio.algos.a2c import A2C, A2CConfig
+from rlstudio.core.registry import Successor, algos
+
+@dataclass(frozen=True, kw_only=True)
+class NewerConfig(A2CConfig):
+    renamed = {"discount": Successor("gamma", since="0.2")}
+
+@algos.register("newer")
+class Newer(A2C): Config = NewerConfig
+
+algos.rename("older", "newer", since="0.2")
+"""
+
+
+def test_an_old_name_and_an_old_key_train_and_warn_once(tmp_path: Path) -> None:
+    "The run is the one of the new names; beside the new key the old one is a mistake"
+    (tmp_path / "aged.py").write_text(OLD)
+    (tmp_path / "aged.yaml").write_text("env: {id: CartPole-v1, num_envs: 2}\nalgo:\n  name: older\n  discount: 0.9\ntrain: {total_steps: 64}\neval: {episodes: 1}\n")
+    done = run("rlstudio", "run", "aged.yaml", "--import", "aged", "--name", "old", "--json", cwd=tmp_path, coverage=False)
+    assert done.returncode == 0 and json.loads(done.stdout)["status"] == "completed", said(done)
+    for why in ("algorithm 'older' goes with RLStudio 0.3; write 'newer'", "the key algo.discount goes with RLStudio 0.3; write 'gamma'"): assert done.stderr.count(why) == 1, said(done)
+    kept = (tmp_path / "runs/old/config.yaml").read_text()
+    assert "gamma: 0.9" in kept and "discount" not in kept
+    done = run("rlstudio", "run", "aged.yaml", "algo.gamma=0.9", "--import", "aged", cwd=tmp_path, coverage=False)
+    assert done.returncode == 2 and "algo.discount: given beside gamma, which is its new name; expected one of them; remove discount" in done.stderr and "aged.yaml:4:3" in done.stderr, said(done)
 
 
 @pytest.mark.parametrize("made_for, fits", [("1.0", True), ("1.2", True), ("", True), ("1.3", False), ("2.0", False), ("0.9", False), ("1", False), ("1.x", False), ("1.0.0", False)])

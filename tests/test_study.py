@@ -207,3 +207,48 @@ def test_what_one_types_next_leads_somewhere(tmp_path: Path, monkeypatch: pytest
     for words in (["study", "ploe"], ["show", "ploe"], ["report", "ploe"]): assert "did you mean 'pole'" in said(*words)
     assert "did you mean 'quick'" in said("gate", "quik") and "2 runs of 1 study are not in this list: rlstudio list studies" in said("list", "runs")
     assert "write --search before each" in said("study", "ppo/cartpole", "gamma=0.9..0.99")
+
+
+def test_a_stack_of_runs_is_one_process_and_each_run_is_as_alone(tmp_path: Path) -> None:
+    "One run fails, one worker is killed; the others are done, with the bits, the ledger and the level of a lone run"
+    (tmp_path / "my_env.py").write_text("""
+import os
+from pathlib import Path
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+here = Path(__file__).parent
+with open(here / 'began', 'a') as f: print(os.getpid(), file=f)
+class Breaks(CartPoleEnv):
+    steps = 0
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 500 and (here / 'hot').exists(): (here / 'hot').unlink(); raise RuntimeError('the motor is hot')
+        return super().step(action)
+gym.register('Breaks-v0', Breaks, max_episode_steps=500)
+""")
+    (tmp_path / "pole.yaml").write_text("env: {id: Breaks-v0, num_envs: 2}\nalgo: {name: ppo, num_steps: 64}\ntrain: {total_steps: 6144}\ncheckpoint: {every: 1024}\neval: {episodes: 2}\n")
+    (tmp_path / "hot").touch()
+    began, folder = tmp_path / "began", tmp_path / "runs" / "s"
+    driver = study("pole.yaml", "--import", "my_env", "--stack", 4, "--jobs", 1, "--name", "s", "--seeds", "1-4", cwd=tmp_path)
+    until(lambda: steps_so_far(folder / "pole_s3") > 2000, "the third run is on its way")
+    os.kill(int(began.read_text().split()[-1]), signal.SIGKILL)
+    out = driver.communicate(timeout=120)[0]
+    assert driver.returncode == 1 and "failed  pole_s1: EnvError: Breaks-v0" in out and "killed  pole_s3" in out and "3 of 4 done, 1 failed" in out, out
+    assert len(set(began.read_text().split())) == 1 + 3 and read_plan(folder).stack == 4   # the driver, and a worker up to the failure, up to the kill, to the end
+    alone = run("rlstudio", "run", "pole.yaml", "--seed", "3", "--import", "my_env", "--runs-dir", "alone", "--name", "a", cwd=tmp_path)
+    assert alone.returncode == 0, said(alone)
+    stacked, lone = folder / "pole_s3", tmp_path / "alone" / "a"     # begun behind run 2, killed, ended behind run 4
+    facts = [json.loads((f / "manifest.json").read_text()) for f in (stacked, lone)]
+    for key in ("weights_sha256", "level", "why", "config_hash", "machine", "versions", "engine", "imports"): assert facts[0][key] == facts[1][key], key
+    assert (stacked / "ledger.jsonl").read_bytes() == (lone / "ledger.jsonl").read_bytes() and verify(stacked).whole
+
+
+def test_a_stack_is_asked_in_a_file_and_refused_where_no_executor_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("stack: 5\nseeds: 1-5\narms: {pole: ppo/cartpole}\n")
+    mine = asked_study(["mine.yaml"])
+    assert mine.plan.stack == 5 == asked_study([str(mine.folder)]).plan.stack and asked_study([str(mine.folder)], stack=2).plan.stack == 2
+    with pytest.raises(StudyError, match="executor slurm: given stacks of 2 runs.*--executor local"): Study.open(mine.folder).run(executor="slurm")
+    Path("mine.yaml").write_text("stack: many\narms: {pole: ppo/cartpole}\n")
+    with pytest.raises(StudyError, match="stack: given many, expected"): asked_study(["mine.yaml"])
+    assert Study.from_configs("ppo/cartpole", seeds=3, name="three").plan.seeds == (1, 2, 3)

@@ -84,7 +84,7 @@ def test_names_of_streams_and_wrong_questions(tmp_path):
     with pytest.raises(StudyError, match="did you mean 'replay'"): varied_streams(config, ["repaly"])
     cells = mixed_cells(tmp_path, "x", config, [1, 2, 3, 4, 5], ["env"])
     assert [(c.config.train.seed, c.config.train.streams) for c in cells] == [(1, dict(env=2)), (3, dict(env=4))], "a seed without a partner waits for one"
-    for wrong in (dict(seeds=10), dict(overrides="eval.episodes=0"), dict(streams=["x"])):
+    for wrong in (dict(seeds="10"), dict(overrides="eval.episodes=0"), dict(streams=["x"])):
         with pytest.raises(StudyError): plan_variance("a2c/cartpole", **wrong, runs_dir=tmp_path)
     assert not [*tmp_path.iterdir()], "what is refused leaves no folder"
 

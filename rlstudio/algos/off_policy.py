@@ -408,6 +408,7 @@ class OffPolicy(Learner):
     config: OffPolicyConfig
     updates = 0         # gradient updates so far
     error: Any = None   # TD error of each row, (B,); `losses` sets it, a prioritised memory reads it
+    gather: Any = None  # (stepper) → did it fill the buffer, in the place of `data.rollout.collect`? An engine may set it
 
     def __init__(self,
         config: RunConfig,        # as `Learner`
@@ -466,7 +467,7 @@ class OffPolicy(Learner):
             (train_every, N, …), on the buffer's own memory
         """
         self.env_steps = stepper.env_steps
-        collect(stepper, self.buffer, lambda seen, t: self.act(seen))
+        if not (self.gather and self.gather(stepper)): collect(stepper, self.buffer, lambda seen, t: self.act(seen))
         self.env_steps = stepper.env_steps
         ahead = {f'next_{name}': self.buffer.following(name) for name in self.buffer.ends}   # obs, and mask
         return self.buffer.batch().replace(**ahead)

@@ -21,7 +21,8 @@ __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Posit
            'CheckpointConfig', 'LogConfig', 'stream_names', 'stream_faults', 'Config', 'goal_steps', 'all_numbers',
            'number_of', 'tidy', 'as_here', 'as_minibatches', 'as_update_ratio', 'as_target_every', 'as_hidden',
            'as_schedule', 'as_value_clip', 'translated', 'other_name', 'unknown_key', 'key_homes', 'build_section',
-           'named_algo', 'with_defaults', 'build_config', 'config_from_dict', 'to_dict', 'config_hash', 'diff']
+           'named_algo', 'with_defaults', 'with_new_names', 'build_config', 'config_from_dict', 'to_dict',
+           'config_hash', 'diff']
 
 # %% ../../nbs/06_core.options.ipynb #293fff5e
 import hashlib
@@ -36,7 +37,7 @@ from typing import (TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar,
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .registry import PluginError, UnknownName, algos, suggest
+from .registry import PluginError, Successor, UnknownName, algos, suggest
 
 if TYPE_CHECKING: from rlstudio.core.spec import ArraySpec
 
@@ -114,10 +115,11 @@ def plain(
         return [plain(v, levels - 1) for v in value]
     if levels and isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {k: plain(v, levels - 1) for k, v in value.items()}
+    world = hasattr(value, 'reset') and hasattr(value, 'step')
     raise ValueError(
         f'given {as_text(value)} of type {type(value).__name__}, expected plain values: text, '
         'finite numbers, true, false, null, and lists and mappings of them; '
-        'convert it, as in int(x)')
+        + ("a world has a name: gym.register('Mine-v0', Mine), and env.id=Mine-v0" if world else 'convert it, as in int(x)'))
 
 # %% ../../nbs/06_core.options.ipynb #83476df6
 def as_text(
@@ -326,6 +328,8 @@ def as_lines(
 @dataclass(frozen=True, kw_only=True)
 class Section:
     "A part of a config; making one checks its fields"
+    renamed = dict[str, Successor]()   # keys that will go, with what they are called now; no annotation, so no field
+
     def __post_init__(self) -> None:
         name, faults = type(self).__name__, list[Fault]()
         for key, spec in field_specs(type(self)).items():
@@ -1001,6 +1005,8 @@ def named_algo(
     Returns:
         the algorithm's class, or None and the faults
     """
+    if section is None or (isinstance(section, Mapping) and 'name' not in section):
+        return None, [(('algo', 'name'), f'missing, expected one of {", ".join(algos.names())}; fix: algo.name=ppo')]
     if isinstance(section, Mapping):
         section = {key: v for key, v in section.items() if key == 'name'}
     named, faults = build_section(AlgoConfig, section, ('algo',))
@@ -1031,6 +1037,27 @@ def with_defaults(
         return theirs if theirs is not None and not isinstance(theirs, Mapping) else {**own, **(theirs or {})}
     return dict(written) | {section: _both(section) for section in defaults}
 
+# %% ../../nbs/06_core.options.ipynb #10858f48
+def with_new_names(
+    values: Any,     # a section, as it was written; what is no mapping stays as it is
+    cls: Any,        # the class of the section; None: not known
+    path: str = '',  # where it stands: 'algo'
+) -> tuple[Any, list[Fault]]:   # with new keys for old ones, and what cannot be
+    """Write the keys of a section that will go as they are called now
+
+    Args:
+        values: a section, as it was written; what is no mapping stays as it is
+        path: where it stands: 'algo'
+
+    Returns:
+        with new keys for old ones, and what cannot be
+    """
+    old = getattr(cls, 'renamed', {})
+    if not isinstance(values, Mapping) or not old.keys() & values.keys(): return values, []
+    both = [key for key in old.keys() & values.keys() if old[key].new in values]
+    if both: return values, [(tuple(filter(None, (path, key))), f'given beside {old[key].new}, which is its new name; expected one of them; remove {key}') for key in sorted(both)]
+    return {old[key].told(f'the key {path}{"." * bool(path)}{key}') if key in old else key: value for key, value in values.items()}, []
+
 # %% ../../nbs/06_core.options.ipynb #41e536e8
 def build_config(
     values: Any,  # what was written
@@ -1051,7 +1078,9 @@ def build_config(
     classes['algo'] = algo and algo.Config
     homes = key_homes({name: cls for name, cls in classes.items() if cls})
     strange = {str(key): value for key, value in values.items() if key not in classes}
-    values = with_defaults(values, getattr(algo, 'defaults', {}))
+    named = {key: with_new_names(value, classes.get(key), key) for key, value in values.items()}
+    faults += [fault for _, more in named.values() for fault in more]
+    values = with_defaults({key: value for key, (value, _) in named.items()}, getattr(algo, 'defaults', {}))
     numbers = all_numbers(values, classes)
     faults += [((key,), unknown_key((key,), classes, homes, value, numbers).replace('key', 'section', 1)) for key, value in strange.items()]
     parts: dict[str, Any] = {}

@@ -3,12 +3,12 @@
 A config says `algo: {name: ppo}`: a name, never an import path. A `Registry` turns the name into the class. It looks in three places: what your own
 code registered, what RLStudio brings, and plugins, which are entry points of other installed distributions.
 
-- `algos`, `envs`, `nets`, `sinks`, `wrappers`, `displays`, `backends`, `commands`: the registries. `register` and `add` put something in, `get` finds and loads it.
+- `algos`, `envs`, `nets`, `sinks`, `wrappers`, `displays`, `backends`, `commands`, `engines`: the registries. `register` and `add` put something in, `get` finds and loads it.
 - Listing (`names`, `describe`, `in`) imports nothing, so the command line starts fast and a broken plugin cannot break it.
 - A plugin is code of another author: it is imported only after `allow`. In a workspace that is `plugins = NAME` in settings.ini.
 - `api_of`, `check_api`: a plugin says for which version of the interface it was made, and one that does not fit is refused.
 - `import_own` imports your own modules, so that what they register has a name. Only you say which, never a config.
-- `deprecated`, `renamed`: a name that goes warns with its successor first.
+- `deprecated`, `renamed`, `renamed_arguments`, `Registry.rename`: a name that goes warns with its successor first.
 - A name means one thing. A second claim to it is refused, and a built-in cannot be replaced.
 
 Errors: `UnknownName` with a suggestion, `DuplicateName`, `PluginError`, `ModuleError`."""
@@ -17,10 +17,10 @@ Errors: `UnknownName` with a suggestion, `DuplicateName`, `PluginError`, `Module
 
 # %% auto #0
 __all__ = ['T', 'Claims', 'API_GROUP', 'registries', 'algos', 'envs', 'nets', 'sinks', 'wrappers', 'displays', 'backends',
-           'commands', 'F', 'UnknownName', 'DuplicateName', 'PluginError', 'ModuleError', 'suggest', 'or_yours',
-           'installed_claims', 'same_name', 'load', 'choose_claim', 'api_of', 'api_fault', 'check_api', 'Registry',
-           'owner', 'check_free', 'check_plugin', 'allow', 'allowed', 'broken_at', 'import_one', 'import_own',
-           'import_flags', 'imported', 'goes_with', 'deprecated', 'renamed']
+           'commands', 'engines', 'F', 'UnknownName', 'DuplicateName', 'PluginError', 'ModuleError', 'suggest',
+           'or_yours', 'installed_claims', 'same_name', 'load', 'choose_claim', 'api_of', 'api_fault', 'check_api',
+           'goes_with', 'Successor', 'Registry', 'owner', 'check_free', 'check_plugin', 'allow', 'allowed', 'broken_at',
+           'import_one', 'import_own', 'import_flags', 'imported', 'deprecated', 'renamed_arguments', 'renamed']
 
 # %% ../../nbs/05_core.registry.ipynb #8541f591
 import re
@@ -33,7 +33,7 @@ from difflib import get_close_matches
 from functools import cached_property, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import __api__
 
@@ -224,6 +224,45 @@ def check_api(
     """
     if (why := api_fault(api_of(dist))): raise PluginError(f'plugin {dist!r} {why}, or take it out of `plugins` in settings.ini')
 
+# %% ../../nbs/05_core.registry.ipynb #40adf46f
+def goes_with(
+    since: str,  # a version of RLStudio: '0.2' or '0.2.1'
+) -> str:        # '0.3'
+    """The first version in which a name may be gone that began to warn then
+
+    Args:
+        since: a version of RLStudio: '0.2' or '0.2.1'
+
+    Returns:
+        '0.3'
+    """
+    major, minor = map(int, since.split('.')[:2])
+    return f'{major}.{minor + 1}'
+
+class Successor(NamedTuple):
+    """What stands in the place of a name that will go
+
+    Args:
+        new: what to write now
+        since: the version of RLStudio that begins to warn: '0.2'
+    """
+    new: str    # what to write now
+    since: str  # the version of RLStudio that begins to warn: '0.2'
+
+    def told(self,
+        what: str,   # as the user wrote it: "algorithm 'ppo1'"
+    ) -> str:        # what to write now
+        """Warn once for each use, and say what to write
+
+        Args:
+            what: as the user wrote it: "algorithm 'ppo1'"
+
+        Returns:
+            what to write now
+        """
+        warnings.warn(f'{what} goes with RLStudio {goes_with(self.since)}; write {self.new!r}', FutureWarning, stacklevel=3)
+        return self.new
+
 # %% ../../nbs/05_core.registry.ipynb #f3cf1707
 registries: dict[str, 'Registry'] = {}   # group → its registry
 _let_in: set[str] = set()                # plugins that `allow` has let in
@@ -241,13 +280,14 @@ class Registry:
         """
         self.kind, self.group = kind, group
         self._here: dict[str, Any] = {}
+        self._old: dict[str, Successor] = {}   # names that will go
         self._allowed: set[str] = {*_let_in}
         registries[group] = self
 
     @cached_property
     def _claims(self) -> Claims: return installed_claims(self.group)
 
-    def __contains__(self, name: str) -> bool: return name in {*self._here, *self._claims}
+    def __contains__(self, name: str) -> bool: return name in {*self._here, *self._claims, *self._old}
 
     def names(self) -> list[str]:  # sorted
         """All names, also of plugins that are not allowed; imports nothing
@@ -292,6 +332,21 @@ class Registry:
         """
         return lambda obj: self.add(name, obj)
 
+    def rename(self,
+        old: str,    # what configs called it
+        new: str,    # what they call it now; it need not be there yet
+        since: str,  # the version of RLStudio that begins to warn: '0.2'
+    ) -> None:
+        """Let an old name lead to the new one, with a warning, for one minor version
+
+        Args:
+            old: what configs called it
+            new: what they call it now; it need not be there yet
+            since: the version of RLStudio that begins to warn: '0.2'
+        """
+        if self._old.get(old) != Successor(new, since): check_free(self, old, None)   # a cell may be run again
+        self._old[old] = Successor(new, since)
+
     def allow(self,
         *dists: str,  # installed distributions, as pip calls them
     ) -> None:
@@ -314,6 +369,7 @@ class Registry:
         Returns:
             what has this name; imported now, if it was not before
         """
+        if name in self._old: return self.get(self._old[name].told(f'{self.kind} {name!r}'))
         if name in self._here: return self._here[name]
         if name not in self:
             raise UnknownName(or_yours(f'unknown {self.kind} {name!r}{suggest(name, self.names())}'))
@@ -337,6 +393,7 @@ def owner(
         'here', a module, 'rlstudio', or the plugins that claim it
     """
     if name in here:
+        if isinstance(here[name], str): return 'rlstudio'   # a word that we keep for ourselves
         module = str(getattr(here[name], '__module__', None) or '__main__').partition('.')[0]
         return 'here' if module == '__main__' else module
     return 'rlstudio' if 'rlstudio' in claims[name] else ' or '.join(sorted(claims[name]))
@@ -356,7 +413,7 @@ def check_free(
     """
     def _definition(o: Any) -> tuple[Any, ...]:
         return getattr(o, '__module__', ''), getattr(o, '__qualname__', id(o))
-    here, claims = registry._here, registry._claims.get(name, {})
+    here, claims = registry._old | registry._here, registry._claims.get(name, {})
     if name in here and _definition(here[name]) == _definition(obj): return
     if name in here or claims.keys() & {'rlstudio', *registry._allowed}:
         who = f'{registry.kind} {name!r} is taken ({owner(name, here, registry._claims)})'
@@ -394,6 +451,8 @@ wrappers = Registry('wrapper', 'rlstudio.wrappers')
 displays = Registry('display', 'rlstudio.displays')
 backends = Registry('backend', 'rlstudio.backends')
 commands = Registry('command', 'rlstudio.commands')
+engines = Registry('engine', 'rlstudio.engines')
+for word in ('auto', 'autograd', 'tape'): engines.add(word, word)   # what chapter algos.common does itself: no plugin takes these names
 
 # %% ../../nbs/05_core.registry.ipynb #3c3ee1c1
 def allow(
@@ -502,20 +561,6 @@ def imported() -> list[str]:  # their names, in order
 # %% ../../nbs/05_core.registry.ipynb #1281a443
 F = TypeVar('F', bound=Callable[..., Any])   # what is marked
 
-def goes_with(
-    since: str,  # a version of RLStudio: '0.2' or '0.2.1'
-) -> str:        # '0.3'
-    """The first version in which a name may be gone that began to warn then
-
-    Args:
-        since: a version of RLStudio: '0.2' or '0.2.1'
-
-    Returns:
-        '0.3'
-    """
-    major, minor = map(int, since.split('.')[:2])
-    return f'{major}.{minor + 1}'
-
 def deprecated(
     instead: str,  # what to write now: 'rlstudio.core.files.read_file(path)'
     since: str,    # the version of RLStudio that begins to warn: '0.2'
@@ -541,6 +586,33 @@ def deprecated(
         marked: Any = thing if is_class else _told
         marked.__deprecated__ = text   # as PEP 702 has it
         return marked
+    return _mark
+
+# %% ../../nbs/05_core.registry.ipynb #fc02fa1a
+def renamed_arguments(
+    names: Mapping[str, str],  # old name → new name; '': it does nothing any more
+    since: str,                # the version of RLStudio that begins to warn: '0.2'
+) -> Callable[[F], F]:         # a decorator of a function or a method
+    """Let the old names of arguments lead to the new ones, with a warning
+
+    Args:
+        names: old name → new name; '': it does nothing any more
+        since: the version of RLStudio that begins to warn: '0.2'
+
+    Returns:
+        a decorator of a function or a method
+    """
+    def _mark(called: Any) -> Any:
+        @wraps(called)
+        def _told(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                value, new = kwargs.pop(old), names[old]
+                if new in kwargs: raise TypeError(f'{called.__qualname__}: given {old} and {new}, which are one argument; write {new} alone')
+                warnings.warn(f'{called.__qualname__}: the argument {old} goes with RLStudio {goes_with(since)}; {f"write {new}" if new else "leave it out"}',
+                              DeprecationWarning, stacklevel=2)
+                if new: kwargs[new] = value
+            return called(*args, **kwargs)
+        return _told
     return _mark
 
 # %% ../../nbs/05_core.registry.ipynb #cf3da08b

@@ -843,6 +843,7 @@ class ReplayBuffer:
                                    Storage(storage, max_bytes), frame_stack,
                                    sum(part.extra_bytes for part in self.parts))
         for part in self.parts: part.attach(self.memory, n_step, gamma)
+        self.fetch: Any = transitions   # an engine may bring its own
 
     def __len__(self) -> int: return len(self.memory)
     def __repr__(self) -> str: return f'ReplayBuffer({len(self):,} of {self.capacity:,} transitions, {self.num_envs} envs, {", ".join(type(p).__name__ for p in self.parts)})'
@@ -894,7 +895,7 @@ class ReplayBuffer:
         """
         check_draw(n, len(self.memory))
         index = self.sampler.draw(n, rng)
-        fields = transitions(self.memory, index, self.gamma, self.discounts)
+        fields = self.fetch(self.memory, index, self.gamma, self.discounts)
         if self.masks: fields['next_mask'] = self.masks.after(index)
         batch = Batch(**fields, weight=self.sampler.weight(index))
         if change := self.relabel:

@@ -45,7 +45,7 @@ __all__ = ['SUPER', 'Finding', 'range_findings', 'array_findings', 'observation_
            'split_message', 'failure', 'observed', 'begin_episode', 'act', 'ended', 'described_action', 'play_trial',
            'repeat_findings', 'repeats', 'begin_state', 'end_findings', 'constant_findings', 'generator_findings',
            'headless', 'level_findings', 'render_findings', 'suppress_close', 'starting_values', 'unfit', 'algorithms',
-           'EnvReport', 'spread', 'numbers_of', 'facts_in_words', 'played', 'check_env', 'check_start']
+           'meant_world', 'EnvReport', 'spread', 'numbers_of', 'facts_in_words', 'played', 'check_env', 'check_start']
 
 # %% ../../nbs/17_envs.check.ipynb #b5f47e20
 @dataclass(frozen=True)
@@ -782,7 +782,7 @@ def render_findings(
             env.reset(seed=0)
             frame: Any = env.render()
         if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8): given = described(frame)
-    except (Exception, SystemExit) as e: given = printable(f'{type(e).__name__}: {e}')
+    except (Exception, SystemExit) as e: given = printable(': '.join(filter(None, (type(e).__name__, str(e)))))
     finally:
         if env is not None: suppress_close(env)
     if given: return [Finding('warning', 'render', given, 'bytes of shape (height, width, 3)', 'look at render(); a run works without, but has no video')]
@@ -871,6 +871,25 @@ def algorithms(
         best = next((n for n in (['sac'] if real else []) + ['ppo', *fit] if n in fit), '')
     finally: world.close()
     return why, f'# A start for {config.id}, made by rlstudio check-env\n' + as_lines(values[best]) if best else ''
+
+# %% ../../nbs/17_envs.check.ipynb #10c1e0e5
+def meant_world(
+    given: Any,      # as `check_env` gets it
+) -> EnvConfig:      # by which it is made
+    """Which world is meant; one that was made already cannot be made once more
+
+    Args:
+        given: as `check_env` gets it
+
+    Returns:
+        by which it is made
+    """
+    if isinstance(given, str): return EnvConfig(id=given)
+    if isinstance(given, Config | EnvConfig): return given.env if isinstance(given, Config) else given
+    name = (given if isinstance(given, type) else type(getattr(given, 'unwrapped', given))).__name__
+    known = getattr(getattr(given, 'spec', None), 'id', '')
+    fix = f'check_env({known!r})' if known else f"gym.register('{name}-v0', {name}), and then check_env('{name}-v0')"
+    raise EnvError(f'check_env: given {"the class " * isinstance(given, type)}{name}, expected an id or a config, since a world is made several times; fix: {fix}')
 
 # %% ../../nbs/17_envs.check.ipynb #fe3493fa
 @dataclass(frozen=True)
@@ -1033,8 +1052,7 @@ def check_env(
     Returns:
         with `problems`, `warnings`, `ok` and `config`
     """
-    world = config_or_id.env if isinstance(config_or_id, Config) else config_or_id
-    config = EnvConfig(id=world) if isinstance(world, str) else world
+    config = meant_world(config_or_id)
     check_kwargs(env_spec(config.id), config.kwargs)
     try: trial, found, numbers = played(config, steps, seed)
     except EnvError as e:

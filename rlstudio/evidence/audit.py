@@ -28,6 +28,7 @@ from typing import Any
 from ..core.arithmetic import changed_facts
 from ..core.files import is_regular, printable
 from ..core.options import Config, config_hash, diff
+from ..core.registry import engines
 from ..runs.checkpoint import CheckpointError, latest_checkpoint
 from ..runs.config import Settings, load_config, load_settings, open_workspace
 from ..runs.folder import RunFolder, locate_run
@@ -131,7 +132,7 @@ def settings_of(
         those of this workspace, with the run's arithmetic
     """
     engine = begin.get('engine')
-    known: dict[str, Any] = {k: begin[k] for k in ('threads', 'device') if k in begin} | (dict(engine=engine) if engine in ('tape', 'autograd', 'compiled', 'portable', 'graphs') else {})
+    known: dict[str, Any] = {k: begin[k] for k in ('threads', 'device') if k in begin} | (dict(engine=engine) if isinstance(engine, str) and engine in engines else {})
     return replace(here, sinks=(), ledger=begin.get('mode', 'on'), **known)
 
 def execute(

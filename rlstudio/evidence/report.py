@@ -12,16 +12,15 @@ The page holds no script and asks no other computer for anything; a browser that
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', 'DASHES', 'MAX_CHARTS', 'MAX_FILM', 'FOOT',
-           'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'ChartAxes', 'axes_for',
-           'axes_svg', 'colour_of', 'marks_svg', 'marks_legend', 'chart_html', 'strip_svg', 'ends_of', 'Markup',
-           'table_html', 'tiles_html', 'folded_html', 'section_html', 'Story', 'text_beside', 'read_story',
-           'run_verdict', 'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts',
-           'film_figure', 'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm',
-           'without_beginning', 'ranked_arms', 'results_html', 'against_best', 'settled_by', 'against_html',
-           'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys', 'value_text',
-           'differs_html', 'Searched', 'search_in', 'slice_html', 'search_html', 'search_verdict', 'typical_runs',
-           'world_html', 'runs_html', 'Many', 'read_many', 'many_head', 'many_page', 'read_grounds', 'put_page',
-           'report_target', 'write_report']
+           'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'axes_for', 'colour_of',
+           'marks_svg', 'marks_legend', 'chart_html', 'strip_svg', 'ends_of', 'Markup', 'table_html', 'tiles_html',
+           'folded_html', 'section_html', 'Story', 'text_beside', 'read_story', 'run_verdict', 'command_html',
+           'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure', 'films_html',
+           'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning', 'ranked_arms',
+           'results_html', 'against_best', 'settled_by', 'against_html', 'verdict_of_arms', 'arm_curves', 'curves_html',
+           'profile_html', 'differing_keys', 'value_text', 'differs_html', 'Searched', 'search_in', 'slice_html',
+           'search_html', 'search_verdict', 'typical_runs', 'world_html', 'runs_html', 'Many', 'read_many', 'many_head',
+           'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
 
 # %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
@@ -44,7 +43,7 @@ from .study import is_study, read_plan
 from .table import EVALUATION, arms, band, curves_of, find_runs, read_table
 from .verify import verify
 from ..runs.folder import RunFolder, is_busy, locate_run, locked
-from ..runs.pictures import short_number, ticks
+from ..runs.pictures import ChartAxes, axes_svg, short_number, ticks
 from ..runs.yaml import MAX_BYTES, Source, read_yaml_file
 from ..train.metrics import read_metrics, series
 
@@ -73,7 +72,7 @@ p{{margin:6px 0}}.dim,figcaption,th{{color:var(--dim)}}.small{{font-size:13px}}
 .small-grid{{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:4px 18px}}.columns{{columns:2 380px;column-gap:28px}}.columns>div{{break-inside:avoid;margin-bottom:14px}}
 figure{{margin:10px 0;min-width:0;break-inside:avoid}}figcaption{{font-size:13px}}
 svg{{display:block;width:100%;height:auto;overflow:visible}}svg text{{fill:var(--dim);font:12px system-ui,sans-serif}}
-.axis{{stroke:var(--line);stroke-width:1;fill:none}}.goal{{stroke:var(--ink);stroke-width:1;stroke-dasharray:2 3;opacity:.75}}
+.axis{{stroke:var(--line);stroke-width:1;fill:none;opacity:1}}.goal{{stroke:var(--ink);stroke-width:1;stroke-dasharray:2 3;opacity:.75}}
 .legend{{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:13px;padding:0;margin:2px 0;list-style:none}}.legend svg{{display:inline-block;width:26px;height:10px;vertical-align:middle;margin-right:5px}}
 .scroll{{overflow-x:auto}}table{{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}}
 thead:has(th:empty){{display:none}}th,td{{text-align:left;padding:3px 16px 3px 0;vertical-align:top;border-bottom:1px solid var(--line)}}th{{font-weight:500}}td.n,th.n{{text-align:right;white-space:nowrap}}td.k,td:first-child{{white-space:nowrap;max-width:420px;overflow:hidden;text-overflow:ellipsis}}
@@ -163,44 +162,6 @@ def thinned(
     if len(items) <= most: return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
-# %% ../../nbs/81_evidence.report.ipynb #a714f5e2
-@dataclass(frozen=True)
-class ChartAxes:
-    """The two axes of a chart; places are in its own units
-
-    Args:
-        x: lowest and highest
-        y: likewise
-        width: of the whole chart
-        height: likewise
-        left: room for numbers
-        log: x values are logarithms (base 10)
-        words: x values are numbers of these
-    """
-    x: tuple[float, float]    # lowest and highest
-    y: tuple[float, float]    # likewise
-    width: float = 440.       # of the whole chart
-    height: float = 240.      # likewise
-    left: float = 46.         # room for numbers
-    log: bool = False         # x values are logarithms (base 10)
-    words: Sequence[str] = ()  # x values are numbers of these
-
-    def at(self,
-        x: float,  # a value
-        y: float,  # another
-    ) -> tuple[float, float]:  # to the right, and down
-        """The place of a point
-
-        Args:
-            x: a value
-            y: another
-
-        Returns:
-            to the right, and down
-        """
-        def part(v: float, ends: tuple[float, float]) -> float: return (v - ends[0]) / (ends[1] - ends[0] or 1)
-        return self.left + part(x, self.x) * (self.width - self.left - 10), 8 + (1 - part(y, self.y)) * (self.height - 42)
-
 # %% ../../nbs/81_evidence.report.ipynb #a6a9664e
 def axes_for(
     marks: Sequence[Marks],         # what will be drawn
@@ -235,39 +196,6 @@ def axes_for(
     elif all(m.kind == 'dots' for m in marks): ends = ends[0] - .03 * (ends[1] - ends[0]), ends[1] + .03 * (ends[1] - ends[0])
     return ChartAxes(ends, (low, high), width, height, left, log, words)
 
-def _x_ticks(axes: ChartAxes) -> list[float]:
-    if axes.words: return [float(k) for k in range(len(axes.words))]
-    whole = ticks(*axes.x, max(3, round(axes.width / 75)))
-    if not axes.log: return whole
-    powers = range(math.floor(axes.x[0]), math.ceil(axes.x[1]) + 1)
-    fine = [k + math.log10(m) for k in powers for m in ((1,) if len(powers) > 4 else (1, 3) if len(powers) > 3 else (1, 2, 5))]
-    return [t for t in fine if axes.x[0] <= t <= axes.x[1]] or whole
-
-def _tick_text(axes: ChartAxes, t: float) -> str: return safe(axes.words[int(t)], 16) if axes.words else short_number(10 ** t if axes.log else t)
-
-def axes_svg(
-    axes: ChartAxes,  # of a chart
-    x_label: str,  # what stands below
-) -> str:          # SVG
-    """Lines and numbers
-
-    Args:
-        axes: of a chart
-        x_label: what stands below
-
-    Returns:
-        SVG
-    """
-    parts, right, bottom = list[str](), axes.width - 10, axes.at(axes.x[0], axes.y[0])[1]
-    for t in ticks(*axes.y, round(axes.height / 40)):
-        y = axes.at(axes.x[0], t)[1]
-        parts.append(f'<line class="axis" x1="{axes.left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                     f'<text x="{axes.left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{short_number(t)}</text>')
-    for t in _x_ticks(axes):
-        x = axes.at(t, axes.y[0])[0]
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="{"end" if x > right - 14 and not axes.words else "middle"}">{_tick_text(axes, t)}</text>')
-    return ''.join(parts) + f'<text x="{(axes.left + right) / 2:.1f}" y="{bottom + 31:.1f}" text-anchor="middle">{safe(x_label, 60)}</text>'
-
 # %% ../../nbs/81_evidence.report.ipynb #a720663a
 DASHES = '', ' stroke-dasharray="7 4"', ' stroke-dasharray="2 3"', ' stroke-dasharray="9 3 2 3"'   # where colours come again
 
@@ -298,7 +226,6 @@ def marks_svg(
         SVG
     """
     css, dash = colour_of(marks.colour)
-    def path(points: Sequence[tuple[float, float]]) -> str: return ' '.join(f'{x:.1f},{y:.1f}' for x, y in (axes.at(*p) for p in points))
     def said(i: int) -> str: return f'<title>{safe(marks.names[i], 120)}</title>' if i < len(marks.names) else ''
     if marks.kind == 'dots':
         bars = [(axes.at(x, low), axes.at(x, high)) for (x, _), (low, high) in zip(marks.points, marks.spread)]
@@ -308,8 +235,8 @@ def marks_svg(
     where = thinned(range(len(marks.points)))
     points = [marks.points[i] for i in where]
     band = [(points[k][0], marks.spread[i][end]) for end, order in ((0, 1), (1, -1)) for k, i in list(enumerate(where))[::order]] if marks.spread else []
-    return (f'<g class="{css}">' + (f'<polygon points="{path(band)}"/>' if band else '')
-            + f'<polyline class="{"faint" if marks.kind == "faint" else ""}" points="{path(points)}"{dash}>{said(0)}</polyline></g>')
+    return (f'<g class="{css}">' + (f'<polygon points="{axes.path(band)}"/>' if band else '')
+            + f'<polyline class="{"faint" if marks.kind == "faint" else ""}" points="{axes.path(points)}"{dash}>{said(0)}</polyline></g>')
 
 def marks_legend(
     marks: Sequence[Marks],  # of a chart
@@ -363,7 +290,7 @@ def chart_html(
     if axes is None: return ''
     drawn = ''.join(marks_svg(m, axes) for m in marks)
     for y in aim:
-        left, right, place = axes.left, axes.width - 10, axes.at(axes.x[0], y)[1]
+        left, right, place = axes.left, axes.right, axes.at(axes.x[0], y)[1]
         drawn += f'<line class="goal" x1="{left:.1f}" x2="{right:.1f}" y1="{place:.1f}" y2="{place:.1f}"/>'
         drawn += f'<text x="{right:.1f}" y="{place - 4 if place > 22 else place + 13:.1f}" text-anchor="end">goal {goal:g}</text>'
     return (f'<figure><svg viewBox="0 0 {axes.width:g} {height:g}" role="img"><title>{safe(title, 120)}</title>{axes_svg(axes, x_label)}{drawn}</svg>'

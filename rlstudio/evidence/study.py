@@ -5,7 +5,7 @@ One seed proves little. A *study* is a list of runs that belong together: some c
 - `Study`: `from_configs` plans one, `open` finds it again, `run` brings every run to its end from wherever it is, `results` sums up each arm.
 - `plan`: from arms, grid and seeds to the list of `Cell`s; a cell is one run: its name, its config, its folder.
 - `run_cell`: runs or resumes one cell in this process. It is the one unit of work, whoever executes it.
-- `executors`: who executes cells, by name. `local` starts one process a run; others may hand them to a cluster.
+- `executors`: who executes cells, by name. `local` starts processes, each with one run or a stack of them; others may hand them to a cluster.
 
 Each run is a normal run: exact, resumable, and with the bits that it would have alone. What is done is never done again, so a study whose driver or workers were killed goes on with the same command."""
 
@@ -15,35 +15,43 @@ Each run is a normal run: exact, resumable, and with the bits that it would have
 __all__ = ['Grid', 'STUDY_VERSION', 'STUDY_FILE', 'PROPOSER', 'searches', 'TellCell', 'Executor', 'executors', 'BUSY',
            'PATIENCE_OF_DRIVER', 'RETRIES', 'BUSY_CELL', 'KILLED', 'ASKED', 'StudyError', 'seed_list', 'split_values',
            'grid_of', 'grid_points', 'Cell', 'in_a_name', 'name_of_arm_at', 'plan', 'StudyPlan', 'plan_text',
-           'check_arm', 'is_study', 'study_values', 'read_plan', 'find_cell', 'off_plan', 'begin_cell', 'note_unbegun',
-           'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome', 'is_finished', 'work_on_cell',
-           'CellProcess', 'stop_workers', 'hand_over', 'run_local', 'array_bytes', 'run_bytes', 'size_of_run',
-           'in_words', 'disk_line', 'in_time', 'StudyProgress', 'ticking', 'arm_rows', 'arm_line', 'arm_names',
-           'make_plan', 'what_differs', 'place_study', 'StudyStopped', 'Study', 'default_jobs', 'sweep_new',
-           'cell_line', 'is_study_file', 'asked_in', 'check_no_typo', 'asked_study']
+           'check_arm', 'check_stack', 'is_study', 'study_values', 'read_plan', 'find_cell', 'off_plan', 'begin_cell',
+           'note_unbegun', 'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome', 'is_finished',
+           'end_of_cell', 'log_of', 'speak_into', 'work_on_cells', 'CellProcess', 'stop_workers', 'hand_over',
+           'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line', 'in_time', 'StudyProgress',
+           'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs', 'place_study', 'StudyStopped',
+           'Study', 'default_jobs', 'stacking', 'sweep_new', 'cell_line', 'is_study_file', 'asked_in', 'check_no_typo',
+           'asked_study']
 
 # %% ../../nbs/76_evidence.study.ipynb #5fb579af
+import gc
 import hashlib
+import inspect
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, Any, Self
 
 import numpy as np
 import torch
 
+from ..core.arithmetic import odd_settings
 from ..core.files import FileError, Needed, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json
 from ..core.options import Config, ConfigError, as_text, diff, plain, to_dict
 from ..core.registry import Registry, imported, suggest
@@ -61,17 +69,17 @@ class StudyError(RunError):
     "A study cannot be planned, found or continued"
 
 def seed_list(
-    given: Any,           # '1-5,8', a number, or numbers
+    given: Any,           # '1-5,8'; seeds: [1, 2, 8]; or how many: 5 means 1 to 5
 ) -> tuple[int, ...]:     # each once, in order
     """The seeds of a study
 
     Args:
-        given: '1-5,8', a number, or numbers
+        given: '1-5,8'; seeds: [1, 2, 8]; or how many: 5 means 1 to 5
 
     Returns:
         each once, in order
     """
-    text = given if isinstance(given, str) else ','.join(map(str, given)) if isinstance(given, Iterable) else str(given)
+    text = given if isinstance(given, str) else ','.join(map(str, given)) if isinstance(given, Iterable) else f'1-{given}'
     parts = [re.fullmatch(r'\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*', part) for part in text.split(',')]
     pairs = [(int(m[1]), int(m[2] or m[1])) for m in parts if m]
     if len(pairs) < len(parts) or any(b < a or b >= 2**63 or b - a > 10_000 for a, b in pairs):
@@ -228,12 +236,14 @@ class StudyPlan:
         grid: 'section.key' → values
         search: see `evidence.search`; {}: none
         created: when, in UTC
+        stack: runs that one process takes, one after the other; it changes no result
     """
     arms: dict[str, Config]          # name → complete config; its seed plays no part
     seeds: tuple[int, ...] = (1,)    # for each arm and each point of the grid
     grid: Grid = field(default_factory=dict)              # 'section.key' → values
     search: dict[str, Any] = field(default_factory=dict)  # see `evidence.search`; {}: none
     created: str = ''                # when, in UTC
+    stack: int = 1                   # runs that one process takes, one after the other; it changes no result
 
     def cells(self,
         folder: str | Path,  # of the study
@@ -259,7 +269,7 @@ def plan_text(
     Returns:
         YAML
     """
-    return write_yaml(dict(version=STUDY_VERSION, created=study.created, seeds=list(study.seeds), grid=study.grid, search=study.search,
+    return write_yaml(dict(version=STUDY_VERSION, created=study.created, seeds=list(study.seeds), grid=study.grid, search=study.search, **({'stack': study.stack} if study.stack > 1 else {}),
                            arms={name: to_dict(config) for name, config in study.arms.items()}))
 
 # %% ../../nbs/76_evidence.study.ipynb #5003e4c2
@@ -276,6 +286,20 @@ def check_arm(
     """
     if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9.+=_-]{0,79}', name): return name
     raise StudyError(f'arm: given the name {printable(name, lines=False)[:60]!r}, expected letters, digits and . + = _ - (at most 80, beginning with a letter or digit)')
+
+def check_stack(
+    given: Any,  # as typed, or as a file says
+) -> int:        # the same
+    """How many runs one process takes
+
+    Args:
+        given: as typed, or as a file says
+
+    Returns:
+        the same
+    """
+    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= 10_000: return given
+    raise StudyError(f'stack: given {printable(str(given), lines=False)[:60]}, expected how many runs one process takes, one after the other: a whole number from 1 to 10,000')
 
 def is_study(
     folder: str | Path,  # perhaps of a study
@@ -324,7 +348,7 @@ def read_plan(
     arms, search, grid = values['arms'], values.get('search') or {}, values.get('grid') or {}
     if not all(isinstance(x, dict) for x in (arms, search, grid)) or not all(isinstance(c, dict) for c in arms.values()): raise StudyError(f'{path}: damaged: expected arms with their configs, a grid and a search')
     made = {check_arm(str(name)): any_config(config)[0] for name, config in arms.items()}
-    return StudyPlan(made, seed_list(values.get('seeds') or [1]), grid_of(grid), search, str(values.get('created', '')))
+    return StudyPlan(made, seed_list(values.get('seeds') or [1]), grid_of(grid), search, str(values.get('created', '')), check_stack(values.get('stack', 1)))
 
 # %% ../../nbs/76_evidence.study.ipynb #1cef2561
 def find_cell(
@@ -521,59 +545,133 @@ executors = Registry('executor', 'rlstudio.executors')
 # %% ../../nbs/76_evidence.study.ipynb #7e89a17b
 BUSY = 75   # exit code of a worker whose run another process is working on
 
-def work_on_cell() -> None:
-    "What a worker process does: one cell, and an end like SIGTERM when its driver is gone"
-    folder, name, modules = sys.argv[1], sys.argv[2], sys.argv[3:]
-    def watch() -> None:
-        with suppress(OSError):
-            while os.read(0, 1): pass
-        os.kill(os.getpid(), signal.SIGTERM)
-    threading.Thread(target=watch, name='rlstudio lifeline', daemon=True).start()
-    try: summary = run_cell(folder, name, modules)
-    except BusyError: sys.exit(BUSY)
+def end_of_cell(
+    study_folder: str,       # of a study
+    name: str,               # of one of its cells
+    modules: Sequence[str],  # of the user's own, imported first
+) -> int:                    # 0: completed; 1: failed; `BUSY`; 130: stopped, with a checkpoint
+    """Run one cell in a worker, and say on standard error what went wrong
+
+    Args:
+        study_folder: of a study
+        name: of one of its cells
+        modules: of the user's own, imported first
+
+    Returns:
+        0: completed; 1: failed; `BUSY`; 130: stopped, with a checkpoint
+    """
+    try:
+        with warnings.catch_warnings(): return 0 if run_cell(study_folder, name, modules)['status'] == 'completed' else 130   # what was warned of in the cell before is warned of again
+    except BusyError: return BUSY
     except Exception as e:
-        if not type(e).__module__.startswith('rlstudio.'): raise
-        print(f'{type(e).__name__}: {e}', file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0 if summary['status'] == 'completed' else 130)
+        if type(e).__module__.startswith('rlstudio.'): print(f'{type(e).__name__}: {e}', file=sys.stderr)
+        else: traceback.print_exc()
+        return 1
+
+# %% ../../nbs/76_evidence.study.ipynb #aad087a8
+def log_of(
+    study_folder: str | Path,  # of a study
+    name: str,                 # of one of its cells
+) -> Path:                     # in `logs/`, which is made
+    """Where the worker of a cell says something
+
+    Args:
+        study_folder: of a study
+        name: of one of its cells
+
+    Returns:
+        in `logs/`, which is made
+    """
+    return own_folder(Path(study_folder, 'logs'), make=True) / f'{name}.txt'
+
+def speak_into(
+    log: Path,  # made anew
+) -> None:
+    """From here on, what this process prints goes to this file
+
+    Args:
+        log: made anew
+    """
+    sys.stdout.flush(); sys.stderr.flush()
+    said = open_plain(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number in (1, 2): os.dup2(said, number)
+    os.close(said)
+
+def work_on_cells() -> None:
+    "What a worker process does: a stack of cells, and an end like SIGTERM when its driver is gone"
+    folder, stack, name, *modules = sys.argv[1:]
+    line, names, before = socket.socket(fileno=os.dup(0)), SimpleQueue[str](), odd_settings()
+    os.dup2(nothing := os.open(os.devnull, os.O_RDONLY), 0)   # the line is ours: a child of ours must not read from it
+    os.close(nothing)
+    def listen() -> None:
+        with suppress(OSError):
+            while said := line.recv(4096): names.put(said.decode())
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=listen, name='rlstudio lifeline', daemon=True).start()
+    for left in reversed(range(int(stack))):
+        code = end_of_cell(folder, name, modules)
+        if code or not left or odd_settings() != before: sys.exit(code)
+        gc.collect()
+        line.send(b'+')
+        name = names.get()
+        speak_into(log_of(folder, name))
 
 # %% ../../nbs/76_evidence.study.ipynb #60b25c7e
 class CellProcess:
-    "A process that runs one cell; what it says goes to `logs/` in the study's folder, and stays there if it is anything"
+    "A process that runs a stack of cells; what it says of each goes to `logs/` in the study's folder, and stays there if it is anything"
     def __init__(self,
         study_folder: str,  # of the study
-        name: str,          # of the cell
+        name: str,          # of the first cell
+        stack: int = 1,     # cells that it takes at most, one after the other
     ):
         """
         Args:
             study_folder: of the study
-            name: of the cell
+            name: of the first cell
+            stack: cells that it takes at most, one after the other
         """
-        self.name, self.log = name, own_folder(Path(study_folder, 'logs'), make=True) / f'{name}.txt'
-        code = 'from rlstudio.evidence.study import work_on_cell; work_on_cell()'
-        with os.fdopen(open_plain(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
-            self.process = subprocess.Popen(**python_apart(code, study_folder, name, *imported()),
-                                            stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True)   # Ctrl-C is for the driver
+        self.folder, self.name, self.left, self.idle = study_folder, name, stack - 1, False
+        code = 'from rlstudio.evidence.study import work_on_cells; work_on_cells()'
+        with os.fdopen(open_plain(log_of(study_folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
+            self.line, its_end = socket.socketpair()
+            self.line.setblocking(False)
+            self.process = subprocess.Popen(**python_apart(code, study_folder, stack, name, *imported()),
+                                            stdin=its_end, stdout=said, stderr=said, start_new_session=True)   # Ctrl-C is for the driver
+            its_end.close()
 
-    def ended(self) -> int | None:  # exit code, negative of a signal; None: it runs
-        """Has it ended?
+    def take(self,
+        name: str,  # of a cell
+    ) -> None:
+        """Hand it the next cell; it must be idle
+
+        Args:
+            name: of a cell
+        """
+        self.name, self.left, self.idle = name, self.left - 1, False
+        with suppress(OSError): self.line.send(name.encode())   # one that has died meanwhile is found by `ended`
+
+    def ended(self) -> int | None:  # 0, the exit code of its process, negative of a signal; None: it runs
+        """Has its cell ended? Completed and with cells left to take, it is idle from here on
 
         Returns:
-            exit code, negative of a signal; None: it runs
+            0, the exit code of its process, negative of a signal; None: it runs
         """
         code = self.process.poll()
-        if code is not None:
-            if self.process.stdin: self.process.stdin.close()
-            if is_regular(self.log) and not self.log.stat().st_size: self.log.unlink()
+        if code is not None: self.line.close()
+        elif self.left and not self.idle:
+            with suppress(OSError): self.idle = self.line.recv(1) == b'+'
+            code = 0 if self.idle else None
+        log = Path(self.folder, 'logs', f'{self.name}.txt')
+        if code is not None and is_regular(log) and not log.stat().st_size: log.unlink()
         return code
 
     def last_words(self) -> str:  # '' if it was silent
-        """The last line that it said
+        """The last line that it said of its cell
 
         Returns:
             '' if it was silent
         """
-        said = [line for line in tail(self.log).splitlines() if line.strip()]
+        said = [line for line in tail(Path(self.folder, 'logs', f'{self.name}.txt')).splitlines() if line.strip()]
         return printable(said[-1].strip(), lines=False)[:300] if said else ''
 
     def kill(self) -> None:
@@ -663,20 +761,28 @@ def run_local(
     names: Sequence[str],  # of its cells
     jobs: int,             # processes at a time
     told: TellCell,        # hears of each cell
+    stack: int = 1,        # cells that a process takes, one after the other
 ) -> None:
-    """Run cells in processes of this machine, each in one of its own
+    """Run cells in processes of this machine
 
     Args:
         study_folder: of a study
         names: of its cells
         jobs: processes at a time
         told: hears of each cell
+        stack: cells that a process takes, one after the other
     """
+    workers: list[CellProcess] = []
+    def begin(name: str) -> CellProcess:
+        if not (idle := next((w for w in workers if w.idle and w.ended() is None), None)): workers.append(CellProcess(study_folder, name, stack))
+        else: idle.take(name)
+        return idle or workers[-1]
     def look(worker: CellProcess) -> str | None:
         code = worker.ended()
         if code is None: return None
         return BUSY_CELL if code == BUSY else KILLED + signal.Signals(-code).name if code < 0 else worker.last_words()
-    hand_over(study_folder, names, jobs, told, lambda name: CellProcess(study_folder, name), look, stop_workers, pause=.05)
+    try: hand_over(study_folder, names, jobs, told, begin, look, stop_workers, pause=.05)
+    finally: stop_workers(workers)   # the idle ones
 
 # %% ../../nbs/76_evidence.study.ipynb #eb7bfbea
 def array_bytes(
@@ -946,6 +1052,7 @@ def make_plan(
     seeds: Any,               # as `seed_list` takes them
     grid: Any,                # as `grid_of` takes it
     search: Mapping[str, Any] | None = None,  # of `evidence.search`
+    stack: int | None = None,  # runs that one process takes; None: 1
 ) -> StudyPlan:               # complete and checked
     """A plan from what a user gives
 
@@ -955,6 +1062,7 @@ def make_plan(
         seeds: as `seed_list` takes them
         grid: as `grid_of` takes it
         search: of `evidence.search`
+        stack: runs that one process takes; None: 1
 
     Returns:
         complete and checked
@@ -964,7 +1072,7 @@ def make_plan(
     made = {name: any_config(config, changes)[0] for name, config in arm_names(configs).items()}
     if not made: raise StudyError('given no config, expected at least one, such as ppo/cartpole')
     arms = {name: replace(config, train=replace(config.train, seed=1)) for name, config in made.items()}
-    asked = StudyPlan(arms, seed_list(seeds or ('1' if search else '1-5')), grid_of(grid or {}), dict(search or {}), now())
+    asked = StudyPlan(arms, seed_list(seeds or ('1' if search else '1-5')), grid_of(grid or {}), dict(search or {}), now(), check_stack(1 if stack is None else stack))
     return replace(asked, search=searches.get(PROPOSER)['check'](asked)) if search else asked
 
 # %% ../../nbs/76_evidence.study.ipynb #cfb3f4c2
@@ -1014,7 +1122,7 @@ def place_study(
         if differs := what_differs(known, asked):
             if name: raise StudyError(f'{folder}: this study asks something else ({"; ".join(differs[:3])}); choose another --name')
             continue
-        merged = replace(known, seeds=tuple(dict.fromkeys([*known.seeds, *asked.seeds])))
+        merged = replace(known, seeds=tuple(dict.fromkeys([*known.seeds, *asked.seeds])), stack=asked.stack)
         if asked.search: merged = replace(known, search=asked.search | dict(trials=max(searches.get(PROPOSER)['check'](known)['trials'], asked.search['trials'])))
         if merged != known: put_file(folder / STUDY_FILE, plan_text(merged).encode())
         return folder, merged
@@ -1044,28 +1152,30 @@ class Study:
     def from_configs(cls,
         configs: Any,                # a config or several: names, files, folders of runs, nested dicts; or {name: config}
         overrides: Overrides = (),   # over each: 'section.key=value', several, or {'section': {'key': value}}
-        seeds: Any = None,           # '1-10', a number, or numbers; None: 1-5, and 1 for a search
+        seeds: Any = None,           # '1-10', [1, 2, 8], or how many; None: 1-5, and 1 for a search
         grid: Any = None,            # {'algo.gamma': [0.9, 0.99]}, or 'algo.gamma=0.9,0.99'
         name: str | None = None,     # None: after its configs
         runs_dir: str | Path | None = None,  # None: as the settings say
         search: Mapping[str, Any] | None = None,  # of `evidence.search`
+        stack: int | None = None,    # runs that one process takes, one after the other; None: 1
     ) -> Self:                       # a new one, or the one that asked the same before
         """Plan a study, or find it again
 
         Args:
             configs: a config or several: names, files, folders of runs, nested dicts; or {name: config}
             overrides: over each: 'section.key=value', several, or {'section': {'key': value}}
-            seeds: '1-10', a number, or numbers; None: 1-5, and 1 for a search
+            seeds: '1-10', [1, 2, 8], or how many; None: 1-5, and 1 for a search
             grid: {'algo.gamma': [0.9, 0.99]}, or 'algo.gamma=0.9,0.99'
             name: None: after its configs
             runs_dir: None: as the settings say
             search: of `evidence.search`
+            stack: runs that one process takes, one after the other; None: 1
 
         Returns:
             a new one, or the one that asked the same before
         """
         open_workspace(settings := load_settings())
-        return cls(*place_study(make_plan(configs, overrides, seeds, grid, search), Path(runs_dir or settings.runs_dir), name))
+        return cls(*place_study(make_plan(configs, overrides, seeds, grid, search, stack), Path(runs_dir or settings.runs_dir), name))
 
     @classmethod
     def open(cls,
@@ -1111,7 +1221,7 @@ class Study:
         Returns:
             as `results`
         """
-        execute, todo, progress = executors.get(executor), [c for c in self.cells if not is_finished(c)], StudyProgress(self.cells)
+        execute, todo, progress = stacking(executor, self.plan.stack), [c for c in self.cells if not is_finished(c)], StudyProgress(self.cells)
         sweep_new(self.folder)
         self.errors = progress.errors
         with ticking(progress, stream) as say:
@@ -1134,6 +1244,24 @@ def default_jobs() -> int:  # at least 1
         at least 1
     """
     return max(1, len(os.sched_getaffinity(0)) // load_settings().threads) if hasattr(os, 'sched_getaffinity') else max(1, (os.cpu_count() or 1) // load_settings().threads)
+
+def stacking(
+    executor: str,  # a name in `executors`
+    stack: int,     # runs that one of its processes takes
+) -> Executor:      # `StudyError` if it cannot
+    """An executor that gives each process a stack of cells
+
+    Args:
+        executor: a name in `executors`
+        stack: runs that one of its processes takes
+
+    Returns:
+        `StudyError` if it cannot
+    """
+    execute = executors.get(executor)
+    if stack == 1: return execute
+    if 'stack' in inspect.signature(execute).parameters: return partial(execute, stack=stack)
+    raise StudyError(f'executor {executor}: given stacks of {stack} runs, expected one run a process; choose --stack 1, or --executor local')
 
 def sweep_new(
     folder: Path,  # of a study
@@ -1164,7 +1292,7 @@ def cell_line(
     return '' if what['status'] in ('running', 'busy') else f'{what["status"]:<7} {name}: {what.get("error") or "it goes on with the same command"}'
 
 # %% ../../nbs/76_evidence.study.ipynb #36bae38a
-ASKED = 'arms', 'set', 'grid', 'seeds', 'name', 'search', 'version', 'created'   # keys of such a file
+ASKED = 'arms', 'set', 'grid', 'seeds', 'name', 'search', 'stack', 'version', 'created'   # keys of such a file
 
 def is_study_file(
     given: str,  # as typed
@@ -1193,8 +1321,8 @@ def asked_in(
     """
     values = study_values(path)
     if strange := [str(k) for k in values if k not in ASKED]: raise StudyError(f'{path}: {strange[0]}: unknown key{suggest(strange[0], ASKED)}')
-    given = dict(configs=values['arms'], overrides=values.get('set') or (), seeds=values.get('seeds'), grid=values.get('grid'), name=values.get('name'), search=values.get('search'))
-    return {k: v for k, v in given.items() if v}
+    given = dict(configs=values['arms'], overrides=values.get('set') or (), seeds=values.get('seeds'), grid=values.get('grid'), name=values.get('name'), search=values.get('search'), stack=values.get('stack'))
+    return {k: v for k, v in given.items() if v or k == 'stack' and v is not None}
 
 def check_no_typo(
     word: str,       # neither a config nor a study
@@ -1216,6 +1344,7 @@ def asked_study(
     name: str | None = None,     # of the study
     runs_dir: str | Path | None = None,  # None: as the settings say
     search: Mapping[str, Any] | None = None,  # of `evidence.search`
+    stack: int | None = None,    # runs that one process takes; None: as the study says, else 1
 ) -> Study:                   # planned, nothing runs yet
     """The study that a command line means
 
@@ -1226,6 +1355,7 @@ def asked_study(
         name: of the study
         runs_dir: None: as the settings say
         search: of `evidence.search`
+        stack: runs that one process takes; None: as the study says, else 1
 
     Returns:
         planned, nothing runs yet
@@ -1239,9 +1369,9 @@ def asked_study(
         plan = read_plan(home)
         longer = bool(plan.search) and set(search or ()) == {'trials'}
         if changes or grid or name or search and not longer: raise StudyError(f'{home}: this study has been planned; what can be added are {"trials: --trials 80" if plan.search else "seeds: --seeds 1-20"}')
-        more = replace(plan, seeds=plan.seeds if seeds is None else seed_list(seeds), search=plan.search | dict(search or {}))
+        more = replace(plan, seeds=plan.seeds if seeds is None else seed_list(seeds), search=plan.search | dict(search or {}), stack=plan.stack if stack is None else check_stack(stack))
         return Study(home) if more == plan else Study(*place_study(more, home.parent, home.name))
-    typed = dict(overrides=changes, seeds=seeds, grid=grid_of(grid), name=name, search=search, runs_dir=runs_dir)
+    typed = dict(overrides=changes, seeds=seeds, grid=grid_of(grid), name=name, search=search, runs_dir=runs_dir, stack=stack)
     asked = asked_in(Path(old)) if old and is_study_file(old) else dict(configs=given)
     if old and not is_study_file(old) and not config_file(old): check_no_typo(old, Path(runs_dir or load_settings().runs_dir))
     if asked.get('overrides'): typed['overrides'] = [*as_overrides(asked['overrides']), *changes]

@@ -251,6 +251,7 @@ def twin_of(
 class Graphs:
     "The engine `graphs`: gradient steps as recordings of a GPU"
     MOST = 32   # recordings that are kept
+    on_tape = False   # it does the whole gradient step
 
     def __init__(self,
         learner: Any,   # just built, on a GPU

@@ -13,7 +13,8 @@ environment has no such actions) points into the file as well.
 # %% auto #0
 __all__ = ['Places', 'Overrides', 'place_of', 'locate', 'as_overrides', 'split_text', 'from_mapping', 'with_section', 'home_of',
            'resolve', 'load_config', 'with_overrides', 'packaged_configs', 'short_name', 'config_file', 'find_config',
-           'any_config', 'to_yaml', 'Settings', 'setting', 'read_settings', 'load_settings', 'open_workspace']
+           'any_config', 'to_yaml', 'Settings', 'setting', 'setting_line', 'read_settings', 'load_settings',
+           'open_workspace']
 
 # %% ../../nbs/61_runs.config.ipynb #3f58ab8b
 import json
@@ -28,8 +29,8 @@ from pydantic import AfterValidator, Field
 
 from ..core.files import FileError, read_file
 from ..core.options import (SYNONYMS, Config, ConfigError, Problem, Section, as_text, build_config,
-                                   build_section, field_specs, plain, yaml_scalar, to_dict)
-from ..core.registry import allow, import_own, suggest
+                                   build_section, field_specs, plain, yaml_scalar, to_dict, with_new_names)
+from ..core.registry import allow, engines, import_own, or_yours, suggest
 from .yaml import MAX_BYTES, Mark, Source, override, read_yaml_file, write_yaml
 
 # %% ../../nbs/61_runs.config.ipynb #81a0f8d7
@@ -278,7 +279,7 @@ def find_config(
     """
     if found := config_file(name): return found
     packaged, short = packaged_configs(), short_name(name)
-    same = [full for full in packaged if full.endswith(f'/{short}')]
+    same = [full for full in packaged if short in full.split('/')]
     hint = f'; there are {", ".join(same)}' if same else suggest(short, packaged)
     raise ConfigError([Problem(str(name), 0, 0, '', f'no such file, and no packaged config{hint}')])
 
@@ -329,7 +330,7 @@ class Settings(Section):
         runs_dir: folder of the runs; relative to settings.ini
         device: where networks live
         threads: for arithmetic; one is exact
-        engine: who differentiates losses
+        engine: who differentiates losses: auto, autograd, tape, compiled, portable, graphs, or one of a plugin
         sinks: who writes metrics, by registered name
         plugins: distributions whose code may be loaded
         imports: your own modules, imported before anything is looked up
@@ -339,7 +340,7 @@ class Settings(Section):
     runs_dir: str = 'runs'               # folder of the runs; relative to settings.ini
     device: Annotated[str, AfterValidator(_device)] = 'cpu'  # where networks live
     threads: Annotated[int, Field(ge=1, le=1024)] = 1        # for arithmetic; one is exact
-    engine: Literal['auto', 'autograd', 'tape', 'compiled', 'portable', 'graphs'] = 'auto'  # who differentiates losses
+    engine: str = 'auto'                 # who differentiates losses: auto, autograd, tape, compiled, portable, graphs, or one of a plugin
     sinks: tuple[str, ...] = ('jsonl',)  # who writes metrics, by registered name
     plugins: tuple[str, ...] = ()        # distributions whose code may be loaded
     imports: tuple[str, ...] = ()        # your own modules, imported before anything is looked up
@@ -370,6 +371,23 @@ def setting(
 def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
+# %% ../../nbs/61_runs.config.ipynb #70a5175d
+def setting_line(
+    text: str,   # of a settings.ini
+    key: str,    # of a setting, or '[SECTION]'
+) -> int:        # from 1; 0: it is not there
+    """The line of a settings.ini in which a key stands
+
+    Args:
+        text: of a settings.ini
+        key: of a setting, or '[SECTION]'
+
+    Returns:
+        from 1; 0: it is not there
+    """
+    keys = [re.split(r'\s*[=:]', line)[0] for line in text.lower().splitlines()]
+    return next((i for i in range(len(keys), 0, -1) if keys[i - 1] == key.lower()), 0)
+
 # %% ../../nbs/61_runs.config.ipynb #2b5716b6
 def read_settings(
     path: Path,  # of a settings.ini
@@ -398,14 +416,12 @@ def read_settings(
         if 'no section' in why: why = 'given a key above the first section; expected [DEFAULT] above all keys'
         raise ConfigError([Problem(name, getattr(e, 'lineno', 0), 1, '', why)]) from None
     values = {key: setting(key, ini.get(key), path.parent) for key in ini.d}
-    settings, faults = build_section(Settings, values)
-    faults += [((section,), 'unknown section; expected all keys below [DEFAULT]')
-               for section in re.findall(r'^\[.*\]', text, re.M) if section != '[DEFAULT]']
+    values, faults = with_new_names(values, Settings)
+    settings, more = build_section(Settings, values)
+    faults += more + [((section,), 'unknown section; expected all keys below [DEFAULT]')
+                      for section in re.findall(r'^\[.*\]', text, re.M) if section != '[DEFAULT]']
     if settings and not faults: return settings
-    keys = [re.split(r'\s*[=:]', line)[0] for line in text.lower().splitlines()]
-    line = {key: i for i, key in enumerate(keys, 1)}
-    raise ConfigError(Problem(name, line.get(at[0].lower(), 0), 1, '.'.join(at), why)
-                      for at, why in faults)
+    raise ConfigError(Problem(name, setting_line(text, at[0]), 1, '.'.join(at), why) for at, why in faults)
 
 
 def load_settings(
@@ -438,3 +454,8 @@ def open_workspace(
     allow(*settings.plugins)
     around = find_file_parents('settings.ini', '.')
     import_own(*modules, *settings.imports, folders=['.', around] if around else ['.'])
+    if settings.engine in engines: return
+    file = around / 'settings.ini' if around else None
+    line = setting_line(read_file(file, MAX_BYTES, links=True).decode(), 'engine') if file else 0
+    why = or_yours(f'given {as_text(settings.engine)}, no engine{suggest(settings.engine, engines.names())}')
+    raise ConfigError([Problem(str(_from_here(file)) if file and line else 'settings', line, int(line > 0), 'engine', why)])

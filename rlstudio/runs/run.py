@@ -15,7 +15,7 @@ __all__ = ['ENDING', 'STATE_SHAPE', 'make_trainer', 'check_judged', 'check_devic
            'check_world', 'WatchGenerators', 'WatchArithmetic', 'ledgers', 'check_listeners', 'first_score', 'set_out',
            'summarize', 'judge', 'film', 'judged', 'last_score', 'finish', 'FilmEvery', 'note_failure', 'closing',
            'one_line_of_run', 'find_video', 'in_kernel', 'fitting_display', 'choose_display', 'shown', 'saved_at',
-           'agent_at', 'begin_folder', 'closed', 'Run']
+           'agent_at', 'begin_folder', 'closed', 'listeners', 'Run']
 
 # %% ../../nbs/67_runs.run.ipynb #e79a5ecd
 import os
@@ -25,7 +25,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -1097,24 +1097,46 @@ def closed(
         with suppress(RunError, FileError, OSError), locked(run.folder): run.files.hashes.seal()   # not where another process is at it, or the disk is full
     return summary
 
+# %% ../../nbs/67_runs.run.ipynb #f1b4a034
+def listeners(
+    given: Callback | Iterable[Callback],   # one, or several
+) -> list[Callback]:                        # each an object of a class of its own
+    """The callbacks that are meant
+
+    Args:
+        given: one, or several
+
+    Returns:
+        each an object of a class of its own
+    """
+    several: Any = [given] if isinstance(given, type) or callable(given) or hasattr(given, 'on_iteration_end') else list(given or ())
+    for c in several:
+        name = getattr(c, '__name__', type(c).__name__)
+        if isinstance(c, type): raise RunError(f'train: given the class {name}, expected an object of it; fix: {name}()')
+        if not hasattr(c, 'on_iteration_end'): raise RunError(
+            f'train: given {name}, expected a Callback; fix: class Mine(Callback): def on_iteration_end(self, trainer): …')
+    return list(several)
+
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
 class Run:
     "A config, its folder, and everything that came of it."
     def __init__(self,
         folder: str | Path,   # exists, with a config.yaml
-        config: Config,       # what that says
-        settings: Settings,   # of this workspace and machine
+        config: Config | None = None,      # what that says; needed
+        settings: Settings | None = None,  # of this workspace and machine; needed
         places: Places = {},  # noqa: B006 (never changed) where the config's keys stand
         trainer: Trainer | None = None,  # a new one, if it was built already
     ):
         """
         Args:
             folder: exists, with a config.yaml
-            config: what that says
-            settings: of this workspace and machine
+            config: what that says; needed
+            settings: of this workspace and machine; needed
             places: where the config's keys stand
             trainer: a new one, if it was built already
         """
+        if not isinstance(config, Config) or settings is None: raise RunError(
+            f'Run: given {str(folder)!r}; fix: Run.from_config({str(folder)!r}) begins a run, Run.open(FOLDER) finds one again')
         self.files, self.config, self.settings = RunFolder(folder), config, settings
         self.places, self.trainer = places, trainer
         self.again = False   # shall it go on, though a callback has ended it early?
@@ -1205,18 +1227,19 @@ class Run:
         return next_leg(self.files, self.config, again=self.again)
 
     def train(self,
-        callbacks: Sequence[Callback] = (),   # more listeners
+        callbacks: Callback | Sequence[Callback] = (),   # one more listener, or several
         display: str | Display | None = None,  # what shows it: a registered name, or auto; None: as the settings say
     ) -> dict[str, Any]:                      # the summary
         """Bring the run to its end from wherever it is
 
         Args:
-            callbacks: more listeners
+            callbacks: one more listener, or several
             display: what shows it: a registered name, or auto; None: as the settings say
 
         Returns:
             the summary
         """
+        callbacks = listeners(callbacks)
         if done := self.done(): return closed(self, done)
         screen = self.screen(display, Controls())
         return self._train(callbacks, screen, self.controls)
@@ -1245,7 +1268,7 @@ class Run:
         return Shielded(choose_display(self, display))
 
     def start(self,
-        callbacks: Sequence[Callback] = (),  # as in `train`
+        callbacks: Callback | Sequence[Callback] = (),  # as in `train`
         display: str | Display | None = None,  # as in `train`
     ) -> Background:                         # stop, pause, wait, status
         """Train in a thread, and come back at once
@@ -1257,6 +1280,7 @@ class Run:
         Returns:
             stop, pause, wait, status
         """
+        callbacks = listeners(callbacks)
         if done := self.done(): return Background(lambda: done, Controls(), lambda: self.status, self.folder.name)
         screen, controls = self.screen(display, Controls()), self.controls   # its own, also if `watch` or another `start` comes meanwhile
         return Background(lambda: self._train(callbacks, screen, controls), controls, lambda: self.status, self.folder.name)

@@ -206,6 +206,8 @@ def condition(
         key, sign, value
     """
     m = re.fullmatch(r'\s*([\w./-]+?)\s*(>=|<=|!=|==?|>|<)\s*((?![=<>]).*?)\s*', text)
+    if m and m[2] in ('>', '>=', '<', '<=') and not has_size(yaml_scalar(m[3])): raise RunError(
+        f'--where: given {text!r}, expected a number after {m[2]}, such as "{m[1]}{m[2]}400"')
     if m: return m[1], m[2].replace('==', '='), m[3]
     raise RunError(f'--where: given {text!r}, expected a key, a sign (= != > >= < <=) and a value, such as algo.gamma=0.98, solved=true or "eval>400"')
 

@@ -12,10 +12,10 @@ came from a file is printed as markup or as an escape code; a terminal that is n
 # %% auto #0
 __all__ = ['VITALS', 'NO_SYMPTOM', 'Form', 'OUTCOME_STYLES', 'duration', 'mean_std', 'bar', 'labelled', 'command', 'own_imports',
            'tell', 'clean', 'fold_text', 'terminal_width', 'legible', 'Lasting', 'silence', 'backend_of',
-           'whole_rounds', 'run_header', 'Snapshot', 'first_fit', 'beside', 'train_line', 'return_line', 'eval_line',
-           'vitals', 'health', 'health_line', 'speed_line', 'live_block', 'plain_line', 'Thinned', 'Watcher',
-           'form_for', 'Listener', 'rows_now', 'Redrawn', 'Progress', 'outcome', 'verdict', 'size', 'files_written',
-           'next_commands']
+           'whole_rounds', 'engine_of', 'run_header', 'Snapshot', 'first_fit', 'beside', 'train_line', 'return_line',
+           'eval_line', 'vitals', 'health', 'health_line', 'speed_line', 'live_block', 'plain_line', 'Thinned',
+           'Watcher', 'form_for', 'Listener', 'rows_now', 'Redrawn', 'Progress', 'outcome', 'verdict', 'size',
+           'files_written', 'next_commands']
 
 # %% ../../nbs/83_studio.console.ipynb #98082a11
 import math
@@ -314,6 +314,21 @@ def whole_rounds(
     if budget == goal: return ''
     return f'{budget:,} steps is {budget / each:.4g} rollouts of {each:,} ({config.env.num_envs:,} envs × {each // config.env.num_envs:,}): {goal:,} will be taken'
 
+def engine_of(
+    run: 'Run',   # new, or found again
+) -> str:         # ', engine tape'; '' where it is not known yet
+    """Who differentiates: as the learner has chosen; before there is one, as the settings ask
+
+    Args:
+        run: new, or found again
+
+    Returns:
+        ', engine tape'; '' where it is not known yet
+    """
+    learner = getattr(getattr(run, 'trainer', None), 'algo', None)
+    name = getattr(learner, 'engine', '') or ('' if run.settings.engine == 'auto' else run.settings.engine)
+    return name and f', engine {name}'
+
 def run_header(
     run: 'Run',                    # its folder, config and settings
     overrides: Sequence[str] = (),  # given on the command line
@@ -334,7 +349,7 @@ def run_header(
                               f'{c.train.total_steps:,} env steps']),
              labelled('env', [f'{c.env.num_envs} at once, backend {backend_of(c.env)}{around}']),
              labelled('machine', [f'device {s.device}, {s.threads} arithmetic '
-                                  f'thread{"s" if s.threads > 1 else ""}']),
+                                  f'thread{"s" if s.threads > 1 else ""}{engine_of(run)}']),
              labelled('folder', [str(run.folder)])]
     if (steps := whole_rounds(c)): lines.insert(1, labelled('steps', [steps]))
     if overrides: lines.append(labelled('set', ['  '.join(overrides)]))

@@ -28,8 +28,8 @@ from ..evidence.stats import in_digits
 from ..evidence.table import COLORS, EVALUATION, Table, arm_facts, arms, band, curve, read_table, smoothed, summary
 from ..runs.config import load_settings
 from ..runs.folder import RunError
-from ..runs.pictures import short_number, ticks
-from .panel import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, scale
+from ..runs.pictures import ChartAxes, axes_svg
+from .panel import HEIGHT, LEFT, WIDTH, curve_svg
 from ..train.metrics import read_metrics
 
 # %% ../../nbs/87_studio.explorer.ipynb #a3be67d9
@@ -75,64 +75,57 @@ class SeedLine:
     y: np.ndarray    # (K,)
 
 def path_of(
-    line: SeedLine,  # K ≥ 1
-    x: Any,          # from a value to its place
-    y: Any,          # likewise
-) -> str:            # for an attribute `points`
+    line: SeedLine,   # K ≥ 1
+    axes: ChartAxes,  # of the picture
+) -> str:             # for an attribute `points`
     """The points of a line, not more than one can see
 
     Args:
         line: K ≥ 1
-        x: from a value to its place
-        y: likewise
+        axes: of the picture
 
     Returns:
         for an attribute `points`
     """
     some = np.unique(np.linspace(0, len(line.x) - 1, min(len(line.x), MOST_POINTS)).astype(int))
-    return ' '.join(f'{x(a):.1f},{y(b):.1f}' for a, b in zip(line.x[some], line.y[some]))
+    return axes.path(zip(line.x[some], line.y[some]))
 
 def seed_svg(
-    line: SeedLine,  # K ≥ 1
-    x: Any,          # from a value to its place
-    y: Any,          # likewise
-) -> str:            # a group that feels the mouse
+    line: SeedLine,   # K ≥ 1
+    axes: ChartAxes,  # of the picture
+) -> str:             # a group that feels the mouse
     """A line, and its name under the mouse
 
     Args:
         line: K ≥ 1
-        x: from a value to its place
-        y: likewise
+        axes: of the picture
 
     Returns:
         a group that feels the mouse
     """
-    points, shape = path_of(line, x, y), 'polyline fill="none"'
+    points, shape = path_of(line, axes), 'polyline fill="none"'
     said = html.escape(printable(f'seed {line.seed} · {line.name} · ends at {in_digits(line.y[-1])}', lines=False))
     return (f'<g class="rlstudio-seed"><{shape} class="line" points="{points}" stroke="{line.color}"/><{shape} points="{points}" stroke="transparent" stroke-width="9" pointer-events="stroke"/>'
-            f'<text x="{LEFT + 8}" y="{TOP + 12}">{said}</text></g>')
+            f'<text x="{axes.left + 8}" y="22">{said}</text></g>')
 
 def band_svg(
     lines: Sequence[SeedLine],  # of one arm
-    x: Any,                     # from a value to its place
-    y: Any,                     # likewise
+    axes: ChartAxes,            # of the picture
 ) -> str:                       # '' where the seeds have no part in common
     """The IQM of an arm, and its interval
 
     Args:
         lines: of one arm
-        x: from a value to its place
-        y: likewise
+        axes: of the picture
 
     Returns:
         '' where the seeds have no part in common
     """
     at, middle, low, high = band([(line.x, line.y) for line in lines])
     if len(at) < 2: return ''
-    def inside(v: float) -> float: return float(np.clip(y(v), TOP, HEIGHT - BOTTOM))
     edge = [*zip(at, low), *zip(at[::-1], high[::-1])] if np.isfinite(low).all() else []
-    area = f'<polygon points="{" ".join(f"{x(a):.1f},{inside(b):.1f}" for a, b in edge)}" fill="{lines[0].color}" opacity=".2"/>' if edge else ''
-    return f'{area}<polyline fill="none" stroke="{lines[0].color}" stroke-width="2.5" points="{" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(at, middle))}"/>'
+    area = f'<polygon points="{axes.path((a, np.clip(b, *axes.y)) for a, b in edge)}" fill="{lines[0].color}" opacity=".2"/>' if edge else ''
+    return f'{area}<polyline fill="none" stroke="{lines[0].color}" stroke-width="2.5" points="{axes.path(zip(at, middle))}"/>'
 
 # %% ../../nbs/87_studio.explorer.ipynb #ec99d2a6
 HOVER_STYLE = ('<style>.rlstudio-many .line{stroke-width:1.2;opacity:.55}.rlstudio-seed text{display:none;font-weight:bold;paint-order:stroke;stroke:var(--jp-layout-color0,Canvas);stroke-width:4px}.rlstudio-seed:hover text{display:block}'
@@ -142,7 +135,7 @@ def explorer_svg(
     lines: Sequence[SeedLine],   # those without points are left out
     bands: bool = True,          # an IQM and an interval an arm
     x_name: str = 'env steps',   # below the picture
-    y_name: str = '',            # above it
+    y_name: str = '',            # likewise
 ) -> str:                        # an <svg> element
     """Curves of many runs
 
@@ -150,7 +143,7 @@ def explorer_svg(
         lines: those without points are left out
         bands: an IQM and an interval an arm
         x_name: below the picture
-        y_name: above it
+        y_name: likewise
 
     Returns:
         an <svg> element
@@ -159,16 +152,12 @@ def explorer_svg(
     left, right = (min(line.x[0] for line in lines), max(line.x[-1] for line in lines)) if lines else (0., 1.)
     low, high = (min(line.y.min() for line in lines), max(line.y.max() for line in lines)) if lines else (0., 1.)
     pad = float(high - low) * .05 or 1.
-    x, y = scale(float(left), float(right), LEFT, WIDTH - RIGHT), scale(float(low) - pad, float(high) + pad, HEIGHT - BOTTOM, TOP)
-    parts = [f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="currentColor" opacity=".12"/>'
-             f'<text x="{LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{short_number(t)}</text>' for t in ticks(float(low) - pad, float(high) + pad)]
-    parts += [f'<text x="{x(t):.1f}" y="{HEIGHT - 7}" text-anchor="{"end" if x(t) > WIDTH - 40 else "middle"}">{short_number(t)}</text>' for t in ticks(float(left), float(right))]
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM - 7}" text-anchor="end" opacity=".6">{html.escape(printable(y_name, lines=False))} against {html.escape(x_name)}</text>')
-    if bands: parts += [band_svg([line for line in lines if line.arm == arm], x, y) for arm in dict.fromkeys(line.arm for line in lines)]
-    parts += [seed_svg(line, x, y) for line in lines]   # above the bands: the mouse must reach them
+    axes = ChartAxes((float(left), float(right)), (float(low) - pad, float(high) + pad), WIDTH, HEIGHT, LEFT)
+    parts = [HOVER_STYLE, axes_svg(axes, f'{y_name} against {x_name}' if y_name else x_name)]
+    if bands: parts += [band_svg([line for line in lines if line.arm == arm], axes) for arm in dict.fromkeys(line.arm for line in lines)]
+    parts += [seed_svg(line, axes) for line in lines]   # above the bands: the mouse must reach them
     if not lines: parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">nothing to draw: choose arms that have this metric</text>')
-    return (f'<svg class="rlstudio-many" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" style="max-width:{WIDTH}px" font-size="11" fill="currentColor" font-family="sans-serif" '
-            f'data-lines="{len(lines)}" role="img" aria-label="curves of runs">{HOVER_STYLE}{"".join(parts)}</svg>')
+    return curve_svg('rlstudio-many', 'curves of runs', sum(len(line.x) for line in lines), parts)
 
 # %% ../../nbs/87_studio.explorer.ipynb #30e21c1f
 def arms_legend(

@@ -1,1 +1,1 @@
-"A plugin of one of each kind: a world, a network, an algorithm, a sink and a command. Nothing is imported here, so listing stays cheap."
+"A plugin of one of each kind: a world, a network, an algorithm, a sink, an engine and a command. Nothing is imported here, so listing stays cheap."
