@@ -428,14 +428,12 @@ def described_together(
 def check_team(
     trainer: Trainer,   # of the first rank
     device: str,        # where it learns
-    engine: str,        # who differentiates
 ) -> None:
     """A `ConfigError` if this training cannot be shared
 
     Args:
         trainer: of the first rank
         device: where it learns
-        engine: who differentiates
     """
     c, learner, env = trainer.config, trainer.algo, trainer.env
     why = [
@@ -444,7 +442,6 @@ def check_team(
         (c.env.backend == 'workers', 'env.backend = workers', 'env.backend = auto: each process steps its own envs already'),
         ('valid' in env.fields, f'{c.env.id} with steps that never happen', 'a world whose every step counts; fix: env.backend = inprocess'),
         (device != 'cpu', f'device = {device}', 'device = cpu'),
-        (engine == 'graphs', 'engine = graphs', 'another engine'),
         (getattr(type(learner), 'standardise', None) is not normalize_advantage, f'{type(learner).__name__}, which standardises in its own way', 'normalize_advantage'),
     ]
     for wrong, given, wanted in why:
@@ -523,7 +520,7 @@ class Team:
             engine: who differentiates
             ranks: those who are there; None: this rank leads, and finds them when it needs them
         """
-        check_team(trainer, device, engine)
+        check_team(trainer, device)
         rank = ranks.rank if ranks else 0
         self.trainer, self.engine, self.found, self.envs = trainer, engine, ranks, envs_of(trainer.config, rank)
         self.own = trainer.algo.collect, trainer.algo.update, trainer.state_dict, trainer.load_state_dict, trainer.env.close
