@@ -2622,6 +2622,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rlstudio.fast.parallel.pooled': ('fast.parallel.html#pooled', 'rlstudio/fast/parallel.py'),
                                         'rlstudio.fast.parallel.report_of': ('fast.parallel.html#report_of', 'rlstudio/fast/parallel.py'),
                                         'rlstudio.fast.parallel.scales_of': ('fast.parallel.html#scales_of', 'rlstudio/fast/parallel.py'),
+                                        'rlstudio.fast.parallel.send_plainly': ( 'fast.parallel.html#send_plainly',
+                                                                                 'rlstudio/fast/parallel.py'),
                                         'rlstudio.fast.parallel.serve_rank': ('fast.parallel.html#serve_rank', 'rlstudio/fast/parallel.py'),
                                         'rlstudio.fast.parallel.share_of_state': ( 'fast.parallel.html#share_of_state',
                                                                                    'rlstudio/fast/parallel.py'),

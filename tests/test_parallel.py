@@ -16,7 +16,7 @@ from rlstudio.core.options import Config, ConfigError, TrainConfig, config_from_
 from rlstudio.envs.workers import shared_bytes
 from rlstudio.evidence.verify import verify
 from rlstudio.fast import parallel
-from rlstudio.fast.parallel import ParallelError, SharedMeeting, SharedRanks, as_sent, take_part
+from rlstudio.fast.parallel import ParallelError, SharedMeeting, SharedRanks, as_sent, send_plainly, take_part
 from rlstudio.runs.config import Settings
 from rlstudio.runs.run import Run
 from rlstudio.train.trainer import Callback, Trainer
@@ -41,7 +41,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
             ranks = SharedRanks(SharedMeeting(memory, rank, size, room), size, [line])
             try: take_part(ranks, ranks.hear())
             except (EOFError, OSError): return
-            except Exception as e: line.send(as_sent(e))
+            except Exception as e: send_plainly(line, as_sent(e))
         for rank in range(1, size):
             here, there = Pipe()
             thread = threading.Thread(target=other, args=(rank, there), daemon=True)
@@ -84,8 +84,9 @@ def test_the_sums_of_any_number_of_processes_are_those_of_one(threads: None, mor
     assert many.algo.module.obs_norm.count == one.env_steps
 
 
-@pytest.mark.parametrize("engine", ["auto", "autograd"])
+@pytest.mark.parametrize("engine", ["auto", "autograd", "compiled"])
 def test_equal_bits_and_an_exact_resume(threads: None, engine: str) -> None:
+    if engine == "compiled": pytest.importorskip("numba")
     whole, state = trained(config(2), engine)
     _, halfway = trained(config(2), engine, until=192)
     resumed, again = trained(config(2), engine, state=halfway)
@@ -119,7 +120,7 @@ def test_an_error_in_either_rank_is_raised_as_it_is(threads: None, monkeypatch: 
 
 def test_refusals_and_the_hash_of_one_process() -> None:
     assert config_hash(TrainConfig(parallel=1)) == config_hash(TrainConfig()) != config_hash(TrainConfig(parallel=2))
-    for more, why in (dict(net=dict(core="lstm")), "net.core = lstm"), (dict(env=dict(backend="workers")), "env.backend = workers"), (dict(env=dict(num_envs=1), algo=dict(num_minibatches=2)), "given 2 processes for env.num_envs = 1"):
+    for more, why in (dict(net=dict(core="lstm")), "net.core = lstm"), (dict(env=dict(num_envs=1), algo=dict(num_minibatches=2)), "given 2 processes for env.num_envs = 1"):
         with pytest.raises(ConfigError, match=f"train.parallel: .*{why}"): Trainer(config(2, **more))
 
 
