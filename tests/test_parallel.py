@@ -16,7 +16,7 @@ from rlstudio.core.options import Config, ConfigError, TrainConfig, config_from_
 from rlstudio.envs.workers import shared_bytes
 from rlstudio.evidence.verify import verify
 from rlstudio.fast import parallel
-from rlstudio.fast.parallel import ParallelError, SharedMeeting, SharedRanks, as_sent, send_plainly, take_part
+from rlstudio.fast.parallel import ParallelError, SharedMeeting, SharedRanks, say_error, take_part
 from rlstudio.runs.config import Settings
 from rlstudio.runs.run import Run
 from rlstudio.train.trainer import Callback, Trainer
@@ -41,7 +41,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
             ranks = SharedRanks(SharedMeeting(memory, rank, size, room), size, [line])
             try: take_part(ranks, ranks.hear())
             except (EOFError, OSError): return
-            except Exception as e: send_plainly(line, as_sent(e))
+            except Exception as e: say_error(line, e)
         for rank in range(1, size):
             here, there = Pipe()
             thread = threading.Thread(target=other, args=(rank, there), daemon=True)
