@@ -63,7 +63,7 @@ def main() -> None:
             ratios = sorted(t[first][0] / t[k][0] for t in turns)
             rows.append(dict(envs=envs, processes=k, steps_per_second=round(iterations * 128 * envs / wall), times_one=round(statistics.median(ratios), 2),
                              spread=f"{ratios[0]:.2f} … {ratios[-1]:.2f}", processor_seconds=round(cpu, 2)))
-    print(table(rows))
+    print(table(rows[0], [r.values() for r in rows]))
     append(args.out, record(task="ppo on CartPole-v1", engine=args.engine, rounds=args.rounds, rows=rows))
 
 

@@ -35,7 +35,6 @@ import numpy as np
 import torch
 
 from ..algos.on_policy import OnPolicy, normalize_advantage
-from ..algos.ppo import PPO
 from ..core.arithmetic import arithmetic_threads
 from ..core.batch import Batch
 from ..core.options import config_from_dict, fault, to_dict
@@ -468,7 +467,7 @@ def join_learner(
     for part in m.modules():
         if isinstance(part, RunningMoments): part.pool = lambda fresh: hands.pool(fresh)   # a function: a copy of the agent shares it
     learner.standardise = hands.standardise
-    if isinstance(learner, PPO):
+    if hasattr(type(learner), 'shuffled'):   # ppo, and what derives from it
         learner.shuffled = lambda data: hands.shuffled(data, learner.streams['minibatch'], learner.config.num_minibatches)
     for part in learner.parts.values(): part.step = stepped_together(part, hands)
     learner.descend = described_together(learner.descend, hands)
