@@ -261,6 +261,8 @@ def envs_of(
 # %% ../../nbs/41_train.trainer.ipynb #c6144234
 class Trainer:
     "Collect, learn, tell; stop anywhere and go on bit for bit."
+    team: ClassVar[str] = 'processes'   # a name in `teams`: how several processes train together
+
     def __init__(self,
         config: RunConfig,               # the whole resolved config
         callbacks: Sequence[Callback] = (),  # told in this order
@@ -295,7 +297,7 @@ class Trainer:
         self.batch, self.watch = Batch(), Stopwatch()
         self.metrics: dict[str, float] = {}      # the newest record
         self.logged: dict[str, float] = {}       # what `log` adds to
-        if config.train.parallel > 1 and rank == 0: teams.get('processes')(self, device, engine)   # it joins in
+        if config.train.parallel > 1 and rank == 0: teams.get(self.team)(self, device, engine)   # it joins in
 
     def __repr__(self) -> str:
         c = self.config
