@@ -18,19 +18,22 @@ Errors: `UnknownName` with a suggestion, `DuplicateName`, `PluginError`, `Module
 # %% auto #0
 __all__ = ['T', 'Claims', 'API_GROUP', 'registries', 'algos', 'envs', 'nets', 'sinks', 'wrappers', 'displays', 'backends',
            'commands', 'engines', 'F', 'UnknownName', 'DuplicateName', 'PluginError', 'ModuleError', 'suggest',
-           'or_yours', 'installed_claims', 'same_name', 'load', 'choose_claim', 'api_of', 'api_fault', 'check_api',
-           'goes_with', 'Successor', 'Registry', 'owner', 'check_free', 'check_plugin', 'allow', 'allowed', 'broken_at',
-           'import_one', 'import_own', 'import_flags', 'imported', 'deprecated', 'renamed_arguments', 'renamed']
+           'or_yours', 'entry_points_in', 'changed_at', 'installed_claims', 'same_name', 'load', 'choose_claim',
+           'api_of', 'api_fault', 'check_api', 'goes_with', 'Successor', 'Registry', 'owner', 'check_free',
+           'check_plugin', 'allow', 'allowed', 'broken_at', 'import_one', 'import_own', 'import_flags', 'imported',
+           'deprecated', 'renamed_arguments', 'renamed', 'collector_rests']
 
 # %% ../../nbs/05_core.registry.ipynb #8541f591
+import gc
+import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
-from functools import cached_property, wraps
+from functools import cached_property, lru_cache, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -94,6 +97,35 @@ def or_yours(
 # %% ../../nbs/05_core.registry.ipynb #cfa3df64
 Claims = dict[str, dict[str, 'EntryPoint']]  # name → distribution → its entry point
 
+@lru_cache(1)
+def entry_points_in(
+    places: tuple[tuple[str, int], ...],  # folders of `sys.path`, and when each was changed
+) -> Any:                                 # `EntryPoints`, of all groups
+    """All that is declared there, read once: the registries ask for a group each
+
+    Args:
+        places: folders of `sys.path`, and when each was changed
+
+    Returns:
+        `EntryPoints`, of all groups
+    """
+    from importlib.metadata import entry_points
+    return entry_points()
+
+def changed_at(
+    folder: str,  # of `sys.path`; '': the current one
+) -> int:         # ns; 0: it is not there
+    """When something was last put into a folder, or taken out
+
+    Args:
+        folder: of `sys.path`; '': the current one
+
+    Returns:
+        ns; 0: it is not there
+    """
+    try: return os.stat(folder or '.').st_mtime_ns
+    except OSError: return 0
+
 def installed_claims(
     group: str,  # such as 'rlstudio.algos'
 ) -> Claims:     # name → distribution → its entry point
@@ -105,10 +137,12 @@ def installed_claims(
     Returns:
         name → distribution → its entry point
     """
-    from importlib.metadata import entry_points
     claims: Claims = {}
-    for point in entry_points(group=group):
-        if point.dist: claims.setdefault(point.name, {})[same_name(point.dist.name)] = point
+    names: dict[int, str] = {}   # to ask a distribution for its name means to read its metadata
+    for point in entry_points_in(tuple((p, changed_at(p)) for p in sys.path)).select(group=group):
+        if not point.dist: continue
+        if id(point.dist) not in names: names[id(point.dist)] = same_name(point.dist.name)
+        claims.setdefault(point.name, {})[names[id(point.dist)]] = point
     return claims
 
 # %% ../../nbs/05_core.registry.ipynb #440b5482
@@ -637,3 +671,13 @@ def renamed(
         home, _, new = names[name].rpartition('.')
         return getattr(import_module(home), new)
     return _find
+
+# %% ../../nbs/05_core.registry.ipynb #de0b6d78
+@contextmanager
+def collector_rests() -> Iterator[None]:
+    "Inside, nobody looks for garbage; behind it, all is as before"
+    on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if on: gc.enable()

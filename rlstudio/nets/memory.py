@@ -26,7 +26,7 @@ from ..core.options import NetConfig
 from ..core.spec import ArraySpec, Spec, policy_spec
 from .dists import Array
 from .encoders import make_encoder
-from .layers import MLP, orthogonal
+from .layers import MLP, orthogonal, with_memory
 from .modules import PolicyValue, checked_obs, of_legal, policy_head, sample_or_mode
 from .tape import TapeError, Var
 
@@ -111,7 +111,7 @@ class Core(nn.Module):
         super().__init__()
         if kind not in CORES: raise ValueError(f'net.core: given {kind!r}, expected one of {", ".join(CORES)}')
         layer, self.names, self.array_step = CORES[kind]
-        self.size, self.rnn = size, layer(n_in, size, device='meta').to_empty(device='cpu')   # no global generator
+        self.size, self.rnn = size, with_memory(layer(n_in, size, device='meta'))   # no global generator
         with torch.no_grad():
             for W in (self.rnn.weight_ih_l0, self.rnn.weight_hh_l0):
                 for gate in W.split(size): gate.copy_(torch.from_numpy(orthogonal(rng, (size, gate.shape[1]))))

@@ -321,16 +321,17 @@ def study_row(
     Returns:
         study, arms, runs, done, running, stopped, failed
     """
-    status = Counter(facts_or_damage(f).row['status'] for f in run_folders(folder))
-    row = dict(study=str(folder), arms='damaged', runs=status.total(), done=status['completed'], running=status['running'],
-               stopped=status['interrupted'] + status['killed'], failed=status['failed'] + status['damaged'])
+    found = run_folders(folder)
+    row = dict(study=str(folder), arms='damaged', runs=len(found))
     try:
         values = read_yaml(read_file(folder / 'study.yaml', 16 * MAX_BYTES).decode()).values
-        row['arms'] = ' '.join(map(str, values['arms']))
-        points = math.prod(len(v) for v in values['grid'].values())
-        row['runs'] = int((values.get('search') or {}).get('trials') or len(values['arms']) * points) * len(values['seeds'])
+        points, trials = math.prod(len(v) for v in values['grid'].values()), (values.get('search') or {}).get('trials')
+        row |= dict(arms=' '.join(map(str, values['arms'])), runs=int(trials or len(values['arms']) * points) * len(values['seeds']))
+        name, seed = (f'(?:{"|".join(re.escape(str(word)) for word in words)})' for words in (values['arms'], values['seeds']))
+        found = [f for f in found if re.fullmatch(rf'trial-\d+_s{seed}' if trials else rf'{name}(_.+)?_s{seed}', f.name)]   # a run that lies there, and is none of the study's, counts for nothing
     except (ValueError, KeyError, TypeError, AttributeError): pass
-    return row
+    status = Counter(facts_or_damage(f).row['status'] for f in found)
+    return row | dict(done=status['completed'], running=status['running'], stopped=status['interrupted'] + status['killed'], failed=status['failed'] + status['damaged'])
 
 # %% ../../nbs/82_studio.catalog.ipynb #f6cc548a
 def written_value(
