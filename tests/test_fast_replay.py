@@ -106,7 +106,7 @@ def test_python_and_machine_code_agree() -> None:
         fast.forward_rows(x := f(5, 4), Ws, biases, kind, ys, zs)
         same(fast.backward_rows, x, Ws, kind, ys, zs, (*layers()[:2], f(5, 2)), tuple(map(np.zeros_like, weights)), tuple(map(np.zeros_like, biases)))
     for duel in 0, 1:
-        same(fast.value_of, f(3), 1, duel)
+        same(fast.q_value, f(3), 1, duel)
         same(fast.td_rows, f(5, 3), f(5, 3), f(5, 3), rng.integers(0, 2, 5), f(5), f(5), f(5), duel, f(5), f(5, 3))
     same(fast.q_gradient, f(5, 4), f(5, 4), (rng.integers(0, 2, 5), f(5), f(5), f(5)), True, 0, norm_rows_of(None, 4), 1, (Ws, biases), (Ws, biases), np.zeros((2, 1, 5, 4), np.float32),
          ((layers(), layers()), (layers(), layers()), (layers(), layers()), layers()), f(5), tuple(map(np.zeros_like, weights)), tuple(map(np.zeros_like, biases)))

@@ -154,7 +154,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_bits(tmp_path: A
     # the same team, started by torchrun and joined by TCP
     (tmp_path / "c.yaml").write_text((tmp_path / "whole" / "config.yaml").read_text())
     args = ["run", str(tmp_path / "c.yaml"), "--name", "torch", "--runs-dir", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "rlstudio.fast.parallel", *args],
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "rlstudio.fast.parallel", *args],
                           cwd=tmp_path, env=child_env() | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert Run.open(tmp_path / "torch", settings=s).read("result.json")["weights_sha256"] == whole["weights_sha256"]

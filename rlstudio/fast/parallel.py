@@ -368,6 +368,11 @@ class TorchRanks:
         "Tell the others that this training is over"
         if self.rank == 0 and not self.amid: self.tell('')   # amid a round nobody listens: this process fails, and torchrun ends the others
 
+    def end(self) -> None:
+        "All leave together: a process that ends while threads of the library still talk would be aborted"
+        self.asked(self.dist.barrier)
+        self.dist.destroy_process_group()
+
 # %% ../../nbs/96_fast.parallel.ipynb #2ee57b45
 class Hands:
     "What a rank exchanges with the others while it learns"
@@ -808,7 +813,7 @@ def under_torchrun() -> None:
         behave()   # Ctrl-C is for the first one
         while (begin := ranks.hear()) is not None:
             if begin: take_part(ranks, begin)
-        return
+        return ranks.end()
     status: Any = 1
     try:
         import_module('rlstudio.studio.cli').main()
@@ -816,7 +821,9 @@ def under_torchrun() -> None:
     except SystemExit as e: status = e.code
     finally:
         sys.stdout.flush(); sys.stderr.flush()
-        if not status: ranks.tell(None)
+        if not status:
+            ranks.tell(None)
+            ranks.end()
     if status: os._exit(status if isinstance(status, int) else 1)   # torchrun ends the others
 
 if __name__ == '__main__' and '__file__' in globals(): import_module('rlstudio.fast.parallel').under_torchrun()   # python -m

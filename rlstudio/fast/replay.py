@@ -15,7 +15,7 @@ its losses, and gains what is left."""
 
 # %% auto #0
 __all__ = ['act_values', 'rollout_values', 'fetch_rows', 'compiled_fetch', 'flag_rows', 'write_rows', 'compiled_keep',
-           'forward_rows', 'backward_rows', 'value_of', 'td_rows', 'q_gradient', 'plain_values', 'fits_step',
+           'forward_rows', 'backward_rows', 'q_value', 'td_rows', 'q_gradient', 'plain_values', 'fits_step',
            'ValueStep', 'CompiledReplay']
 
 # %% ../../nbs/95_fast.replay.ipynb #544be1f1
@@ -398,7 +398,7 @@ def backward_rows(
 
 # %% ../../nbs/95_fast.replay.ipynb #b434b7ad
 @kernel
-def value_of(
+def q_value(
     out: np.ndarray,   # (outputs,) of a network
     j: int,            # an action
     duel: int,         # 1: the first output is the state's value, the others are advantages
@@ -427,7 +427,7 @@ def td_rows(
     reward: np.ndarray,    # (B,) float32
     discount: np.ndarray,  # (B,) float32
     weight: np.ndarray,    # (B,) float32
-    duel: int,             # as in `value_of`
+    duel: int,             # as in `q_value`
     error: np.ndarray,     # (B,), written: y − Q(s, a)
     G: np.ndarray,         # (B, outputs), written: ∂L/∂ outputs
 ) -> Any:                  # loss, mean |error|
@@ -441,7 +441,7 @@ def td_rows(
         reward: (B,) float32
         discount: (B,) float32
         weight: (B,) float32
-        duel: as in `value_of`
+        duel: as in `q_value`
         error: (B,), written: y − Q(s, a)
         G: (B, outputs), written: ∂L/∂ outputs
 
@@ -454,7 +454,7 @@ def td_rows(
         best = 0
         for j in range(1, n):
             if choosing[i, duel + j] > choosing[i, duel + best]: best = j
-        δ = reward[i] + discount[i] * value_of(slow[i], best, duel) - value_of(q[i], action[i], duel)
+        δ = reward[i] + discount[i] * q_value(slow[i], best, duel) - q_value(q[i], action[i], duel)
         c = min(max(δ, _f(-1)), _f(1))
         error[i] = δ
         loss += np.float64(weight[i] * (c * (δ - _f(.5) * c)))
@@ -471,7 +471,7 @@ def q_gradient(
     next_obs: np.ndarray,  # (B, d) float32
     rows: Any,             # (action, reward, discount, weight), (B,) each
     double: bool,          # does the network name the best next action?
-    duel: int,             # as in `value_of`
+    duel: int,             # as in `q_value`
     norm: np.ndarray,      # as in `see_rows`
     kind: int,             # as in `KINDS`
     net: Any,              # (weights, biases) of the network
@@ -489,7 +489,7 @@ def q_gradient(
         next_obs: (B, d) float32
         rows: (action, reward, discount, weight), (B,) each
         double: does the network name the best next action?
-        duel: as in `value_of`
+        duel: as in `q_value`
         norm: as in `see_rows`
         kind: as in `KINDS`
         net: (weights, biases) of the network
