@@ -156,16 +156,16 @@ LIBRARIES = {"rlstudio-compiled": "RLStudio (compiled)", "rlstudio": "RLStudio",
              "sb3": "Stable-Baselines3", "tianshou": "Tianshou", "torchrl": "TorchRL"}
 
 
-def measured() -> list[tuple[str, str, dict[str, dict[int, float]], list[dict[str, Any]]]]:
-    "Equal work of several libraries: what it is, in which unit, library → round → rate, and the stored rows; the newest session of each"
-    found: dict[str, tuple[str, dict[str, dict[int, float]], list[dict[str, Any]]]] = {}
+def measured() -> list[tuple[str, str, dict[str, dict[Any, float]], list[dict[str, Any]]]]:
+    "Equal work of several libraries: what it is, in which unit, library → round → rate, and the stored rows; of each library its newest session"
+    found: dict[str, tuple[str, dict[str, dict[Any, float]], list[dict[str, Any]]]] = {}
     runs = stored("peer_runs.jsonl")
     for r in runs:
-        newest = max(x["session"] for x in runs if x["case"] == r["case"])
+        newest = max(x["session"] for x in runs if (x["case"], x["library"]) == (r["case"], r["library"]))
         if r["session"] != newest or r["cores"] != 1: continue
         key = "updates_per_second" if "updates_per_second" in r else "env_steps_per_second"
         _, rates, rows = found.setdefault(r["work"], (key, {}, []))
-        rates.setdefault(r["library"], {})[r["round"]] = r[key]
+        rates.setdefault(r["library"], {})[r["session"], r["round"]] = r[key]
         rows.append(r)
     old: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for r in stored("peers.jsonl"): old.setdefault(r["config"], {}).setdefault(r["time"], []).append(r)
@@ -176,7 +176,7 @@ def measured() -> list[tuple[str, str, dict[str, dict[int, float]], list[dict[st
     return [(work, *rest) for work, rest in found.items()]
 
 
-def in_words(work: str, rates: dict[str, dict[int, float]]) -> str:
+def in_words(work: str, rates: dict[str, dict[Any, float]]) -> str:
     "One sentence about a comparison, the lost ones included: medians of the ratios within rounds"
     def ratio(one: str, other: str) -> str: return f"{median(rates[one][n] / rates[other][n] for n in rates[one] if n in rates[other]):.2g} ×"
     ours = [n for n in ("rlstudio-compiled", "rlstudio") if n in rates]

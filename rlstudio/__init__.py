@@ -54,7 +54,7 @@ Modules:
 - `rlstudio.evidence.verify`: `verify` compares every file of a run with the hash from the day it was written. One flipped bit is enough: it names the file.
 - `rlstudio.fast.graphs`: On a GPU the waiting is for orders, not for arithmetic: record the work of a gradient step once, and give it as one order from then on.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
-- `rlstudio.fast.parallel`: Two processes collect, each in its own worlds, and take every gradient step together: the same training in half the time, where there is enough to share.
+- `rlstudio.fast.parallel`: Two processes collect, each in its own worlds, and take every gradient step together: one training on several cores.
 - `rlstudio.fast.portable`: The same SHA-256 of the weights on every processor: nothing takes part that chooses its routine by the machine.
 - `rlstudio.fast.profile`: A training says where its seconds went, what holds it back, and what to change, with the gain that can be expected.
 - `rlstudio.fast.replay`: One environment, one step, one gradient step: what off-policy learning does between two calls of the compiler, and how to make it few calls instead of two hundred.

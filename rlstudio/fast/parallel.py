@@ -1,4 +1,4 @@
-"""Two processes collect, each in its own worlds, and take every gradient step together: the same training in half the time, where there is enough to share.
+"""Two processes collect, each in its own worlds, and take every gradient step together: one training on several cores.
 
 With `train.parallel: 2` two processes train *one* agent. Each steps its own share of the envs and learns from its own rows. Before each gradient step they average their gradients, so their weights never part. This is synchronous data parallelism: no stale gradient, and nothing that depends on who is faster.
 
