@@ -14,7 +14,6 @@ from rlstudio.algos.common import EngineError
 from rlstudio.core.arithmetic import arithmetic_threads, engine_fact, identity
 from rlstudio.core.finite import NonFiniteError
 from rlstudio.core.options import Config, config_from_dict
-from rlstudio.core.registry import UnknownName
 from rlstudio.core.spec import ArraySpec
 from rlstudio.data.priority import SumTree
 from rlstudio.envs.classic import Acrobot, CartPole, MountainCar, MountainCarContinuous, Pendulum
@@ -262,7 +261,7 @@ def test_who_does_not_ask_needs_no_numba() -> None:
 
 
 def test_an_engine_that_nobody_brings() -> None:
-    with pytest.raises(UnknownName, match="did you mean 'compiled'"): trainer("ppo", "compild")
+    with pytest.raises(EngineError, match="did you mean 'compiled'"): trainer("ppo", "compild")
 
 
 def test_a_memory_needs_autograd_and_the_message_says_so() -> None:

@@ -373,8 +373,7 @@ def fitted_out(
     Returns:
         its name, and what it says of itself
     """
-    try: learner.kit = engines.get(wanted)(learner)
-    except ImportError as e: raise EngineError(f'settings.ini: engine = {wanted}: {e}; or engine = auto') from e
+    learner.kit = engines.get(wanted)(learner)
     try_tape(learner)
     return wanted, learner.kit.why
 
@@ -393,7 +392,8 @@ def choose_engine(
     """
     if wanted == 'autograd': return 'autograd', 'engine = autograd'
     if wanted not in engines: raise EngineError(or_yours(f'engine: given {wanted!r}, no engine{suggest(wanted, engines.names())}'))
-    make = engines.get(wanted)   # for auto and tape: the word itself
+    try: make = engines.get(wanted)   # for auto and tape: the word itself
+    except ImportError as e: raise EngineError(f'settings.ini: engine = {wanted}: {e}; or engine = auto') from e
     if not getattr(make, 'on_tape', True):
         learner.kit = make(learner)
         return wanted, learner.kit.why
