@@ -35,7 +35,7 @@ def test_the_same_rows_and_the_same_streams(case: dict[str, Any]) -> None:
     assert len(x.finals) == len(y.finals) > 0 and (x.finals.keys[x.finals.first:x.finals.end] == y.finals.keys[y.finals.first:y.finals.end]).all()
     assert np.allclose(two["stepper"]["running_return"], one["stepper"]["running_return"]) and two["stepper"]["env_steps"] == one["stepper"]["env_steps"]
     kit = b.algo.kit  # type: ignore[attr-defined]
-    assert kit.fits and (kit.step is None) == ("env" in case) and (b.algo.shortcut is None) == ("quantiles" in case)  # type: ignore[attr-defined]
+    assert kit.fits and (kit.step is None) == ("env" in case) and isinstance(b.algo.descend, fast.ValueStep) == ("quantiles" not in case)  # type: ignore[attr-defined]
 
 
 def test_whoever_has_a_way_of_its_own_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,10 +47,10 @@ def test_whoever_has_a_way_of_its_own_keeps_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(algos, "_here", dict(algos._here))
     algos.register("half-dqn")(Half), algos.register("still-dqn")(Still)
     half, still = trainer(name="half-dqn"), trainer(name="still-dqn").train(320)
-    assert half.algo.shortcut is None and half.algo.gather is not None  # type: ignore[attr-defined]
+    assert not isinstance(half.algo.descend, fast.ValueStep) and half.algo.gather is not None  # type: ignore[attr-defined]
     assert still.algo.gather is None and (still.algo.replay.memory.arrays.row["action"] == 0).all()  # type: ignore[attr-defined]
     doors = trainer(world="rlstudio/Doors-v0").train(160).algo
-    assert doors.gather is None and doors.shortcut is None and doors.engine == "compiled"  # type: ignore[attr-defined]
+    assert doors.gather is None and not isinstance(doors.descend, fast.ValueStep) and doors.engine == "compiled"  # type: ignore[attr-defined]
 
 
 def test_numbers_that_are_not_finite_stop_it_before_the_step() -> None:

@@ -438,8 +438,7 @@ class Learner:
     progress = 0.   # 0 → 1 over the training, for schedules
     takes_arrays = True   # can `targets` work with plain arrays? Found by the trial of the tape
     witness: Any = None   # told of each gradient step: (part, loss); the ledger of a run sets it
-    kit: Any = None       # what an engine of the registry `engines` has brought
-    shortcut: Any = None  # (batch) → metrics of an update, in the place of `losses`; None: not this batch. An engine may set it
+    kit: Any = None       # what an engine of the registry `engines` has brought; it may set `descend`
 
     def __init__(self,
         config: RunConfig,        # the run's config; its `algo` section is of the class `Config`
@@ -583,7 +582,6 @@ class Learner:
         Returns:
             metrics
         """
-        if self.shortcut and (done := self.shortcut(batch)) is not None: return done
         metrics: dict[str, Any] = {}
         for name, loss, more in each_loss(self, prepared(self, batch, self.engine)):
             check_finite('loss', value := number(loss))

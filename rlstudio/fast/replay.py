@@ -593,15 +593,16 @@ class ValueStep:
 
     def __call__(self,
         batch: Batch,   # of `ReplayBuffer.sample`
-    ) -> dict[str, float] | None:   # metrics; None: not this batch
+    ) -> dict[str, float]:   # metrics
         """One update
 
         Args:
             batch: of `ReplayBuffer.sample`
 
         Returns:
-            metrics; None: not this batch
+            metrics
         """
+        if 'losses' in vars(self.learner): return Learner.descend(self.learner, batch)   # set since
         b, c, part = batch.fields, self.learner.config, self.part
         if len(b['reward']) != self.size: self.make_room(*b['obs'].shape)
         norm = self.plain if self.norm is None else norm_rows_of(self.norm, self.plain.shape[1])
@@ -627,9 +628,9 @@ class CompiledReplay(CompiledLoop):
         super().__init__(learner)
         self.policy: Any = None   # parameters, as the loop takes them
         self.found: Any = None    # the loop, for the types that it is given
+        if fits_step(learner): learner.descend = ValueStep(learner)
         if not isinstance(learner, OffPolicy): return
         self.learner: Any = learner
-        if fits_step(learner): learner.shortcut = ValueStep(learner)
         if plain_values(learner) and type(learner).act is OffPolicy.act: learner.gather = self.gather
 
     def remember(self, replay: Any) -> None:   # as `Compiled`
