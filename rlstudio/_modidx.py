@@ -297,6 +297,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rlstudio.core.files.append_to': ('core.files.html#append_to', 'rlstudio/core/files.py'),
                                      'rlstudio.core.files.check_shape': ('core.files.html#check_shape', 'rlstudio/core/files.py'),
                                      'rlstudio.core.files.free_name': ('core.files.html#free_name', 'rlstudio/core/files.py'),
+                                     'rlstudio.core.files.interruption': ('core.files.html#interruption', 'rlstudio/core/files.py'),
                                      'rlstudio.core.files.is_regular': ('core.files.html#is_regular', 'rlstudio/core/files.py'),
                                      'rlstudio.core.files.json_value': ('core.files.html#json_value', 'rlstudio/core/files.py'),
                                      'rlstudio.core.files.new_file': ('core.files.html#new_file', 'rlstudio/core/files.py'),

@@ -62,7 +62,7 @@ def child(code: str, *args: object, check: bool = True, timeout: float = 60, **e
 
 
 NURSERY = """
-import json, os, sys
+import json, os, sys, traceback
 sys.path[:0] = sys.argv[1:3]
 import rlstudio.runs.run, rlstudio.studio.console, rlstudio.studio.cli as cli
 import matplotlib.backends.backend_agg, matplotlib.figure, PIL.WebPImagePlugin, PIL.PngImagePlugin, pygame, rlstudio.algos.ppo, torch
@@ -83,6 +83,13 @@ for line in sys.stdin:
         os.dup2(err, 2)
         sys.argv = task['args']
         exec(task['code'])
+        judge = cli.exit_code
+        def told(error):   # the command line says one line of an error; a test that fails wants to know where it came from
+            code = judge(error)
+            if code == 1:
+                with open(task['to'][0] + '.trace', 'w') as f: traceback.print_exception(error, file=f)
+            return code
+        cli.exit_code = told
         sys.exit(cli.main())
 """
 
@@ -119,6 +126,11 @@ class Forked:
     def stderr(self) -> str: return self.err.read_text(errors="replace") if self.err != self.out else ""
     @property
     def said(self) -> str: return f"exit code {self.returncode}\n{self.stdout}{self.stderr}"
+    @property
+    def trace(self) -> str:
+        "Where the error came from that the command line told in a line"
+        path = self.out.with_name(self.out.name + ".trace")
+        return path.read_text() if path.exists() else ""
 
 
 class Nursery:

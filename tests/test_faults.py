@@ -96,7 +96,7 @@ def saved(path: Path) -> list[int]: return sorted(int(p.name[5:]) for p in check
 
 def clean(child: Forked, code: int) -> str:
     "What it said; it ended with this code and without a traceback"
-    assert child.wait() == code and "Traceback" not in child.said and "Exception ignored" not in child.said, child.said
+    assert child.wait() == code and "Traceback" not in child.said and "Exception ignored" not in child.said, child.said + child.trace
     return child.stdout + child.stderr
 
 
@@ -242,6 +242,24 @@ def test_ctrl_c_again_and_again(nursery: Nursery, folder: Path, reference: str, 
     assert RunFolder(path).status in ("interrupted", "killed"), text
     row = next(r for r in json.loads(nursery.run("list", "runs", "--runs-dir", folder, "--json").stdout)["runs"] if Path(r["run"]).name == path.name)
     assert row["status"] == RunFolder(path).status and end_of(nursery, path) == reference
+
+
+@pytest.mark.faults(3)
+def test_what_goes_wrong_while_ctrl_c_unwinds(nursery: Nursery, folder: Path, reference: str) -> None:
+    "A file that is closed a second time on the way out: the run was interrupted, and nothing else is its end"
+    code = """
+import os, signal
+from rlstudio.train.ledger import Ledger
+def torn(self, trainer): os.close(-1)
+def press(self, trainer):
+    if trainer.iteration == 3:
+        for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
+Ledger.on_error, Ledger.on_collect_end = torn, press
+"""
+    path = folder / "torn"
+    text = clean(begin(nursery, path, code=code), 130)
+    assert "OSError on the way out: [Errno 9]" in text and "ended at once at step" in text, text
+    assert RunFolder(path).status == "interrupted" and end_of(nursery, path) == reference
 
 
 @pytest.mark.faults(3)

@@ -14,8 +14,8 @@ has one reader and one writer, and every chapter above uses them.
 # %% auto #0
 __all__ = ['MAX_FILE', 'MAX_JSON_FILE', 'MAX_DEPTH_JSON', 'MAX_BRACKETS', 'LEFTOVER', 'FileError', 'NoFileError', 'printable',
            'safe', 'open_plain', 'read_file', 'json_value', 'Needed', 'check_shape', 'read_json', 'sync_folder',
-           'new_file', 'write_all', 'put_file', 'put_json', 'sweep', 'open_own', 'append_to', 'own_folder',
-           'is_regular', 'free_name', 'remove_tree']
+           'new_file', 'write_all', 'put_file', 'put_json', 'sweep', 'interruption', 'open_own', 'append_to',
+           'own_folder', 'is_regular', 'free_name', 'remove_tree']
 
 # %% ../../nbs/08_core.files.ipynb #4551ac99
 import errno
@@ -353,6 +353,21 @@ def sweep(
         try: os.unlink(Path(folder, name))
         except OSError: continue    # a folder of that name is not ours
     return names
+
+# %% ../../nbs/08_core.files.ipynb #99a4109b
+def interruption(
+    error: BaseException | None,      # that ended the work
+) -> KeyboardInterrupt | None:        # itself, or the one on whose way out it came up
+    """The Ctrl-C behind an error, if there is one
+
+    Args:
+        error: that ended the work
+
+    Returns:
+        itself, or the one on whose way out it came up
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt): error = error.__context__
+    return error
 
 # %% ../../nbs/08_core.files.ipynb #65bd38d8
 def open_own(

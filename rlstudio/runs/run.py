@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.arithmetic import arithmetic_threads, identity, odd_settings
-from ..core.files import FileError, Needed, check_shape, free_name, printable, put_file
+from ..core.files import FileError, Needed, check_shape, free_name, interruption, printable, put_file
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, to_dict)
 from ..core.registry import PluginError, displays, import_flags, import_own, imported, sinks
@@ -1320,8 +1320,10 @@ class Run:
             reason = trainer.stop_reason or trainer.stop_asked  # also if it came with the last step
             if (trainer.finished and not reason) or (reason and not trainer.interrupted):
                 return finish(self, trainer, None if trainer.finished else reason)
-        except KeyboardInterrupt as e:   # the second one
-            reason = str(e) or 'SIGINT'
+        except BaseException as e:
+            if not (pressed := interruption(e)): raise
+            if pressed is not e: warnings.warn(f'{type(e).__name__} on the way out: {e}', stacklevel=2)
+            reason = str(pressed) or 'SIGINT'   # of the second one
             saved = max((int(p.name[5:]) for p in checkpoints(self.folder / 'checkpoints')), default=None)
             warnings.warn(f'{self.folder}: ended at once at step {trainer.env_steps:,}; resume goes on from ' +
                           ('the beginning, since nothing was saved yet' if saved is None else f'the checkpoint of step {saved:,}'), stacklevel=2)

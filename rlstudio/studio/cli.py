@@ -92,6 +92,7 @@ def explained(
     Returns:
         prints that object; does nothing without as_json
     """
+    from rlstudio.core.files import interruption
     from rlstudio.studio.console import clean, legible    # what an environment says may hold escape codes
     out, told = sys.stdout, set[str]()
     def emit(value: Any) -> None:
@@ -103,11 +104,11 @@ def explained(
     with warnings.catch_warnings(), redirect_stdout(sys.stderr if as_json else out):
         warnings.showwarning = tell
         try: yield emit
-        except KeyboardInterrupt as e:
-            print('interrupted', file=sys.stderr)
-            emit(dict(status='interrupted'))
-            raise typer.Exit(143 if str(e) == 'SIGTERM' else 130) from None
-        except (Exception, SystemExit) as e:
+        except BaseException as e:
+            if pressed := interruption(e):   # also where something went wrong on its way out
+                print('interrupted', file=sys.stderr)
+                emit(dict(status='interrupted'))
+                raise typer.Exit(143 if str(pressed) == 'SIGTERM' else 130) from None
             cause = e.__cause__ if isinstance(e, Broken) and e.__cause__ else e
             code = exit_code(cause)
             if isinstance(e, typer.Exit) or code is None: raise cause from None
