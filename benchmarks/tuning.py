@@ -24,14 +24,14 @@ ARMS: dict[str, dict[str, list[str]]] = {
         "longer": LONGER,
         "128": [*LONGER, "algo.batch_size=128"],
         "greedy": [*LONGER, "algo.epsilon_end=0.02"],
-        "128, greedy": [*LONGER, "algo.batch_size=128", "algo.epsilon_end=0.02"],
-        "128, greedy, eight": [*LONGER, *EIGHT, "algo.batch_size=128", "algo.epsilon_end=0.02"],
+        "128+greedy": [*LONGER, "algo.batch_size=128", "algo.epsilon_end=0.02"],
+        "128+greedy+eight": [*LONGER, *EIGHT, "algo.batch_size=128", "algo.epsilon_end=0.02"],
     },
     "mountaincar": {
         "today": [],
         "linear": ["algo.learning_rate_schedule=linear"],
-        "linear, 4 rewards": ["algo.learning_rate_schedule=linear", "algo.n_step=4"],
-        "linear, longer": ["algo.learning_rate_schedule=linear", "train.total_steps=200000"],
+        "linear+4": ["algo.learning_rate_schedule=linear", "algo.n_step=4"],
+        "linear+longer": ["algo.learning_rate_schedule=linear", "train.total_steps=200000"],
     },
 }
 IGNORED = ("train.seed", "eval.every", "checkpoint.every")   # change no result
