@@ -54,7 +54,7 @@ Modules:
 - `rlstudio.evidence.verify`: `verify` compares every file of a run with the hash from the day it was written. One flipped bit is enough: it names the file.
 - `rlstudio.fast.graphs`: A GPU spends a small gradient step waiting for orders from Python: record the step once, and repeat it as one order.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
-- `rlstudio.fast.parallel`: Two processes collect, each in its own worlds, and take every gradient step together: one training on several cores.
+- `rlstudio.fast.parallel`: Several processes collect, each in its own worlds, and take every gradient step together: one training on several cores.
 - `rlstudio.fast.portable`: The same SHA-256 of the weights on every processor: nothing takes part that chooses its routine by the machine.
 - `rlstudio.fast.profile`: A training says where its seconds went, what holds it back, and what to change, with the gain that can be expected.
 - `rlstudio.fast.replay`: DQN makes four steps and one small gradient step, again and again. In Python that is more than a thousand calls a time; here it becomes a fifth of them.

@@ -1094,6 +1094,7 @@ def what_differs(
     def searched(plan: StudyPlan) -> str: return json.dumps({k: v for k, v in plan.search.items() if k != 'trials'}, sort_keys=True)   # more trials are the same question
     return keys + ['the grid'] * (old.grid != new.grid) + ['the search'] * (searched(old) != searched(new)) + ['the seeds of the search'] * (bool(old.search) and old.seeds != new.seeds)
 
+# %% ../../nbs/76_evidence.study.ipynb #dfe2308d
 def place_study(
     asked: StudyPlan,      # a new question, or an old one
     runs_dir: Path,        # where runs live
