@@ -52,12 +52,12 @@ Modules:
 - `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row for each run, the seeds of a config grouped as an arm, curves side by side. A broken folder is named and skipped.
 - `rlstudio.evidence.variance`: Where does the spread between seeds come from: first weights, worlds, actions or minibatches? And a proof that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: `verify` compares every file of a run with the hash from the day it was written. One flipped bit is enough: it names the file.
-- `rlstudio.fast.graphs`: On a GPU the waiting is for orders, not for arithmetic: record the work of a gradient step once, and give it as one order from then on.
+- `rlstudio.fast.graphs`: A GPU spends a small gradient step waiting for orders from Python: record the step once, and repeat it as one order.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
-- `rlstudio.fast.parallel`: Two processes collect, each in its own worlds, and take every gradient step together: one training on several cores.
+- `rlstudio.fast.parallel`: Several processes collect, each in its own worlds, and take every gradient step together: one training on several cores.
 - `rlstudio.fast.portable`: The same SHA-256 of the weights on every processor: nothing takes part that chooses its routine by the machine.
 - `rlstudio.fast.profile`: A training says where its seconds went, what holds it back, and what to change, with the gain that can be expected.
-- `rlstudio.fast.replay`: One environment, one step, one gradient step: what off-policy learning does between two calls of the compiler, and how to make it few calls instead of two hundred.
+- `rlstudio.fast.replay`: DQN makes four steps and one small gradient step, again and again. In Python that is more than a thousand calls a time; here it becomes a fifth of them.
 - `rlstudio.fast.rollout`: Acting, drawing and stepping in one loop of machine code: a step in a small world costs less than a call of a function in Python.
 - `rlstudio.fast.worlds`: Your own world as one function of numbers: NumPy steps eight copies of it at once, and the engine `compiled` makes a loop of it.
 - `rlstudio.nets.critics`: How good is this action in this state? Two critics judge actions that are numbers; one network judges all actions of a choice at once.

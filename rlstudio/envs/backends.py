@@ -13,13 +13,14 @@ All three return the same fields and raise the same errors, so no later chapter 
 
 # %% auto #0
 __all__ = ['described', 'is_number', 'is_flag', 'check_signals', 'sub_env_failed', 'no_pictures', 'mask_fields', 'with_mask',
-           'come_back', 'forgotten_state', 'fold_held', 'unfold_held', 'lost_episodes', 'InProcess', 'autoreset_mode',
-           'next_seeds', 'put_masks', 'GymVector', 'native_env', 'gymnasium_env', 'make_vector']
+           'come_back', 'forgotten_state', 'lost_episodes', 'fold_held', 'unfold_held', 'come_back_all', 'trial_of',
+           'InProcess', 'autoreset_mode', 'next_seeds', 'put_masks', 'GymVector', 'native_env', 'gymnasium_env',
+           'make_vector']
 
 # %% ../../nbs/15_envs.backends.ipynb #1a2bfa0e
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 from zlib import crc32
@@ -209,6 +210,7 @@ def come_back(
     except (Exception, SystemExit) as e: raise sub_env_failed(env, i, 'reset', e) from e
     return why, True
 
+# %% ../../nbs/15_envs.backends.ipynb #1134d173
 def forgotten_state(
     env: VectorEnv,     # that was restored
     names: list[str],   # what a sub-env held, and does not hold now
@@ -225,6 +227,24 @@ def forgotten_state(
     return (f'{env.env_id}: {printable(", ".join(names[:5]))} {"is" if len(names) == 1 else "are"} not what it was when the run was saved: '
             'no replay brings that back; set it in reset, from self.np_random')
 
+def lost_episodes(
+    env: VectorEnv,        # of which sub-envs began new episodes
+    why: dict[int, tuple[str, bool]],   # index → reason, and whether a new episode has begun
+) -> str:                  # for people, and for the manifest
+    """Say which episodes could not be replayed
+
+    Args:
+        env: of which sub-envs began new episodes
+        why: index → reason, and whether a new episode has begun
+
+    Returns:
+        for people, and for the manifest
+    """
+    i, new = min(why), sum(anew for _, anew in why.values())
+    return (f'{env.env_id}: {len(why)} of {env.num_envs} episodes in flight could not be replayed, and {"new ones" if new == len(why) else new or "no new ones"} begun '
+            f'(sub-env {getattr(env, "offset", 0) + i}: {why[i][0][:600]})')
+
+# %% ../../nbs/15_envs.backends.ipynb #d90d9048
 def fold_held(
     state: EnvState,  # of a `Recorder`
 ) -> EnvState:        # checksums of names and of values as one array, (2, n)
@@ -255,22 +275,47 @@ def unfold_held(
     if isinstance(held, dict): return state | dict(held=dict(zip(held['names'].split('\n'), held['sums'].tolist())))   # the first form
     return state | dict(held=dict(zip(*held.tolist())))
 
-def lost_episodes(
-    env: VectorEnv,        # of which sub-envs began new episodes
-    why: dict[int, tuple[str, bool]],   # index → reason, and whether a new episode has begun
-) -> str:                  # for people, and for the manifest
-    """Say which episodes could not be replayed
+# %% ../../nbs/15_envs.backends.ipynb #61da3c82
+def come_back_all(
+    env: Any,                # an `InProcess`
+    states: list[EnvState],  # of each sub-env
+) -> None:
+    """Put every sub-env where it was, and say what did not come back
 
     Args:
-        env: of which sub-envs began new episodes
-        why: index → reason, and whether a new episode has begun
+        env: an `InProcess`
+        states: of each sub-env
+    """
+    exact = env.level == 'exact'
+    if not exact: warn_boundary(env)
+    lost = {i: why for i, s in enumerate(states) if (why := come_back(env, i, s, exact))[0]}
+    if lost: give_up(env, [i for i, (_, anew) in lost.items() if anew], lost_episodes(env, lost))
+    elif exact and (names := {name: i for i, s in enumerate(states) for name in env.envs[i].forgotten(s)}):
+        give_up(env, [], forgotten_state(env, list(names)))
+
+# %% ../../nbs/15_envs.backends.ipynb #6556fc68
+def trial_of(
+    env_id: str,                  # for the warning
+    make: Callable[[], gym.Env],  # a fresh sub-env
+) -> SnapshotTrial:               # what it remembers, and whether it can be restored
+    """Try whether an env can be saved and restored, and watch where its randomness comes from
+
+    Args:
+        env_id: for the warning
+        make: a fresh sub-env
 
     Returns:
-        for people, and for the manifest
+        what it remembers, and whether it can be restored
     """
-    i, new = min(why), sum(anew for _, anew in why.values())
-    return (f'{env.env_id}: {len(why)} of {env.num_envs} episodes in flight could not be replayed, and {"new ones" if new == len(why) else new or "no new ones"} begun '
-            f'(sub-env {getattr(env, "offset", 0) + i}: {why[i][0][:600]})')
+    before, found, drawn = global_states(), SnapshotTrial(), set[str]()
+    try:
+        with watched_entropy() as drawn: found = try_snapshots(make)
+    except (Exception, SystemExit) as e:
+        found = SnapshotTrial(f'its snapshots could not be tried ({printable(f"{type(e).__name__}: {e}")})')
+        warnings.warn(f"{env_id}: {found.why}; they are of level 'boundary'", stacklevel=4)
+    if drawn: found = SnapshotTrial(f"it draws from the system's entropy ({' and '.join(sorted(drawn))}: a generator without a seed)")
+    if moved := moved_generators(before): found = SnapshotTrial(f'it draws from the global generator of {" and ".join(moved)}')
+    return found
 
 # %% ../../nbs/15_envs.backends.ipynb #f78a43b0
 class InProcess(VectorEnv):
@@ -307,14 +352,7 @@ class InProcess(VectorEnv):
     @cached_property
     def trial(self) -> SnapshotTrial:  # what the env remembers, and whether it can be restored
         "what the env remembers, and whether it can be restored"
-        before, found, drawn = global_states(), SnapshotTrial(), set[str]()
-        try:
-            with watched_entropy() as drawn: found = try_snapshots(lambda: with_mask(make_env(self.config), self._source))
-        except (Exception, SystemExit) as e:
-            found = SnapshotTrial(f'its snapshots could not be tried ({printable(f"{type(e).__name__}: {e}")})')
-            warnings.warn(f"{self.env_id}: {found.why}; they are of level 'boundary'", stacklevel=3)
-        if drawn: found = SnapshotTrial(f"it draws from the system's entropy ({' and '.join(sorted(drawn))}: a generator without a seed)")
-        if moved := moved_generators(before): found = SnapshotTrial(f'it draws from the global generator of {" and ".join(moved)}')
+        found = trial_of(self.env_id, lambda: with_mask(make_env(self.config), self._source))
         for rec in self.envs: rec.carries, rec.private = found.carries, found.private
         return found
 
@@ -387,12 +425,7 @@ class InProcess(VectorEnv):
         self.clear()
         none_lost(self)
         self._last_frames.clear()
-        exact, states = self.level == 'exact', [unfold_held(state['envs'][str(i)]) for i in range(self.num_envs)]
-        if not exact: warn_boundary(self)
-        lost = {i: why for i, s in enumerate(states) if (why := come_back(self, i, s, exact))[0]}
-        if lost: give_up(self, [i for i, (_, anew) in lost.items() if anew], lost_episodes(self, lost))
-        elif exact and (names := {name: i for i, s in enumerate(states) for name in self.envs[i].forgotten(s)}):
-            give_up(self, [], forgotten_state(self, list(names)))
+        come_back_all(self, [unfold_held(state['envs'][str(i)]) for i in range(self.num_envs)])
 
     def renew(self, i: int) -> None:  # which sub-env
         """A fresh sub-env instead of one that is half-way through another episode, or broken

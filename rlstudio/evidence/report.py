@@ -1,6 +1,6 @@
 """A run or a study becomes one HTML file that needs nothing else: the verdict, curves, every seed, films, the config, and what all of it rests on.
 
-A result travels as a file. Whoever opens it has no RLStudio, no network and no patience, and wants to know: does it work, how sure is that, and could I repeat it?
+A result travels as a file. Its reader has no RLStudio, no network and no patience, and wants to know: does it work, how sure is that, and could I repeat it?
 
 - `write_report(target)`: the page of a run, of a study, or of any folder with runs, as one file. `run_page` and `many_page` make its text.
 - `rlstudio report RUN|STUDY`: the same on the command line.

@@ -4,7 +4,7 @@ One seed proves little. A *study* is a list of runs that belong together: some c
 
 - `Study`: `from_configs` plans one, `open` finds it again, `run` brings every run to its end from wherever it is, `results` sums up each arm.
 - `plan`: from arms, grid and seeds to the list of `Cell`s; a cell is one run: its name, its config, its folder.
-- `run_cell`: runs or resumes one cell in this process. It is the one unit of work, whoever executes it.
+- `run_cell`: runs or resumes one cell in this process. It is the one unit of work, for every executor.
 - `executors`: who executes cells, by name. `local` starts processes, each with one run or a stack of them; others may hand them to a cluster.
 
 Each run is a normal run: exact, resumable, and with the bits that it would have alone. What is done is never done again, so a study whose driver or workers were killed goes on with the same command."""
@@ -1094,6 +1094,7 @@ def what_differs(
     def searched(plan: StudyPlan) -> str: return json.dumps({k: v for k, v in plan.search.items() if k != 'trials'}, sort_keys=True)   # more trials are the same question
     return keys + ['the grid'] * (old.grid != new.grid) + ['the search'] * (searched(old) != searched(new)) + ['the seeds of the search'] * (bool(old.search) and old.seeds != new.seeds)
 
+# %% ../../nbs/76_evidence.study.ipynb #dfe2308d
 def place_study(
     asked: StudyPlan,      # a new question, or an old one
     runs_dir: Path,        # where runs live

@@ -718,6 +718,15 @@ def _fill(tmp: Path, step: int, state: dict[str, Any], meta: dict[str, Any]) -> 
     sync_folder(tmp)
     crash_point('folder synced')
 
+# %% ../../nbs/62_runs.checkpoint.ipynb #434f24d9
+def _make_room(target: Path) -> None:
+    target.parent.parent.mkdir(parents=True, exist_ok=True)
+    own_folder(target.parent, make=True)
+    if not os.path.lexists(target): return
+    try: load_checkpoint(target)
+    except CheckpointError: os.rename(target, _aside(target, 'damaged'))
+    else: raise CheckpointError(f'{target} exists and is whole: it is never overwritten')
+
 # %% ../../nbs/62_runs.checkpoint.ipynb #5cb247a2
 def save_checkpoint(
     folder: str | Path,     # where checkpoints live, made if missing
@@ -749,15 +758,6 @@ def save_checkpoint(
         raise CheckpointError(f'{target} was not saved: {e}; others are untouched') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return target
-
-# %% ../../nbs/62_runs.checkpoint.ipynb #434f24d9
-def _make_room(target: Path) -> None:
-    target.parent.parent.mkdir(parents=True, exist_ok=True)
-    own_folder(target.parent, make=True)
-    if not os.path.lexists(target): return
-    try: load_checkpoint(target)
-    except CheckpointError: os.rename(target, _aside(target, 'damaged'))
-    else: raise CheckpointError(f'{target} exists and is whole: it is never overwritten')
 
 # %% ../../nbs/62_runs.checkpoint.ipynb #ba19e2e3
 def _check_names(path: Path) -> None:

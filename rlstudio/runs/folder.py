@@ -15,9 +15,9 @@ A file is written whole or not at all. The manifest claims the level of reproduc
 __all__ = ['SHAPES', 'HASHES', 'Stamp', 'OWN', 'RUN_VERSION', 'PARTS', 'RunError', 'check_run_name', 'put_folder', 'new_folder',
            'taken', 'locate_run', 'lock_file', 'BusyError', 'locked', 'stamp_of', 'hash_file', 'Record', 'spell_record',
            'check_record', 'read_record', 'checkpoint_of', 'is_passing', 'walk_files', 'growing_files', 'own_files',
-           'settle_record', 'looks_of', 'check_hash', 'Hashes', 'versions', 'module_hash', 'plugin_version',
-           'code_hash', 'unmet_plugins', 'level_of', 'now', 'user', 'is_busy', 'RunFolder', 'check_inside',
-           'check_version']
+           'settle_record', 'looks_of', 'check_hash', 'hash_on', 'open_record', 'seal_record', 'Hashes', 'versions',
+           'module_hash', 'plugin_version', 'code_hash', 'unmet_plugins', 'level_of', 'now', 'user', 'is_busy',
+           'RunFolder', 'check_inside', 'check_version']
 
 # %% ../../nbs/64_runs.folder.ipynb #122b9a16
 import errno
@@ -485,6 +485,64 @@ def check_hash(
     raise RunError(f'{folder}/{name}: damaged: given SHA-256 {now[1]["sha256"][:12]}…, expected {known[0]["sha256"][:12]}… (see: rlstudio verify {folder}); put it back from a copy, '
                    f'or remove it: rlstudio resume {folder} makes it again')
 
+# %% ../../nbs/64_runs.folder.ipynb #b7a3a635
+def hash_on(
+    path: Path,           # a regular file that grows; `FileError` if it is none
+    known: Stamp | None,  # of its first bytes, by the record
+    digest: Any,          # of the bytes that were read before; it is copied
+    size: int,            # how many these are
+) -> tuple[Stamp, tuple[Any, int] | None]:   # of all its bytes, and digest and size for the next time; `known` and None where its first bytes have changed
+    """The stamp of a file that grows, read on from where the last look ended
+
+    Args:
+        path: a regular file that grows; `FileError` if it is none
+        known: of its first bytes, by the record
+        digest: of the bytes that were read before; it is copied
+        size: how many these are
+
+    Returns:
+        of all its bytes, and digest and size for the next time; `known` and None where its first bytes have changed
+    """
+    digest = digest.copy()
+    with os.fdopen(open_plain(path), 'rb') as f:
+        f.seek(size)
+        if known and size < known['bytes']:
+            digest.update(f.read(known['bytes'] - size))
+            if dict(bytes=f.tell(), sha256=digest.hexdigest()) != known: return known, None
+        while piece := f.read(2**20): digest.update(piece)
+        size = f.tell()
+    return dict(bytes=size, sha256=digest.hexdigest()), (digest, size)
+
+# %% ../../nbs/64_runs.folder.ipynb #0796e17b
+def open_record(
+    record: Record,  # changed in place
+    step: int,       # env steps of the checkpoint that the run goes on from; -1: it is new
+) -> None:
+    """From here on files grow, and others may come
+
+    Args:
+        record: changed in place
+        step: env steps of the checkpoint that the run goes on from; -1: it is new
+    """
+    record.files = {name: stamp for name, stamp in record.files.items() if OWN.fullmatch(name)}
+    record.marks = {k: lines for k, lines in record.marks.items() if k <= f'step_{step:012d}'} if step >= 0 else {}
+    record.lines, record.sealed = dict(record.marks[max(record.marks)]) if record.marks else {}, False
+
+def seal_record(
+    folder: Path,    # of the run
+    record: Record,  # changed in place
+) -> None:
+    """Take in every file that is there
+
+    Args:
+        folder: of the run
+        record: changed in place
+    """
+    for name in own_files(folder):
+        if name not in record.files:
+            with suppress(FileError): record.files[name] = hash_file(folder / name)
+    record.sealed = True
+
 # %% ../../nbs/64_runs.folder.ipynb #a58d12af
 class Hashes:
     "Keeps the record of a run's hashes, for the one process that writes into its folder"
@@ -604,16 +662,9 @@ class Hashes:
         Returns:
             of all its bytes; of those that were known, if they have changed
         """
-        digest, size = self.heads.get(name) or (hashlib.sha256(), 0)
-        digest = digest.copy()
-        with os.fdopen(open_plain(path), 'rb') as f:
-            f.seek(size)
-            if known and size < known['bytes']:
-                digest.update(f.read(known['bytes'] - size))
-                if dict(bytes=f.tell(), sha256=digest.hexdigest()) != known: return known
-            while piece := f.read(2**20): digest.update(piece)
-            self.heads[name] = digest, f.tell()
-        return dict(bytes=self.heads[name][1], sha256=digest.hexdigest())
+        stamp, head = hash_on(path, known, *self.heads.get(name) or (hashlib.sha256(), 0))
+        if head: self.heads[name] = head
+        return stamp
 
     def begin(self,
         step: int = -1,  # env steps of the checkpoint that the run goes on from; -1: it is new
@@ -626,9 +677,7 @@ class Hashes:
         record, self.heads = self.load(), {}
         if record is None: record = Record(files={n: hash_file(self.folder / n) for n in own_files(self.folder) if OWN.fullmatch(n)})
         settle_record(self.folder, record)
-        record.files = {name: stamp for name, stamp in record.files.items() if OWN.fullmatch(name)}
-        record.marks = {k: lines for k, lines in record.marks.items() if k <= f'step_{step:012d}'} if step >= 0 else {}
-        record.lines, record.sealed = dict(record.marks[max(record.marks)]) if record.marks else {}, False
+        open_record(record, step)
         self.save(record)
 
     def seal(self) -> None:
@@ -636,10 +685,7 @@ class Hashes:
         if (record := self.load()) is None: return
         settle_record(self.folder, record)
         self.grow(record)
-        for name in own_files(self.folder):
-            if name not in record.files:
-                with suppress(FileError): record.files[name] = hash_file(self.folder / name)
-        record.sealed = True
+        seal_record(self.folder, record)
         self.save(record)
 
 # %% ../../nbs/64_runs.folder.ipynb #ad9b6cae

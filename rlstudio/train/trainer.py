@@ -15,7 +15,8 @@ documented table of `EVENTS`.
 
 # %% auto #0
 __all__ = ['EVENTS', 'teams', 'Algorithm', 'Callback', 'register_trainer_metrics', 'Stopwatch', 'progress_record', 'located',
-           'mean_of', 'check_fit', 'check_given', 'envs_of', 'Trainer', 'WriteMetrics']
+           'mean_of', 'check_fit', 'check_given', 'envs_of', 'collect_and_update', 'named_callbacks', 'trainer_state',
+           'load_trainer_state', 'Trainer', 'WriteMetrics']
 
 # %% ../../nbs/41_train.trainer.ipynb #87e9055e
 import math
@@ -258,6 +259,82 @@ def envs_of(
     if k > N: raise fault('train.parallel', f'given {k} processes for env.num_envs = {N}; expected an env for each, so {N} or less, or more envs')
     return range(N * rank // k, N * (rank + 1) // k)
 
+# %% ../../nbs/41_train.trainer.ipynb #59ff53ca
+def collect_and_update(
+    trainer: 'Trainer',  # its `batch` becomes the new experience
+) -> dict[str, float]:   # what was learned
+    """One round, with the time that it took
+
+    Args:
+        trainer: its `batch` becomes the new experience
+
+    Returns:
+        what was learned
+    """
+    t = trainer
+    steps, env_seconds, t0 = t.env_steps, t.stepper.env_seconds, perf_counter()
+    t.batch = t.algo.collect(t.stepper)
+    t1 = perf_counter()
+    t.emit('collect_end')
+    progress, t2 = min(1., steps / t.config.train.total_steps), perf_counter()
+    with located(t.env_steps): learned = t.algo.update(t.batch, progress)
+    t.watch.add(t1 - t0, perf_counter() - t2, t.stepper.env_seconds - env_seconds, t.env_steps - steps)
+    return learned
+
+# %% ../../nbs/41_train.trainer.ipynb #2e37b8e1
+def named_callbacks(
+    callbacks: Sequence[Callback],   # in order
+) -> list[tuple[str, Callback]]:     # those that have a state, each with a name of its own
+    """The callbacks that have something to remember
+
+    Args:
+        callbacks: in order
+
+    Returns:
+        those that have a state, each with a name of its own
+    """
+    names = [c.name for c in callbacks]
+    count = [names[:i + 1].count(name) for i, name in enumerate(names)]
+    return [(c.name if n == 1 else f'{c.name} {n}', c) for c, n in zip(callbacks, count, strict=True) if c.name]
+
+# %% ../../nbs/41_train.trainer.ipynb #76b00875
+def trainer_state(
+    trainer: 'Trainer',  # between two iterations
+) -> dict[str, Any]:     # nested dict of arrays and plain values
+    """All that the next step depends on
+
+    Args:
+        trainer: between two iterations
+
+    Returns:
+        nested dict of arrays and plain values
+    """
+    t = trainer
+    over = {} if t.interrupted or not t.stop_asked else dict(stopped=t.stop_asked)
+    return dict(iteration=t.iteration, episodes=t.episodes, recent=[list(e) for e in t.recent], algo=t.algo.state_dict(),
+                stepper=t.stepper.state_dict(), streams=t.streams.state_dict(),
+                callbacks={name: c.state_dict() for name, c in t.named()}, **over)
+
+def load_trainer_state(
+    trainer: 'Trainer',     # of the same config
+    state: dict[str, Any],  # of `trainer_state`
+) -> None:
+    """Go on from a saved state; the streams come last
+
+    Args:
+        trainer: of the same config
+        state: of `trainer_state`
+    """
+    t = trainer
+    t.iteration, t.episodes = state['iteration'], state['episodes']
+    t.recent = deque(((r, n) for r, n in state['recent']), maxlen=100)
+    t.algo.load_state_dict(state['algo'])
+    t.stepper.load_state_dict(state['stepper'])
+    for name, c in t.named():
+        if name in state['callbacks']: c.load_state_dict(state['callbacks'][name])
+    t.streams.load_state_dict(state['streams'])
+    t.stop_asked, t.interrupted = state.get('stopped', ''), False  # for good is for good
+
 # %% ../../nbs/41_train.trainer.ipynb #c6144234
 class Trainer:
     "Collect, learn, tell; stop anywhere and go on bit for bit."
@@ -343,15 +420,7 @@ class Trainer:
         Returns:
             what was learned
         """
-        steps, env_seconds, t0 = self.env_steps, self.stepper.env_seconds, perf_counter()
-        self.batch = self.algo.collect(self.stepper)
-        t1 = perf_counter()
-        self.emit('collect_end')
-        progress, t2 = min(1., steps / self.config.train.total_steps), perf_counter()
-        with located(self.env_steps): learned = self.algo.update(self.batch, progress)
-        self.watch.add(t1 - t0, perf_counter() - t2, self.stepper.env_seconds - env_seconds,
-                       self.env_steps - steps)
-        return learned
+        return collect_and_update(self)
 
     def step(self) -> dict[str, float]:  # this iteration's record
         """One iteration: as many rounds as the algorithm wants, and the budget allows
@@ -403,11 +472,7 @@ class Trainer:
         """
         if not self.stop_asked: self.stop_asked, self.interrupted = reason, interrupt  # who comes first
 
-    def named(self) -> list[tuple[str, Callback]]:  # those that have a state, each with a name of its own
-        "those that have a state, each with a name of its own"
-        names = [c.name for c in self.callbacks]
-        count = [names[:i + 1].count(name) for i, name in enumerate(names)]
-        return [(c.name if n == 1 else f'{c.name} {n}', c) for c, n in zip(self.callbacks, count, strict=True) if c.name]
+    def named(self) -> list[tuple[str, Callback]]: "those that have a state"; return named_callbacks(self.callbacks)   # those that have a state
 
     def state_dict(self) -> dict[str, Any]:  # nested dict of arrays and plain values
         """All that the next step depends on
@@ -415,28 +480,17 @@ class Trainer:
         Returns:
             nested dict of arrays and plain values
         """
-        over = {} if self.interrupted or not self.stop_asked else dict(stopped=self.stop_asked)
-        return dict(iteration=self.iteration, episodes=self.episodes,
-                    recent=[list(e) for e in self.recent], algo=self.algo.state_dict(),
-                    stepper=self.stepper.state_dict(), streams=self.streams.state_dict(),
-                    callbacks={name: c.state_dict() for name, c in self.named()}, **over)
+        return trainer_state(self)
 
     def load_state_dict(self,
         state: dict[str, Any],  # as state_dict gave it
     ) -> None:
-        """Go on from a saved state; the streams come last, since loading may draw from them
+        """Go on from a saved state
 
         Args:
             state: as state_dict gave it
         """
-        self.iteration, self.episodes = state['iteration'], state['episodes']
-        self.recent = deque(((r, n) for r, n in state['recent']), maxlen=100)
-        self.algo.load_state_dict(state['algo'])
-        self.stepper.load_state_dict(state['stepper'])
-        for name, c in self.named():
-            if name in state['callbacks']: c.load_state_dict(state['callbacks'][name])
-        self.streams.load_state_dict(state['streams'])
-        self.stop_asked, self.interrupted = state.get('stopped', ''), False  # for good is for good
+        load_trainer_state(self, state)
 
 # %% ../../nbs/41_train.trainer.ipynb #afe16610
 class WriteMetrics(Callback):
