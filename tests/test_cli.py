@@ -207,7 +207,21 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0 and "resume" in done.stdout, said(done)
     modules = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.M))
     assert "rlstudio.studio.cli" in modules
-    assert not modules & {"torch", "matplotlib", "gymnasium", "scipy", "pydantic", "safetensors", "PIL"}
+    assert not modules & {"torch", "numpy", "matplotlib", "gymnasium", "scipy", "pydantic", "yaml", "safetensors", "PIL", "rich", "pygments", "markdown_it", "IPython"}
+
+
+@pytest.mark.parametrize("line, heavy", [
+    ("import rlstudio", ["torch", "numpy", "gymnasium", "pydantic", "yaml", "typer", "dataclasses", "importlib.metadata"]),
+    ("from rlstudio import *", ["matplotlib", "scipy", "pandas", "PIL", "imageio", "safetensors", "numba", "onnx", "onnxruntime", "optuna", "typer", "rich", "IPython", "fastcore", "requests",
+                                "torch._dynamo", "torch.utils.tensorboard", "gymnasium.envs.classic_control", "gymnasium.envs.mujoco", "ale_py", "mujoco"]),
+])
+def test_an_import_brings_nothing_heavy(line: str, heavy: list[str]) -> None:
+    "Modules, not seconds; what torch itself brings is not ours. Nor are the installed distributions looked through, or a config's checkers made, before something is asked for"
+    code = ("import sys\nif '*' in sys.argv[1]: import torch\nbefore = set(sys.modules)\nexec(sys.argv[1])\nprint(*(set(sys.modules) - before))\n"
+            "if '*' in sys.argv[1]:\n    from rlstudio.core import options, registry\n    assert not registry.entry_points_in.cache_info().currsize and not options._SPECS, 'looked through'")
+    done = run("python", "-c", code, line, coverage=False)
+    assert done.returncode == 0, said(done)
+    assert not set(done.stdout.split()) & set(heavy)
 
 
 @pytest.mark.faults(3)

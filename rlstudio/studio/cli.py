@@ -335,8 +335,8 @@ def command_help(
     if who != 'rlstudio': return ', '.join(f'{metadata(dist)["Summary"] or "A command"} (plugin {dist})' for dist in who.split(' or '))
     home, _, called = installed_claims(commands.group)[name][who].value.partition(':')
     source = getattr(getattr(find_spec(home), 'loader', None), 'get_source', lambda _: '')(home)
-    tree = ast.parse(source or '')
-    told = next((ast.get_docstring(f) for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == called), None) or ast.get_docstring(tree) or ''
+    piece = re.search(rf'^def {re.escape(called)}\(.*?(?=^[^\s)]|\Z)', source or '', re.M | re.S)   # not the whole chapter: to parse that is a tenth of what --help takes
+    told = (ast.get_docstring(cast(ast.FunctionDef, ast.parse(piece[0]).body[0])) if piece else '') or ast.get_docstring(ast.parse((source or '').partition('\n# %%')[0])) or ''
     return told.partition('\n')[0]
 
 # %% ../../nbs/84_studio.cli.ipynb #30942965
@@ -357,8 +357,8 @@ def real_command(
             from rlstudio.runs.config import load_settings
             allow(*load_settings().plugins)
         found = commands.get(name)
-    holder = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False)
-    if holder is not found: holder.command(name)(found)
+    holder = found if isinstance(found, typer.Typer) else typer.Typer(add_completion=False, rich_markup_mode=None)
+    if holder is not found: holder.command(name, help=command_help(name))(found)
     command: Any = typer.main.get_command(holder)
     invoke = command.invoke
     def told(ctx: Any) -> Any:
@@ -451,6 +451,18 @@ class Commands(TyperGroup):
         """
         from rlstudio.core.registry import commands
         return super().get_command(ctx, cmd_name) or (Later(name=cmd_name, help=command_help(cmd_name)) if cmd_name in commands else None)
+    def format_commands(self,
+        ctx: Any,        # typer's own
+        formatter: Any,  # typer's own
+    ) -> None:
+        """Their names, each with its whole sentence
+
+        Args:
+            ctx: typer's own
+            formatter: typer's own
+        """
+        told = [(name, self.get_command(ctx, name).help or '') for name in self.list_commands(ctx)]
+        with formatter.section('Commands'): formatter.write_dl([(name, ' '.join(text.split())) for name, text in told])
     def invoke(self, ctx: Any) -> Any:
         "Run a command"
         try: return super().invoke(ctx)
@@ -464,7 +476,7 @@ class Commands(TyperGroup):
             raise
 
 # %% ../../nbs/84_studio.cli.ipynb #c8128fe3
-app = typer.Typer(cls=Commands, add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
+app = typer.Typer(cls=Commands, add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='RLStudio: reinforcement learning to read, run and replay.')
 
 Json = Annotated[bool, typer.Option('--json', help='One JSON object on standard output.')]
@@ -1584,7 +1596,7 @@ def end_on_signals() -> None:
 
 def main() -> None:
     "The `rlstudio` command"
-    from rlstudio.studio.console import Lasting
+    from rlstudio.core.files import Lasting
     sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout)), cast(Any, Lasting(sys.stderr))   # they may be closed at any time
     end_on_signals()   # what was running leaves word of it
     app()

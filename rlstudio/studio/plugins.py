@@ -426,7 +426,7 @@ def new_plugin(
     return home
 
 # %% ../../nbs/88_studio.plugins.ipynb #fa0a89e5
-plugins_app = typer.Typer(help='What others have written for the library: list, explain, check, or begin one.', add_completion=False, invoke_without_command=True)
+plugins_app = typer.Typer(help='What others have written for the library: list, explain, check, or begin one.', add_completion=False, invoke_without_command=True, rich_markup_mode=None)
 
 @plugins_app.callback()
 def plugins_(
