@@ -224,6 +224,18 @@ def test_first_mistakes_name_the_fix(typed: str, hint: str, tmp_path: Path, monk
     assert typed.startswith("study") or not Path("runs").exists()
 
 
+def test_check_env_writes_the_config_to_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlstudio import load_config
+    from rlstudio.studio.cli import app
+    monkeypatch.chdir(tmp_path)
+    def asked() -> Any: return CliRunner().invoke(app, ["check-env", "rlstudio/Chain-v0", "--steps", "50", "--write", "chain.yaml"])
+    done = asked()
+    assert done.exit_code == 0 and "written: chain.yaml" in done.output, done.output
+    assert load_config("chain.yaml")[0].env.id == "rlstudio/Chain-v0" and Path("chain.yaml").read_text() in done.output
+    again = asked()
+    assert again.exit_code == 2 and "which is there already" in again.output
+
+
 def test_first_mistakes_in_python_name_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlstudio import Run
     monkeypatch.chdir(tmp_path)

@@ -803,20 +803,25 @@ def check_env_(
     overrides: Annotated[list[str] | None, typer.Argument(  # 'section.key=value'
         metavar='[section.key=value]...', help='Such as env.kwargs.x=1')] = None,
     steps: Annotated[int, typer.Option(min=1, help='Random steps.')] = 1000,  # more find more
+    write: Annotated[Path | None, typer.Option(metavar='FILE', help='Write the config to start from: lift.yaml.')] = None,  # a new file
     modules: Import = None,  # of the user's own
     as_json: Json = False,  # for programs
 ) -> None:
     "Play an environment with random actions; say what is wrong with it, and how to begin"
     with explained(as_json) as emit:
         with importing(emit):
+            from rlstudio.core.files import put_file
             from rlstudio.envs.check import check_env
             from rlstudio.runs.config import resolve
             from rlstudio.runs.yaml import Source
         if env_id.endswith('.py'): raise typer.BadParameter(f'{env_id} is a file, expected a registered id; fix: rlstudio check-env ID --import {Path(env_id).stem}')
+        check_file('--write', write, ('.yaml', '.yml'))
+        if write and write.exists(): raise typer.BadParameter(f'--write: given {write}, which is there already; choose another name, or remove it')
         let_in(modules)
         asked = Source(dict(env=dict(id=env_id), algo=dict(name='ppo')), {}, [])
         report = check_env(resolve(asked, overrides or [])[0].env, steps)
-        if not as_json: speaker(False, as_json)(str(report))
+        if write and report.config: put_file(write, report.config.encode())
+        if not as_json: speaker(False, as_json)(str(report) + (f'\n\nwritten: {write}' if write and report.config else ''))
         emit(report.to_dict())
         if not report.ok: raise typer.Exit(1)
 
