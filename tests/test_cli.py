@@ -2,6 +2,7 @@
 import json
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from support import ROOT, child_env, run, said, snapshot
+from typer.testing import CliRunner
 
 CARTPOLE = ROOT / "configs" / "ppo" / "cartpole.yaml"
 SHORT = ("train.total_steps=20480", "checkpoint.every=4096", "eval.episodes=5")
@@ -200,14 +202,78 @@ def test_mistakes_are_explained(args: list[object], hint: str, tmp_path: Path) -
     assert hint in refused(*args, cwd=tmp_path)
 
 
+@pytest.mark.parametrize("typed, hint", [
+    ("run", "Such as ppo/cartpole, or a file; see: rlstudio list configs"), ("resume", "see: rlstudio list runs"), ("check-env", "see: rlstudio list envs"),
+    ("help", "fix: rlstudio --help"), ("version", "fix: rlstudio --version"), ("ppo/cartpole", "fix: rlstudio run ppo/cartpole"), ("mine.yaml", "fix: rlstudio run mine.yaml"),
+    ("run ppo/cartpole --train.total_steps=1000", "write it without the dashes, behind the config: train.total_steps=…"), ("run --algo ppo --env CartPole-v1", "algo.name=…; a config comes first"),
+    ("run ppo/cartpole --env CartPole-v1", "env.id=…"), ("run ppo/cartpole --render", "each run makes a film"), ("run ppo/cartpole --seed abc", "expected a whole number, such as 3"),
+    ("evaluate x --episodes 0", "expected a number ≥ 1"), ("resume ppo/cartpole", "a config, expected a run; begin one: rlstudio run ppo/cartpole"), ("resume mine.yaml", "begin one: rlstudio run mine.yaml"),
+    ("run ppo/cartpole --runs-dir mine.yaml", "mine.yaml: given a file, expected a folder for runs; choose another: --runs-dir DIR"), ("check-env mine.py", "fix: rlstudio check-env ID --import mine"),
+    ("run mine.yaml", "write env.id='CartPole-v1'"), ("run mine.yaml", "fix: env.id=CartPole-v1"), ("plugins explain nope", "see: rlstudio plugins"),
+    ("study ppo/cartpol", "did you mean 'ppo/cartpole'?"),   # not the study of that name
+])
+def test_first_mistakes_name_the_fix(typed: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlstudio.studio.cli import app
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("env_id: CartPole-v1\nalgo: {name: ppo}\n")
+    if typed.startswith("study"):
+        Path("runs/ppo-cartpole").mkdir(parents=True)
+        Path("runs/ppo-cartpole/study.yaml").touch()
+    done = CliRunner().invoke(app, shlex.split(typed))
+    assert done.exit_code == 2 and hint in done.output and not done.output.count("Traceback"), done.output
+    assert typed.startswith("study") or not Path("runs").exists()
+
+
+def test_check_env_writes_the_config_to_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlstudio import load_config
+    from rlstudio.studio.cli import app
+    monkeypatch.chdir(tmp_path)
+    def asked() -> Any: return CliRunner().invoke(app, ["check-env", "rlstudio/Chain-v0", "--steps", "50", "--write", "chain.yaml"])
+    done = asked()
+    assert done.exit_code == 0 and "written: chain.yaml" in done.output, done.output
+    assert load_config("chain.yaml")[0].env.id == "rlstudio/Chain-v0" and Path("chain.yaml").read_text() in done.output
+    again = asked()
+    assert again.exit_code == 2 and "which is there already" in again.output
+
+
+def test_first_mistakes_in_python_name_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlstudio import Run
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="train: given 1000, expected callbacks; .*total_steps=1000"): Run.from_config("ppo/cartpole").train(1000)   # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected rlstudio.Settings"): Run.from_config("ppo/cartpole", settings=dict(engine="tape"))   # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="begin one: rlstudio run ppo/cartpole"): Run.open("ppo/cartpole")
+
+
 # A quick start
+
+@pytest.mark.parametrize("words", [["-h"], ["run", "-h"], ["profile", "--help"]])
+def test_help_is_plain_and_whole(words: list[str]) -> None:
+    "No boxes, no sentence cut short, and none of the notes on arguments in the code"
+    from rlstudio.studio.cli import app
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and "Usage:" in done.output and not re.search("[│╭]|[a-z,][.][.][.]$|Args:", done.output, re.M), done.output
+
 
 def test_help_imports_nothing_heavy() -> None:
     done = run("rlstudio", "--help", coverage=False, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and "resume" in done.stdout, said(done)
     modules = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.M))
     assert "rlstudio.studio.cli" in modules
-    assert not modules & {"torch", "matplotlib", "gymnasium", "scipy", "pydantic", "safetensors", "PIL"}
+    assert not modules & {"torch", "numpy", "matplotlib", "gymnasium", "scipy", "pydantic", "yaml", "safetensors", "PIL", "rich", "pygments", "markdown_it", "IPython"}
+
+
+@pytest.mark.parametrize("line, heavy", [
+    ("import rlstudio", ["torch", "numpy", "gymnasium", "pydantic", "yaml", "typer", "dataclasses", "importlib.metadata"]),
+    ("from rlstudio import *", ["matplotlib", "scipy", "pandas", "PIL", "imageio", "safetensors", "numba", "onnx", "onnxruntime", "optuna", "typer", "rich", "IPython", "fastcore", "requests",
+                                "torch._dynamo", "torch.utils.tensorboard", "gymnasium.envs.classic_control", "gymnasium.envs.mujoco", "ale_py", "mujoco"]),
+])
+def test_an_import_brings_nothing_heavy(line: str, heavy: list[str]) -> None:
+    "Modules, not seconds; what torch itself brings is not ours. Nor are the installed distributions looked through, or a config's checkers made, before something is asked for"
+    code = ("import sys\nif '*' in sys.argv[1]: import torch\nbefore = set(sys.modules)\nexec(sys.argv[1])\nprint(*(set(sys.modules) - before))\n"
+            "if '*' in sys.argv[1]:\n    from rlstudio.core import options, registry\n    assert not registry.entry_points_in.cache_info().currsize and not options._SPECS, 'looked through'")
+    done = run("python", "-c", code, line, coverage=False)
+    assert done.returncode == 0, said(done)
+    assert not set(done.stdout.split()) & set(heavy)
 
 
 @pytest.mark.faults(3)

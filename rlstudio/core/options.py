@@ -875,7 +875,7 @@ def translated(
     if name == 'n_steps' and 'algo.n_step' in numbers: return as_here(f'{name}={as_text(value)}', 'algo.n_step', as_text(value))
     convert, home = CONVERSIONS.get(name), SYNONYMS.get(name, '')
     section, _, key = home.partition('.')
-    if numbers and home and home not in numbers:
+    if numbers and section == 'algo' and home not in numbers:
         return f'here it is {home}, {f"a key of {_FAMILY[key]}, and" if key in _FAMILY else "which is"} not of {numbers.get("algo.name", "this algorithm")}'
     if convert is None: return as_here(f'{name}={as_text(value)}', home, as_text(value)) if value is not None and numbers else f'here it is {home}'
     takes_number = convert in (as_minibatches, as_update_ratio, as_target_every)
@@ -987,7 +987,7 @@ def build_section(
         if key in specs: clean[key], more = check_value(specs[key], value, at)
         else: more = [(at, unknown_key(at, specs, homes, value, numbers))]
         faults += more
-    faults += [((*path, key), f'missing, without default; expected {expected(spec.hint)}')
+    faults += [((*path, key), f'missing, without default; expected {expected(spec.hint)}' + '; fix: env.id=CartPole-v1' * ((*path, key) == ('env', 'id')))
                for key, spec in specs.items() if spec.required and key not in values]
     if faults: return None, faults
     try: return cls(**clean), []

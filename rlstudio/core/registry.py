@@ -486,7 +486,7 @@ displays = Registry('display', 'rlstudio.displays')
 backends = Registry('backend', 'rlstudio.backends')
 commands = Registry('command', 'rlstudio.commands')
 engines = Registry('engine', 'rlstudio.engines')
-for word in ('auto', 'autograd', 'tape'): engines.add(word, word)   # what chapter algos.common does itself: no plugin takes these names
+engines._here |= {word: word for word in ('auto', 'autograd', 'tape')}   # what chapter algos.common does itself: no plugin takes these names; not `add`, which looks at what is installed
 
 # %% ../../nbs/05_core.registry.ipynb #3c3ee1c1
 def allow(

@@ -27,7 +27,6 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-from fastcore.xtras import modified_env
 
 from ..core.files import printable
 from ..core.masks import checked_mask
@@ -732,6 +731,7 @@ def generator_findings(
 @contextmanager
 def headless() -> Iterator[None]:
     "Inside, pygame prints no greeting, and no screen is needed"
+    from fastcore.xtras import modified_env
     quiet = {'PYGAME_HIDE_SUPPORT_PROMPT': '1', 'SDL_VIDEODRIVER': 'dummy'}
     if sys.platform == 'linux' and not {'DISPLAY', 'WAYLAND_DISPLAY'} & os.environ.keys():
         quiet['MUJOCO_GL'] = 'egl'

@@ -29,7 +29,7 @@ from pydantic import AfterValidator, Field
 
 from ..core.files import FileError, read_file
 from ..core.options import (SYNONYMS, Config, ConfigError, Problem, Section, as_text, build_config,
-                                   build_section, field_specs, plain, yaml_scalar, to_dict, with_new_names)
+                                   build_section, fault, field_specs, plain, yaml_scalar, to_dict, with_new_names)
 from ..core.registry import allow, engines, import_own, or_yours, suggest
 from .yaml import MAX_BYTES, Mark, Source, override, read_yaml_file, write_yaml
 
@@ -451,6 +451,7 @@ def open_workspace(
         modules: more modules of the user's own, such as --import names
     """
     from fastcore.xtras import find_file_parents
+    if not isinstance(settings, Settings): raise fault('settings', f'given {as_text(settings)}, expected rlstudio.Settings; fix: leave it out, and write settings.ini')
     allow(*settings.plugins)
     around = find_file_parents('settings.ini', '.')
     import_own(*modules, *settings.imports, folders=['.', around] if around else ['.'])

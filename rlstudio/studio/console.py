@@ -12,11 +12,11 @@ Text from a file is never printed as markup or as an escape code. A narrow, resi
 
 # %% auto #0
 __all__ = ['VITALS', 'NO_SYMPTOM', 'Form', 'OUTCOME_STYLES', 'duration', 'mean_std', 'bar', 'labelled', 'command', 'own_imports',
-           'tell', 'clean', 'fold_text', 'terminal_width', 'legible', 'Lasting', 'silence', 'backend_of',
-           'whole_rounds', 'engine_of', 'run_header', 'Snapshot', 'first_fit', 'beside', 'train_line', 'return_line',
-           'eval_line', 'vitals', 'health', 'health_line', 'speed_line', 'live_block', 'plain_line', 'Thinned',
-           'Watcher', 'form_for', 'Listener', 'rows_now', 'Redrawn', 'Progress', 'outcome', 'verdict', 'size',
-           'files_written', 'next_commands']
+           'tell', 'clean', 'fold_text', 'terminal_width', 'legible', 'backend_of', 'whole_rounds', 'engine_of',
+           'run_header', 'Snapshot', 'first_fit', 'beside', 'train_line', 'return_line', 'eval_line', 'vitals',
+           'health', 'health_line', 'speed_line', 'live_block', 'plain_line', 'Thinned', 'Watcher', 'form_for',
+           'Listener', 'rows_now', 'Redrawn', 'Progress', 'outcome', 'verdict', 'size', 'files_written',
+           'next_commands']
 
 # %% ../../nbs/83_studio.console.ipynb #98082a11
 import math
@@ -41,7 +41,7 @@ from rich.live_render import LiveRender
 from rich.segment import Segment
 from rich.text import Text
 
-from ..core.files import is_regular, printable
+from ..core.files import Lasting, is_regular, printable
 
 if TYPE_CHECKING:
     from rlstudio.core.options import Config, EnvConfig
@@ -223,65 +223,6 @@ def legible(
     """
     text, width = printable(text, getattr(stream, 'encoding', None) or 'ascii'), terminal_width(stream)
     return fold_text(text, width) if width else text
-
-# %% ../../nbs/83_studio.console.ipynb #9a719a16
-class Lasting:
-    "A text stream that outlives its reader"
-    def __init__(self,
-        stream: IO[str],  # a terminal, a pipe or a file
-    ):
-        """
-        Args:
-            stream: a terminal, a pipe or a file
-        """
-        self.stream, self.lost = stream, False
-
-    def write(self,
-        text: str,  # goes nowhere once the reader is gone
-    ) -> int:       # its length
-        """Write, if there is still somebody to read
-
-        Args:
-            text: goes nowhere once the reader is gone
-
-        Returns:
-            its length
-        """
-        if not self.lost: self.attempt(lambda: self.stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        "Send what was written, if there is still somebody to read"
-        if not self.lost: self.attempt(self.stream.flush)
-
-    def attempt(self,
-        action: Callable[[], object],  # writes or flushes
-    ) -> None:
-        """Do it; a reader that is gone is no error
-
-        Args:
-            action: writes or flushes
-        """
-        try: action()
-        except (OSError, ValueError) as e:   # a broken pipe, a closed terminal, a closed file
-            if isinstance(e, UnicodeError): raise
-            self.lost = True
-            if self.stream in (sys.__stdout__, sys.__stderr__): silence(self.stream)
-
-    def __getattr__(self, name: str) -> Any: return getattr(self.stream, name)  # isatty, fileno, encoding, …
-
-def silence(
-    stream: IO[str],  # of this process; its reader is gone
-) -> None:
-    """Let the rest go nowhere, also what Python flushes when it ends
-
-    Args:
-        stream: of this process; its reader is gone
-    """
-    try: nowhere, number = os.open(os.devnull, os.O_WRONLY), stream.fileno()
-    except (OSError, ValueError): return
-    os.dup2(nowhere, number)
-    os.close(nowhere)
 
 # %% ../../nbs/83_studio.console.ipynb #6c426b53
 def backend_of(

@@ -300,7 +300,7 @@ def check_plugins(
     here = {p.name: p for p in installed_plugins(allowed)}
     asked = [same_name(n) for n in names] or [n for n, p in here.items() if p.allowed]
     for name in asked:
-        if name not in here: raise PluginError(f'no plugin {name!r} is installed{suggest(name, here)}')
+        if name not in here: raise PluginError(f'no plugin {name!r} is installed{suggest(name, here)}; see: rlstudio plugins')
     def _one(p: Plugin) -> Checked:
         if not p.allowed: return Checked(p, why_not=f'it is not allowed; plugins are code: if you trust it, write `plugins = {p.name}` in settings.ini')
         return Checked(p, why_not='first mend what is wrong') if p.problems else Checked(p, try_plugin(p.name))
@@ -426,7 +426,7 @@ def new_plugin(
     return home
 
 # %% ../../nbs/88_studio.plugins.ipynb #fa0a89e5
-plugins_app = typer.Typer(help='What others have written for the library: list, explain, check, or begin one.', add_completion=False, invoke_without_command=True)
+plugins_app = typer.Typer(help='What others have written for the library: list, explain, check, or begin one.', add_completion=False, invoke_without_command=True, rich_markup_mode=None)
 
 @plugins_app.callback()
 def plugins_(
@@ -471,7 +471,7 @@ def explain_(
     """
     with explained(as_json) as emit:
         here = {p.name: p for p in installed_plugins()}
-        if same_name(name) not in here: raise PluginError(f'no plugin {name!r} is installed{suggest(name, here)}')
+        if same_name(name) not in here: raise PluginError(f'no plugin {name!r} is installed{suggest(name, here)}; see: rlstudio plugins')
         p = here[same_name(name)]
         emit(plugin_row(p))
         if as_json: return

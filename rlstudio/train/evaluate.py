@@ -173,7 +173,7 @@ def watch_episodes(
 def evaluate(
     module: RLModule,               # the agent; not changed
     env: EnvConfig,                 # the world, as in training; its `eval_kwargs` count
-    config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen) episodes, num_envs, greedy, max_steps
+    config: EvalConfig | None = None,  # episodes, num_envs, greedy, max_steps; None: the defaults
     seed: int = 1,                  # the run's seed: fixes the starts
     env_steps: int = 0,             # how far training was, for the record
 ) -> Evaluation:                    # every episode
@@ -182,13 +182,14 @@ def evaluate(
     Args:
         module: the agent; not changed
         env: the world, as in training; its `eval_kwargs` count
-        config: episodes, num_envs, greedy, max_steps
+        config: episodes, num_envs, greedy, max_steps; None: the defaults
         seed: the run's seed: fixes the starts
         env_steps: how far training was, for the record
 
     Returns:
         every episode
     """
+    config = EvalConfig() if config is None else config
     if config.episodes < 1:
         raise EvalError(f'evaluate: needs at least one episode, got {config.episodes}; set eval.episodes, or give --episodes N')
     if not isinstance(env, EnvConfig): raise EvalError(f"evaluate: given {str(env)[:60]}, expected an EnvConfig; fix: EnvConfig(id='CartPole-v1'), or run.evaluate() for a run")
