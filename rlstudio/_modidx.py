@@ -4590,6 +4590,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.Pace': ('train.ledger.html#pace', 'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.Pace.due': ('train.ledger.html#pace.due', 'rlstudio/train/ledger.py'),
+                                       'rlstudio.train.ledger.array_head': ('train.ledger.html#array_head', 'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.bits_sum': ('train.ledger.html#bits_sum', 'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.check_ledger': ('train.ledger.html#check_ledger', 'rlstudio/train/ledger.py'),
                                        'rlstudio.train.ledger.check_place': ('train.ledger.html#check_place', 'rlstudio/train/ledger.py'),
