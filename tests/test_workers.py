@@ -24,7 +24,7 @@ from rlstudio.envs.backends import InProcess, make_vector
 from rlstudio.envs.make import EnvError, EnvKeyError
 from rlstudio.envs.snapshot import fingerprint
 from rlstudio.envs.vector import VectorEnv
-from rlstudio.envs.workers import KNOWN, Arena, WorkerError, Workers, look, parent_joins, shares
+from rlstudio.envs.workers import SAFE_HOMES, Arena, WorkerError, Workers, look, parent_joins, shares
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.runs.run import Run
 from rlstudio.train.trainer import Callback, Trainer
@@ -323,7 +323,7 @@ def test_a_run_whose_workers_draw_from_a_global_generator_is_lowered(tmp_path: P
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     "As if the worlds of these tests came from Gymnasium"
-    monkeypatch.setattr("rlstudio.envs.workers.KNOWN", (*KNOWN, "worlds"))
+    monkeypatch.setattr("rlstudio.envs.workers.SAFE_HOMES", (*SAFE_HOMES, "worlds"))
 
 
 def test_the_parent_steps_a_share_of_known_code_alone() -> None:
