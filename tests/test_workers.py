@@ -24,7 +24,7 @@ from rlstudio.envs.backends import InProcess, make_vector
 from rlstudio.envs.make import EnvError, EnvKeyError
 from rlstudio.envs.snapshot import fingerprint
 from rlstudio.envs.vector import VectorEnv
-from rlstudio.envs.workers import Arena, WorkerError, Workers, look, shares
+from rlstudio.envs.workers import SAFE_HOMES, Arena, WorkerError, Workers, look, parent_joins, shares
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.runs.run import Run
 from rlstudio.train.trainer import Callback, Trainer
@@ -87,7 +87,7 @@ def gone(pids: list[int], seconds: float = 20) -> bool:
     return True
 
 
-def pids(env: Workers) -> list[int]: return [w.process.pid for w in env.pool.workers]
+def pids(env: Workers) -> list[int]: return [w.process.pid for w in env.pool.workers.values()]
 
 
 # The same bits
@@ -318,6 +318,64 @@ def test_a_run_whose_workers_draw_from_a_global_generator_is_lowered(tmp_path: P
     assert r.manifest["level"] == "L1" and "numpy.random" in r.manifest["why"]
 
 
+# The parent's own share
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    "As if the worlds of these tests came from Gymnasium"
+    monkeypatch.setattr("rlstudio.envs.workers.SAFE_HOMES", (*SAFE_HOMES, "worlds"))
+
+
+def test_the_parent_steps_a_share_of_known_code_alone() -> None:
+    "Not beside a world, a wrapper or a plugin of the user's, and not where one worker is asked for"
+    for world in WORLDS: InProcess(spec(world, 1)).close()    # registers it
+    joins = {world: parent_joins(spec(world), 2) for world in WORLDS if world != "wrapped"}
+    assert joins == {world: not WORLDS[world]["id"].startswith("worlds/") for world in joins} and {*joins.values()} == {True, False}
+    assert not parent_joins(spec("cartpole"), 1) and not parent_joins(spec("wrapped"), 2)
+    env, other = workers("cartpole", 3), workers("tree", 3)
+    for e in (env, other): e.reset(range(FIVE))
+    assert len(pids(env)) == 2 and env.pool.own and len(pids(other)) == 3 and other.pool.own is None
+    env.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("known")
+def test_what_fails_in_the_parents_share_is_the_same_error() -> None:
+    "Raised or exited there, in a worker, or in both: the first sub-env is named, and all go on; a worker that is lost takes the share along"
+    here, env = InProcess(EnvConfig(id="worlds/Ill-v0", num_envs=4)), ill()
+    def message(e: VectorEnv, *how: int) -> str:
+        e.reset([15, 16, 17, 18])
+        e.step(np.zeros(4, int))
+        with pytest.raises(EnvError) as caught: e.step(np.array(how))
+        return str(caught.value)
+    for how in ((0, worlds.RAISE, 0, 0), (worlds.EXIT, 0, 0, 0), (0, worlds.SHAPE, 0, worlds.RAISE), (0, 0, worlds.RAISE, 0)):
+        assert message(env, *how) == message(here, *how)
+        assert len(pids(env)) == 1 and env.pool.own, "whoever raises lives on"
+    for method in METHODS:
+        there = ill(method=method)
+        assert re.match(r"worlds/Ill-v0: lost sub-env 3 \(seed 18\) in step 2 with action 4: its worker was killed by SIGKILL", message(there, worlds.RAISE, 0, 0, worlds.KILL))
+        with pytest.raises(WorkerError, match="fix: reset"): there.step(np.zeros(4, int))
+        assert "has not moved for 1 s" in message(there, 0, 0, 0, worlds.HANG_IN_C)
+        there.close()
+    env.close()
+
+
+@pytest.mark.usefixtures("known")
+def test_a_parent_that_is_interrupted_in_its_own_share_begins_anew() -> None:
+    "Half a step is no state to go on from"
+    env = ill()
+    env.reset([1, 2, 3, 4])
+    before, usual = pids(env), signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt): env.step(np.array([worlds.SLOW, 0, 0, 0]))
+    finally: signal.signal(signal.SIGALRM, usual)
+    assert gone(before)
+    with pytest.raises(WorkerError, match="fix: reset"): env.step(np.zeros(4, int))
+    assert env.reset([1, 2, 3, 4]) is env.out and len(pids(env)) == 1
+    env.close()
+
+
 # Nothing is left
 
 def test_close_closes_the_sub_envs_and_ends_the_processes(tmp_path: Path) -> None:
@@ -370,7 +428,7 @@ from rlstudio.envs.workers import Workers
 open({log!r}, 'a').write('main ')
 env = Workers(EnvConfig(id='worlds/Ill-v0', num_envs=3, backend='workers', workers=3, start_method={method!r}))
 env.reset([1, 2, 3])
-print(*[w.process.pid for w in env.pool.workers], flush=True)
+print(*[w.process.pid for w in env.pool.workers.values()], flush=True)
 {rest}
 """
 
@@ -411,9 +469,9 @@ def test_ctrl_c_is_for_the_parent_alone(tmp_path: Path) -> None:
     rest = """
 try: env.step(np.array([0, worlds.SLOW, worlds.SLOW]))
 except KeyboardInterrupt: print('interrupted', flush=True)
-before = [w.process.pid for w in env.pool.workers]
+before = [w.process.pid for w in env.pool.workers.values()]
 assert not env.step(np.zeros(3, int)).reward.any() and env.reset([1, 2, 3]) is env.out
-assert before == [w.process.pid for w in env.pool.workers]
+assert before == [w.process.pid for w in env.pool.workers.values()]
 env.close()
 print('fine', flush=True)
 """

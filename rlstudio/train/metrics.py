@@ -264,11 +264,10 @@ class LineFile:
         Args:
             data: goes in by one `write`
         """
-        size = self.size
         try: written, why = os.write(self.fd, data), 'the disk is full'
         except OSError as e: written, why = 0, str(e)
         if written == len(data): return
-        if written: os.ftruncate(self.fd, size)
+        if written: os.ftruncate(self.fd, self.size - written)
         raise MetricError(f'not written: {why}; the file is as it was, free some space')
 
 # %% ../../nbs/40_train.metrics.ipynb #d48f6688
