@@ -166,7 +166,7 @@ def fetch_rows(
     rows: Any,               # (seen, reward, action, end) of all places
     finals: Any,             # (keys ascending, what was seen) of ended episodes
     out: Any,                # (obs, action, reward, next_obs, discount) of B rows, written
-) -> None:
+) -> int:                    # the sum of the flags at the first steps
     """Windows of up to n steps, from a ring of packed rows
 
     Args:
@@ -179,28 +179,34 @@ def fetch_rows(
         rows: (seen, reward, action, end) of all places
         finals: (keys ascending, what was seen) of ended episodes
         out: (obs, action, reward, next_obs, discount) of B rows, written
+
+    Returns:
+        the sum of the flags at the first steps
     """
     seen, paid, done, ends = rows
     keys, last_seen = finals
     obs, action, reward, next_obs, discount = out
-    n, slots = γs.shape[0], size // N
+    n, slots, flags = γs.shape[0], size // N, 0
     newest = (time + 1) * N - 1
+    for b in range(index.shape[0]): flags += ends[index[b]]   # asks the memory for many rows at once
     for b in range(index.shape[0]):
-        at, left, m, on = index[b], (time - index[b] // N) % slots, 0, True
-        total = _f(0)
-        for k in range(n):
-            place = (at + k * N) % size
-            if on: m = k + 1
-            term = paid[place] * γs[k] * _f(1 if on else 0) if n > 1 else paid[place]
-            total = term if k == 0 else total + term
-            on = on and ends[place] == 0 and m < left
-        last = (at + (m - 1) * N) % size
-        end, after = ends[last], (last + N) % size
+        at = last = index[b]
+        m, total = 1, paid[at]
+        if n > 1:
+            left, on, total = (time - at // N) % slots, True, total * γs[0]
+            on = ends[at] == 0 and left > 1
+            for k in range(1, n):
+                place = (at + k * N) % size
+                if on: m, last = k + 1, place
+                total += paid[place] * γs[k] * _f(1 if on else 0)
+                on = on and ends[place] == 0 and m < left
+        end, after = ends[last], last + N if last + N < size else last + N - size
         action[b], reward[b], discount[b] = done[at], total, discounts[m, end]
         for j in range(obs.shape[1]): obs[b, j], next_obs[b, j] = seen[at, j], seen[after, j]
         if end:
             where = np.searchsorted(keys, newest - (newest - last) % size)
             for j in range(obs.shape[1]): next_obs[b, j] = last_seen[where, j]
+    return flags
 
 def compiled_fetch(
     memory: ReplayMemory,    # as of `transitions`, all of them
