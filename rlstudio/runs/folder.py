@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -643,6 +644,8 @@ class Hashes:
         self.save(record)
 
 # %% ../../nbs/64_runs.folder.ipynb #ad9b6cae
+_version = cache(version)   # of what is there; a package that is missing is looked for again
+
 def versions() -> dict[str, str]:  # distribution → version
     """What a result depends on
 
@@ -650,7 +653,7 @@ def versions() -> dict[str, str]:  # distribution → version
         distribution → version
     """
     def of(name: str) -> str:
-        try: return version(name)
+        try: return _version(name)
         except PackageNotFoundError: return 'unknown'
     return {'python': platform.python_version(), 'code': code_hash()} | {n: of(n) for n in (
         'rlstudio', 'torch', 'numpy', 'gymnasium', 'box2d', 'mujoco', 'ale-py', 'pygame-ce', 'safetensors')} | {
