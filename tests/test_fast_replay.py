@@ -1,15 +1,18 @@
 "The engine `compiled` for algorithms with a memory: the same rows and streams as the tape, to rounding the same gradients, and only where it fits."
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from rlstudio.algos.dqn import DQN
 from rlstudio.core.arithmetic import arithmetic_threads
+from rlstudio.core.batch import Batch
 from rlstudio.core.finite import NonFiniteError
 from rlstudio.core.options import config_from_dict
 from rlstudio.core.registry import algos
-from rlstudio.data.replay import transitions
+from rlstudio.core.spec import spec_from_space
+from rlstudio.data.replay import ReplayBuffer, transitions
 from rlstudio.envs.classic import CartPole
 from rlstudio.fast import replay as fast
 from rlstudio.fast.rollout import layers_of, norm_rows_of
@@ -110,3 +113,23 @@ def test_python_and_machine_code_agree() -> None:
         same(fast.td_rows, f(5, 3), f(5, 3), f(5, 3), rng.integers(0, 2, 5), f(5), f(5), f(5), duel, f(5), f(5, 3))
     same(fast.q_gradient, f(5, 4), f(5, 4), (rng.integers(0, 2, 5), f(5), f(5), f(5)), True, 0, norm_rows_of(None, 4), 1, (Ws, biases), (Ws, biases), np.zeros((2, 1, 5, 4), np.float32),
          ((layers(), layers()), (layers(), layers()), (layers(), layers()), layers()), f(5), tuple(map(np.zeros_like, weights)), tuple(map(np.zeros_like, biases)))
+
+
+@pytest.mark.parametrize("n_step", (1, 3))
+@pytest.mark.parametrize("steps", (7, 20, 21, 50))
+def test_every_place_of_a_ring_is_fetched_as_numpy_fetches_it(steps: int, n_step: int) -> None:
+    "Half full, full, and written over; machine code and plain Python"
+    rng = np.random.default_rng(steps)
+    buffer = ReplayBuffer(60, 3, spec_from_space(gym.spaces.Box(-np.inf, np.inf, (2,))), spec_from_space(gym.spaces.Discrete(2), "action"), n_step=n_step)
+    for _ in range(steps):
+        x = rng.standard_normal((2, 1, 3, 2)).astype(np.float32)
+        end = rng.random((2, 1, 3)) < .2
+        buffer.add(Batch(obs=x[0], next_obs=x[1], action=rng.integers(0, 2, (1, 3)), reward=x[0, ..., 0], terminated=end[0], truncated=end[1]))
+    r = buffer.memory.ring
+    index = np.arange(r.oldest(r.time) * 3, r.time * 3) % r.size
+    wanted = transitions(buffer.memory, index, .99, buffer.discounts)
+    for kernel in fast.fetch_rows, fast.fetch_rows.py_func:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fast, "fetch_rows", kernel)
+            told = fast.compiled_fetch(buffer.memory, index, .99, buffer.discounts)
+        assert list(told) == list(wanted) and all(told[k].tobytes() == wanted[k].tobytes() for k in wanted)
