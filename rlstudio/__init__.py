@@ -52,6 +52,7 @@ Modules:
 - `rlstudio.evidence.table`: Thousands of runs in one tidy table: a row for each run, the seeds of a config grouped as an arm, curves side by side. A broken folder is named and skipped.
 - `rlstudio.evidence.variance`: Where does the spread between seeds come from: first weights, worlds, actions or minibatches? And a proof that none comes from processes, workers and kills.
 - `rlstudio.evidence.verify`: `verify` compares every file of a run with the hash from the day it was written. One flipped bit is enough: it names the file.
+- `rlstudio.fast.critics`: SAC and TD3 are bound by their matrix products. This chapter does the products that a gradient step needs, and hardly anything else.
 - `rlstudio.fast.graphs`: A GPU spends a small gradient step waiting for orders from Python: record the step once, and repeat it as one order.
 - `rlstudio.fast.kernels`: The same gradients from machine code: the hot pieces of a gradient step, compiled once on a machine and chosen by one line of settings.ini.
 - `rlstudio.fast.parallel`: Several processes collect, each in its own worlds, and take every gradient step together: one training on several cores.

@@ -135,7 +135,7 @@ def environments(names: list[str], folder: Path) -> dict[str, Path]:
 
 def rounds_of(options: argparse.Namespace, pythons: dict[str, Path]) -> None:
     "Make what is not there yet; every run is stored as soon as it is over"
-    stored = {(r["library"], r["round"]) for r in chosen_rows(options)}
+    stored = set() if options.no_store else {(r["library"], r["round"]) for r in chosen_rows(options)}
     names, case, lost = list(pythons), options.case, set[str]()
     for n in range(1, options.rounds + 1):
         turn = (n - 1) % len(names)

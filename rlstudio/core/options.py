@@ -384,7 +384,7 @@ class EnvConfig(Section):
         num_envs: copies that are stepped together
         kwargs: the environment's arguments, plain values
         backend: who steps them
-        workers: processes of the backend `workers`; null: one a core
+        workers: processes that step with the backend `workers`; null: one a core
         start_method: how these processes begin
         patience: s without a move, after which such a process counts as hung
         max_episode_steps: env steps; null: as registered
@@ -397,7 +397,7 @@ class EnvConfig(Section):
     kwargs: Annotated[dict[str, Any], AfterValidator(_kwargs)] = field(
         default_factory=dict)                    # the environment's arguments, plain values
     backend: Literal['auto', 'native', 'inprocess', 'workers', 'gymnasium'] = 'auto'  # who steps them
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = None  # processes of the backend `workers`; null: one a core
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None  # processes that step with the backend `workers`; null: one a core
     start_method: Literal['spawn', 'fork', 'forkserver'] = 'spawn'  # how these processes begin
     patience: Positive = 120.                 # s without a move, after which such a process counts as hung
     max_episode_steps: Steps | None = None    # env steps; null: as registered

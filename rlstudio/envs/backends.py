@@ -379,7 +379,15 @@ class InProcess(VectorEnv):
 
     def step(self, action: np.ndarray) -> Batch:  # N elements of the action space → `out`
         "N elements of the action space → `out`"
-        i, action, space, out = 0, check_action(self, action).copy(), self._space, self.out
+        return self.advance(check_action(self, action).copy())
+
+    def advance(self, action: np.ndarray) -> Batch:  # as `step`, of its own and checked → `out`
+        """As `step`, of actions that were checked
+
+        Args:
+            action → Batch: as `step`, of its own and checked → `out`
+        """
+        i, space, out = 0, self._space, self.out
         obs, reward, final_obs = self._rows, out.reward, self._final_rows
         terminated, truncated, masked = out.terminated, out.truncated, self._masked
         if self._last_frames: self._last_frames.clear()

@@ -57,7 +57,7 @@ from ..core.options import Config, ConfigError, as_text, diff, plain, to_dict
 from ..core.registry import Registry, imported, suggest
 from .audit import python_apart
 from .stats import in_digits, score_facts
-from ..runs.config import Overrides, any_config, as_overrides, config_file, load_config, load_settings, open_workspace, short_name, to_yaml, with_overrides, with_section
+from ..runs.config import Overrides, any_config, as_overrides, config_file, load_config, load_settings, open_workspace, packaged_configs, short_name, to_yaml, with_overrides, with_section
 from ..runs.folder import BusyError, RunError, RunFolder, check_run_name, is_busy, now, put_folder, read_record
 from ..runs.run import Run, begin_folder, make_trainer
 from ..runs.yaml import MAX_BYTES, read_yaml, write_yaml
@@ -1335,8 +1335,9 @@ def check_no_typo(
         word: neither a config nor a study
         runs_dir: where studies live
     """
-    near = suggest(word, [p.parent.name for p in runs_dir.glob(f'[!.]*/{STUDY_FILE}')])
-    if 'did you mean' in near: raise StudyError(f'{word}: no study and no config{near}; see: rlstudio list studies')
+    studies = [p.parent.name for p in runs_dir.glob(f'[!.]*/{STUDY_FILE}')]
+    near = suggest(word, [*studies, *packaged_configs()])
+    if 'did you mean' in near and any(repr(name) in near for name in studies): raise StudyError(f'{word}: no study and no config{near}; see: rlstudio list studies')
 
 def asked_study(
     words: Sequence[str],        # as typed: configs and section.key=value; or one study: its folder, its name, or a file

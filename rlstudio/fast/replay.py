@@ -166,7 +166,7 @@ def fetch_rows(
     rows: Any,               # (seen, reward, action, end) of all places
     finals: Any,             # (keys ascending, what was seen) of ended episodes
     out: Any,                # (obs, action, reward, next_obs, discount) of B rows, written
-) -> None:
+) -> int:                    # the sum of the flags at the first steps
     """Windows of up to n steps, from a ring of packed rows
 
     Args:
@@ -179,28 +179,35 @@ def fetch_rows(
         rows: (seen, reward, action, end) of all places
         finals: (keys ascending, what was seen) of ended episodes
         out: (obs, action, reward, next_obs, discount) of B rows, written
+
+    Returns:
+        the sum of the flags at the first steps
     """
     seen, paid, done, ends = rows
     keys, last_seen = finals
     obs, action, reward, next_obs, discount = out
-    n, slots = γs.shape[0], size // N
+    n, slots, flags = γs.shape[0], size // N, 0
     newest = (time + 1) * N - 1
+    for b in range(index.shape[0]): flags += ends[index[b]]   # asks the memory for many rows at once
     for b in range(index.shape[0]):
-        at, left, m, on = index[b], (time - index[b] // N) % slots, 0, True
-        total = _f(0)
-        for k in range(n):
-            place = (at + k * N) % size
-            if on: m = k + 1
-            term = paid[place] * γs[k] * _f(1 if on else 0) if n > 1 else paid[place]
-            total = term if k == 0 else total + term
-            on = on and ends[place] == 0 and m < left
-        last = (at + (m - 1) * N) % size
-        end, after = ends[last], (last + N) % size
-        action[b], reward[b], discount[b] = done[at], total, discounts[m, end]
+        at = last = index[b]
+        m, total = 1, paid[at]
+        if n > 1:
+            left, on, total = (time - at // N) % slots, True, total * γs[0]
+            on = ends[at] == 0 and left > 1
+            for k in range(1, n):
+                place = (at + k * N) % size
+                if on: m, last = k + 1, place
+                total += paid[place] * γs[k] * _f(1 if on else 0)
+                on = on and ends[place] == 0 and m < left
+        end, after = ends[last], last + N if last + N < size else last + N - size
+        reward[b], discount[b] = total, discounts[m, end]
+        for j in range(action.shape[1]): action[b, j] = done[at, j]
         for j in range(obs.shape[1]): obs[b, j], next_obs[b, j] = seen[at, j], seen[after, j]
         if end:
             where = np.searchsorted(keys, newest - (newest - last) % size)
             for j in range(obs.shape[1]): next_obs[b, j] = last_seen[where, j]
+    return flags
 
 def compiled_fetch(
     memory: ReplayMemory,    # as of `transitions`, all of them
@@ -208,7 +215,7 @@ def compiled_fetch(
     gamma: float,            # likewise
     discounts: np.ndarray,   # likewise
 ) -> dict[str, Any]:         # the same bits
-    """`transitions` by a kernel, where observations are rows of float32 and actions are choices
+    """`transitions` by a kernel, where observations are rows of float32, and actions are choices or rows of numbers
 
     Args:
         memory: as of `transitions`, all of them
@@ -220,12 +227,13 @@ def compiled_fetch(
         the same bits
     """
     x, r, f = memory.arrays, memory.ring, memory.finals
-    if x.frames is not None or len(x.shape) != 1 or x.row['obs'].dtype != _f or memory.action_spec.shape: return transitions(memory, index, gamma, discounts)
-    B, row = len(index), x.row
-    out = np.empty((B, *x.shape), _f), np.empty(B, memory.action_spec.dtype), np.empty(B, _f), np.empty((B, *x.shape), _f), np.empty(B, _f)
-    fetch_rows(index, r.num_envs, r.size, r.time, powers(gamma, len(discounts) - 1)[1][:, 0], discounts, (row['obs'], row['reward'], row['action'], row['end']),
+    if x.frames is not None or len(x.shape) != 1 or x.row['obs'].dtype != _f or len(memory.action_spec.shape) > 1: return transitions(memory, index, gamma, discounts)
+    B, row, k = len(index), x.row, x.row['action']
+    action = np.empty((B, *k.shape[1:]), memory.action_spec.dtype)
+    out = np.empty((B, *x.shape), _f), action.reshape(B, -1), np.empty(B, _f), np.empty((B, *x.shape), _f), np.empty(B, _f)
+    fetch_rows(index, r.num_envs, r.size, r.time, powers(gamma, len(discounts) - 1)[1][:, 0], discounts, (row['obs'], row['reward'], k[:, None] if k.ndim == 1 else k, row['end']),
                (f.keys[f.first:f.end], f.obs[f.first:f.end]), out)
-    return dict(zip(('obs', 'action', 'reward', 'next_obs', 'discount'), out)) | dict(index=index)
+    return dict(zip(('obs', 'action', 'reward', 'next_obs', 'discount'), (out[0], action, *out[2:]))) | dict(index=index)
 
 # %% ../../nbs/95_fast.replay.ipynb #afe7ff4e
 @kernel
@@ -337,7 +345,7 @@ def compiled_keep(
 @kernel
 def forward_rows(
     x: np.ndarray,    # (B, in) float32
-    weights: Any,     # a tuple of matrices (in, out): views of the layers' own, transposed
+    weights: Any,     # a tuple of matrices (out, in), the layers' own
     biases: Any,      # a tuple of vectors (out,)
     kind: int,        # activation, as in `KINDS`
     ys: Any,          # a tuple of (B, out), written: what each layer gives
@@ -347,7 +355,7 @@ def forward_rows(
 
     Args:
         x: (B, in) float32
-        weights: a tuple of matrices (in, out): views of the layers' own, transposed
+        weights: a tuple of matrices (out, in), the layers' own
         biases: a tuple of vectors (out,)
         kind: activation, as in `KINDS`
         ys: a tuple of (B, out), written: what each layer gives
@@ -356,7 +364,7 @@ def forward_rows(
     last = len(weights) - 1
     for l in range(len(weights)):
         z = zs[l] if kind == 3 and l < last else ys[l]
-        np.dot(x, weights[l], z)
+        np.dot(x, weights[l].T, z)
         if l < last and kind == 3: silu_rows(z, biases[l], ys[l])
         elif l < last: bend_rows(z, biases[l], kind)
         else:
@@ -393,7 +401,7 @@ def backward_rows(
         source = ys[l - 1] if l > 0 else x
         np.dot(Gs[l].T, source, dW[l])
         if l > 0:
-            np.dot(Gs[l], weights[l].T, Gs[l - 1])
+            np.dot(Gs[l], weights[l], Gs[l - 1])
             unbend_rows(Gs[l - 1], zs[l - 1] if kind == 3 else ys[l - 1], db[l - 1], kind)
 
 # %% ../../nbs/95_fast.replay.ipynb #b434b7ad
@@ -578,17 +586,17 @@ class ValueStep:
 
     def views(self,
         mlp: MLP,   # the network, or its slow copy
-    ) -> Any:       # weights (in, out) and biases, as tuples
+    ) -> Any:       # weights (out, in) and biases, as tuples
         """The parameters, looked up anew only where they have moved
 
         Args:
             mlp: the network, or its slow copy
 
         Returns:
-            weights (in, out) and biases, as tuples
+            weights (out, in) and biases, as tuples
         """
         views = parameter_views(mlp)
-        if self.known.get(id(mlp), (None,))[0] is not views: self.known[id(mlp)] = views, (tuple(views[::2]), tuple(views[1::2]))
+        if self.known.get(id(mlp), (None,))[0] is not views: self.known[id(mlp)] = views, (tuple(W.T for W in views[::2]), tuple(views[1::2]))
         return self.known[id(mlp)][1]
 
     def __call__(self,

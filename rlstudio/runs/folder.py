@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +49,7 @@ from ..core.arithmetic import changed_facts
 from ..core.files import MAX_FILE, FileError, Needed, NoFileError, check_shape, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
 from ..core.options import Config
 from ..core.registry import allowed, imported, suggest
-from .config import Settings
+from .config import Settings, packaged_configs
 from ..train.metrics import ASIDE, CURRENT, metric_files, read_metrics
 
 # %% ../../nbs/64_runs.folder.ipynb #ad04e3b0
@@ -118,6 +119,7 @@ def new_folder(
         if not name and os.path.lexists(folder): continue
         try: put_folder(folder, fill)
         except FileExistsError:
+            if not Path(runs_dir).is_dir(): raise RunError(f'{runs_dir}: given a file, expected a folder for runs; choose another: --runs-dir DIR') from None
             if name: raise RunError(taken(folder)) from None
         except OSError as e:
             raise RunError(f'{runs_dir}: cannot make a run here ({e.strerror}); choose another '
@@ -165,6 +167,7 @@ def locate_run(
         if folder.is_dir() and os.listdir(folder) in ([], ['run.lock']):
             raise RunError(f'{folder}: not a run yet (an empty folder; its process ended before it began); begin one in it: '
                            f'rlstudio run CONFIG --runs-dir {folder.parent} --name {folder.name}')
+    if str(given) in packaged_configs() or path.suffix in ('.yaml', '.yml') and path.is_file(): raise RunError(f'{given}: a config, expected a run; begin one: rlstudio run {given}')
     names = [p.parent.name for file in ('config.yaml', 'study.yaml') for p in Path(runs_dir).glob(f'*/{file}')]
     near = suggest(path.name, names)   # of thousands, only one that is near
     raise RunError(f'{given}: not a run (it has no config.yaml){near if "did you mean" in near or len(names) < 10 else ""}; see: rlstudio list runs')
@@ -689,6 +692,8 @@ class Hashes:
         self.save(record)
 
 # %% ../../nbs/64_runs.folder.ipynb #ad9b6cae
+_version = cache(version)   # of what is there; a package that is missing is looked for again
+
 def versions() -> dict[str, str]:  # distribution → version
     """What a result depends on
 
@@ -696,7 +701,7 @@ def versions() -> dict[str, str]:  # distribution → version
         distribution → version
     """
     def of(name: str) -> str:
-        try: return version(name)
+        try: return _version(name)
         except PackageNotFoundError: return 'unknown'
     return {'python': platform.python_version(), 'code': code_hash()} | {n: of(n) for n in (
         'rlstudio', 'torch', 'numpy', 'gymnasium', 'box2d', 'mujoco', 'ale-py', 'pygame-ce', 'safetensors')} | {

@@ -1109,6 +1109,7 @@ def listeners(
     Returns:
         each an object of a class of its own
     """
+    if isinstance(given, int | float | str): raise RunError(f'train: given {given!r}, expected callbacks; the budget is a key of the config: Run.from_config(…, total_steps={given})')
     several: Any = [given] if isinstance(given, type) or callable(given) or hasattr(given, 'on_iteration_end') else list(given or ())
     for c in several:
         name = getattr(c, '__name__', type(c).__name__)
