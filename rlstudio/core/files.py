@@ -15,7 +15,7 @@ has one reader and one writer, and every chapter above uses them.
 __all__ = ['MAX_FILE', 'MAX_JSON_FILE', 'MAX_DEPTH_JSON', 'MAX_BRACKETS', 'LEFTOVER', 'FileError', 'NoFileError', 'printable',
            'safe', 'open_plain', 'read_file', 'json_value', 'Needed', 'check_shape', 'read_json', 'sync_folder',
            'new_file', 'write_all', 'put_file', 'put_json', 'sweep', 'open_own', 'append_to', 'own_folder',
-           'is_regular', 'free_name', 'remove_tree']
+           'is_regular', 'free_name', 'remove_tree', 'at_home']
 
 # %% ../../nbs/08_core.files.ipynb #4551ac99
 import errno
@@ -297,6 +297,7 @@ def put_file(
         the same
     """
     path = Path(path)
+    _check_place(path)
     tmp = path.with_name(f'.{path.name[:200]}.{secrets.token_hex(8)}.tmp')
     try:
         fd = new_file(tmp)
@@ -311,6 +312,13 @@ def put_file(
         except OSError: pass
         raise FileError(f'{printable(str(path))}: not written ({e.strerror}); fix: {_cure(e)}') from e
     return path
+
+def _check_place(path: Path) -> None:   # who may write to /dev would put a file into the place of a device, for everybody
+    if not path.name: _refuse(path, 'not written: expected the name of a file')
+    try: modes = [os.lstat(path).st_mode, os.stat(path).st_mode]
+    except (OSError, ValueError): return   # there is nothing yet, or a link that leads nowhere
+    if stat.S_ISCHR(modes[0]) or stat.S_ISBLK(modes[0]) or path.parent == Path('/dev') and not stat.S_ISREG(modes[1]):
+        _refuse(path, 'not written: given a device or a pipe, expected a file; redirect standard output instead: … > FILE')
 
 def _cure(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return 'free some space'
@@ -452,3 +460,17 @@ def remove_tree(
     """
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
+
+# %% ../../nbs/08_core.files.ipynb #5fe0cdfc
+def at_home(
+    path: str | Path,  # as typed
+) -> Path:             # with the folder of a user in the place of `~`, if there is such a user
+    """A path from the command line or a setting
+
+    Args:
+        path: as typed
+
+    Returns:
+        with the folder of a user in the place of `~`, if there is such a user
+    """
+    return Path(os.path.expanduser(path))
