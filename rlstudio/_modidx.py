@@ -4154,6 +4154,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rlstudio.studio.cli.main': ('studio.cli.html#main', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.migrate': ('studio.cli.html#migrate', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.narrowed': ('studio.cli.html#narrowed', 'rlstudio/studio/cli.py'),
+                                     'rlstudio.studio.cli.open_descriptors': ('studio.cli.html#open_descriptors', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.option_as_key': ('studio.cli.html#option_as_key', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.push_run': ('studio.cli.html#push_run', 'rlstudio/studio/cli.py'),
                                      'rlstudio.studio.cli.real_command': ('studio.cli.html#real_command', 'rlstudio/studio/cli.py'),

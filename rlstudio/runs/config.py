@@ -409,6 +409,7 @@ def read_settings(
     try: text = read_file(path, MAX_BYTES, links=True).decode()
     except (FileError, UnicodeDecodeError) as e:
         raise ConfigError([Problem(name, 0, 0, '', f'cannot be read ({e}); expected text in UTF-8')]) from None
+    if text.startswith('\ufeff'): raise ConfigError([Problem(name, 1, 1, '', 'given a byte order mark before the text; save the file as UTF-8 without it')])
     if (path.parent / 'config.yaml').exists() and ((path.parent / 'run.lock').exists() or (path.parent / 'manifest.json').exists()):
         raise ConfigError([Problem(name, 0, 0, '', 'given settings inside the folder of a run, which may come from anybody; expected them in a folder around it; go there, or remove this file')])
     style: dict[str, Any] = dict(interpolation=None, inline_comment_prefixes=('#',))

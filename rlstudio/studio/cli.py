@@ -28,7 +28,8 @@ __all__ = ['Emit', 'OTHER_WORDS', 'app', 'Json', 'Quiet', 'RunsDir', 'RunArgumen
            'variance_of', 'count_line', 'drift_', 'gate_', 'verify_runs', 'show_run', 'config_lines', 'leg_lines',
            'card', 'report_', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows', 'Listing',
            'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'table_', 'compare_', 'delete_', 'migrate', 'study_',
-           'work_through', 'result_lines', 'after_study', 'show_study', 'Shell', 'completion', 'end_on_signals', 'main']
+           'work_through', 'result_lines', 'after_study', 'show_study', 'Shell', 'completion', 'end_on_signals',
+           'open_descriptors', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -469,6 +470,8 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, args)
     def invoke(self, ctx: Any) -> Any:
         "Run a command"
+        try: os.getcwd()
+        except OSError: ctx.fail('the current folder is gone; go to one that is there: cd')
         try: return super().invoke(ctx)
         except typer.BadParameter as e:
             e.message = in_our_words(e.message)
@@ -1615,9 +1618,22 @@ def end_on_signals() -> None:
     for s in mine: signal.signal(s, unwind)
     atexit.register(last)   # registered first, so called last: the interpreter itself would give the handlers up, and die of the next signal
 
+def open_descriptors() -> None:
+    "Let nothing go to a file of the run that the shell closed for us (`>&-`): the next file that is opened would take its number"
+    for number in range(3):
+        try: os.fstat(number)
+        except OSError: os.open(os.devnull, os.O_RDWR)   # the lowest number that is free: this one
+    sys.stdin, sys.stdout, sys.stderr = (stream or os.fdopen(n, mode, closefd=False) for n, (stream, mode) in enumerate(((sys.stdin, 'r'), (sys.stdout, 'w'), (sys.stderr, 'w'))))
+
 def main() -> None:
     "The `rlstudio` command"
     from rlstudio.studio.console import Lasting
-    sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout)), cast(Any, Lasting(sys.stderr))   # they may be closed at any time
+    open_descriptors()
+    sys.stdout, sys.stderr = out, _ = cast(Any, Lasting(sys.stdout)), cast(Any, Lasting(sys.stderr))   # they may be closed at any time
     end_on_signals()   # what was running leaves word of it
-    app()
+    try: app()
+    except SystemExit as e:
+        out.flush()
+        if not out.why or e.code: raise
+        print(f'not all was printed ({out.why}); what was asked for is done; fix: free some space, or print it elsewhere', file=sys.stderr)
+        raise SystemExit(1) from None

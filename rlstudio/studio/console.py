@@ -19,6 +19,7 @@ __all__ = ['VITALS', 'NO_SYMPTOM', 'Form', 'OUTCOME_STYLES', 'duration', 'mean_s
            'files_written', 'next_commands']
 
 # %% ../../nbs/83_studio.console.ipynb #98082a11
+import errno
 import math
 import os
 import re
@@ -234,7 +235,7 @@ class Lasting:
         Args:
             stream: a terminal, a pipe or a file
         """
-        self.stream, self.lost = stream, False
+        self.stream, self.lost, self.why = stream, False, ''   # why: '' where nobody reads, as opposed to a disk that is full
 
     def write(self,
         text: str,  # goes nowhere once the reader is gone
@@ -265,7 +266,7 @@ class Lasting:
         try: action()
         except (OSError, ValueError) as e:   # a broken pipe, a closed terminal, a closed file
             if isinstance(e, UnicodeError): raise
-            self.lost = True
+            self.lost, self.why = True, '' if getattr(e, 'errno', None) in (None, errno.EPIPE, errno.EBADF, errno.EIO) else str(getattr(e, 'strerror', e))   # the first three: nobody reads
             if self.stream in (sys.__stdout__, sys.__stderr__): silence(self.stream)
 
     def __getattr__(self, name: str) -> Any: return getattr(self.stream, name)  # isatty, fileno, encoding, …
