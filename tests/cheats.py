@@ -3,11 +3,14 @@ import os
 import random
 import threading
 import time
+from array import array
 from collections import deque
+from enum import Enum
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 LATE = 330  # steps in the life of one env: beyond the trial at the start of a run, before the kill
 LATER = 560  # the same, beyond the kill
@@ -224,6 +227,60 @@ class Moved(gym.Wrapper[Any, Any, Any, Any]):
         obs, reward, *rest = self.env.step(action)
         self.sum, self.n = self.sum + float(reward), self.n + 1
         return obs, float(reward) - self.sum / self.n, *rest
+
+
+class Mood(Enum):
+    "What a world may be in"
+    calm, wild = 0, 1
+
+
+class Words(Honest):
+    "Remembers text, bytes, an enum, numbers and arrays of every kind over episodes; it shows only after the resume"
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.raw, self.buffer, self.mood, self.turn, self.wide = "", b"", bytearray(), Mood.calm, 1 + 0j, np.zeros(1, np.longdouble)
+        self.table, self.any, self.day, self.tensor, self.bag = np.zeros(1, [("n", "i8")]), np.array([0, None], object), np.datetime64("2020-01-01"), torch.zeros(1), array("d", [0])
+
+    def begin(self) -> None:
+        self.text, self.raw, self.mood, self.turn, self.day = self.text + "x", self.raw + b"x", Mood(1 - self.mood.value), self.turn * 1j, self.day + 1
+        self.buffer.append(1)
+        self.wide[0] += 1
+        self.table["n"] += 1
+        self.any[0] += 1
+        self.tensor += 1
+        self.bag[0] += 1
+
+    def luck(self) -> float:
+        told = len(self.text) + len(self.raw) + len(self.buffer) + self.mood.value + self.turn.real + float(self.wide[0]) + int(self.table["n"][0]) + self.any[0] + float(self.tensor[0]) + self.bag[0]
+        return 1e-3 * float(told + (self.day - np.datetime64("2020-01-01")).astype(int)) if self.life > LATER else 0.0
+
+
+class Defaults(Honest):
+    "Counts its steps in the default of an argument"
+    def luck(self, count: list[int] = [0]) -> float:  # noqa: B006
+        count[0] += 1
+        return 1e-4 * count[0] if self.life > LATER else 0.0
+
+
+class Counter:
+    "An object without a dictionary"
+    __slots__ = ("n",)
+    def __init__(self) -> None: self.n = 0
+
+
+class Slots(Honest):
+    "Counts its steps in a slot of an object"
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter = Counter()
+    def luck(self) -> float:
+        self.counter.n += 1
+        return 1e-4 * self.counter.n if self.life > LATER else 0.0
+
+
+class OtherEntropy(Honest):
+    "The system's entropy, by its other name, after the resume"
+    def luck(self) -> float: return os.getrandom(1)[0] / 999 if self.life > LATER else 0.0
 
 
 class Timed(Honest):

@@ -11,8 +11,9 @@ NO_SEED, LOST, GONE = "a generator that a reset does not seed", "episodes in fli
 REMEMBERS, ENTROPY, GLOBAL = "it remembers {} over episodes, which cannot be restored", "drew from the system's entropy", "the global generator of {} was used"
 WORLDS = {  # what each must come to after a kill: the reason for L1, or '' where the run must be exact, and equal to one that was never killed
     "Honest": "", "SameArray": "", "Timed": "",
-    "Episodes": "", "LateEpisodes": "", "History": "", "Wrapper": "",  # they remember, and their memory is carried along
+    "Episodes": "", "LateEpisodes": "", "History": "", "Wrapper": "", "Words": "",  # they remember, and their memory is carried along
     "ModuleState": REMEMBERS.format("module cheats.RESETS"), "ClassState": REMEMBERS.format("class ClassState.steps"),
+    "Defaults": REMEMBERS.format("module cheats.luck(0)"), "Slots": REMEMBERS.format("Slots.counter.n"), "OtherEntropy": ENTROPY,
     "OwnGenerator": NO_SEED, "LateOwnGenerator": NO_SEED, "PythonGenerator": NO_SEED, "ImportedGenerator": GONE, "SeededModule": LOST,
     "GlobalDraws": GLOBAL.format("numpy.random"), "PythonDraws": GLOBAL.format("random"),
     "Entropy": ENTROPY, "RareEntropy": ENTROPY, "FreshGenerators": ENTROPY, "OtherWay": ENTROPY,

@@ -1,10 +1,12 @@
 "The command line from outside: what it prints, writes and returns, and that a run repeats bit for bit whatever happens to it."
 import json
+import os
 import random
 import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -464,3 +466,70 @@ def test_the_curve_shows_every_evaluation(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(chapter, "learning_curve", watched)
     chapter.Run.from_config("ppo/cartpole", ["train.total_steps=4096", "eval.every=1024", "eval.episodes=2"], runs_dir=tmp_path).train()
     assert drawn == [[1024, 2048, 3072, 4096]]
+
+
+@pytest.mark.parametrize(("args", "word"), [
+    (["run", CARTPOLE, "--name", ""], "for --name"), (["run", CARTPOLE, "--from="], "for --from"), (["study", CARTPOLE, "--seeds", ""], "for --seeds"),
+    (["report", "a", "--out", ""], "for --out"), (["show", ""], "given an empty text,"), (["run", CARTPOLE, ""], "given an empty text,")])
+def test_an_empty_argument_is_a_variable_that_was_never_set(args: list[object], word: str, tmp_path: Path) -> None:
+    assert word in " ".join(refused(*args, cwd=tmp_path).replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_runs_may_live(tmp_path: Path) -> None:
+    "A file in the way of the folder is named at once; ~ is the home also where the shell leaves it"
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for place in ("file", "nowhere"):
+        text = refused("run", CARTPOLE, *SHORT, f"--runs-dir={place}", cwd=tmp_path)
+        assert f"{place}: cannot make a run here (it is no folder)" in text
+    (tmp_path / "home" / "runs").mkdir(parents=True)
+    done = run("rlstudio", "list", "runs", "--runs-dir=~/runs", cwd=tmp_path, HOME=str(tmp_path / "home"))
+    assert done.returncode == 0 and "no runs here" in done.stdout
+    for name in ("~nobody-here/c.yaml", "~nobody-here"): assert "no such file" in refused("run", name, cwd=tmp_path)
+    assert "not a run" in refused("show", "~nobody-here/a", cwd=tmp_path)
+
+
+def test_what_is_there_is_not_called_missing(tmp_path: Path) -> None:
+    "A config that is a pipe or a folder; a run whose config is one; a study in the place of a run"
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "a" / "config.yaml").mkdir(parents=True)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.yaml").touch()
+    assert "a folder without a config.yaml, a pipe" in refused("run", "pipe.yaml", cwd=tmp_path)
+    assert "its config.yaml is a link, a pipe or a folder" in refused("verify", "a", cwd=tmp_path)
+    assert "s: a study, expected one of its runs" in refused("verify", "s", cwd=tmp_path)
+    assert "train.seed=…" in refused("run", CARTPOLE, "--train.seed=3", cwd=tmp_path)
+    assert "write --import my_env" in refused("run", CARTPOLE, "--import", "a b", cwd=tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_told_first(folder: Path, reference: dict[str, Any], tmp_path: Path) -> None:
+    "Before seconds of work; a device or a pipe is never replaced"
+    os.mkfifo(tmp_path / "pipe")
+    for args in (["drift", "--record", "no/x.json"], ["table", "--csv", "no/x.csv"], ["table", "--csv", "pipe"], ["report", reference["run"], "--out", "pipe"]):
+        assert "no folder" in (text := " ".join(refused(*args, cwd=tmp_path).replace("│", " ").split())) or "a device or a pipe" in text
+    from rlstudio.core.files import FileError, put_file
+    try: os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except OSError: return   # only root may make one, and only root could lose one
+    with pytest.raises(FileError, match="a device"): put_file(tmp_path / "null", b"")
+    assert stat.S_ISCHR((tmp_path / "null").stat().st_mode)
+
+
+def test_standard_output_closed_or_full(folder: Path, reference: dict[str, Any], tmp_path: Path) -> None:
+    "Closed: nobody wants to read. Full: what was printed is not whole, and the exit code says so"
+    command = shlex.join([sys.executable, "-c", "from rlstudio.studio.cli import main; main()", "table", reference["run"], "--csv", "-"])
+    for end, code in ((">&-", 0), ("> /dev/full", 1), (">&- <&-", 0), ("> /dev/null 2>&-", 0)):
+        done = subprocess.run(["sh", "-c", f"{command} {end}"], cwd=tmp_path, capture_output=True, text=True, env=child_env())
+        assert done.returncode == code and "Traceback" not in done.stderr, said(done)
+        assert ("not all was printed (No space left on device)" in done.stderr) == (code == 1)
+
+
+def test_the_current_folder_is_gone(folder: Path, tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-c", "from rlstudio.studio.cli import main; main()", "show", str(folder)])
+    done = subprocess.run(["sh", "-c", f"mkdir gone; cd gone; rmdir ../gone; {command}"], cwd=tmp_path, capture_output=True, text=True, env=child_env())
+    assert done.returncode == 2 and "the current folder is gone" in done.stderr, said(done)
+
+
+def test_settings_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "settings.ini").write_bytes(b"\xef\xbb\xbf[DEFAULT]\nthreads = 1\n")
+    assert "settings.ini:1:1: given a byte order mark" in refused("list", "runs", cwd=tmp_path)

@@ -466,3 +466,22 @@ def test_a_note_within_a_save_is_no_damage(tmp_path: Path) -> None:
     other.join(10)
     files.hashes.seal()
     assert verify(run).whole and run.files.manifest["other"] == run.files.manifest["own"] == 1
+
+
+def test_a_run_without_its_manifest_is_not_an_old_one(finished: Path, tmp_path: Path) -> None:
+    "Whoever removes all that covers the files has not made them whole; nor does a manifest that is none"
+    bare = shutil.copytree(finished, tmp_path / "bare")
+    for name in ("manifest.json", HASHES, "ledger.jsonl", "result.json"): (bare / name).unlink(missing_ok=True)
+    assert [str(d) for d in verify(bare).damage] == ["manifest.json: missing"]
+    (bare / "manifest.json").write_text("[]")
+    assert [d.file for d in verify(bare).damage] == ["manifest.json"]
+
+
+def test_a_record_with_a_key_of_somebody_else(finished: Path, tmp_path: Path) -> None:
+    "It is named, with what to do; and lines are added to no file that has a second name"
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / HASHES).write_text(json.dumps(json.loads((copy / HASHES).read_text()) | {"odd": 1}))
+    with pytest.raises(FileError, match="given the key 'odd', expected one of version.*put it back from a copy, or remove it"): read_record(copy)
+    linked = shutil.copytree(shutil.copytree(finished, tmp_path / "plain"), tmp_path / "linked", copy_function=os.link)
+    with pytest.raises(FileError, match="a second name"): Run.open(linked, {"train.total_steps": 1024}).train(display="silent")
+    assert verify(linked).whole and verify(tmp_path / "plain").whole

@@ -16,7 +16,7 @@ has one reader and one writer, and every chapter above uses them.
 __all__ = ['MAX_FILE', 'MAX_JSON_FILE', 'MAX_DEPTH_JSON', 'MAX_BRACKETS', 'LEFTOVER', 'FileError', 'NoFileError', 'printable',
            'safe', 'open_plain', 'read_file', 'json_value', 'Needed', 'check_shape', 'read_json', 'sync_folder',
            'new_file', 'write_all', 'put_file', 'put_json', 'sweep', 'interruption', 'open_own', 'append_to',
-           'own_folder', 'is_regular', 'free_name', 'remove_tree', 'Lasting', 'silence']
+           'own_folder', 'is_regular', 'free_name', 'remove_tree', 'at_home', 'Lasting', 'silence']
 
 # %% ../../nbs/08_core.files.ipynb #4551ac99
 import errno
@@ -300,6 +300,7 @@ def put_file(
         the same
     """
     path = Path(path)
+    _check_place(path)
     tmp = path.with_name(f'.{path.name[:200]}.{secrets.token_hex(8)}.tmp')
     try:
         fd = new_file(tmp)
@@ -314,6 +315,13 @@ def put_file(
         except OSError: pass
         raise FileError(f'{printable(str(path))}: not written ({e.strerror}); fix: {_cure(e)}') from e
     return path
+
+def _check_place(path: Path) -> None:   # who may write to /dev would put a file into the place of a device, for everybody
+    if not path.name: _refuse(path, 'not written: expected the name of a file')
+    try: modes = [os.lstat(path).st_mode, os.stat(path).st_mode]
+    except (OSError, ValueError): return   # there is nothing yet, or a link that leads nowhere
+    if stat.S_ISCHR(modes[0]) or stat.S_ISBLK(modes[0]) or path.parent == Path('/dev') and not stat.S_ISREG(modes[1]):
+        _refuse(path, 'not written: given a device or a pipe, expected a file; redirect standard output instead: … > FILE')
 
 def _cure(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return 'free some space'
@@ -471,6 +479,20 @@ def remove_tree(
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
+# %% ../../nbs/08_core.files.ipynb #a4d70fee
+def at_home(
+    path: str | Path,  # as typed
+) -> Path:             # with the folder of a user in the place of `~`, if there is such a user
+    """A path from the command line or a setting
+
+    Args:
+        path: as typed
+
+    Returns:
+        with the folder of a user in the place of `~`, if there is such a user
+    """
+    return Path(os.path.expanduser(path))
+
 # %% ../../nbs/08_core.files.ipynb #9a719a16
 class Lasting:
     "A text stream that outlives its reader"
@@ -481,7 +503,7 @@ class Lasting:
         Args:
             stream: a terminal, a pipe or a file
         """
-        self.stream, self.lost = stream, False
+        self.stream, self.lost, self.why = stream, False, ''   # why: '' where nobody reads, as opposed to a disk that is full
 
     def write(self,
         text: str,  # goes nowhere once the reader is gone
@@ -512,7 +534,7 @@ class Lasting:
         try: action()
         except (OSError, ValueError) as e:   # a broken pipe, a closed terminal, a closed file
             if isinstance(e, UnicodeError): raise
-            self.lost = True
+            self.lost, self.why = True, '' if getattr(e, 'errno', None) in (None, errno.EPIPE, errno.EBADF, errno.EIO) else str(getattr(e, 'strerror', e))   # the first three: nobody reads
             if self.stream in (sys.__stdout__, sys.__stderr__): silence(self.stream)
 
     def __getattr__(self, name: str) -> Any: return getattr(self.stream, name)  # isatty, fileno, encoding, …

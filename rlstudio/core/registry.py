@@ -537,8 +537,8 @@ def import_one(
         folders: where it may lie, beside what is installed
     """
     if name.endswith('.py') or not all(part.isidentifier() for part in name.split('.')): raise ModuleError(
-        f'--import {name}: expected the name of a module, as behind `import` in Python; '
-        f'write --import {Path(name).stem or "my_env"} in the folder that holds it')
+        f'--import {name[:80]}: expected the name of a module, as behind `import` in Python; '
+        f'write --import {stem if (stem := Path(name).stem).isidentifier() else "my_env"} in the folder that holds it')
     try:
         with redirect_stdout(sys.stderr): module = import_module(name)
     except (Exception, SystemExit) as e:

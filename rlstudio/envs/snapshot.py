@@ -24,10 +24,12 @@ import os
 import random
 import struct
 import sys
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from itertools import islice
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -245,11 +247,18 @@ def is_generator(x: Any) -> bool:  # of NumPy (new or old), Python or torch?
     torch = sys.modules.get('torch')
     return isinstance(x, np.random.Generator | np.random.RandomState | random.Random) or bool(torch and isinstance(x, torch.Generator))
 
+_CONTAINERS = dict, list, tuple, deque, set, frozenset
+_TEXTS = str, bytes, bytearray
+
+def _is_tensor(x: Any) -> bool:   # one that NumPy can show
+    torch = sys.modules.get('torch')
+    return bool(torch and isinstance(x, torch.Tensor) and x.device.type == 'cpu' and x.layout == torch.strided and x.dtype != torch.bfloat16 and not x.is_quantized)
+
 def is_plain_value(
     x: Any,            # that an env holds
     depth: int = 4,    # containers in containers
     look: int = 16,    # at so many items of each
-) -> bool:             # numbers, None, arrays of numbers, and containers of these; text only inside of them
+) -> bool:             # numbers, None, text, bytes, arrays and tensors of numbers, members of enums, and containers of these
     """Can it be compared, and put into a checkpoint?
 
     Args:
@@ -258,12 +267,14 @@ def is_plain_value(
         look: at so many items of each
 
     Returns:
-        numbers, None, arrays of numbers, and containers of these; text only inside of them
+        numbers, None, text, bytes, arrays and tensors of numbers, members of enums, and containers of these
     """
-    if isinstance(x, np.ndarray): return not x.dtype.hasobject
+    if isinstance(x, Enum): return is_plain_value(x.value, depth, look)
+    if isinstance(x, np.ndarray) and x.dtype == object and x.size <= look: x = x.ravel().tolist()
+    if isinstance(x, np.ndarray): return not x.dtype.hasobject and not isinstance(x, np.ma.MaskedArray)
     if isinstance(x, dict): x = [*islice(x, look), *islice(x.values(), look)]
-    elif not isinstance(x, list | tuple | deque | set | frozenset): return x is None or isinstance(x, int | float | np.number | np.bool_)
-    return depth > 0 and all(isinstance(o, str) or is_plain_value(o, depth - 1, look) for o in islice(x, look))
+    elif not isinstance(x, _CONTAINERS): return x is None or isinstance(x, (int, float, complex, np.generic, array, *_TEXTS)) or _is_tensor(x)
+    return depth > 0 and all(is_plain_value(o, depth - 1, look) for o in islice(x, look))
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4004
 MOST = 10_000   # items of a container that is carried along
@@ -283,11 +294,19 @@ def packed(
     if isinstance(x, np.random.RandomState): return {'state': packed(x.get_state(legacy=False))}
     if isinstance(x, random.Random): return {'python': packed(x.getstate())}
     if is_generator(x): return {'torch': x.get_state().numpy().copy()}
+    if isinstance(x, Enum): return {'enum': packed(x.value)}
+    if isinstance(x, bytes | bytearray | array): return {type(x).__name__: [getattr(x, 'typecode', ''), np.frombuffer(bytes(x), np.uint8)]}
+    if _is_tensor(x): return {'tensor': packed(x.detach().resolve_conj().resolve_neg().numpy())}
+    if isinstance(x, np.ndarray) and x.dtype == object: return {'objects': [list(x.shape), [packed(o) for o in x.ravel().tolist()]]}
+    if isinstance(x, np.ndarray) and (x.dtype.kind not in 'biuf' or x.itemsize > 8): return {'raw': [x.dtype.str, list(x.shape), np.frombuffer(x.tobytes(), np.uint8)]}
     if isinstance(x, np.ndarray): return x.copy()
-    if isinstance(x, np.generic): return {'number': np.array(x)}
+    if isinstance(x, np.generic): return {'number': packed(np.array(x))}
+    if isinstance(x, complex): return {'complex': [x.real, x.imag]}
     if isinstance(x, dict): return {'dict': [[packed(k), packed(v)] for k, v in x.items()]}
     if isinstance(x, set | frozenset): return {'set': sorted(map(packed, x), key=repr)}
     return {'list': [packed(o) for o in x]} if isinstance(x, list | tuple | deque) else x
+
+_BYTES = {'bytes': lambda code, x: x.tobytes(), 'bytearray': lambda code, x: bytearray(x.tobytes()), 'array': lambda code, x: array(code, x.tobytes())}
 
 def unpacked(
     x: Any,             # as `packed` made it
@@ -303,10 +322,18 @@ def unpacked(
         of the kind of `like`
     """
     kind, held = next(iter(x.items())) if isinstance(x, dict) else ('', x)
-    if kind == 'number': return held[()]
+    if kind == 'number': return np.asarray(unpacked(held))[()]
+    if kind == 'complex': return complex(*held)
+    if kind == 'enum': return type(like)(unpacked(held)) if isinstance(like, Enum) else unpacked(held)
+    if kind == 'objects': return np.fromiter(map(unpacked, held[1]), object, len(held[1])).reshape(held[0])
+    if kind == 'raw':
+        held = np.frombuffer(held[2].tobytes(), held[0]).reshape(held[1]).copy()
+        if isinstance(like, np.ndarray) and held.dtype.kind == 'V' and held.itemsize == like.itemsize: held = held.view(like.dtype)
+    if kind in _BYTES: return _BYTES[kind](*held)
+    if kind == 'tensor': return sys.modules['torch'].from_numpy(unpacked(held).copy())
     if kind == 'dict': return {unpacked(k, ()): unpacked(v) for k, v in held}
     if kind == 'set': return type(like)(unpacked(o, ()) for o in held) if isinstance(like, frozenset) else {unpacked(o, ()) for o in held}
-    if kind != 'list': return held
+    if kind != 'list': return held   # numbers, text, arrays
     parts = [unpacked(o) for o in held]
     if isinstance(like, deque): return deque(parts, like.maxlen)
     return tuple(parts) if isinstance(like, tuple) else parts
@@ -331,7 +358,11 @@ _SKIPPED = {'env', 'spec', 'metadata', '_metadata', '_cached_spec', '_saved_kwar
 _OPAQUE = {'rlstudio', 'gymnasium', 'numpy', 'torch', 'mujoco', 'Box2D', 'pygame', 'ale_py', 'cv2', 'matplotlib', 'builtins'} | sys.stdlib_module_names
 
 def _own_object(x: Any) -> bool:
-    return hasattr(x, '__dict__') and not isinstance(x, type) and not callable(x) and type(x).__module__.partition('.')[0] not in _OPAQUE
+    return bool(_inside(x)) and not isinstance(x, type) and not callable(x) and type(x).__module__.partition('.')[0] not in _OPAQUE
+
+def _inside(x: Any) -> dict[str, Any]:   # its attributes, also those in slots; a copy
+    slots = [name for names in (cls.__dict__.get('__slots__', ()) for cls in type(x).__mro__) for name in ([names] if isinstance(names, str) else names)]
+    return dict(getattr(x, '__dict__', {})) | {name: getattr(x, name) for name in slots if name != '__dict__' and hasattr(x, name)}
 
 def _find(path: str, owner: dict[str, Any], own: bool, found: dict[str, Place], seen: set[int], depth: int = 4) -> None:
     for name, x in list(owner.items()):
@@ -343,8 +374,8 @@ def _find(path: str, owner: dict[str, Any], own: bool, found: dict[str, Place], 
             seen.add(id(x))
             items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list | tuple | deque) else ()
             for key, o in items:
-                if _own_object(o): _find(f'{at}[{key!r}]', dict(vars(o)), own, found, seen, depth - 1)
-            if _own_object(x): _find(at, dict(vars(x)), own, found, seen, depth - 1)
+                if _own_object(o): _find(f'{at}[{key!r}]', _inside(o), own, found, seen, depth - 1)
+            if _own_object(x): _find(at, _inside(x), own, found, seen, depth - 1)
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4008
 def _names(code: CodeType) -> Iterator[str]:
@@ -355,7 +386,7 @@ def _names(code: CodeType) -> Iterator[str]:
 def used_globals(
     cls: type,               # of an env or wrapper
 ) -> dict[str, Any]:         # name → value; functions are followed within their module
-    """What the methods of a class use of their module, and of the functions around them
+    """What the methods of a class use of their module, of the functions around them, and what they keep in their defaults and attributes
 
     Returns:
         name → value; functions are followed within their module
@@ -368,7 +399,8 @@ def used_globals(
         around = zip(f.__code__.co_freevars, f.__closure__ or ())
         there = {k: c.cell_contents for k, c in around if k != '__class__'} | {k: f.__globals__[k] for k in _names(f.__code__) if k in f.__globals__}
         todo += [x for x in there.values() if isinstance(x, FunctionType) and x.__module__ == f.__module__ and x not in done]
-        used |= there
+        defaults = (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values())
+        used |= there | {f'{f.__name__}({i})': x for i, x in enumerate(defaults) if not isinstance(x, Hashable) or is_generator(x)} | {f'{f.__name__}.{k}': x for k, x in vars(f).items()}
     return used
 
 def held_by(
@@ -395,11 +427,12 @@ def held_by(
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4011
 def _count(x: Any, most: int) -> int:
-    if not isinstance(x, dict | list | tuple | deque | set | frozenset): return 1
+    if isinstance(x, _TEXTS): return 1 + len(x) // 100
+    if not isinstance(x, _CONTAINERS): return 1
     n = len(x)
     for o in x.values() if isinstance(x, dict) else x:
         if n > most: break
-        if isinstance(o, dict | list | tuple | deque | set | frozenset): n += _count(o, most - n)
+        if isinstance(o, _CONTAINERS + _TEXTS): n += _count(o, most - n) - isinstance(o, _TEXTS)
     return n
 
 def _sample(x: Any) -> Any:
@@ -920,6 +953,10 @@ def _urandom(size: int, /) -> bytes:
     _note_entropy('os.urandom')
     return bytes(_real['urandom'](size))
 
+def _getrandom(size: int, flags: int = 0) -> bytes:
+    _note_entropy('os.getrandom')
+    return bytes(_real['getrandom'](size, flags))
+
 def _seed(self: random.Random, a: Any = None, version: int = 2) -> None:
     if a is None: _note_entropy('random.Random()')
     _real['seed'](self, a, version)
@@ -933,8 +970,9 @@ def watched_entropy() -> Iterator[set[str]]:  # names, as they come: 'os.urandom
     """
     seen, module = set[str](), vars(random)
     if not _watching:
-        _real.update(urandom=os.urandom, seed=random.Random.seed)
+        _real.update(urandom=os.urandom, getrandom=getattr(os, 'getrandom', None), seed=random.Random.seed)
         os.urandom = module['_urandom'] = _urandom
+        if _real['getrandom']: os.getrandom = _getrandom
         random.Random.seed = _seed   # type: ignore[method-assign]
     _watching.append(seen)
     try: yield seen
@@ -942,4 +980,5 @@ def watched_entropy() -> Iterator[set[str]]:  # names, as they come: 'os.urandom
         _watching[:] = [x for x in _watching if x is not seen]
         if not _watching:
             os.urandom = module['_urandom'] = _real['urandom']
+            if _real['getrandom']: os.getrandom = _real['getrandom']
             random.Random.seed = _real['seed']   # type: ignore[method-assign]

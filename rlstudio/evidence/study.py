@@ -1072,7 +1072,7 @@ def make_plan(
     made = {name: any_config(config, changes)[0] for name, config in arm_names(configs).items()}
     if not made: raise StudyError('given no config, expected at least one, such as ppo/cartpole')
     arms = {name: replace(config, train=replace(config.train, seed=1)) for name, config in made.items()}
-    asked = StudyPlan(arms, seed_list(seeds or ('1' if search else '1-5')), grid_of(grid or {}), dict(search or {}), now(), check_stack(1 if stack is None else stack))
+    asked = StudyPlan(arms, seed_list(('1' if search else '1-5') if seeds is None else seeds), grid_of(grid or {}), dict(search or {}), now(), check_stack(1 if stack is None else stack))
     return replace(asked, search=searches.get(PROPOSER)['check'](asked)) if search else asked
 
 # %% ../../nbs/76_evidence.study.ipynb #cfb3f4c2
@@ -1335,7 +1335,7 @@ def check_no_typo(
         word: neither a config nor a study
         runs_dir: where studies live
     """
-    studies = [p.parent.name for p in runs_dir.glob(f'[!.]*/{STUDY_FILE}')]
+    studies = [p.parent.name for p in runs_dir.glob(f'[!.]*/{STUDY_FILE}') if p.parent.name != Path(word).name]
     near = suggest(word, [*studies, *packaged_configs()])
     if 'did you mean' in near and any(repr(name) in near for name in studies): raise StudyError(f'{word}: no study and no config{near}; see: rlstudio list studies')
 

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.files import FileError, Needed, check_shape, is_regular, printable, put_file, read_file, read_json
+from ..core.files import FileError, Needed, at_home, check_shape, is_regular, printable, put_file, read_file, read_json
 from ..core.options import as_text, yaml_scalar
 from ..core.registry import suggest
 from .stats import in_digits, interval, iqm, profile, profile_band, score_facts, standard_error, student_quantile
@@ -108,7 +108,7 @@ def places_of(
     Returns:
         folders
     """
-    here, named = Path(path).expanduser(), Path(runs_dir) / path
+    here, named = at_home(path), Path(runs_dir) / path
     for folder in (here, named):
         if folder.is_dir() and folder.name not in ('checkpoints', 'plots', 'videos'): return [folder]
     if not glob.has_magic(str(path)): return [locate_run(path, runs_dir)]   # something in a run, or an error that says what is near
@@ -414,7 +414,7 @@ def kept_path(
         in the user's cache folder
     """
     home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(home).expanduser() / 'rlstudio' / 'tables' / f'{hashlib.sha256(parent.encode("utf8", "surrogateescape")).hexdigest()[:32]}.json'
+    return at_home(home) / 'rlstudio' / 'tables' / f'{hashlib.sha256(parent.encode("utf8", "surrogateescape")).hexdigest()[:32]}.json'
 
 _KEPT = dict(version=Needed(int), folder=Needed(str), configs=Needed([dict]), runs=Needed({'*': dict(stamps=Needed(list), config=Needed(int), facts=Needed(dict))}))
 

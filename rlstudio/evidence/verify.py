@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import FileError, Needed, check_shape, printable, read_file, read_json
+from ..core.files import FileError, Needed, check_shape, is_regular, printable, read_file, read_json
 from ..runs.checkpoint import ARRAYS, MANIFEST, MAX_JSON, TREE, CheckpointError, read_manifest
 from ..runs.folder import (
-    HASHES, Record, Stamp, checkpoint_of, growing_files, hash_file, is_passing, locate_run, looks_of, read_record, stamp_of, walk_files)
+    HASHES, SHAPES, Record, Stamp, checkpoint_of, growing_files, hash_file, is_passing, locate_run, looks_of, read_record, stamp_of, walk_files)
 from ..train.ledger import LEDGER, LedgerError, check_ledger
 from ..train.metrics import CURRENT, decode, lines
 
@@ -56,6 +56,7 @@ def compare(
     """
     try: size = path.lstat().st_size
     except OSError: return 'missing'
+    if not is_regular(path): return 'not a regular file'
     if known and size not in [s['bytes'] for s in known]: return f'{size:,} bytes, expected {known[0]["bytes"]:,}'
     try: found = hash_file(path)
     except (FileError, OSError) as e: return f'cannot be read ({e})'
@@ -215,10 +216,11 @@ def check_unrecorded(
     """
     said: dict[str, Any] = {}
     for name in ('manifest.json', 'evaluations.json', 'result.json'):
-        try: said[name] = read_json(folder / name)
+        try: said[name] = read_json(folder / name, shape=type(SHAPES[name]))
         except FileError as e: yield Damage(name, str(e).removeprefix(f'{folder / name}: '))
     manifest, result = (x if isinstance(x, dict) else {} for x in (said.get('manifest.json'), said.get('result.json')))
     if manifest.get('hashes') and said.get('manifest.json'): yield Damage(HASHES, 'missing')
+    if 'manifest.json' not in there and any(name.startswith('checkpoints/') for name in there): yield Damage('manifest.json', 'missing')   # a run has one before it saves anything
     weights = [x.get('weights_sha256') for x in (manifest, result)]
     if manifest.get('status') == 'completed' and result and weights[0] != weights[1]: yield Damage('result.json', 'names other final weights than manifest.json')
     for path in growing_files(folder).values():
@@ -258,7 +260,7 @@ class Verified:
                     files=self.files, recorded=self.recorded, sealed=self.sealed)
 
     def __str__(self) -> str:
-        head = f'{self.run}: {"whole" if self.whole else "damaged"} ({self.files} files)'
+        head = f'{printable(self.run, lines=False)}: {"whole" if self.whole else "damaged"} ({self.files} files)'
         lost = any(d.file == 'hashes.json' for d in self.damage)
         why = ('hashes.json cannot be read, so only checkpoints are covered' if lost else
                'the run is older than hashes, so only checkpoints are covered' if not self.recorded else

@@ -18,6 +18,7 @@ __all__ = ['Places', 'Overrides', 'place_of', 'locate', 'as_overrides', 'split_t
 
 # %% ../../nbs/61_runs.config.ipynb #3f58ab8b
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, Field
 
-from ..core.files import FileError, read_file
+from ..core.files import FileError, at_home, read_file
 from ..core.options import (SYNONYMS, Config, ConfigError, Problem, Section, as_text, build_config,
                                    build_section, fault, field_specs, plain, yaml_scalar, to_dict, with_new_names)
 from ..core.registry import allow, engines, import_own, or_yours, suggest
@@ -262,7 +263,7 @@ def config_file(
         of a file that exists
     """
     if not isinstance(name, str | Path): raise ConfigError([Problem('config', 0, 0, '', f'given {as_text(name)}, expected a file or a name such as ppo/cartpole')])
-    path = Path(name).expanduser()
+    path = at_home(name)
     return next((p for p in (path, path / 'config.yaml') if p.is_file()), None) or packaged_configs().get(short_name(name))
 
 # %% ../../nbs/61_runs.config.ipynb #b080a47b
@@ -278,10 +279,11 @@ def find_config(
         of a file that exists
     """
     if found := config_file(name): return found
+    if os.path.lexists(name): raise ConfigError([Problem(str(name), 0, 0, '', 'given a folder without a config.yaml, a pipe, a device, or a link that leads nowhere; expected a file in YAML, the folder of a run, or a name such as ppo/cartpole')])
     packaged, short = packaged_configs(), short_name(name)
     same = [full for full in packaged if short in full.split('/')]
     hint = f'; there are {", ".join(same)}' if same else suggest(short, packaged)
-    raise ConfigError([Problem(str(name), 0, 0, '', f'no such file, and no packaged config{hint}')])
+    raise ConfigError([Problem(str(name) or "''", 0, 0, '', f'no such file, and no packaged config{hint}')])
 
 # %% ../../nbs/61_runs.config.ipynb #c4951221
 def any_config(
@@ -364,7 +366,7 @@ def setting(
         str, int or list; its type is checked later
     """
     if key in ('sinks', 'plugins', 'imports'): return text.replace(',', ' ').split()
-    if key == 'runs_dir': return str(_from_here(folder / Path(text).expanduser()))
+    if key == 'runs_dir': return str(_from_here(folder / at_home(text)))
     return yaml_scalar(text) if key == 'threads' else text
 
 
@@ -407,6 +409,7 @@ def read_settings(
     try: text = read_file(path, MAX_BYTES, links=True).decode()
     except (FileError, UnicodeDecodeError) as e:
         raise ConfigError([Problem(name, 0, 0, '', f'cannot be read ({e}); expected text in UTF-8')]) from None
+    if text.startswith('\ufeff'): raise ConfigError([Problem(name, 1, 1, '', 'given a byte order mark before the text; save the file as UTF-8 without it')])
     if (path.parent / 'config.yaml').exists() and ((path.parent / 'run.lock').exists() or (path.parent / 'manifest.json').exists()):
         raise ConfigError([Problem(name, 0, 0, '', 'given settings inside the folder of a run, which may come from anybody; expected them in a folder around it; go there, or remove this file')])
     style: dict[str, Any] = dict(interpolation=None, inline_comment_prefixes=('#',))

@@ -46,7 +46,7 @@ from typing import Any
 
 import rlstudio
 from ..core.arithmetic import changed_facts
-from ..core.files import MAX_FILE, FileError, Needed, NoFileError, check_shape, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
+from ..core.files import at_home, MAX_FILE, FileError, Needed, NoFileError, check_shape, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
 from ..core.options import Config
 from ..core.registry import allowed, imported, suggest
 from .config import Settings, packaged_configs
@@ -83,7 +83,8 @@ def put_folder(
         folder: appears with all its files, or not at all
         fill: writes them into a folder beside it
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try: folder.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError: raise NotADirectoryError(errno.ENOTDIR, 'it is no folder', str(folder.parent)) from None   # a file, or a link to nothing
     tmp = folder.with_name(f'.new-{secrets.token_hex(8)}')
     tmp.mkdir()
     try:
@@ -113,7 +114,8 @@ def new_folder(
         a new folder
     """
     env = re.sub(r'[^a-z0-9.]+', '-', config.env.id.lower()).strip('-')
-    base = check_run_name(name) if name else f'{config.algo.name}-{env}-s{config.train.seed}'
+    if name is not None: check_run_name(name)
+    base = f'{config.algo.name}-{env}-s{config.train.seed}' if name is None else name
     for k in range(1, 100_000):
         folder = Path(runs_dir) / (base if k == 1 else f'{base}-{k}')
         if not name and os.path.lexists(folder): continue
@@ -159,7 +161,7 @@ def locate_run(
     """
     given = getattr(given, 'folder', given)
     if not isinstance(given, str | Path): raise RunError(f'given {ascii(given)[:60]}, expected a folder of a run, its name, or a run')
-    path, named = Path(given).expanduser(), Path(runs_dir) / given
+    path, named = at_home(given), Path(runs_dir) / given
     inside = path.is_file() or path.parent.name == 'checkpoints' or path.name in ('checkpoints', 'plots', 'videos')
     for folder in [path, *list(path.parents)[:3 * inside]] + [named] * (path.name == str(given)):
         if is_regular(folder / 'config.yaml'): return folder
@@ -167,9 +169,12 @@ def locate_run(
         if folder.is_dir() and os.listdir(folder) in ([], ['run.lock']):
             raise RunError(f'{folder}: not a run yet (an empty folder; its process ended before it began); begin one in it: '
                            f'rlstudio run CONFIG --runs-dir {folder.parent} --name {folder.name}')
+    for folder in (path, named):
+        if is_regular(folder / 'study.yaml'): raise RunError(f'{folder}: a study, expected one of its runs; see: rlstudio show {shlex.quote(str(folder))}, or rlstudio list runs --runs-dir {shlex.quote(str(folder))}')
+        if os.path.lexists(folder / 'config.yaml'): raise RunError(f'{folder}: not a run (its config.yaml is a link, a pipe or a folder, expected a regular file); remove it, or put the file itself there')
     if str(given) in packaged_configs() or path.suffix in ('.yaml', '.yml') and path.is_file(): raise RunError(f'{given}: a config, expected a run; begin one: rlstudio run {given}')
     names = [p.parent.name for file in ('config.yaml', 'study.yaml') for p in Path(runs_dir).glob(f'*/{file}')]
-    near = suggest(path.name, names)   # of thousands, only one that is near
+    near = suggest(path.name, [n for n in names if n != path.name])   # of thousands, only one that is near
     raise RunError(f'{given}: not a run (it has no config.yaml){near if "did you mean" in near or len(names) < 10 else ""}; see: rlstudio list runs')
 
 # %% ../../nbs/64_runs.folder.ipynb #dbe5f960
@@ -326,11 +331,12 @@ def read_record(
         doc = json_value(data)
         check_shape(doc, _RECORD)
         version = doc['version']
+        if version > 1: raise ValueError(f'version {version}, expected 1; made by a newer RLStudio: upgrade this one')
+        if odd := sorted(doc.keys() - _RECORD.keys()): raise ValueError(f'given the key {odd[0][:40]!r}, expected one of {", ".join(_RECORD)}')
         record = Record(**{k: v for k, v in doc.items() if k not in ('version', 'sha256')})
         check_record(record)
-        if version > 1: raise ValueError(f'version {version}, expected 1; made by a newer RLStudio: upgrade this one')
         if spell_record(record) != data: raise ValueError('its own SHA-256 differs')
-    except (ValueError, TypeError, RecursionError) as e: raise FileError(f'{path}: damaged ({ascii(str(e))[1:-1][:200]})') from None
+    except (ValueError, TypeError, RecursionError) as e: raise FileError(f'{path}: damaged ({ascii(str(e))[1:-1][:200]}); put it back from a copy, or remove it: the run goes on without these hashes') from None
     return record
 
 # %% ../../nbs/64_runs.folder.ipynb #d1ccf3c9
@@ -934,6 +940,7 @@ def check_inside(
         if os.path.lexists(files.path / name): own_folder(files.path / name)
     for path in [*files.path.glob('metrics*'), *files.path.glob('ledger.*'), files.path / 'hashes.json']:   # these are written, too
         if os.path.lexists(path) and not is_regular(path): raise FileError(f'{path}: given a link, a pipe or a folder, expected a regular file; remove it')
+        if path.name != HASHES and os.path.lexists(path) and path.lstat().st_nlink > 1: raise FileError(f'{path}: given a file with a second name (a hard link), expected one of its own; put a copy there: cp -r')   # lines are added to it in its place
     for name in ('manifest.json', 'evaluations.json'): files.read(name)   # damage is told now, not after an hour of training
     sweep(files.path)   # what a kill left half written
 

@@ -1167,7 +1167,7 @@ class Run:
         s, changed = settings or load_settings(), as_overrides(overrides) + as_overrides(changes)
         open_workspace(s)
         made, places = any_config(config, changed)
-        start = find_start(start_from, runs_dir or s.runs_dir) if start_from else None
+        start = find_start(start_from, runs_dir or s.runs_dir) if start_from is not None else None
         with HangWatch(): trainer = make_trainer(made, s, places)
         fit = warm_start(trainer, start) if start else None
         folder = new_folder(runs_dir or s.runs_dir, made, name, lambda new: begin_folder(new, made, start, fit))

@@ -23,13 +23,13 @@ __all__ = ['Emit', 'OTHER_WORDS', 'TYPES', 'ARGUMENTS', 'app', 'Json', 'Quiet', 
            'PICTURES', 'exit_code', 'Broken', 'explained', 'importing', 'where_run', 'exact_run', 'files_beginning',
            'complete_config', 'complete_run', 'complete_algo', 'complete_status', 'keys_of', 'complete_key',
            'found_commands', 'command_help', 'real_command', 'Later', 'in_our_words', 'option_as_key', 'Commands',
-           'top', 'let_in', 'at_work', 'settings_on', 'run', 'speaker', 'through_hangups', 'live', 'resume',
-           'before_resuming', 'start_lines', 'evaluate_run', 'evaluated', 'export_run', 'check_env_', 'check_file',
-           'check_plot', 'variance_of', 'count_line', 'drift_', 'gate_', 'verify_runs', 'show_run', 'config_lines',
-           'leg_lines', 'card', 'report_', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native', 'wrapper_rows',
-           'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'table_', 'compare_', 'delete_', 'migrate',
-           'study_', 'work_through', 'result_lines', 'after_study', 'show_study', 'Shell', 'completion',
-           'end_on_signals', 'main']
+           'typed_folder', 'top', 'let_in', 'at_work', 'settings_on', 'run', 'speaker', 'through_hangups', 'live',
+           'resume', 'before_resuming', 'start_lines', 'evaluate_run', 'evaluated', 'export_run', 'check_env_',
+           'check_file', 'check_plot', 'variance_of', 'count_line', 'drift_', 'gate_', 'verify_runs', 'show_run',
+           'config_lines', 'leg_lines', 'card', 'report_', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
+           'wrapper_rows', 'Listing', 'rows_of', 'list_', 'table', 'narrowed', 'run_table', 'table_', 'compare_',
+           'delete_', 'migrate', 'study_', 'work_through', 'result_lines', 'after_study', 'show_study', 'Shell',
+           'completion', 'end_on_signals', 'open_descriptors', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -428,6 +428,7 @@ def option_as_key(
     """
     from rlstudio.core.options import CONVERSIONS, NOT_HERE, SYNONYMS, translated
     name = option.lstrip('-').replace('-', '_')
+    if name in keys_of(None): return f'it is a key of the config, without the dashes: {name}=…'
     if '.' in name: return f'write it without the dashes, behind the config: {name}=…'
     if name in ('env', 'algo'): return f'it is a key of the config: {dict(env="env.id", algo="algo.name")[name]}=…; a config comes first: rlstudio run ppo/cartpole'
     if name == 'render': return NOT_HERE['capture_video']
@@ -473,8 +474,25 @@ class Commands(TyperGroup):
         """
         told = [(name, self.get_command(ctx, name).help or '') for name in self.list_commands(ctx)]
         with formatter.section('Commands'): formatter.write_dl([(name, ' '.join(text.split())) for name, text in told])
+    def parse_args(self,
+        ctx: Any,         # typer's own
+        args: list[str],  # as typed
+    ) -> Any:
+        """Take the words of the command line apart; an empty one is refused
+
+        Args:
+            ctx: typer's own
+            args: as typed
+        """
+        empty = next((i for i, word in enumerate(args) if not word or word.startswith('--') and word.endswith('=')), None)
+        if empty is not None and not ctx.resilient_parsing:   # else the shell asks what could stand there
+            before = (args[empty] or args[max(empty - 1, 0)]).rstrip('=')
+            ctx.fail(f'given an empty text{f" for {before}" if before.startswith("--") else ""}, as of a variable that the shell does not know; leave it out, or write a value')
+        return super().parse_args(ctx, args)
     def invoke(self, ctx: Any) -> Any:
         "Run a command"
+        try: os.getcwd()
+        except OSError: ctx.fail('the current folder is gone; go to one that is there: cd')
         try: return super().invoke(ctx)
         except typer.BadParameter as e:
             e.message = in_our_words(e.message) or next((say for word, say in ARGUMENTS.items() if (getattr(e.param, 'metavar', '') or getattr(e.param, 'name', '') or '').startswith(word)), '')
@@ -489,9 +507,23 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=['--help', '-h']),
                   help='RLStudio: reinforcement learning to read, run and replay.')
 
+def typed_folder(
+    given: str,  # as typed
+) -> Path:       # perhaps of no folder yet
+    """A folder; a shell leaves the ~ in --runs-dir=~/runs as it is
+
+    Args:
+        given: as typed
+
+    Returns:
+        perhaps of no folder yet
+    """
+    from rlstudio.core.files import at_home
+    return at_home(given)
+
 Json = Annotated[bool, typer.Option('--json', help='One JSON object on standard output.')]
 Quiet = Annotated[bool, typer.Option('--quiet', help='Only errors and the last line.')]
-RunsDir = Annotated[Path | None, typer.Option(help='Where runs live.', show_default='settings.ini')]
+RunsDir = Annotated[Path | None, typer.Option(parser=typed_folder, metavar='DIR', help='Where runs live.', show_default='settings.ini')]
 RunArgument = Annotated[Path, typer.Argument(metavar='RUN', parser=where_run, autocompletion=complete_run, help='Folder of a run, or its name.')]
 Device = Annotated[str | None, typer.Option(metavar='cpu|cuda|…', help='Where networks live.', show_default='settings.ini')]
 Import = Annotated[list[str] | None, typer.Option('--import', metavar='MODULE', help='Import a module of yours first; again for more.')]
@@ -584,7 +616,7 @@ def run(
     with at_work(f'rlstudio {__version__}: {config} {" ".join(given)}'.rstrip(), modules, quiet, as_json) as (say, emit):
         from rlstudio.runs.run import Run
         made = Run.from_config(config, given, runs_dir, name, settings_on(device), start_from=start_from)
-        if start_from: say(start_lines(made.manifest['start_from']))
+        if start_from is not None: say(start_lines(made.manifest['start_from']))
         live(made, given, quiet, as_json, emit)
 
 # %% ../../nbs/84_studio.cli.ipynb #3b3181b0
@@ -713,7 +745,7 @@ def evaluate_run(
         metavar='RUN...', parser=where_run, autocompletion=complete_run, help='Folder of a run, or its name; several give a table.')],
     episodes: Annotated[int | None, typer.Option(min=1, help='How many.')] = None,  # as configured
     sampled: Annotated[bool, typer.Option(help='Sample actions, not the likeliest.')] = False,  # explore
-    seed: Annotated[int | None, typer.Option(min=0, help='Fixes the starts.', show_default='the run\'s')] = None,  # 0 … 2**63-1
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help='Fixes the starts.', show_default='the run\'s')] = None,  # 0 … 2**63-1
     checkpoint: Annotated[str | None, typer.Option(metavar='best|STEP', help='Which weights.', show_default='the newest')] = None,  # see `chosen_checkpoint`
     max_steps: Annotated[int | None, typer.Option(min=1, help='Cut an episode there.')] = None,  # as configured
     video: Annotated[bool, typer.Option(help='Film the first greedy episode, too.')] = False,  # into videos/
@@ -842,6 +874,7 @@ def check_file(
         endings: one of which it must have; none: any
     """
     if file and endings and file.suffix.lower() not in endings: raise typer.BadParameter(f'{option}: given {file}, expected a file that ends in {" or ".join(endings)}')
+    if file and file.exists() and not file.is_file(): raise typer.BadParameter(f'{option}: given {file}, which is a folder, a device or a pipe; expected a file')
     if file and not file.absolute().parent.is_dir(): raise typer.BadParameter(f'{option}: given {file}, but there is no folder {file.parent}; make it first')
 
 def check_plot(
@@ -920,6 +953,7 @@ def drift_(
     with explained(as_json) as emit:
         say = speaker(False, as_json)
         say('tiny trainings with known results, some seconds')
+        check_file('--record', record)
         with importing(emit): from rlstudio.evidence.drift import measure_drift, read_golden, record_machine
         tell = count_line(sys.stderr)
         try: report = measure_drift(cases or (), read_golden(against), tell)
@@ -1359,6 +1393,7 @@ def table_(
         say, to_stdout = speaker(False, as_json), str(to_csv) == '-'
         if as_json and to_stdout: raise typer.BadParameter('--csv - and --json both want standard output; expected one of them')
         if as_json and (files := [f for f in folders or [] if f.endswith('.json') and not Path(f).is_dir()]): raise RunError(f'{files[0]}: --json takes no file; expected: rlstudio table … --json > {files[0]}')
+        for option, file in {'--csv': None if to_stdout else to_csv, '--parquet': to_parquet}.items(): check_file(option, file)
         found = read_table(folders or (), runs_dir or load_settings().runs_dir)
         for kind, path in dict(csv=to_csv, parquet=to_parquet).items():
             if path and str(path) != '-': say(f'wrote {write_table(found, path, every, kind)}: {len(found):,} run{"s" * (len(found) != 1)}')
@@ -1610,9 +1645,22 @@ def end_on_signals() -> None:
     for s in mine: signal.signal(s, unwind)
     atexit.register(last)   # registered first, so called last: the interpreter itself would give the handlers up, and die of the next signal
 
+def open_descriptors() -> None:
+    "Let nothing go to a file of the run that the shell closed for us (`>&-`): the next file that is opened would take its number"
+    for number in range(3):
+        try: os.fstat(number)
+        except OSError: os.open(os.devnull, os.O_RDWR)   # the lowest number that is free: this one
+    sys.stdin, sys.stdout, sys.stderr = (stream or os.fdopen(n, mode, closefd=False) for n, (stream, mode) in enumerate(((sys.stdin, 'r'), (sys.stdout, 'w'), (sys.stderr, 'w'))))
+
 def main() -> None:
     "The `rlstudio` command"
     from rlstudio.core.files import Lasting
-    sys.stdout, sys.stderr = cast(Any, Lasting(sys.stdout)), cast(Any, Lasting(sys.stderr))   # they may be closed at any time
+    open_descriptors()
+    sys.stdout, sys.stderr = out, _ = cast(Any, Lasting(sys.stdout)), cast(Any, Lasting(sys.stderr))   # they may be closed at any time
     end_on_signals()   # what was running leaves word of it
-    app()
+    try: app()
+    except SystemExit as e:
+        out.flush()
+        if not out.why or e.code: raise
+        print(f'not all was printed ({out.why}); what was asked for is done; fix: free some space, or print it elsewhere', file=sys.stderr)
+        raise SystemExit(1) from None
