@@ -238,20 +238,19 @@ class Words(Honest):
     "Remembers text, bytes, an enum, numbers and arrays of every kind over episodes; it shows only after the resume"
     def __init__(self) -> None:
         super().__init__()
-        self.text, self.raw, self.buffer, self.mood, self.turn, self.wide = "", b"", bytearray(), Mood.calm, 1 + 0j, np.zeros(1, np.longdouble)
+        self.text, self.raw, self.buffer, self.mood, self.turn = "", b"", bytearray(), Mood.calm, 1 + 0j
         self.table, self.any, self.day, self.tensor, self.bag = np.zeros(1, [("n", "i8")]), np.array([0, None], object), np.datetime64("2020-01-01"), torch.zeros(1), array("d", [0])
 
     def begin(self) -> None:
         self.text, self.raw, self.mood, self.turn, self.day = self.text + "x", self.raw + b"x", Mood(1 - self.mood.value), self.turn * 1j, self.day + 1
         self.buffer.append(1)
-        self.wide[0] += 1
         self.table["n"] += 1
         self.any[0] += 1
         self.tensor += 1
         self.bag[0] += 1
 
     def luck(self) -> float:
-        told = len(self.text) + len(self.raw) + len(self.buffer) + self.mood.value + self.turn.real + float(self.wide[0]) + int(self.table["n"][0]) + self.any[0] + float(self.tensor[0]) + self.bag[0]
+        told = len(self.text) + len(self.raw) + len(self.buffer) + self.mood.value + self.turn.real + int(self.table["n"][0]) + self.any[0] + float(self.tensor[0]) + self.bag[0]
         return 1e-3 * float(told + (self.day - np.datetime64("2020-01-01")).astype(int)) if self.life > LATER else 0.0
 
 

@@ -306,7 +306,7 @@ def packed(
     if isinstance(x, set | frozenset): return {'set': sorted(map(packed, x), key=repr)}
     return {'list': [packed(o) for o in x]} if isinstance(x, list | tuple | deque) else x
 
-_BYTES = {'bytes': lambda code, x: x.tobytes(), 'bytearray': lambda code, x: bytearray(x.tobytes()), 'array': lambda code, x: array(code, x.tobytes())}
+_BYTES: dict[str, Callable[[str, np.ndarray], Any]] = {'bytes': lambda code, x: x.tobytes(), 'bytearray': lambda code, x: bytearray(x.tobytes()), 'array': lambda code, x: array(code, x.tobytes())}
 
 def unpacked(
     x: Any,             # as `packed` made it
