@@ -369,7 +369,8 @@ def take_apart(
     if isinstance(x, tuple | list): parts = {str(i): part for i, part in enumerate(x)}
     if parts.keys() != spec.children.keys():
         kind = 'tuple' if spec.is_tuple else 'dict'
-        raise SpecError(f'{spec.name}: given a {type(x).__name__} of {list(parts)}, '
+        given = f'a {type(x).__name__} of {list(parts)}' if isinstance(x, dict | tuple | list) else f'{ascii(x)[:60]} ({type(x).__name__})'
+        raise SpecError(f'{spec.name}: given {given}, '
                         f'expected a {kind} of {list(spec.children)}; fix: give just these')
     return [(child, parts[k]) for k, child in spec.children.items()]
 

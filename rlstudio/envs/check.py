@@ -198,7 +198,7 @@ def fits_float32(
     Returns:
         no: NaN, infinity, or beyond 3.4e38
     """
-    try: return bool(abs(float(x)) <= np.finfo(np.float32).max)
+    try: return bool(abs(float(x)) <= float(np.finfo(np.float32).max))
     except OverflowError: return False   # an integer of hundreds of digits
 
 
@@ -570,7 +570,7 @@ def act(
     obs, reward, terminated, truncated, _ = answer
     trial.actions.append(action)
     observed(trial, obs, terminated is True)
-    value = float(reward) if is_number(reward) else np.nan
+    value = float(reward) if is_number(reward) and fits_float32(reward) else np.nan
     trial.rewards.append(value)
     trial.total += value
     trial.seen.append(fingerprint((obs, reward, terminated, truncated)))

@@ -471,7 +471,7 @@ def make_encoder(
     if isinstance(observation_spec, TreeSpec): return Joined([make_encoder(net, leaf, rng) for leaf in leaves(observation_spec)])
     spec, name = vector_spec(observation_spec), net.encoder
     if name == 'auto': name = auto_encoder(spec)
-    encoder = made_encoder(name, spec, net, rng)
+    encoder: Any = made_encoder(name, spec, net, rng)
     width = width_of(encoder, spec)
     if getattr(encoder, 'out', width) != width: raise SpecError(
         f'net.encoder: given {name} with out = {encoder.out}, expected {width}, what its forward gives; fix: leave out away')
