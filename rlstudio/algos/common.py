@@ -14,8 +14,8 @@ remembers is saved from its parts, so a subclass has no code for it."""
 
 # %% auto #0
 __all__ = ['Schedule', 'Engine', 'Told', 'anneal', 'clip_gradient_', 'Part', 'differentiate', 'LossError', 'part_of',
-           'check_parts', 'number', 'torch_seeded', 'register_rows', 'prepared', 'each_loss', 'try_tape', 'EngineError',
-           'Kit', 'fitted_out', 'choose_engine', 'check_masks', 'Learner']
+           'check_parts', 'number', 'loss_value', 'torch_seeded', 'learning', 'register_rows', 'prepared', 'each_loss',
+           'try_tape', 'EngineError', 'Kit', 'fitted_out', 'choose_engine', 'check_masks', 'Learner']
 
 # %% ../../nbs/50_algos.common.ipynb #50fd0305
 from collections.abc import Iterator
@@ -237,6 +237,26 @@ def number(
     """
     return x if isinstance(x, float) else float(x.item()) if hasattr(x, 'item') else float(x)
 
+def loss_value(
+    learner: 'Learner',   # whose loss it is
+    name: str,            # of its part
+    loss: Any,            # as `losses` yielded it
+) -> float:               # its value
+    """The value of a loss, which must be one number
+
+    Args:
+        learner: whose loss it is
+        name: of its part
+        loss: as `losses` yielded it
+
+    Returns:
+        its value
+    """
+    try: return number(loss)
+    except (TypeError, ValueError, RuntimeError) as e:
+        given = f'a {type(loss).__name__}' + (f' of shape {tuple(loss.shape)}' if hasattr(loss, 'shape') else '')
+        raise LossError(f'{type(learner).__name__}.losses: given {given} as the loss of {name}, expected one number; fix: loss.mean()') from e
+
 # %% ../../nbs/50_algos.common.ipynb #0400ded2
 @contextmanager
 def torch_seeded(
@@ -253,6 +273,20 @@ def torch_seeded(
         torch.set_default_dtype(torch.float32)
         try: yield
         finally: torch.set_default_dtype(default)
+
+# %% ../../nbs/50_algos.common.ipynb #41cefe91
+@contextmanager
+def learning(
+    module: torch.nn.Module,   # of a learner
+) -> Iterator[None]:
+    """Inside, dropout and batch normalisation do what they do in training; afterwards the network acts again
+
+    Args:
+        module: of a learner
+    """
+    module.train()
+    try: yield
+    finally: module.eval()
 
 # %% ../../nbs/50_algos.common.ipynb #08d284a2
 def register_rows(
@@ -483,7 +517,10 @@ class Learner:
         self.observation_spec, self.action_spec, self.num_envs = env.observation_spec, env.action_spec, env.num_envs
         self.mask_spec = env.fields.get('mask')   # of one mask of legal actions; None: all are legal
         with torch_seeded(streams.seed('init', 1)):
-            self.module: Any = self.make_module(config.net, env.observation_spec, env.action_spec, streams['init']).to(device)
+            made = self.make_module(config.net, env.observation_spec, env.action_spec, streams['init'])
+        if not isinstance(made, torch.nn.Module):
+            raise LossError(f'{type(self).__name__}.make_module: given a {type(made).__name__}, expected a torch.nn.Module; fix: return the network')
+        self.module: Any = made.to(device).eval()
         env.widen(getattr(self.module, 'wide', False))   # nobody else has a use for 64 bits
         self.observation_spec = env.observation_spec
 
@@ -583,12 +620,14 @@ class Learner:
             metrics
         """
         metrics: dict[str, Any] = {}
-        for name, loss, more in each_loss(self, prepared(self, batch, self.engine)):
-            check_finite('loss', value := number(loss))
-            part = part_of(self.parts, name)
-            differentiate(loss, part)
-            metrics |= more | part.step()
-            if self.witness: self.witness(part, value)
+        seen = prepared(self, batch, self.engine)
+        with learning(self.module):
+            for name, loss, more in each_loss(self, seen):
+                check_finite('loss', value := loss_value(self, name, loss))
+                part = part_of(self.parts, name)
+                differentiate(loss, part)
+                metrics |= more | part.step()
+                if self.witness: self.witness(part, value)
         return {k: number(x) for k, x in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:   # nested dict of tensors

@@ -129,6 +129,7 @@ def minibatch_problems(
     if rows % num_minibatches == 0 and rows > num_minibatches: return []
     near = sorted((k for k in range(1, rows // 2 + 1) if rows % k == 0),
                   key=lambda k: abs(k - num_minibatches))[:3]
+    if not near: return [Problem('config', 0, 0, 'algo.num_steps', f'given {num_steps} with env.num_envs = {num_envs}: a rollout of one row; expected two rows or more')]
     return [Problem('config', 0, 0, 'algo.num_minibatches', f'given {num_minibatches}, '
         f'but a rollout has num_steps × num_envs = {rows} rows; expected a smaller divisor, '
         f'such as {" or ".join(map(str, sorted(near)))}')]

@@ -19,8 +19,8 @@ import numpy as np
 
 # %% ../../nbs/02_core.finite.ipynb #0de1517c
 _CURES: dict[str, str] = {
-    'observation': 'look at what the environment tells there',
-    'reward': 'look at how the environment computes it there',
+    'observation': 'look at what the environment tells there (beyond 3.4e38, the end of float32, a number is infinite)',
+    'reward': 'look at how the environment computes it there (beyond 3.4e38, the end of float32, a number is infinite)',
     'action': 'lower algo.learning_rate; look at the log of the standard deviation',
     'loss': 'lower algo.learning_rate; look at the rewards and the ratio',
     'gradient': 'lower algo.learning_rate, or algo.max_grad_norm',

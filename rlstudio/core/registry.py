@@ -19,9 +19,9 @@ Errors: `UnknownName` with a suggestion, `DuplicateName`, `PluginError`, `Module
 __all__ = ['T', 'Claims', 'API_GROUP', 'registries', 'algos', 'envs', 'nets', 'sinks', 'wrappers', 'displays', 'backends',
            'commands', 'engines', 'F', 'UnknownName', 'DuplicateName', 'PluginError', 'ModuleError', 'suggest',
            'or_yours', 'entry_points_in', 'changed_at', 'installed_claims', 'same_name', 'load', 'choose_claim',
-           'api_of', 'api_fault', 'check_api', 'goes_with', 'Successor', 'Registry', 'owner', 'check_free',
-           'check_plugin', 'allow', 'allowed', 'broken_at', 'import_one', 'import_own', 'import_flags', 'imported',
-           'deprecated', 'renamed_arguments', 'renamed', 'collector_rests']
+           'api_of', 'api_fault', 'check_api', 'goes_with', 'Successor', 'Registry', 'owner', 'check_name',
+           'check_free', 'check_plugin', 'allow', 'allowed', 'broken_at', 'import_one', 'import_own', 'import_flags',
+           'imported', 'deprecated', 'renamed_arguments', 'renamed', 'collector_rests']
 
 # %% ../../nbs/05_core.registry.ipynb #8541f591
 import gc
@@ -364,6 +364,7 @@ class Registry:
         Args:
             name: what configs will call it
         """
+        check_name(self, name)
         return lambda obj: self.add(name, obj)
 
     def rename(self,
@@ -433,18 +434,32 @@ def owner(
     return 'rlstudio' if 'rlstudio' in claims[name] else ' or '.join(sorted(claims[name]))
 
 # %% ../../nbs/05_core.registry.ipynb #12d14611
+def check_name(
+    registry: Registry,  # where something should go
+    name: Any,           # under which name
+) -> None:
+    """Refuse what is no name, such as the class itself where the brackets of a decorator were forgotten
+
+    Args:
+        registry: where something should go
+        name: under which name
+    """
+    if not (isinstance(name, str) and name.strip()): raise TypeError(
+        f"{registry.kind}: given {getattr(name, '__name__', repr(name))} as a name, expected a text; fix: register('my-name')")
+
 def check_free(
     registry: Registry,  # where it should go
     name: str,           # under which name
     obj: Any,            # what
 ) -> None:
-    """Refuse a name that is taken, unless by an earlier run of the same definition
+    """Refuse a name that is none or taken, unless by an earlier run of the same definition
 
     Args:
         registry: where it should go
         name: under which name
         obj: what
     """
+    check_name(registry, name)
     def _definition(o: Any) -> tuple[Any, ...]:
         return getattr(o, '__module__', ''), getattr(o, '__qualname__', id(o))
     here, claims = registry._old | registry._here, registry._claims.get(name, {})
@@ -512,17 +527,19 @@ def allowed() -> list[str]:  # their names, sorted
 
 # %% ../../nbs/05_core.registry.ipynb #b53a9157
 def broken_at(
-    error: BaseException,  # raised while a module was imported
+    error: BaseException,  # raised in code of the user
+    ours: int = 2,         # calls of ours on the way there, the outermost ones
 ) -> str:                  # such as ' (my_env.py, line 3)'; '' if it says so itself
-    """Where in the user's code an import failed
+    """Where in the user's code something failed
 
     Args:
-        error: raised while a module was imported
+        error: raised in code of the user
+        ours: calls of ours on the way there, the outermost ones
 
     Returns:
         such as ' (my_env.py, line 3)'; '' if it says so itself
     """
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith('<frozen')][2:]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith('<frozen')][ours:]
     if not frames or isinstance(error, SyntaxError): return ''
     return f' ({Path(frames[-1].filename).name}, line {frames[-1].lineno})'
 

@@ -369,7 +369,8 @@ def take_apart(
     if isinstance(x, tuple | list): parts = {str(i): part for i, part in enumerate(x)}
     if parts.keys() != spec.children.keys():
         kind = 'tuple' if spec.is_tuple else 'dict'
-        raise SpecError(f'{spec.name}: given a {type(x).__name__} of {list(parts)}, '
+        given = f'a {type(x).__name__} of {list(parts)}' if isinstance(x, dict | tuple | list) else f'{ascii(x)[:60]} ({type(x).__name__})'
+        raise SpecError(f'{spec.name}: given {given}, '
                         f'expected a {kind} of {list(spec.children)}; fix: give just these')
     return [(child, parts[k]) for k, child in spec.children.items()]
 
@@ -491,8 +492,9 @@ def spec_from_space(
         case kinds.MultiDiscrete(nvec=n, start=start): kind = 'multi_discrete'
         case _: raise SpecError(
             f'{name}: given a {type(space).__name__} space, expected Box, Discrete, '
-            'MultiDiscrete, MultiBinary, or a Dict or Tuple of them; fix: leave this entry of a Dict out (env.wrappers: '
-            '[{name: FilterObservation, filter_keys: [the others]}]), or wrap the env so that it tells arrays of one shape')
+            'MultiDiscrete, MultiBinary, or a Dict or Tuple of them; fix: ' + ('wrap the env so that it takes arrays of one shape'
+            if name.startswith('action') else 'leave this entry of a Dict out (env.wrappers: '
+            '[{name: FilterObservation, filter_keys: [the others]}]), or wrap the env so that it tells arrays of one shape'))
     first = tuple(np.ravel(start))
     return ArraySpec(name, shape, dtype, kind, nvec=tuple(np.ravel(n)), start=first)
 
@@ -674,7 +676,7 @@ def to_env(
     Returns:
         as `env.step` takes it, (*lead, *shape)
     """
-    if spec.kind != 'box': return action + spec.low if any(spec.start) else action
+    if spec.kind != 'box': return (action + spec.low if any(spec.start) else action).astype(spec.dtype, copy=False)
     if spec.dtype.kind != 'f': return rounded_into(action, spec.low, spec.high)
     action = np.minimum(np.maximum(action, spec.low), spec.high)
     return action.astype(spec.dtype, copy=False)

@@ -72,8 +72,8 @@ def is_number(
     Returns:
         of Python's or NumPy's types
     """
-    if isinstance(x, np.ndarray): return x.shape == () and x.dtype.kind in 'iuf'
-    return isinstance(x, int | float | np.integer | np.floating)
+    if isinstance(x, np.ndarray): return x.shape == () and x.dtype.kind in 'biuf'
+    return isinstance(x, int | float | np.integer | np.floating | np.bool_)
 
 
 def is_flag(

@@ -40,11 +40,12 @@ from .snapshot import action_spec_of, fingerprint
 
 # %% auto #0
 __all__ = ['SUPER', 'Finding', 'range_findings', 'array_findings', 'observation_findings', 'reset_findings', 'flag_findings',
-           'step_findings', 'Tap', 'tapped', 'chain', 'trial_mask', 'random_action', 'Tally', 'parts_of', 'Trial',
-           'split_message', 'failure', 'observed', 'begin_episode', 'act', 'ended', 'described_action', 'play_trial',
-           'repeat_findings', 'repeats', 'begin_state', 'end_findings', 'constant_findings', 'generator_findings',
-           'headless', 'level_findings', 'render_findings', 'suppress_close', 'starting_values', 'unfit', 'algorithms',
-           'meant_world', 'EnvReport', 'spread', 'numbers_of', 'facts_in_words', 'played', 'check_env', 'check_start']
+           'fits_float32', 'step_findings', 'Tap', 'tapped', 'chain', 'trial_mask', 'random_action', 'Tally',
+           'parts_of', 'Trial', 'split_message', 'failure', 'observed', 'begin_episode', 'act', 'ended',
+           'described_action', 'play_trial', 'repeat_findings', 'repeats', 'begin_state', 'end_findings',
+           'constant_findings', 'generator_findings', 'headless', 'level_findings', 'render_findings', 'suppress_close',
+           'starting_values', 'unfit', 'algorithms', 'meant_world', 'EnvReport', 'spread', 'numbers_of',
+           'facts_in_words', 'played', 'check_env', 'check_start']
 
 # %% ../../nbs/17_envs.check.ipynb #b5f47e20
 @dataclass(frozen=True)
@@ -185,6 +186,21 @@ def flag_findings(
     return [Finding(status, name, described(x), 'True or False', f'bool({name})')]
 
 
+def fits_float32(
+    x: Any,     # one number
+) -> bool:      # no: NaN, infinity, or beyond 3.4e38
+    """Does a number stay finite where it is learned from?
+
+    Args:
+        x: one number
+
+    Returns:
+        no: NaN, infinity, or beyond 3.4e38
+    """
+    try: return bool(abs(float(x)) <= float(np.finfo(np.float32).max))
+    except OverflowError: return False   # an integer of hundreds of digits
+
+
 def step_findings(
     answer: Any,       # of `step`
 ) -> list[Finding]:    # empty: all well
@@ -203,8 +219,11 @@ def step_findings(
     _, reward, terminated, truncated, info = answer
     found = flag_findings('terminated', terminated) + flag_findings('truncated', truncated)
     if not is_number(reward): found.append(Finding('problem', 'reward', described(reward), 'one number', 'float(reward)'))
-    elif not np.isfinite(reward): found.append(Finding('problem', 'reward', f'{reward}', 'a finite number', 'look at how the env computes it there'))
-    elif isinstance(reward, bool | np.ndarray): found.append(Finding('warning', 'reward', described(reward), 'a float', 'float(reward)'))
+    elif not fits_float32(reward):
+        real = isinstance(reward, float | np.floating)
+        expected = 'a finite number' if real and not np.isfinite(reward) else 'a number within ±3.4e38 (float32)'
+        found.append(Finding('problem', 'reward', f'{reward}' if real else described(reward), expected, 'look at how the env computes it there'))
+    elif isinstance(reward, bool | np.bool_ | np.ndarray): found.append(Finding('warning', 'reward', described(reward), 'a float', 'float(reward)'))
     if not isinstance(info, dict): found.append(Finding('problem', 'info', described(info), 'a dict', 'return {} as the fifth value'))
     return found
 
@@ -414,6 +433,21 @@ class Trial:
         self.add(found or failed)
         return None if self.dead else answer
 
+    def outer(self,
+        found: list[Finding],   # about what the outermost wrapper gave
+    ) -> bool:                  # can the trial go on?
+        """The wrappers of a config keep the rules as well
+
+        Args:
+            found: about what the outermost wrapper gave
+
+        Returns:
+            can the trial go on?
+        """
+        self.add(found)
+        self.dead = any(f.check in ('reset', 'step') for f in found)
+        return not self.dead
+
     def mask(self,
         answer: Any,  # of the last reset or step
     ) -> Any:         # which actions are legal now; None: all, or the env failed
@@ -505,7 +539,7 @@ def begin_episode(
     """
     words = 'reset' if seed is None else f'reset with seed {seed}'
     answer = trial.guard(words, lambda: trial.env.reset(seed=seed), reset_findings)
-    if trial.dead: return None
+    if trial.dead or not trial.outer(reset_findings(answer)): return None
     trial.length, trial.total = 0, 0.
     observed(trial, answer[0])
     generator = trial.guard(words, lambda: trial.env.unwrapped.np_random)
@@ -531,11 +565,11 @@ def act(
     trial.length += 1
     where = f'step {trial.length} with action {described_action(action)}'
     answer = trial.guard(where, lambda: trial.env.step(action), step_findings)
-    if trial.dead: return None
+    if trial.dead or not trial.outer(step_findings(answer)): return None
     obs, reward, terminated, truncated, _ = answer
     trial.actions.append(action)
     observed(trial, obs, terminated is True)
-    value = float(reward) if is_number(reward) else np.nan
+    value = float(reward) if is_number(reward) and fits_float32(reward) else np.nan
     trial.rewards.append(value)
     trial.total += value
     trial.seen.append(fingerprint((obs, reward, terminated, truncated)))

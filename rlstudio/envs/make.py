@@ -10,9 +10,9 @@ package that is not installed, an argument that the environment does not take. E
 # %% auto #0
 __all__ = ['EXTRAS', 'PLUGINS', 'GYM_WRAPPERS', 'REFUSED', 'EnvError', 'EnvKeyError', 'missing_extra', 'register_plugin',
            'is_plain', 'register_own', 'env_ids', 'distribution_of', 'env_origin', 'modern_atari', 'env_spec',
-           'env_class', 'check_kwargs', 'check_render_mode', 'quiet_mujoco', 'calm_gymnasium', 'find_wrapper',
-           'check_arguments', 'wrapped', 'check_statistics', 'ResetOptions', 'keeps_simulator', 'NewSimulator',
-           'make_env', 'evaluation_env', 'reward_threshold']
+           'env_class', 'check_spaces', 'check_kwargs', 'check_render_mode', 'quiet_mujoco', 'calm_gymnasium',
+           'find_wrapper', 'check_arguments', 'wrapped', 'check_statistics', 'ResetOptions', 'keeps_simulator',
+           'NewSimulator', 'make_env', 'evaluation_env', 'reward_threshold']
 
 # %% ../../nbs/11_envs.make.ipynb #ba795dd2
 import inspect
@@ -255,9 +255,29 @@ def env_class(
     if extra := missing_extra(spec):
         raise EnvError(f"{spec.id}: a package is missing; fix: pip install '{extra}'")
     if callable(spec.entry_point): return spec.entry_point
+    if spec.entry_point is None: raise EnvError(
+        f'{spec.id}: given an id with a vector_entry_point alone, expected an entry_point as well, since one environment is checked and filmed; '
+        'fix: gym.register(…, entry_point=…) with the class of a single one')
     try: return load_env_creator(str(spec.entry_point))
     except Exception as e:
         raise EnvError(f'{spec.id} cannot be imported from {spec.entry_point}: {e}') from e
+
+# %% ../../nbs/11_envs.make.ipynb #51e0f374
+def check_spaces(
+    env_id: str,    # for the message
+    env: gym.Env,   # as it was made
+) -> None:
+    """An environment has its two spaces
+
+    Args:
+        env_id: for the message
+        env: as it was made
+    """
+    for name in ('observation_space', 'action_space'):
+        space = getattr(env, name, None)
+        if not isinstance(space, gym.Space): raise EnvError(
+            f'{env_id}: {name}: given {"none" if space is None else f"a {type(space).__name__}"}, expected a space of Gymnasium; '
+            f'fix: self.{name} = gym.spaces.Box(…), or another one, in its __init__')
 
 # %% ../../nbs/11_envs.make.ipynb #8902bcc9
 def check_kwargs(
@@ -412,8 +432,11 @@ def wrapped(
         try: around = make(env, **args)
         except Exception as e:
             at = next((f'{key}.{a}' for a in args if a in str(e)), f'{key}.{[*args][0]}' if len(args) == 1 else key)
-            raise EnvKeyError(at, f'{name} cannot be put around {env} with {args}: {e}') from e
+            fix = '; fix: env.max_episode_steps=1000' if 'max_episode_steps' in str(e) else ''
+            raise EnvKeyError(at, f'{name} cannot be put around {env} with {args}: {e}{fix}') from e
         if not isinstance(around, gym.Env): raise EnvKeyError(key, f'{name}: given {type(around).__name__}, expected a gym.Env')
+        if isinstance(around, gym.Wrapper) and 'env' not in vars(around): raise EnvKeyError(
+            key, f'{name}: given a wrapper that does not hold its environment, expected one that does; fix: super().__init__(env) in its __init__')
         env = around
     return env
 
@@ -526,7 +549,9 @@ def make_env(
         raise EnvError(f'{config.id} cannot be made with {kwargs}: {str(e) or type(e).__name__}') from e
     if keeps_simulator(env): env = NewSimulator(env)
     if config.reset_options: env = ResetOptions(env, config.reset_options)
+    check_spaces(config.id, env)
     env = wrapped(env, config)
+    check_spaces(config.id, env)
     check_statistics(env)
     return env
 

@@ -20,12 +20,13 @@ __all__ = ['flag_spec', 'step_fields', 'VectorEnv', 'check_seeds', 'check_action
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..core.batch import Batch, allocate, field_names, leaf_arrays
-from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, flat_spec, flatten, take_apart
+from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, flat_spec, flatten, leaves, take_apart
 from .goals import Goal
 from .make import EnvError
 from .snapshot import EnvState, action_row
@@ -85,6 +86,9 @@ class VectorEnv:
         """
         if num_envs < 1:
             raise EnvError(f'{env_id}: given num_envs={num_envs}, expected 1 or more')
+        for spec in (observation_spec, action_spec):
+            if not any(prod(leaf.shape) for leaf in leaves(spec)): raise EnvError(
+                f'{env_id}: {spec.name}: given a space without a single number, expected one or more; fix: gym.spaces.Box(0, 0, (1,)) where there is nothing to say')
         self.env_id, self.num_envs = env_id, num_envs
         self.action_spec: Any = action_spec         # of one action, as the env says
         self.action_row = action_row(action_spec)   # of one action as `step` takes it

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..algos.common import EngineError, each_loss, part_of
+from ..algos.common import EngineError, each_loss, learning, part_of
 from ..algos.on_policy import OnPolicy
 from ..core.batch import Batch, leaf_arrays
 from ..core.finite import check_finite
@@ -310,7 +310,7 @@ class Graphs:
         key = signature(batch), learner.decides(), numbers
         if key not in self.recordings:
             if len(self.recordings) >= self.MOST: self.recordings.clear()
-            self.recordings[key] = Recorded(learner, batch)
+            with learning(learner.module): self.recordings[key] = Recorded(learner, batch)
         losses, metrics = self.recordings[key](batch)
         for part, loss in losses:
             check_finite('loss', np.float64(loss))

@@ -61,7 +61,7 @@ class UnitActions:
         self.shape, self.n = spec.shape, spec.flat_dim
         self.centre, self.half = middle_and_half(spec)           # c and h, (n,)
         self.inverse = np.divide(1, self.half, out=np.zeros_like(self.half),
-                                 where=self.half > 0)            # 1/h, (n,)
+                                 where=self.half >= np.finfo(np.float32).tiny)   # 1/h, (n,); it is finite
 
     def to_unit(self, action: Array) -> Array:   # env units (B, *shape) → (B, n)
         """From the world's units to [-1, 1], flat

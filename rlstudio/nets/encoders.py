@@ -15,7 +15,7 @@ The contract is short: a callable `(observation_spec, net, rng)` that returns a 
 # %% auto #0
 __all__ = ['NATURE_LAYERS', 'vector_spec', 'is_frames', 'pixel_range', 'in_unit', 'as_float', 'Flat', 'channels_last',
            'picture_shape', 'as_picture', 'orthogonal_conv', 'NatureCNN', 'SmallCNN', 'Residual', 'ImpalaCNN',
-           'auto_encoder', 'width_of', 'joined', 'Joined', 'make_encoder']
+           'auto_encoder', 'width_of', 'joined', 'Joined', 'made_encoder', 'make_encoder']
 
 # %% ../../nbs/25_nets.encoders.ipynb #625741a1
 import math
@@ -27,7 +27,7 @@ from torch import nn
 
 from ..core.batch import Batch, leaf_arrays
 from ..core.options import NetConfig
-from ..core.registry import nets
+from ..core.registry import broken_at, nets
 from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, leaves
 from .dists import Array
 from .layers import orthogonal, with_memory
@@ -378,12 +378,13 @@ def width_of(
     x = torch.as_tensor(observation_spec.zeros((1,)))
     try:
         with torch.no_grad(): row = encoder(x if is_frames(observation_spec) else x.float())
-    except RuntimeError as e: raise SpecError(
+    except Exception as e: raise SpecError(
         f'net.encoder: given an observation of shape {tuple(x.shape)}, {type(encoder).__name__} fails: {e}; '
         'expected layers for that shape') from e
-    shape = tuple(getattr(row, 'shape', ()))
+    shape = getattr(row, 'shape', None)
+    if shape is None: raise SpecError(f'net.encoder: given a {type(row).__name__} as what {type(encoder).__name__} makes of an observation, expected a tensor (1, n); fix: return one')
     if len(shape) == 2 and shape[0] == 1: return int(shape[1])
-    raise SpecError(f'net.encoder: given rows of shape {shape} for one observation, '
+    raise SpecError(f'net.encoder: given rows of shape {tuple(shape)} for one observation, '
                     'expected (1, n); fix: flatten(1) at the end of its forward')
 
 # %% ../../nbs/25_nets.encoders.ipynb #8acd2684
@@ -424,6 +425,34 @@ class Joined(nn.Module):
         return joined([encode(part) for encode, part in zip(self.parts, leaf_arrays(x))])
 
 # %% ../../nbs/25_nets.encoders.ipynb #4de0812c
+def made_encoder(
+    name: str,                    # registered
+    spec: ArraySpec,              # of one observation
+    net: NetConfig,               # of the config
+    rng: np.random.Generator,     # draws the first weights
+) -> nn.Module:                   # in the state in which it acts
+    """An encoder by its name; whatever is wrong with it is one `SpecError`
+
+    Args:
+        name: registered
+        spec: of one observation
+        net: of the config
+        rng: draws the first weights
+
+    Returns:
+        in the state in which it acts
+    """
+    make = nets.get(name)
+    try: encoder = make(spec, net, rng)
+    except SpecError: raise
+    except Exception as e: raise SpecError(
+        f'net.encoder: {name} cannot be made: {type(e).__name__}: {e}{broken_at(e, 1)}; expected a class or function that takes (observation_spec, net, rng)') from e
+    if not isinstance(encoder, nn.Module): raise SpecError(
+        f'net.encoder: given a {type(encoder).__name__} by {name}, expected a torch.nn.Module; fix: derive it from nn.Module, and begin its __init__ with super().__init__()')
+    odd = {str(p.dtype) for p in encoder.parameters() if p.is_floating_point() and p.dtype != torch.float32}
+    if odd: raise SpecError(f'net.encoder: given {name} with weights of {", ".join(sorted(odd))}, expected torch.float32; fix: encoder.float()')
+    return encoder.eval()
+
 def make_encoder(
     net: NetConfig,               # names it; 'auto': as `auto_encoder` says
     observation_spec: Spec,       # of one observation: an array, or a tree
@@ -442,7 +471,7 @@ def make_encoder(
     if isinstance(observation_spec, TreeSpec): return Joined([make_encoder(net, leaf, rng) for leaf in leaves(observation_spec)])
     spec, name = vector_spec(observation_spec), net.encoder
     if name == 'auto': name = auto_encoder(spec)
-    encoder = nets.get(name)(spec, net, rng)
+    encoder: Any = made_encoder(name, spec, net, rng)
     width = width_of(encoder, spec)
     if getattr(encoder, 'out', width) != width: raise SpecError(
         f'net.encoder: given {name} with out = {encoder.out}, expected {width}, what its forward gives; fix: leave out away')
