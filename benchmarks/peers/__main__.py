@@ -57,7 +57,7 @@ class Case:
 
 
 PACKAGES = {   # peer → what its environment needs
-    "sb3": ["stable-baselines3"], "sbx": ["sbx-rl"], "tianshou": ["tianshou"], "torchrl": ["torchrl"], "skrl": ["skrl"], "purejaxrl": ["jax[cpu]", "flax", "optax", "gymnax"],
+    "sb3": ["stable-baselines3"], "sbx": ["sbx-rl"], "tianshou": ["tianshou"], "torchrl": ["torchrl"], "skrl": ["skrl"], "purejaxrl": ["jax[cpu]", "flax", "optax", "gymnax", "six"],
 }
 OURS = {"rlstudio": "auto", "rlstudio-compiled": "compiled"}   # → engine
 PLAIN = ("net.normalize_obs=false", "net.normalize_reward=false", "algo.learning_rate_schedule=constant", "algo.gamma=0.99")

@@ -16,13 +16,13 @@ this engine gets what was there before, bit for bit, and needs no numba."""
 
 # %% auto #0
 __all__ = ['KINDS', 'LANES', 'KERNELS', 'KNOWN', 'kernel', 'kernels_made', 'tanh32', 'bend_rows', 'silu_rows', 'unbend_rows',
-           'column_sums', 'tile', 'multiply', 'turn', 'norm_rows', 'unnorm_rows', 'parameter_views', 'compiled_mlp',
-           'outputs', 'categorical_rows', 'categorical_back', 'categorical_draw', 'CompiledCategorical',
-           'gaussian_rows', 'gaussian_back', 'CompiledGaussian', 'squashed_rows', 'squashed_back', 'CompiledSquashed',
-           'compiled_dist', 'squared_length', 'adam_rows', 'StepKernel', 'surrogate_rows', 'compiled_surrogate',
-           'gae_columns', 'compiled_gae', 'add_groups', 'step_down', 'CompiledTree', 'forward_rows', 'backward_rows',
-           'Passes', 'ppo_rows', 'a2c_rows', 'standard_rows', 'compiled_standardise', 'WholeStep', 'known_loss',
-           'known_networks', 'Compiled']
+           'column_sums', 'tile', 'multiply', 'turn', 'forward_rows', 'backward_rows', 'norm_rows', 'unnorm_rows',
+           'parameter_views', 'compiled_mlp', 'outputs', 'categorical_rows', 'categorical_back', 'categorical_draw',
+           'CompiledCategorical', 'gaussian_rows', 'gaussian_back', 'CompiledGaussian', 'squashed_rows',
+           'squashed_back', 'CompiledSquashed', 'compiled_dist', 'squared_length', 'adam_rows', 'StepKernel',
+           'surrogate_rows', 'compiled_surrogate', 'gae_columns', 'compiled_gae', 'add_groups', 'step_down',
+           'CompiledTree', 'Passes', 'ppo_rows', 'a2c_rows', 'standard_rows', 'compiled_standardise', 'WholeStep',
+           'known_loss', 'known_networks', 'Compiled']
 
 # %% ../../nbs/90_fast.kernels.ipynb #a7ac6fbd
 import math
@@ -249,7 +249,7 @@ def tile(
             up = [build.add(args[3], ir.Constant(args[3].type, r)) for r in range(rows)]
             across = [build.add(args[4], ir.Constant(args[4].type, LANES * v)) for v in range(2)]
             sums = [[cgutils.alloca_once_value(build, ir.Constant(vector, [0.] * LANES)) for _ in across] for _ in up]
-            with cgutils.for_range(build, cgutils.unpack_tuple(build, a.shape, 2)[1]) as loop:
+            with cgutils.for_range(build, cgutils.unpack_tuple(build, b.shape, 2)[0]) as loop:
                 row = [build.load(at(b, loop.index, column, vector), align=4) for column in across]
                 for r, totals in zip(up, sums):
                     one = build.insert_element(ir.Constant(vector, ir.Undefined), build.load(at(a, r, loop.index, number)), ir.Constant(ir.IntType(32), 0))
@@ -266,27 +266,27 @@ _eight, _four, _one = tile(8), tile(4), tile(1)
 # %% ../../nbs/90_fast.kernels.ipynb #4a5ee9e9
 @kernel(reorder=True)
 def multiply(
-    A: np.ndarray,   # (m, n) float32; may be a transposed view
+    A: np.ndarray,   # (m, ≥ n) float32; may be a transposed view
     B: np.ndarray,   # (n, p) float32, numbers of a row side by side
-    C: np.ndarray,   # (m, p), likewise, written: A B
+    C: np.ndarray,   # (m, ≥ p), likewise, written: A B
 ) -> None:
     """A product of matrices
 
     Args:
-        A: (m, n) float32; may be a transposed view
+        A: (m, ≥ n) float32; may be a transposed view
         B: (n, p) float32, numbers of a row side by side
-        C: (m, p), likewise, written: A B
+        C: (m, ≥ p), likewise, written: A B
     """
-    m, p = C.shape
-    for j in range(0, p if p >= 2 * LANES else 0, 2 * LANES):
-        column = min(j, p - 2 * LANES)   # the last tiles lie over those before, and write the same there
+    m, p, wide = A.shape[0], min(B.shape[1], C.shape[1]), min(B.shape[1], C.shape[1]) >= 2 * LANES
+    for j in range(0, p if wide else 0, 2 * LANES):
+        at = min(j, p - 2 * LANES)   # the last tiles lie over those before, and write the same there
         if m >= 8:
-            for i in range(0, m, 8): _eight(A, B, C, min(i, m - 8), column)
+            for i in range(0, m, 8): _eight(A, B, C, min(i, m - 8), at)
         elif m >= 4:
-            for i in range(0, m, 4): _four(A, B, C, min(i, m - 4), column)
+            for i in range(0, m, 4): _four(A, B, C, min(i, m - 4), at)
         else:
-            for i in range(m): _one(A, B, C, i, column)
-    for j in range(0 if p >= 2 * LANES else p):   # few columns: one after the other
+            for i in range(m): _one(A, B, C, i, at)
+    for j in range(0 if wide else p):   # few columns: one after the other
         column = np.ascontiguousarray(B[:, j])
         for i in range(m):
             row, total = A[i], _f(0)
@@ -306,6 +306,74 @@ def turn(
     """
     for j in range(A.shape[1]):
         for i in range(A.shape[0]): B[j, i] = A[i, j]
+
+# %% ../../nbs/90_fast.kernels.ipynb #3de41eb4
+@kernel
+def forward_rows(
+    x: np.ndarray,    # (B, in) float32
+    weights: Any,     # a tuple of matrices (out, in)
+    biases: Any,      # a tuple of vectors (out,)
+    kind: int,        # activation, as in `KINDS`
+    ys: Any,          # a tuple of (B, out), written: what each layer gives
+    zs: Any,          # likewise, written for silu alone: what its bend is given
+) -> None:
+    """An MLP, layer by layer
+
+    Args:
+        x: (B, in) float32
+        weights: a tuple of matrices (out, in)
+        biases: a tuple of vectors (out,)
+        kind: activation, as in `KINDS`
+        ys: a tuple of (B, out), written: what each layer gives
+        zs: likewise, written for silu alone: what its bend is given
+    """
+    last = len(weights) - 1
+    for l in range(len(weights)):
+        z, W = zs[l] if kind == 3 and l < last else ys[l], np.empty(weights[l].shape[::-1], _f)
+        turn(weights[l], W)
+        multiply(x, W, z)
+        if l < last and kind == 3: silu_rows(z, biases[l], ys[l])
+        elif l < last: bend_rows(z, biases[l], kind)
+        else:
+            for i in range(z.shape[0]): z[i] += biases[l]
+        x = ys[l]
+
+@kernel
+def backward_rows(
+    x: np.ndarray,    # (B, in), as in `forward_rows`
+    weights: Any,     # likewise
+    kind: int,        # likewise
+    ys: Any,          # likewise, as it was written
+    zs: Any,          # likewise
+    Gs: Any,          # a tuple of (B, out): the last one is ∂L/∂ outputs, the others are overwritten
+    dW: Any,          # a tuple of matrices (out, in), written
+    db: Any,          # a tuple of vectors (out,), written
+) -> None:
+    """The way back, to each weight and bias
+
+    Args:
+        x: (B, in), as in `forward_rows`
+        weights: likewise
+        kind: likewise
+        ys: likewise, as it was written
+        zs: likewise
+        Gs: a tuple of (B, out): the last one is ∂L/∂ outputs, the others are overwritten
+        dW: a tuple of matrices (out, in), written
+        db: a tuple of vectors (out,), written
+    """
+    last = len(weights) - 1
+    column_sums(Gs[last], db[last])
+    for k in range(last + 1):
+        l = last - k
+        source, (rows, columns) = ys[l - 1] if l > 0 else x, dW[l].shape
+        if columns < rows:
+            turned = np.empty((columns, rows), _f)
+            multiply(source.T, Gs[l], turned)
+            turn(turned, dW[l])
+        else: multiply(Gs[l].T, source, dW[l])
+        if l > 0:
+            multiply(Gs[l], weights[l], Gs[l - 1])
+            unbend_rows(Gs[l - 1], zs[l - 1] if kind == 3 else ys[l - 1], db[l - 1], kind)
 
 # %% ../../nbs/90_fast.kernels.ipynb #78edfcf8
 @kernel(reorder=True)
@@ -432,6 +500,10 @@ def compiled_mlp(
     a, views = plain_array(x), parameter_views(mlp)
     if x is a and len(a) > 2048: return np.concatenate([compiled_mlp(mlp, a[i:i + 1024]) for i in range(0, len(a), 1024)])   # so that layers stay in the cache
     if a.dtype != np.float32 or views[0].dtype != np.float32: return mlp_array(mlp, a) if x is a else mlp_node(mlp, x)
+    if x is a and len(a) >= 256 and not mlp.norms:
+        ys = tuple(np.empty((len(a), len(b)), np.float32) for b in views[1::2])
+        forward_rows(np.ascontiguousarray(a), tuple(W.T for W in views[::2]), tuple(views[1::2]), (kind := KINDS.index(mlp.activation)), ys, tuple(map(np.empty_like, ys)) if kind == 3 else ys)
+        return ys[-1]
     inputs, kept, last = [a], list[Any](), len(mlp.linears) - 1
     for k in range(last):
         y, more = _hidden(mlp, k, inputs[-1], views)
@@ -1048,74 +1120,6 @@ class CompiledTree(SumTree):
         mass = mass - ahead.take(where)
         for level in reversed(self.levels): step_down(level, where, mass)
         return where
-
-# %% ../../nbs/90_fast.kernels.ipynb #3de41eb4
-@kernel
-def forward_rows(
-    x: np.ndarray,    # (B, in) float32
-    weights: Any,     # a tuple of matrices (out, in)
-    biases: Any,      # a tuple of vectors (out,)
-    kind: int,        # activation, as in `KINDS`
-    ys: Any,          # a tuple of (B, out), written: what each layer gives
-    zs: Any,          # likewise, written for silu alone: what its bend is given
-) -> None:
-    """An MLP, layer by layer
-
-    Args:
-        x: (B, in) float32
-        weights: a tuple of matrices (out, in)
-        biases: a tuple of vectors (out,)
-        kind: activation, as in `KINDS`
-        ys: a tuple of (B, out), written: what each layer gives
-        zs: likewise, written for silu alone: what its bend is given
-    """
-    last = len(weights) - 1
-    for l in range(len(weights)):
-        z, W = zs[l] if kind == 3 and l < last else ys[l], np.empty(weights[l].shape[::-1], _f)
-        turn(weights[l], W)
-        multiply(x, W, z)
-        if l < last and kind == 3: silu_rows(z, biases[l], ys[l])
-        elif l < last: bend_rows(z, biases[l], kind)
-        else:
-            for i in range(z.shape[0]): z[i] += biases[l]
-        x = ys[l]
-
-@kernel
-def backward_rows(
-    x: np.ndarray,    # (B, in), as in `forward_rows`
-    weights: Any,     # likewise
-    kind: int,        # likewise
-    ys: Any,          # likewise, as it was written
-    zs: Any,          # likewise
-    Gs: Any,          # a tuple of (B, out): the last one is ∂L/∂ outputs, the others are overwritten
-    dW: Any,          # a tuple of matrices (out, in), written
-    db: Any,          # a tuple of vectors (out,), written
-) -> None:
-    """The way back, to each weight and bias
-
-    Args:
-        x: (B, in), as in `forward_rows`
-        weights: likewise
-        kind: likewise
-        ys: likewise, as it was written
-        zs: likewise
-        Gs: a tuple of (B, out): the last one is ∂L/∂ outputs, the others are overwritten
-        dW: a tuple of matrices (out, in), written
-        db: a tuple of vectors (out,), written
-    """
-    last = len(weights) - 1
-    column_sums(Gs[last], db[last])
-    for k in range(last + 1):
-        l = last - k
-        source, (rows, columns) = ys[l - 1] if l > 0 else x, dW[l].shape
-        if columns < rows:
-            turned = np.empty((columns, rows), _f)
-            multiply(source.T, Gs[l], turned)
-            turn(turned, dW[l])
-        else: multiply(Gs[l].T, source, dW[l])
-        if l > 0:
-            multiply(Gs[l], weights[l], Gs[l - 1])
-            unbend_rows(Gs[l - 1], zs[l - 1] if kind == 3 else ys[l - 1], db[l - 1], kind)
 
 # %% ../../nbs/90_fast.kernels.ipynb #8eeb0f6d
 class Passes:
