@@ -101,18 +101,18 @@ def test_python_and_machine_code_agree() -> None:
     flags, choice = rng.random((5, 2)) < .3, rng.integers(0, 2, (5, 2))
     for broken in (0, 1): same(fast.flag_rows, obs[0], np.zeros(2, np.uint8), obs, np.concatenate([obs[1:], obs[:1]]) + np.float32(broken), flags, ~flags, choice, 2, np.zeros((5, 2), np.uint8))
     same(fast.write_rows, 2, obs, obs, choice, f(5, 2), flags.astype(np.uint8), (np.zeros((9, 2, 4), np.float32), np.zeros((9, 2), np.float32), np.zeros((9, 2), np.uint8), np.zeros((9, 2), np.uint8)), obs[0])
-    n = [16, 16, 2]
+    Ws, n = tuple(map(np.ascontiguousarray, weights)), [16, 16, 2]
     def layers() -> tuple[np.ndarray, ...]: return tuple(np.zeros((5, k), np.float32) for k in n)
     for kind in 1, 3:
         ys, zs = layers(), layers()
-        same(fast.forward_rows, f(5, 4), weights, biases, kind, ys, zs)
-        fast.forward_rows(x := f(5, 4), weights, biases, kind, ys, zs)
-        same(fast.backward_rows, x, weights, kind, ys, zs, (*layers()[:2], f(5, 2)), tuple(map(np.zeros_like, weights)), tuple(map(np.zeros_like, biases)))
+        same(fast.forward_rows, f(5, 4), Ws, biases, kind, ys, zs)
+        fast.forward_rows(x := f(5, 4), Ws, biases, kind, ys, zs)
+        same(fast.backward_rows, x, Ws, kind, ys, zs, (*layers()[:2], f(5, 2)), tuple(map(np.zeros_like, Ws)), tuple(map(np.zeros_like, biases)))
     for duel in 0, 1:
         same(fast.q_value, f(3), 1, duel)
         same(fast.td_rows, f(5, 3), f(5, 3), f(5, 3), rng.integers(0, 2, 5), f(5), f(5), f(5), duel, f(5), f(5, 3))
-    same(fast.q_gradient, f(5, 4), f(5, 4), (rng.integers(0, 2, 5), f(5), f(5), f(5)), True, 0, norm_rows_of(None, 4), 1, (weights, biases), (weights, biases), np.zeros((2, 1, 5, 4), np.float32),
-         ((layers(), layers()), (layers(), layers()), (layers(), layers()), layers()), f(5), tuple(map(np.zeros_like, weights)), tuple(map(np.zeros_like, biases)))
+    same(fast.q_gradient, f(5, 4), f(5, 4), (rng.integers(0, 2, 5), f(5), f(5), f(5)), True, 0, norm_rows_of(None, 4), 1, (Ws, biases), (Ws, biases), np.zeros((2, 1, 5, 4), np.float32),
+         ((layers(), layers()), (layers(), layers()), (layers(), layers()), layers()), f(5), tuple(map(np.zeros_like, Ws)), tuple(map(np.zeros_like, biases)))
 
 
 @pytest.mark.parametrize("n_step", (1, 3))

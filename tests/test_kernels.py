@@ -144,17 +144,26 @@ def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
             ("ppo_rows", (np.float32(.2), np.float32(.3)), 5), ("ppo_rows", (np.float32(.2), np.float32(np.inf)), 5), ("a2c_rows", (), 3))),
         ("standard_rows", (b, 1e-8, B(6))), ("surrogate_rows", (abs(b), f(6), np.float32(.8), np.float32(1.2), np.float32(-.5), B(6), B(6))),
         ("gae_columns", (z, rng.random((5, 6)) < .3, .9, B(5, 6))), ("add_groups", (rng.random((3, 16)), np.zeros(3), np.array([2, 0]))),
-        ("step_down", (rng.random((3, 16)), np.array([2, 0, 1]), np.array([.1, 5., 99.]))),
+        ("step_down", (rng.random((3, 16)), np.array([2, 0, 1]), np.array([.1, 5., 99.]))), ("turn", (z, B(6, 5))),
+        *(("multiply", (f(m, 7), f(7, p), B(m, p))) for m, p in ((5, 6), (19, 70), (5, 70), (3, 70))),
+        *(("forward_rows", (f(5, 2), (f(6, 2), f(3, 6)), (b, f(3)), kind, (B(5, 6), B(5, 3)), (B(5, 6), B(5, 3)))) for kind in range(4)),
+        *(("backward_rows", (f(5, 2), (f(6, 2), f(3, 6)), kind, (z, f(5, 3)), (z, f(5, 3)), (B(5, 6), f(5, 3)), (B(6, 2), B(3, 6)), (B(6), B(3)))) for kind in range(4)),
     ]
+    def tile(rows: int) -> Any:
+        def write(A: Any, B: Any, C: Any, i: int, j: int) -> None: C[i:i + rows, j:j + 2 * kernels.LANES] = A[i:i + rows] @ B[:, j:j + 2 * kernels.LANES]
+        return write
+    def copied(x: Any) -> Any: return tuple(map(copied, x)) if isinstance(x, tuple) else x.copy() if isinstance(x, np.ndarray) else x
+    def arrays(x: Any) -> list[Any]: return [a for y in x for a in arrays(y)] if isinstance(x, tuple | list) else [x]
     assert {name for name, _ in calls} | {"tanh32"} == {k.py_func.__name__ for k in kernels._kernels if k.py_func.__module__ == kernels.__name__}
     for name, args in calls:
         done = getattr(kernels, name)
-        copies = [[a.copy() if isinstance(a, np.ndarray) else a for a in args] for _ in range(2)]
+        copies = [[copied(a) for a in args] for _ in range(2)]
         results = [done(*copies[0])]
         with monkeypatch.context() as patch:
             patch.setattr(kernels, "tanh32", kernels.tanh32.py_func)
+            for tile_name, rows in (("_eight", 8), ("_four", 4), ("_one", 1)): patch.setattr(kernels, tile_name, tile(rows))
             results.append(done.py_func(*copies[1]))
-        for x, y in [results, *zip(*copies)]:
+        for x, y in [results, *zip(*map(arrays, copies))]:
             if isinstance(x, np.ndarray | float): assert np.allclose(x, y, rtol=1e-5, atol=2e-6), name
 
 

@@ -9,6 +9,7 @@
 | case | the work | what counts |
 |---|---|---|
 | ppo | CartPole-v1, 8 environments × 128 steps, 4 minibatches, 4 epochs, two tanh networks of 64 × 64 | env steps per second |
+| ppo-acrobot, ppo-mountaincar, ppo-mountaincarcontinuous, ppo-pendulum | the same work in the other classic worlds | env steps per second |
 | sac | Pendulum-v1, one update per env step, batch 256, relu networks of 256 × 256 | updates per second |
 | dqn | CartPole-v1, one update per 4 env steps, batch 64, relu network of 64 × 64 | env steps per second |
 | ppo-pixels | ALE/Pong-v5 as 84 × 84 × 4, 8 environments × 128 steps, 4 minibatches, 4 epochs, the Nature network | env steps per second |
@@ -57,7 +58,7 @@ class Case:
 
 
 PACKAGES = {   # peer → what its environment needs
-    "sb3": ["stable-baselines3"], "sbx": ["sbx-rl"], "tianshou": ["tianshou"], "torchrl": ["torchrl"], "skrl": ["skrl"], "purejaxrl": ["jax[cpu]", "flax", "optax", "gymnax"],
+    "sb3": ["stable-baselines3"], "sbx": ["sbx-rl"], "tianshou": ["tianshou"], "torchrl": ["torchrl"], "skrl": ["skrl"], "purejaxrl": ["jax[cpu]", "flax", "optax", "gymnax", "six"],
 }
 OURS = {"rlstudio": "auto", "rlstudio-compiled": "compiled"}   # → engine
 PLAIN = ("net.normalize_obs=false", "net.normalize_reward=false", "algo.learning_rate_schedule=constant", "algo.gamma=0.99")
@@ -82,6 +83,9 @@ CASES = {
         "env.num_envs=1", "algo.num_steps=256", "algo.buffer_size=10000", "algo.learning_starts=1000", "log.every=1", "net.normalize_reward=false"),
         ("sb3",), 6_144, warm=2_048, episodes=1),
 }
+
+CASES |= {f"ppo-{name.lower()}": Case(f"ppo {world}, 8 × 128, 4 × 4, 64-64 tanh", f"ppo/{name.lower()}.yaml", CASES["ppo"].same, ("sb3",), 102_400)
+          for name, world in (("Acrobot", "Acrobot-v1"), ("MountainCar", "MountainCar-v0"), ("MountainCarContinuous", "MountainCarContinuous-v0"), ("Pendulum", "Pendulum-v1"))}
 
 
 def rate_after(metrics: Path, warm: int) -> float:

@@ -18,8 +18,10 @@ if library == "sbx":
     from flax.linen import tanh
 else: tanh = torch.nn.Tanh
 
+WORLDS = {"sac": "Pendulum-v1", "ppo-acrobot": "Acrobot-v1", "ppo-mountaincar": "MountainCar-v0", "ppo-mountaincarcontinuous": "MountainCarContinuous-v0", "ppo-pendulum": "Pendulum-v1"}
+
 def worlds(n, seed):
-    if "pixels" not in case: return make_vec_env("Pendulum-v1" if case == "sac" else "CartPole-v1", n_envs=n, seed=seed)
+    if "pixels" not in case: return make_vec_env(WORLDS.get(case, "CartPole-v1"), n_envs=n, seed=seed)
     import ale_py
     import gymnasium
     from stable_baselines3.common.env_util import make_atari_env
@@ -43,7 +45,7 @@ models["ppo-pixels"] = lambda: peer.PPO("CnnPolicy", worlds(8, seed), n_steps=12
 models["dqn-pixels"] = lambda: peer.DQN("CnnPolicy", worlds(1, seed), train_freq=4, gradient_steps=1, batch_size=32, learning_rate=1e-4,
                                         learning_starts=1000, buffer_size=10_000, gamma=0.99, tau=1.0, target_update_interval=1000,
                                         exploration_initial_eps=1.0, exploration_final_eps=0.01, exploration_fraction=0.1, seed=seed, device="cpu")
-model, compiles = models[case](), 0.
+model, compiles = models.get(case, models["ppo"])(), 0.
 if library == "sbx": warm = max(warm, 1024)   # JAX compiles in the first update
 if warm:
     begun = time.perf_counter()

@@ -20,7 +20,7 @@ __all__ = ['exp_of', 'log_of', 'sin_of', 'cos_of', 'PORTABLE_WORLDS', 'PORTABLE_
            'portable_mlp', 'normal_numbers', 'gram_schmidt', 'orthogonal_matrix', 'PortableCategorical',
            'PortableGaussian', 'whole_power', 'PortableStep', 'portable_surrogate', 'portable_standard', 'refresh_norm',
            'follow_slowly', 'with_functions', 'fit_world', 'compiled_rule', 'portable_step', 'portable_rows',
-           'columns_of', 'unknown_parts', 'begin_portably', 'make_portable', 'Portable']
+           'unknown_parts', 'begin_portably', 'make_portable', 'Portable']
 
 # %% ../../nbs/92_fast.portable.ipynb #d6cbb658
 import math
@@ -698,7 +698,7 @@ def portable_step(
 @kernel(exact=True)
 def portable_rows(
     h: np.ndarray,    # as in `few_rows`
-    weights: Any,     # as in `few_rows`, each column in one piece
+    weights: Any,     # as in `few_rows`
     biases: Any,      # as in `few_rows`
     kind: int,        # as in `few_rows`
 ) -> int:             # as in `few_rows`
@@ -706,7 +706,7 @@ def portable_rows(
 
     Args:
         h: as in `few_rows`
-        weights: as in `few_rows`, each column in one piece
+        weights: as in `few_rows`
         biases: as in `few_rows`
         kind: as in `few_rows`
 
@@ -734,25 +734,11 @@ def portable_rows(
                     y[j] = y[j] if y[j] > 0 else _f(2) * t / (_f(1) - t)
     return (last + 1) % 2
 
-def columns_of(
-    mlp: MLP,   # on the CPU
-) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:   # weights (out, in), copied column by column, two rows or more; and biases
-    """The parameters of an MLP for `portable_rows`
-
-    Args:
-        mlp: on the CPU
-
-    Returns:
-        weights (out, in), copied column by column, two rows or more; and biases
-    """
-    weights, biases = layers_of(mlp)
-    return tuple(np.asfortranarray(W if len(W) > 1 else np.concatenate([W, W])) for W in weights), biases   # one row alone would be a column, too
-
 _rewired.update({few_rows: portable_rows})
 
 # %% ../../nbs/92_fast.portable.ipynb #1412a496
 _kinds: dict[str, Any] = dict(CompiledCategorical=PortableCategorical, CompiledGaussian=PortableGaussian)
-_parts = _kinds | dict(fits_kernel=with_names(rollout.fits_kernel, _kinds), try_step=portable_step, layers_of=columns_of,
+_parts = _kinds | dict(fits_kernel=with_names(rollout.fits_kernel, _kinds), try_step=portable_step,
                        rollout_choices=rewired(rollout.rollout_choices), rollout_reals=rewired(rollout.rollout_reals))
 _collect, _loop = (with_names(f, _parts) for f in (CompiledLoop.collect, CompiledLoop.loop))
 

@@ -17,7 +17,7 @@ __all__ = ['reads', 'code_facts', 'code_name', 'all_seen', 'step_around', 'Named
            'fits_kernel', 'has_rule', 'norm_rows_of', 'reals_of', 'try_step', 'CompiledLoop']
 
 # %% ../../nbs/91_fast.rollout.ipynb #6cfec288
-from .kernels import KINDS, Compiled, CompiledCategorical, CompiledGaussian, kernel, tanh32
+from .kernels import KINDS, Compiled, CompiledCategorical, CompiledGaussian, kernel, multiply, tanh32
 from .kernels import _kernels   # the list of what was compiled
 
 # %% ../../nbs/91_fast.rollout.ipynb #2cbfe9cb
@@ -219,7 +219,7 @@ def step_at(
 @kernel(reorder=True)
 def few_rows(
     h: np.ndarray,    # (2, N, widest) float32: inputs in h[0]
-    weights: Any,     # a tuple of matrices (out, in)
+    weights: Any,     # a tuple of matrices (out, in), as of `layers_of`
     biases: Any,      # a tuple of vectors (out,)
     kind: int,        # activation, as in `KINDS`
 ) -> int:             # which half holds the outputs
@@ -227,7 +227,7 @@ def few_rows(
 
     Args:
         h: (2, N, widest) float32: inputs in h[0]
-        weights: a tuple of matrices (out, in)
+        weights: a tuple of matrices (out, in), as of `layers_of`
         biases: a tuple of vectors (out,)
         kind: activation, as in `KINDS`
 
@@ -236,30 +236,17 @@ def few_rows(
     """
     last = len(weights) - 1
     for l in range(len(weights)):
-        W, b, source, target = weights[l], biases[l], h[l % 2], h[(l + 1) % 2]
-        fours = h.shape[1] - h.shape[1] % 4
-        for i in range(0, fours, 4):   # four rows together: each weight is read once for them
-            x0, x1, x2, x3 = source[i], source[i + 1], source[i + 2], source[i + 3]
-            for j in range(W.shape[0]):
-                w, a0, a1, a2, a3 = W[j], _f(0), _f(0), _f(0), _f(0)
-                for k in range(W.shape[1]):
-                    a0 += w[k] * x0[k]
-                    a1 += w[k] * x1[k]
-                    a2 += w[k] * x2[k]
-                    a3 += w[k] * x3[k]
-                target[i, j], target[i + 1, j], target[i + 2, j], target[i + 3, j] = a0 + b[j], a1 + b[j], a2 + b[j], a3 + b[j]
+        b, target = biases[l], h[(l + 1) % 2]
+        multiply(h[l % 2], weights[l].T, target)
         for i in range(h.shape[1]):
-            x, y = source[i], target[i]
-            for j in range(W.shape[0] if i >= fours else 0):
-                w, a0 = W[j], _f(0)
-                for k in range(W.shape[1]): a0 += w[k] * x[k]
-                y[j] = a0 + b[j]
+            y = target[i]
+            for j in range(b.shape[0]): y[j] += b[j]
             if l < last and kind == 0:
-                for j in range(W.shape[0]): y[j] = tanh32(y[j])
+                for j in range(b.shape[0]): y[j] = tanh32(y[j])
             elif l < last and kind == 1:
-                for j in range(W.shape[0]): y[j] = _f(0) if y[j] < 0 else y[j]
+                for j in range(b.shape[0]): y[j] = _f(0) if y[j] < 0 else y[j]
             elif l < last:
-                for j in range(W.shape[0]):
+                for j in range(b.shape[0]):
                     t = tanh32(_f(.5) * y[j])
                     bent = _f(2) * t / (_f(1) - t) if kind == 2 else y[j] * (_f(.5) + _f(.5) * t)
                     y[j] = y[j] if kind == 2 and y[j] > 0 else bent
@@ -267,16 +254,17 @@ def few_rows(
 
 def layers_of(
     mlp: MLP,   # on the CPU
-) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:   # weights (out, in), and biases
-    """The parameters of an MLP as arrays, views of the flat vector
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:   # weights (out, in), copied column by column, two rows or more; and biases
+    """The parameters of an MLP for `few_rows`
 
     Args:
         mlp: on the CPU
 
     Returns:
-        weights (out, in), and biases
+        weights (out, in), copied column by column, two rows or more; and biases
     """
-    return tuple(m.weight.detach().numpy() for m in mlp.linears), tuple(m.bias.detach().numpy() for m in mlp.linears)
+    weights, biases = ([getattr(m, name).detach().numpy() for m in mlp.linears] for name in ('weight', 'bias'))
+    return tuple(np.asfortranarray(W if len(W) > 1 else np.concatenate([W, W])) for W in weights), tuple(biases)   # one row alone would be a column, too
 
 # %% ../../nbs/91_fast.rollout.ipynb #0264269c
 @kernel
@@ -357,7 +345,7 @@ def act_choices(
         h: room for `few_rows`
     """
     see_rows(obs, norm, h)
-    out, n = h[few_rows(h, weights, biases, kind)], weights[len(weights) - 1].shape[0]
+    out, n = h[few_rows(h, weights, biases, kind)], biases[len(biases) - 1].shape[0]
     for i in range(action.shape[0]):
         row, top, total = out[i], out[i, 0], _f(0)
         for j in range(n):
