@@ -456,7 +456,7 @@ def draw(rows: dict[str, dict[str, Any]], file: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "rlstudio", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(8.4, 2.9 * down), layout="constrained")
         panels = figure.subplots(down, 2, squeeze=False).flat
-        for ax, (name, row) in zip(panels, shown):
+        for (name, row), ax in zip(shown, panels):
             axis, colours = AXES[name], iter(("#0077bb", "#ee7733"))
             for series, costs in row["series"].items():
                 colour = COLOURS.get(series) or next(colours)
