@@ -19,7 +19,7 @@ Errors: `UnknownName` with a suggestion, `DuplicateName`, `PluginError`, `Module
 __all__ = ['T', 'Claims', 'API_GROUP', 'registries', 'algos', 'envs', 'nets', 'sinks', 'wrappers', 'displays', 'backends',
            'commands', 'engines', 'F', 'UnknownName', 'DuplicateName', 'PluginError', 'ModuleError', 'suggest',
            'or_yours', 'entry_points_in', 'changed_at', 'installed_claims', 'same_name', 'load', 'choose_claim',
-           'api_of', 'api_fault', 'check_api', 'goes_with', 'Successor', 'Registry', 'owner', 'check_name',
+           'api_of', 'api_fault', 'check_api', 'goes_with', 'Successor', 'Registry', 'owner', 'check_registered',
            'check_free', 'check_plugin', 'allow', 'allowed', 'broken_at', 'import_one', 'import_own', 'import_flags',
            'imported', 'deprecated', 'renamed_arguments', 'renamed', 'collector_rests']
 
@@ -364,7 +364,7 @@ class Registry:
         Args:
             name: what configs will call it
         """
-        check_name(self, name)
+        check_registered(self, name)
         return lambda obj: self.add(name, obj)
 
     def rename(self,
@@ -434,7 +434,7 @@ def owner(
     return 'rlstudio' if 'rlstudio' in claims[name] else ' or '.join(sorted(claims[name]))
 
 # %% ../../nbs/05_core.registry.ipynb #12d14611
-def check_name(
+def check_registered(
     registry: Registry,  # where something should go
     name: Any,           # under which name
 ) -> None:
@@ -459,7 +459,7 @@ def check_free(
         name: under which name
         obj: what
     """
-    check_name(registry, name)
+    check_registered(registry, name)
     def _definition(o: Any) -> tuple[Any, ...]:
         return getattr(o, '__module__', ''), getattr(o, '__qualname__', id(o))
     here, claims = registry._old | registry._here, registry._claims.get(name, {})
