@@ -492,8 +492,8 @@ def test_as_a_process_of_its_own(origin: Path, name: str, command: str, code: in
 # ---- one reader, one writer --------------------------------------------------------------------------------------------
 
 OWN = {  # what reads no folder of a run: files of the system, of the package, metadata of what is installed, of a process that it has started, and descriptors that are open already
-    "core/arithmetic.py": {"processor"}, "data/storage.py": {"memory_limit", "is_tmpfs"}, "runs/folder.py": {"module_hash", "code_hash", "locked", "is_busy"}, "studio/cli.py": {"about"},
-    "studio/catalog.py": {"written_classes"}, "studio/console.py": {"silence"}, "evidence/audit.py": {"execute_alone", "in_new_process"}, "evidence/migrate.py": {"copy_file"},
+    "core/arithmetic.py": {"processor"}, "data/storage.py": {"memory_limit", "is_tmpfs"}, "runs/folder.py": {"module_hash", "code_hash", "locked", "is_busy"}, "studio/cli.py": {"about", "open_descriptors"},
+    "studio/catalog.py": {"written_classes"}, "evidence/audit.py": {"execute_alone", "in_new_process"}, "evidence/migrate.py": {"copy_file"},
     "studio/plugins.py": {"origin_of"}, "evidence/study.py": {"work_on_cells"}}
 
 

@@ -18,7 +18,7 @@ __all__ = ['STEPS', 'weight_views', 'join_rows', 'critics_gradient', 'lower_rows
            'SoftStep', 'SteepStep', 'CompiledCritics']
 
 # %% ../../nbs/97_fast.critics.ipynb #ac4e0740
-from .kernels import KINDS, backward_rows, forward_rows, kernel, parameter_views, squashed_back, squashed_rows, tanh32
+from .kernels import KINDS, backward_rows, forward_rows, kernel, multiply, parameter_views, squashed_back, squashed_rows, tanh32
 from .replay import CompiledReplay
 
 # %% ../../nbs/97_fast.critics.ipynb #acef2d12
@@ -212,7 +212,7 @@ def climb_rows(
     for k in range(top + 1):
         l = top - k
         unbend_some(Gs[l][:m], rows, kept[l], kind)
-        if l > 0: np.dot(Gs[l][:m], weights[l], Gs[l - 1][:m])
+        if l > 0: multiply(Gs[l][:m], weights[l], Gs[l - 1][:m])
     back = np.dot(Gs[0][:m], W[:, d:].copy())
     for i in range(m):
         for j in range(n): D[rows[i], j] += back[i, j]

@@ -303,8 +303,10 @@ def turn(
         A: (m, n)
         B: (n, m), written: A transposed
     """
-    for j in range(A.shape[1]):
-        for i in range(A.shape[0]): B[j, i] = A[i, j]
+    for i in range(0, A.shape[0], 32):   # so few rows that they stay in the nearest cache until all their columns are done
+        rows, columns = A[i:i + 32], B[:, i:i + 32]
+        for j in range(A.shape[1]):
+            for k in range(rows.shape[0]): columns[j, k] = rows[k, j]
 
 # %% ../../nbs/90_fast.kernels.ipynb #3de41eb4
 @kernel
