@@ -123,7 +123,7 @@ class Controls(Callback):
 
 # %% ../../nbs/66_runs.background.ipynb #7e102689
 HANG_SECONDS, PATIENCE = 30., 10.   # s
-CALLS = ('reset', 'step', 'render', 'close', 'load_state_dict')   # of an environment, of which one may not come back
+CALLS = ('reset', 'step', 'advance', 'render', 'close', 'load_state_dict')   # of an environment, of which one may not come back
 
 def env_calls(
     frame: FrameType | None,    # the innermost of a stack
@@ -138,7 +138,8 @@ def env_calls(
     """
     found = list[FrameType]()
     while frame:
-        if frame.f_code.co_name in CALLS and isinstance(frame.f_locals.get('self'), VectorEnv | gym.Env): found.append(frame)
+        me = frame.f_locals.get('self') if frame.f_code.co_name in CALLS else None
+        if isinstance(me, VectorEnv | gym.Env) and not (found and found[-1].f_locals['self'] is me): found.append(frame)   # of each the innermost: it knows most
         frame = frame.f_back
     return tuple(found[::-1])
 
@@ -154,7 +155,7 @@ def call_in_words(
     Returns:
         'Hang-v0: sub-env 1 in step 17 with action 0'
     """
-    me, what, i = frame.f_locals['self'], frame.f_code.co_name, frame.f_locals.get('i')
+    me, what, i = frame.f_locals['self'], frame.f_code.co_name.replace('advance', 'step'), frame.f_locals.get('i')
     name = getattr(me, 'env_id', '') or getattr(getattr(me, 'spec', None), 'id', '') or type(me).__name__
     which = f': sub-env {i}' if isinstance(i, int) else ''
     try:
