@@ -207,10 +207,10 @@ def test_mistakes_are_explained(args: list[object], hint: str, tmp_path: Path) -
 @pytest.mark.parametrize("typed, hint", [
     ("run", "Such as ppo/cartpole, or a file; see: rlstudio list configs"), ("resume", "see: rlstudio list runs"), ("check-env", "see: rlstudio list envs"),
     ("help", "fix: rlstudio --help"), ("version", "fix: rlstudio --version"), ("ppo/cartpole", "fix: rlstudio run ppo/cartpole"), ("mine.yaml", "fix: rlstudio run mine.yaml"),
-    ("run ppo/cartpole --train.total_steps=1000", "write it without the dashes, behind the config: train.total_steps=…"), ("run --algo ppo --env CartPole-v1", "algo.name=…; a config comes first"),
+    ("run ppo/cartpole --train.total_steps=1000", "it is a key of the config, without the dashes: train.total_steps=…"), ("run --algo ppo --env CartPole-v1", "algo.name=…; a config comes first"),
     ("run ppo/cartpole --env CartPole-v1", "env.id=…"), ("run ppo/cartpole --render", "each run makes a film"), ("run ppo/cartpole --seed abc", "expected a whole number, such as 3"),
     ("evaluate x --episodes 0", "expected a number ≥ 1"), ("resume ppo/cartpole", "a config, expected a run; begin one: rlstudio run ppo/cartpole"), ("resume mine.yaml", "begin one: rlstudio run mine.yaml"),
-    ("run ppo/cartpole --runs-dir mine.yaml", "mine.yaml: given a file, expected a folder for runs; choose another: --runs-dir DIR"), ("check-env mine.py", "fix: rlstudio check-env ID --import mine"),
+    ("run ppo/cartpole --runs-dir mine.yaml", "mine.yaml: cannot make a run here (it is no folder); choose another folder: --runs-dir DIR"), ("check-env mine.py", "fix: rlstudio check-env ID --import mine"),
     ("run mine.yaml", "write env.id='CartPole-v1'"), ("run mine.yaml", "fix: env.id=CartPole-v1"), ("plugins explain nope", "see: rlstudio plugins"),
     ("study ppo/cartpol", "did you mean 'ppo/cartpole'?"),   # not the study of that name
 ])
