@@ -88,7 +88,7 @@ def test_the_command(pole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     out = tmp_path / "page.html"
     done = report(pole, "--out", out, "--json")
     assert done.exit_code == 0 and json.loads(done.stdout) == dict(report=str(out), bytes=out.stat().st_size), done.output
-    for args, said in ((("nowhere",), "nowhere: not a run"), ((pole, "--out", tmp_path / "no" / "x.html"), "make it first"), ((pole, "--out", tmp_path), "remove the folder of this name")):
+    for args, said in ((("nowhere",), "nowhere: not a run"), ((pole, "--out", tmp_path / "no" / "x.html"), "make it first"), ((pole, "--out", tmp_path), "which is a folder, a device or a pipe; expected a file")):
         wrong = report(*args)
         assert wrong.exit_code == 2 and said in wrong.stderr and "Traceback" not in wrong.output, (args, wrong.output)
 

@@ -77,7 +77,7 @@ def test_rows_are_the_runs(shelf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("args, words", [
-    (["swep"], "swep: not a run"), (["runs/x*"], "no folder has such a name"), (["--json", "a.json"], "--json takes no file"), (["--csv", "nowhere/a.csv"], "not written"),
+    (["swep"], "swep: not a run"), (["runs/x*"], "no folder has such a name"), (["--json", "a.json"], "--json takes no file"), (["--csv", "nowhere/a.csv"], "there is no folder nowhere; make it first"),
     (["--csv", "-", "--json"], "expected one of them")])
 def test_mistakes(shelf: Path, args: list[str], words: str) -> None:
     done = run("rlstudio", "table", *args, cwd=shelf)
