@@ -60,6 +60,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/algos/common.py'),
                                        'rlstudio.algos.common.each_loss': ('algos.common.html#each_loss', 'rlstudio/algos/common.py'),
                                        'rlstudio.algos.common.fitted_out': ('algos.common.html#fitted_out', 'rlstudio/algos/common.py'),
+                                       'rlstudio.algos.common.has_moods': ('algos.common.html#has_moods', 'rlstudio/algos/common.py'),
                                        'rlstudio.algos.common.learning': ('algos.common.html#learning', 'rlstudio/algos/common.py'),
                                        'rlstudio.algos.common.loss_value': ('algos.common.html#loss_value', 'rlstudio/algos/common.py'),
                                        'rlstudio.algos.common.number': ('algos.common.html#number', 'rlstudio/algos/common.py'),

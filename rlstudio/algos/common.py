@@ -14,12 +14,12 @@ remembers is saved from its parts, so a subclass has no code for it."""
 
 # %% auto #0
 __all__ = ['Schedule', 'Engine', 'Told', 'anneal', 'clip_gradient_', 'Part', 'differentiate', 'LossError', 'part_of',
-           'check_parts', 'number', 'loss_value', 'torch_seeded', 'learning', 'register_rows', 'prepared', 'each_loss',
-           'try_tape', 'EngineError', 'Kit', 'fitted_out', 'choose_engine', 'check_masks', 'Learner']
+           'check_parts', 'number', 'loss_value', 'torch_seeded', 'learning', 'has_moods', 'register_rows', 'prepared',
+           'each_loss', 'try_tape', 'EngineError', 'Kit', 'fitted_out', 'choose_engine', 'check_masks', 'Learner']
 
 # %% ../../nbs/50_algos.common.ipynb #50fd0305
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -288,6 +288,21 @@ def learning(
     try: yield
     finally: module.eval()
 
+_NO_MOODS = {getattr(torch.nn, name) for name in 'Linear Conv2d Tanh ReLU ELU SiLU Identity Flatten LayerNorm Sequential ModuleList ModuleDict GRUCell LSTMCell ParameterList ParameterDict'.split()}
+
+def has_moods(
+    module: torch.nn.Module,   # of a learner
+) -> bool:                     # no: it need not be switched at each gradient step, which takes longer than a small product
+    """Is there a part that may act otherwise in training? Ours do not, nor do torch's plain layers
+
+    Args:
+        module: of a learner
+
+    Returns:
+        no: it need not be switched at each gradient step, which takes longer than a small product
+    """
+    return any(type(m) not in _NO_MOODS and not type(m).__module__.startswith('rlstudio.') for m in module.modules())
+
 # %% ../../nbs/50_algos.common.ipynb #08d284a2
 def register_rows(
     cls: type,   # an algorithm
@@ -521,6 +536,7 @@ class Learner:
         if not isinstance(made, torch.nn.Module):
             raise LossError(f'{type(self).__name__}.make_module: given a {type(made).__name__}, expected a torch.nn.Module; fix: return the network')
         self.module: Any = made.to(device).eval()
+        self.moods = has_moods(self.module)
         env.widen(getattr(self.module, 'wide', False))   # nobody else has a use for 64 bits
         self.observation_spec = env.observation_spec
 
@@ -621,7 +637,7 @@ class Learner:
         """
         metrics: dict[str, Any] = {}
         seen = prepared(self, batch, self.engine)
-        with learning(self.module):
+        with learning(self.module) if self.moods else nullcontext():
             for name, loss, more in each_loss(self, seen):
                 check_finite('loss', value := loss_value(self, name, loss))
                 part = part_of(self.parts, name)
