@@ -4,12 +4,15 @@
     python benchmarks/peers --rounds 5                            # PPO on CartPole-v1 with everybody
     python benchmarks/peers --case sac --only rlstudio,sb3,sbx
     python benchmarks/peers --rounds 5                            # the same again goes on where it was interrupted, or adds rounds
+    python benchmarks/peers --case ppo-lunarlander --cores 2      # also with worlds in processes of their own, ours and theirs
     python benchmarks/peers --draw                                # nothing but the table and the picture of what is stored
 
 | case | the work | what counts |
 |---|---|---|
 | ppo | CartPole-v1, 8 environments × 128 steps, 4 minibatches, 4 epochs, two tanh networks of 64 × 64 | env steps per second |
 | ppo-acrobot, ppo-mountaincar, ppo-mountaincarcontinuous, ppo-pendulum | the same work in the other classic worlds | env steps per second |
+| ppo-64, ppo-256 | CartPole-v1 as above with 64 or 256 environments | env steps per second |
+| ppo-lunarlander, ppo-halfcheetah | LunarLander-v3 and HalfCheetah-v5, which nobody has compiled; as ppo | env steps per second |
 | sac | Pendulum-v1, one update per env step, batch 256, relu networks of 256 × 256 | updates per second |
 | dqn | CartPole-v1, one update per 4 env steps, batch 64, relu network of 64 × 64 | env steps per second |
 | ppo-pixels | ALE/Pong-v5 as 84 × 84 × 4, 8 environments × 128 steps, 4 minibatches, 4 epochs, the Nature network | env steps per second |
@@ -52,15 +55,20 @@ class Case:
     ratio: float | None = None  # updates per env step, if updates are what counts
 
     episodes: int = 20      # of the evaluation, which is not in the clock
+    world: str = "CartPole-v1"
+    envs: int = 8           # environments at once
 
     @property
     def figure(self) -> str: return "updates_per_second" if self.ratio else "env_steps_per_second"
 
 
 PACKAGES = {   # peer → what its environment needs
-    "sb3": ["stable-baselines3"], "sbx": ["sbx-rl"], "tianshou": ["tianshou"], "torchrl": ["torchrl"], "skrl": ["skrl"], "purejaxrl": ["jax[cpu]", "flax", "optax", "gymnax", "six"],
+    "sb3": ["stable-baselines3"], "sb3-subproc": ["stable-baselines3"], "sbx": ["sbx-rl"], "tianshou": ["tianshou"], "torchrl": ["torchrl"], "skrl": ["skrl"], "purejaxrl": ["jax[cpu]", "flax", "optax", "gymnax", "six"],
 }
-OURS = {"rlstudio": "auto", "rlstudio-compiled": "compiled"}   # → engine
+OURS = {   # → engine, and what spreads the work over several cores
+    "rlstudio": ("auto", ()), "rlstudio-compiled": ("compiled", ()), "rlstudio-parallel": ("compiled", ("train.parallel={cores}",)), "rlstudio-workers": ("compiled", ("env.backend=workers",)),
+}
+SPREAD = ("rlstudio-parallel", "rlstudio-workers", "sb3-subproc")   # of use on several cores only
 PLAIN = ("net.normalize_obs=false", "net.normalize_reward=false", "algo.learning_rate_schedule=constant", "algo.gamma=0.99")
 REPLAY = ("env.num_envs=1", "net.activation=relu", "algo.num_steps=256", "algo.buffer_size=100000", "algo.n_step=1", "algo.prioritized=false",
           "log.every=1")
@@ -71,7 +79,7 @@ CASES = {
         "algo.max_grad_norm=0.5", "algo.target_kl=null"), ("cleanrl", "sb3", "sbx", "tianshou", "torchrl", "skrl", "purejaxrl"), 102_400),
     "sac": Case("sac Pendulum-v1, 1 update per step, batch 256, 256-256 relu", "sac/pendulum.yaml", (
         *PLAIN, *REPLAY, "algo.train_every=1", "algo.update_ratio=1", "algo.batch_size=256", "net.hidden=[256,256]", "algo.learning_rate=0.001",
-        "algo.learning_starts=100", "algo.tau=0.005", "algo.ent_coef=auto"), ("sb3", "sbx"), 4_608, warm=512, ratio=1.0),
+        "algo.learning_starts=100", "algo.tau=0.005", "algo.ent_coef=auto"), ("sb3", "sbx"), 4_608, warm=512, ratio=1.0, world="Pendulum-v1"),
     "dqn": Case("dqn CartPole-v1, 1 update per 4 steps, batch 64, 64-64 relu", "dqn/cartpole.yaml", (
         *PLAIN, *REPLAY, "algo.train_every=4", "algo.update_ratio=0.25", "algo.batch_size=64", "net.hidden=[64,64]", "algo.learning_rate=0.0005",
         "algo.learning_starts=1000", "algo.tau=1", "algo.target_every=250", "algo.epsilon_start=1", "algo.epsilon_end=0.05",
@@ -84,8 +92,12 @@ CASES = {
         ("sb3",), 6_144, warm=2_048, episodes=1),
 }
 
-CASES |= {f"ppo-{name.lower()}": Case(f"ppo {world}, 8 × 128, 4 × 4, 64-64 tanh", f"ppo/{name.lower()}.yaml", CASES["ppo"].same, ("sb3",), 102_400)
+CASES |= {f"ppo-{name.lower()}": Case(f"ppo {world}, 8 × 128, 4 × 4, 64-64 tanh", f"ppo/{name.lower()}.yaml", CASES["ppo"].same, ("sb3",), 102_400, world=world)
           for name, world in (("Acrobot", "Acrobot-v1"), ("MountainCar", "MountainCar-v0"), ("MountainCarContinuous", "MountainCarContinuous-v0"), ("Pendulum", "Pendulum-v1"))}
+CASES |= {f"ppo-{n}": Case(f"ppo CartPole-v1, {n} × 128, 4 × 4, 64-64 tanh", "ppo/cartpole.yaml", (*CASES["ppo"].same, f"env.num_envs={n}"), ("sb3", "purejaxrl"), steps, envs=n)
+          for n, steps in ((64, 409_600), (256, 983_040))}
+CASES |= {f"ppo-{name.lower()}": Case(f"ppo {world}, 8 × 128, 4 × 4, 64-64 tanh", f"ppo/{name.lower()}.yaml", CASES["ppo"].same, ("sb3", "sb3-subproc"), 40_960, episodes=2, world=world)
+          for name, world in (("LunarLander", "LunarLander-v3"), ("HalfCheetah", "HalfCheetah-v5"))}
 
 
 def rate_after(metrics: Path, warm: int) -> float:
@@ -106,10 +118,10 @@ def child(command: list[str], cores: int, folder: str | None = None) -> str:
 
 def ours(name: str, case: str, seed: int, steps: int, cores: int) -> dict[str, Any]:
     "One run of RLStudio, in a workspace of its own"
-    c = CASES[case]
+    c, (engine, spread) = CASES[case], OURS[name]
     with tempfile.TemporaryDirectory() as home:
-        Path(home, "settings.ini").write_text(f"[DEFAULT]\nruns_dir = runs\nthreads = {cores}\nengine = {OURS[name]}\n")
-        out = child([str(RLSTUDIO), "run", str(ROOT / "configs" / c.config), f"train.seed={seed}", f"train.total_steps={steps}", f"eval.episodes={c.episodes}", *c.same, "--quiet", "--json"], cores, home)
+        Path(home, "settings.ini").write_text(f"[DEFAULT]\nruns_dir = runs\nthreads = {1 if spread else cores}\nengine = {engine}\n")
+        out = child([str(RLSTUDIO), "run", str(ROOT / "configs" / c.config), f"train.seed={seed}", f"train.total_steps={steps}", f"eval.episodes={c.episodes}", *c.same, *(s.format(cores=cores) for s in spread), "--quiet", "--json"], cores, home)
         result = json.loads(out)
         found = {k: result[k] for k in ("total_steps", "env_steps_per_second", "eval_return_mean", "eval_return_std")}
         if c.warm: found["env_steps_per_second"] = rate_after(Path(home, result["run"], "metrics.jsonl"), c.warm)
@@ -119,8 +131,8 @@ def ours(name: str, case: str, seed: int, steps: int, cores: int) -> dict[str, A
 
 def theirs(python: Path, name: str, case: str, seed: int, steps: int, cores: int) -> dict[str, Any]:
     "One run of a peer"
-    c, worker = CASES[case], Path(__file__).parent / f"work_{'sb3' if name == 'sbx' else name}.py"
-    task = json.dumps(dict(library=name, case=case, seed=seed, steps=steps, warm=c.warm, episodes=c.episodes))
+    c, worker = CASES[case], Path(__file__).parent / f"work_{'sb3' if name in ('sbx', 'sb3-subproc') else name}.py"
+    task = json.dumps(dict(library=name, case=case, seed=seed, steps=steps, warm=c.warm, episodes=c.episodes, world=c.world, envs=c.envs, cores=cores))
     found: dict[str, Any] = json.loads(child([str(python), "-P", str(worker), task], cores).splitlines()[-1])
     return found if c.ratio else {k: v for k, v in found.items() if k != "updates_per_second"}
 
@@ -132,7 +144,7 @@ def environments(names: list[str], folder: Path) -> dict[str, Path]:
         if name in OURS or name == "cleanrl": found[name] = Path(sys.executable)
         else:
             print(f"{name}: {', '.join(PACKAGES[name])}", file=sys.stderr, flush=True)
-            try: found[name] = make_venv(folder / name, *PACKAGES[name], constrained=name in ("sb3", "sbx"))
+            try: found[name] = make_venv(folder / name.split("-")[0], *PACKAGES[name], constrained=name.startswith("sb"))
             except subprocess.CalledProcessError as e: print(f"{name} is left out: {e}", file=sys.stderr)
     return found
 
@@ -212,7 +224,7 @@ def main() -> None:
     case = CASES[options.case]
     options.steps = options.steps or case.steps
     if options.steps < 2 * case.warm: parser.error(f"--steps {options.steps}: expected at least {2 * case.warm}, since the first {case.warm} do not count")
-    names = options.only.split(",") if options.only else [*OURS, *case.peers]
+    names = options.only.split(",") if options.only else [n for n in (*OURS, *case.peers) if options.cores > 1 or n not in SPREAD]
     if odd := [n for n in names if n not in (*OURS, *case.peers)]: parser.error(f"--only: given {', '.join(odd)}, expected some of {', '.join((*OURS, *case.peers))}")
     options.rows = [] if options.no_store else chosen_rows(options)
     if not options.draw: rounds_of(options, environments(names, options.venvs))

@@ -8,8 +8,9 @@ import sys
 import time
 from importlib.metadata import version
 
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ["JAX_PLATFORMS"] = "cpu"
+task = json.loads(sys.argv[1])
+if task.get("cores", 1) == 1: os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 import flax.linen as nn
 import gymnax
 import jax
@@ -19,7 +20,6 @@ import optax
 from flax.linen.initializers import constant, orthogonal
 from flax.training.train_state import TrainState
 
-task = json.loads(sys.argv[1])
 N, T, EPOCHS, PARTS = int(task.get("envs", 8)), 128, 4, 4
 updates = task["steps"] // (N * T)
 env, how = gymnax.make("CartPole-v1")

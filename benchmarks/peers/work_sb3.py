@@ -8,20 +8,19 @@ import torch
 
 torch.set_num_threads(1)
 task = json.loads(sys.argv[1])
-library, case, seed, steps, warm, episodes = (task[k] for k in ("library", "case", "seed", "steps", "warm", "episodes"))
+library, case, seed, steps, warm, episodes, envs = (task[k] for k in ("library", "case", "seed", "steps", "warm", "episodes", "envs"))
 if library == "sbx": import sbx as peer
 else: import stable_baselines3 as peer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
 if library == "sbx":
     from flax.linen import tanh
 else: tanh = torch.nn.Tanh
 
-WORLDS = {"sac": "Pendulum-v1", "ppo-acrobot": "Acrobot-v1", "ppo-mountaincar": "MountainCar-v0", "ppo-mountaincarcontinuous": "MountainCarContinuous-v0", "ppo-pendulum": "Pendulum-v1"}
-
 def worlds(n, seed):
-    if "pixels" not in case: return make_vec_env(WORLDS.get(case, "CartPole-v1"), n_envs=n, seed=seed)
+    if "pixels" not in case: return make_vec_env(task["world"], n_envs=n, seed=seed, **(dict(vec_env_cls=SubprocVecEnv, vec_env_kwargs=dict(start_method="fork")) if library == "sb3-subproc" and n > 1 else {}))
     import ale_py
     import gymnasium
     from stable_baselines3.common.env_util import make_atari_env
@@ -30,7 +29,7 @@ def worlds(n, seed):
     return VecFrameStack(make_atari_env("ALE/Pong-v5", n_envs=n, seed=seed, env_kwargs=dict(frameskip=1, repeat_action_probability=0)), 4)
 
 models = dict(
-    ppo=lambda: peer.PPO("MlpPolicy", worlds(8, seed), n_steps=128, batch_size=256, n_epochs=4, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95,
+    ppo=lambda: peer.PPO("MlpPolicy", worlds(envs, seed), n_steps=128, batch_size=32 * envs, n_epochs=4, learning_rate=3e-4, gamma=0.99, gae_lambda=0.95,
                          clip_range=0.2, ent_coef=0.0, vf_coef=0.5, max_grad_norm=0.5, seed=seed, device="cpu",
                          policy_kwargs=dict(net_arch=dict(pi=[64, 64], vf=[64, 64]), activation_fn=tanh)),
     sac=lambda: peer.SAC("MlpPolicy", worlds(1, seed), train_freq=1, gradient_steps=1, batch_size=256, learning_rate=1e-3, learning_starts=100,
