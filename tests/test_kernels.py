@@ -77,9 +77,11 @@ WHOLE: list[dict[str, Any]] = [
     dict(algo=dict(name="ppo", ent_coef=.02), env=dict(id="Pendulum-v1")), dict(algo=dict(name="a2c", ent_coef=.02), env=dict(id="Pendulum-v1"), net=dict(log_std="state", activation="elu")), dict(algo=dict(name="a2c"), net=dict(hidden=[]))]
 
 
+@pytest.mark.parametrize("block", [2048, 16])
 @pytest.mark.parametrize("case", range(len(WHOLE)))
-def test_a_whole_step_is_the_step_of_autograd(case: int) -> None:
-    "Away from the first minibatch, where ratios are 1: the same gradient, metrics, loss for the ledger and statistics of the step"
+def test_a_whole_step_is_the_step_of_autograd(case: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Away from the first minibatch, where ratios are 1: the same gradient, metrics, loss for the ledger and statistics of the step; 40 rows at once, and in blocks of 13 or 14"
+    monkeypatch.setattr(kernels, "BLOCK", block)
     change, both = WHOLE[case], []
     c = config_from_dict(dict(env=dict(id="CartPole-v1") | change.get("env", {}) | dict(num_envs=4), algo=change["algo"] | dict(num_steps=16), net=dict(hidden=[12, 12]) | change.get("net", {}), train=dict(total_steps=640)))
     for engine in ("autograd", "compiled"):
