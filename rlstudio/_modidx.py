@@ -2720,6 +2720,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rlstudio.fast.parallel.serve_rank': ('fast.parallel.html#serve_rank', 'rlstudio/fast/parallel.py'),
                                         'rlstudio.fast.parallel.share_of_state': ( 'fast.parallel.html#share_of_state',
                                                                                    'rlstudio/fast/parallel.py'),
+                                        'rlstudio.fast.parallel.stay_awake': ('fast.parallel.html#stay_awake', 'rlstudio/fast/parallel.py'),
                                         'rlstudio.fast.parallel.stepped_together': ( 'fast.parallel.html#stepped_together',
                                                                                      'rlstudio/fast/parallel.py'),
                                         'rlstudio.fast.parallel.take_part': ('fast.parallel.html#take_part', 'rlstudio/fast/parallel.py'),

@@ -13,9 +13,9 @@ The same config and the same number of processes give the same bits. Another num
 
 # %% auto #0
 __all__ = ['ordered_sum', 'pooled', 'own_rows', 'own_noise', 'ParallelError', 'Ranks', 'SharedMeeting', 'as_arrays', 'as_tensors',
-           'as_sent', 'SharedRanks', 'TorchRanks', 'Hands', 'join_learner', 'stepped_together', 'described_together',
-           'check_team', 'share_of_state', 'load_share', 'scales_of', 'report_of', 'Team', 'take_part', 'say_error',
-           'serve_rank', 'find_ranks', 'under_torchrun']
+           'as_sent', 'stay_awake', 'SharedRanks', 'TorchRanks', 'Hands', 'join_learner', 'stepped_together',
+           'described_together', 'check_team', 'share_of_state', 'load_share', 'scales_of', 'report_of', 'Team',
+           'take_part', 'say_error', 'serve_rank', 'find_ranks', 'under_torchrun']
 
 # %% ../../nbs/96_fast.parallel.ipynb #ef383f5d
 import multiprocessing
@@ -75,24 +75,23 @@ def pooled(
 
 # %% ../../nbs/96_fast.parallel.ipynb #9b36839c
 def own_rows(
-    order: np.ndarray,  # of rows of the whole rollout, t·N + i
+    num_steps: int,     # T
     num_envs: int,      # N, of all ranks together
     mine: range,        # envs of this rank
-) -> np.ndarray:        # of rows of its own rollout, in the same order
+) -> np.ndarray:        # of each row of the whole rollout, (T·N,); -1: another rank has it
     """Where the rows of this rank lie in its own memory
 
     Args:
-        order: of rows of the whole rollout, t·N + i
+        num_steps: T
         num_envs: N, of all ranks together
         mine: envs of this rank
 
     Returns:
-        of rows of its own rollout, in the same order
+        of each row of the whole rollout, (T·N,); -1: another rank has it
     """
-    env = order % num_envs
-    here = (env >= mine.start) & (env < mine.stop)
-    rows: np.ndarray = order[here] // num_envs * len(mine) + env[here] - mine.start
-    return rows
+    place = np.full((num_steps, num_envs), -1)
+    place[:, mine.start:mine.stop] = np.arange(num_steps * len(mine)).reshape(num_steps, -1)
+    return place.ravel()
 
 def own_noise(
     drawn: Callable[..., np.ndarray],  # of a module: (generator, lead) → (*lead, k)
@@ -227,6 +226,17 @@ def as_sent(
     return again if isinstance(again, Exception) and str(again) == str(e) else ParallelError(f'in another process: {type(e).__name__}: {e}')
 
 # %% ../../nbs/96_fast.parallel.ipynb #dd98e7d4
+def stay_awake(
+    channel: Any,   # a word is expected from there
+) -> None:
+    """Look for a word for a moment instead of sleeping: the system likes to wake a process on the core of the one that woke it
+
+    Args:
+        channel: a word is expected from there
+    """
+    began = time.perf_counter()
+    while not channel.poll(0) and time.perf_counter() - began < LOOK: os.sched_yield()
+
 class SharedRanks:
     "Ranks of one machine: rows in shared memory, words by pipe"
     def __init__(self,
@@ -268,7 +278,9 @@ class SharedRanks:
             k → Any: the rank whose word is read → the word
         """
         if self.early[k]: return self.early[k].pop(0)
-        try: word = self.channels[k - 1].recv()
+        try:
+            stay_awake(self.channels[k - 1])
+            word = self.channels[k - 1].recv()
         except (EOFError, OSError):
             self.started[k - 1].process.join(GRACE)
             raise self.lost(k) from None
@@ -276,7 +288,14 @@ class SharedRanks:
         return word
 
     def exchange(self, row: np.ndarray) -> np.ndarray: "as `Ranks`"; return self.meeting.exchange(row, self.look_after)   # as `Ranks`
-    def hear(self) -> Any: "as `Ranks`"; return self.channels[0].recv()   # as `Ranks`
+    def hear(self) -> Any:   # as `Ranks`
+        """as `Ranks`
+
+        Returns:
+            as `Ranks`
+        """
+        stay_awake(self.channels[0])
+        return self.channels[0].recv()
 
     def tell(self, order: Any) -> None:   # as `Ranks`
         """as `Ranks`
@@ -450,9 +469,10 @@ class Hands:
             parts: minibatches
         """
         total = len(data) // len(self.mine) * self.num_envs
-        order = rng.permutation(total)[:total - total % parts]
+        order, place = rng.permutation(total)[:total - total % parts], own_rows(total // self.num_envs, self.num_envs, self.mine)
         for part in np.split(order, parts):
-            rows = own_rows(part, self.num_envs, self.mine)
+            rows = place[part]
+            rows = rows[rows >= 0]
             self.rows = len(rows), len(part)
             yield data[rows if len(rows) else np.zeros(1, np.int64)]
 
