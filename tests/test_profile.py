@@ -154,6 +154,11 @@ def test_profile_needs_no_numba() -> None:
     assert "rlstudio.fast.kernels" not in (Path(sys.modules["rlstudio.fast.profile"].__file__ or "").read_text())
 
 
+def test_the_table_of_the_peers_is_fresh() -> None:
+    done = run(sys.executable, "benchmarks/peers", "--check", coverage=False)
+    assert done.returncode == 0, said(done)
+
+
 def test_the_peers_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "benchmarks/peers: ratios are those within a round; what is stored is not made again; a peer that fails is left out, and the others go on"
     monkeypatch.setattr(sys, "path", list(sys.path))   # the script adds a folder

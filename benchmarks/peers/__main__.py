@@ -6,6 +6,7 @@
     python benchmarks/peers --rounds 5                            # the same again goes on where it was interrupted, or adds rounds
     python benchmarks/peers --case ppo-lunarlander --cores 2      # also with worlds in processes of their own, ours and theirs
     python benchmarks/peers --draw                                # nothing but the table and the picture of what is stored
+    python benchmarks/peers --page                                # the table in docs/pages/howto/fast.md; --check fails if it is not fresh
 
 | case | the work | what counts |
 |---|---|---|
@@ -40,7 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # the other scrip
 
 from common import RESULTS, RLSTUDIO, ROOT, RunFailed, append, history, make_venv, one_thread, record, table  # noqa: E402
 
-ROWS, PICTURE = RESULTS / "peer_runs.jsonl", ROOT / "docs" / "images" / "peers.svg"
+ROWS, PICTURE, PAGE = RESULTS / "peer_runs.jsonl", ROOT / "docs" / "images" / "peers.svg", ROOT / "docs" / "pages" / "howto" / "fast.md"
+BEGIN, END = "<!-- peers: written by benchmarks/peers --page -->\n", "<!-- end of peers -->\n"
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,37 @@ def draw(lines: list[dict[str, Any]], case: Case, cores: int, file: Path) -> Non
         figure.savefig(file, metadata={"Date": None, "Creator": None} if file.suffix == ".svg" else None)
 
 
+def newest_rows() -> dict[tuple[str, int], list[dict[str, Any]]]:
+    "(case, cores) → the rows of the newest session in which RLStudio met somebody"
+    found: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
+    for r in history(ROWS): found.setdefault((r["case"], int(r["cores"])), {}).setdefault(f"{r['session']} {r['steps']}", []).append(r)
+    met = {key: [rows for rows in by.values() if {r["library"] for r in rows} & {*OURS} and {r["library"] for r in rows} - {*OURS}] for key, by in found.items()}
+    return {key: max(several, key=lambda rows: str(rows[-1]["time"])) for key, several in met.items() if several}
+
+
+COLUMNS = {"as it comes": ("rlstudio",), "`compiled`": ("rlstudio-compiled",), "`compiled`, several processes": ("rlstudio-parallel", "rlstudio-workers"),
+           "Stable-Baselines3": ("sb3", "sb3-subproc"), "SBX": ("sbx",), "PureJaxRL": ("purejaxrl",)}
+
+
+def page(text: str, stored: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
+    "The page with the table of what is stored between its marks: medians, and how many times as fast RLStudio is at its best"
+    def cell(lines: list[dict[str, Any]], names: tuple[str, ...]) -> str:
+        best = max((x for x in lines if x["library"] in names), key=lambda x: x["median"], default=None)
+        if best is None: return "–"
+        speed = format(float(format(best["median"], ".3g")), ",.0f")
+        return speed if best["library"] in OURS else f"{speed} ({best['ratio']:.2g} ×)"
+    table_, rounds = [f"| work, and what counts | cores | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)], set[int]()
+    for name, c in CASES.items():
+        for (_, cores), rows in sorted((k, v) for k, v in stored.items() if k[0] == name):
+            lines = summary(rows, c.figure)
+            rounds |= {x["rounds"] for x in lines}
+            table_.append(f"| {c.title}: {c.figure.split('_per')[0].replace('_', ' ')}/s | {cores} | " + " | ".join(cell(lines, names) for names in COLUMNS.values()) + " |")
+    where = sorted({f"{r['machine']['cpu']}, {max(str(x['time'])[:7] for x in rows)}" for rows in stored.values() for r in rows[-1:]})
+    note = f"Medians of {min(rounds)} to {max(rounds)} rounds in turns ({'; '.join(where)}; [raw numbers](../../../benchmarks/results/peer_runs.jsonl), by [benchmarks/peers](../../../benchmarks/peers/__main__.py)). In brackets: how many times as fast RLStudio is at its best, within rounds. `8 × 128` are environments and steps of a rollout, `4 × 4` epochs and minibatches."
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n" + "\n".join(table_) + "\n\n" + note + "\n" + END + rest.split(END)[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, default="ppo", help="the work (default: ppo)")
@@ -219,8 +252,13 @@ def main() -> None:
     parser.add_argument("--venvs", type=Path, default=ROOT / "build" / "peers", help="where the peers' environments are kept (default: build/peers)")
     parser.add_argument("--draw", action="store_true", help="no runs: the table and the picture of what is stored")
     parser.add_argument("--plot", type=Path, default=PICTURE, help="where the picture goes (default: docs/images/peers.svg)")
+    parser.add_argument("--page", action="store_true", help="no runs: write the table of the page 'Make it fast'")
+    parser.add_argument("--check", action="store_true", help="no runs: fail when that table is not what the stored rows say")
     parser.add_argument("--no-store", action="store_true", help="a trial: print the figures, leave the stored history and the picture alone")
     options = parser.parse_args()
+    if options.page: PAGE.write_text(page(PAGE.read_text(), newest_rows()))
+    if options.check and PAGE.read_text() != page(PAGE.read_text(), newest_rows()): sys.exit(f"{PAGE.name}: not what {ROWS.name} says; run: python benchmarks/peers --page")
+    if options.page or options.check: return
     case = CASES[options.case]
     options.steps = options.steps or case.steps
     if options.steps < 2 * case.warm: parser.error(f"--steps {options.steps}: expected at least {2 * case.warm}, since the first {case.warm} do not count")

@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """One training of the case ppo as PureJaxRL does it: world (gymnax), policy and update in one compiled program; the last line of its output is JSON.
 
 PureJaxRL is a file to copy and no package, so this is its work in our words: a scan over updates, in it one over steps and one over epochs and minibatches.
