@@ -230,7 +230,7 @@ def memory_of(capacity: int, storage: Any) -> Any:
 
 
 def run_replay(sizes: tuple[int, ...], rounds: int, number: int = 400) -> dict[str, Any]:
-    from rlstudio.fast.replay import compiled_fetch
+    from rlstudio.fast.replay import compiled_fetch, compiled_places
     rng = np.random.default_rng(0)
     def sampling(buffer: Any) -> Callable[[], float]:
         def measure() -> float: return cost_of(lambda: [buffer.sample(256, rng) for _ in range(number)]) / number * 1e6
@@ -244,7 +244,7 @@ def run_replay(sizes: tuple[int, ...], rounds: int, number: int = 400) -> dict[s
     points: dict[tuple[str, int], Callable[[], float]] = {}
     for n in sizes:
         plain, compiled, disk = memory_of(n, "memory"), memory_of(n, "memory"), memory_of(n, "disk")
-        compiled.fetch = compiled_fetch
+        compiled.fetch, compiled.sampler.pick = compiled_fetch, compiled_places
         points |= {("in memory", n): sampling(plain), ("compiled", n): sampling(compiled), ("on disk", n): sampling(disk), ("take", n): taking(plain.memory.arrays.row)}
     costs = in_turns(points, rounds, "replay")
     return dict(series=costs, roof={x: median(c) for x, c in costs.pop("take").items()})
@@ -320,19 +320,20 @@ def run_stack(budgets: tuple[int, ...], rounds: int, seeds: int = 10) -> dict[st
 
 OWN = """
 from rlstudio.data.priority import Prioritized
-from rlstudio.data.replay import transitions
-from rlstudio.fast.replay import compiled_fetch
+from rlstudio.data.replay import places_between, transitions
+from rlstudio.fast.replay import compiled_fetch, compiled_places
 def other(capacity=capacity, **options):
     b = ReplayBuffer(capacity, 1, spec, spec_from_space(action_space, "action"), **options)
     for piece in pieces(): b.add(batch(*piece))
     return b
 steps, ranked, disk = other(n_step=3), other(sampler=Prioritized(.6)), other(storage="disk")
-def drawn(b, fetch=transitions):
+def drawn(b, fetch=transitions, pick=places_between):
     def sample():
-        b.fetch = fetch
+        b.fetch, b.sampler.pick = fetch, pick
         return b.sample(batch_size, rng)
     return sample
-serve(held, numpy=drawn(buffer), compiled=drawn(buffer, compiled_fetch), tensors=lambda: tensors(drawn(buffer, compiled_fetch)()), three_steps=drawn(steps), three_steps_compiled=drawn(steps, compiled_fetch),
+compiled = compiled_fetch, compiled_places   # as the engine sets them
+serve(held, numpy=drawn(buffer), compiled=drawn(buffer, *compiled), tensors=lambda: tensors(drawn(buffer, *compiled)()), three_steps=drawn(steps), three_steps_compiled=drawn(steps, *compiled),
       priorities=drawn(ranked), disk=drawn(disk))
 """
 THEIRS = """

@@ -2,6 +2,7 @@
 from typing import Any
 
 import gymnasium as gym
+import numba
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from rlstudio.core.finite import NonFiniteError
 from rlstudio.core.options import config_from_dict
 from rlstudio.core.registry import algos
 from rlstudio.core.spec import spec_from_space
-from rlstudio.data.replay import ReplayBuffer, transitions
+from rlstudio.data.replay import ReplayBuffer, places_between, transitions
 from rlstudio.envs.classic import CartPole
 from rlstudio.fast import replay as fast
 from rlstudio.fast.rollout import layers_of, norm_rows_of
@@ -39,6 +40,43 @@ def test_the_same_rows_and_the_same_streams(case: dict[str, Any]) -> None:
     assert np.allclose(two["stepper"]["running_return"], one["stepper"]["running_return"]) and two["stepper"]["env_steps"] == one["stepper"]["env_steps"]
     kit = b.algo.kit  # type: ignore[attr-defined]
     assert kit.fits and (kit.step is None) == ("env" in case) and isinstance(b.algo.descend, fast.ValueStep) == ("quantiles" not in case)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", (1, 2, 3, 255, 10**6, 2**31 - 1, 2**31, 3 * 2**30, 2**32 - 1, 2**32, 2**40))
+def test_places_are_drawn_as_numpy_draws_them(number: int) -> None:
+    "From the oldest of a ring that is full or not, whatever was drawn before; the generator goes on from the same state"
+    one, two = (np.random.default_rng(number) for _ in range(2))
+    for low, size in (0, number), (0, number + 7), (number // 3 + 1, number), (5 * number + 2, number + 1):
+        for n in 1, 2, 300:
+            a, b = (draw(rng, low, low + number, n, size) for draw, rng in ((places_between, one), (fast.compiled_places, two)))
+            assert a.dtype == b.dtype == np.int64 and (a == b).all() and 0 <= b.min() and b.max() < size
+            assert one.bit_generator.state == two.bit_generator.state
+        assert one.integers(9, dtype=np.int32) == two.integers(9, dtype=np.int32)   # leaves half a draw behind
+
+
+def test_other_generators_draw_by_numpy() -> None:
+    for bits in np.random.MT19937, np.random.Philox:
+        one, two = (np.random.Generator(bits(3)) for _ in range(2))
+        assert (places_between(one, 5, 99, 50, 100) == fast.compiled_places(two, 5, 99, 50, 100)).all()
+
+
+def test_a_sample_of_the_engine_is_a_sample() -> None:
+    "The same bytes from the same generator, of a ring that was written over, with and without steps that never happened"
+    t = trainer(n_step=1).train(800).algo
+    engine, plain = t.replay, ReplayBuffer(300, 4, t.observation_spec, t.action_spec)   # type: ignore[attr-defined]
+    assert engine.sampler.pick is fast.compiled_places and plain.sampler.pick is places_between   # type: ignore[attr-defined]
+    plain.load_state_dict(engine.state_dict())
+    for gaps in False, True:
+        if gaps:
+            x = np.zeros((9, 4, 4), np.float32)
+            for b in engine, plain:
+                b.add(Batch(obs=x, next_obs=x, action=np.zeros((9, 4), np.int64), reward=x[..., 0], terminated=x[..., 0] > 0, truncated=x[..., 0] > 0, valid=np.arange(36).reshape(9, 4) % 3 > 0))
+            assert plain.memory.gaps > 0
+        one, two = np.random.default_rng(1), np.random.default_rng(1)
+        for n in 1, 16, 17, 300:
+            told, wanted = engine.sample(n, one).fields, plain.sample(n, two).fields
+            assert list(told) == list(wanted) and all(told[k].tobytes() == wanted[k].tobytes() for k in wanted)
+    with pytest.raises(numba.TypingError, match="given float64 to copy into float32, expected the same"): fast.copy_row(np.zeros((1, 3), np.float32), 0, np.zeros((1, 3)), 0)
 
 
 def test_whoever_has_a_way_of_its_own_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:

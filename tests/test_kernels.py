@@ -1,10 +1,12 @@
 "The engine `compiled`: equal to autograd, deterministic, resumable, cached; and absent for whoever does not ask for it."
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -131,7 +133,7 @@ def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     def f(*shape: int) -> np.ndarray: return rng.standard_normal(shape, np.float32)
     z, b, G = f(5, 6), f(6), f(5, 6)
-    row, B = np.empty(6, np.float32), lambda *s: np.empty(s, np.float32)
+    row, B = np.zeros(6, np.float32), lambda *s: np.zeros(s, np.float32)   # some are not written, and have to be equal all the same
     choice = rng.integers(0, 6, 5)
     norm = z, b, f(6), 1e-5, B(5, 6), B(5), B(5, 6)
     calls: list[tuple[str, tuple[Any, ...]]] = [
@@ -167,6 +169,23 @@ def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
             results.append(done.py_func(*copies[1]))
         for x, y in [results, *zip(*map(arrays, copies))]:
             if isinstance(x, np.ndarray | float): assert np.allclose(x, y, rtol=1e-5, atol=2e-6), name
+
+
+def test_products_of_strided_rows() -> None:
+    "Every second column, columns side by side, columns backwards: the product, and nothing between the columns is written"
+    rng = np.random.default_rng(2)
+    def ways(x: np.ndarray) -> list[np.ndarray]:
+        apart = np.full((len(x), 2 * x.shape[1]), 7, np.float32)
+        apart[:, ::2] = x
+        return [x, apart[:, ::2], np.asfortranarray(x), x[:, ::-1].copy()[:, ::-1]]
+    for m, n, p in (1, 5, 70), (5, 9, 33), (9, 40, 64), (3, 4, 2), (4, 3, 1):
+        A, B = rng.standard_normal((m, n), np.float32), rng.standard_normal((n, p), np.float32)
+        for a in ways(A)[:3]:
+            for b, c in itertools.product(ways(B), ways(np.zeros((m, p), np.float32))):
+                kernels.multiply(a, b, c)
+                assert np.allclose(c, A @ B, atol=1e-4), (m, n, p, b.strides, c.strides)
+                if c.base is not None and c.base.shape[1] == 2 * p: assert (c.base[:, 1::2] == 7).all()
+    with pytest.raises(numba.TypingError, match=r"given float64, expected float32; fix: x.astype\(np.float32\)"): kernels.multiply(A.astype(float), B, np.zeros((m, p), np.float32))
 
 
 FIVE = [CartPole, Acrobot, MountainCar, MountainCarContinuous, Pendulum]

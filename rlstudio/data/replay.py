@@ -18,10 +18,11 @@ used but the generator that `sample` is given. Whatever `n_step` is, the target 
 __all__ = ['FIELDS', 'check_whole', 'check_settings', 'check_field', 'check_observation', 'check_add', 'end_flags', 'torn',
            'follows', 'check_stacks', 'mend_gaps', 'run_length', 'powers', 'n_step_return', 'discount_table', 'window',
            'stack_steps', 'stack_places', 'see', 'put_finals', 'transitions', 'ReplayPart', 'Sampler', 'Relabeller',
-           'Uniform', 'window_ends', 'NextMasks', 'masks_and_goals', 'check_draw', 'check_index', 'check_replay_state',
-           'ReplayBuffer']
+           'places_between', 'Uniform', 'window_ends', 'NextMasks', 'masks_and_goals', 'check_draw', 'check_index',
+           'check_replay_state', 'ReplayBuffer']
 
 # %% ../../nbs/33_data.replay.ipynb #63d34ccd
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -610,8 +611,33 @@ class Relabeller(ReplayPart):
         raise NotImplementedError(f'{type(self).__name__}: define change')
 
 # %% ../../nbs/33_data.replay.ipynb #dc347448
+def places_between(
+    rng: np.random.Generator,  # the only source of chance
+    low: int,                  # the oldest key
+    high: int,                 # one more than the newest
+    n: int,                    # how many, ≥ 1
+    size: int,                 # places in the ring
+) -> np.ndarray:               # (n,) int64 places
+    """Places of keys, uniformly and independently
+
+    Args:
+        rng: the only source of chance
+        low: the oldest key
+        high: one more than the newest
+        n: how many, ≥ 1
+        size: places in the ring
+
+    Returns:
+        (n,) int64 places
+    """
+    index = rng.integers(low, high, n)
+    index %= size
+    return index
+
 class Uniform(Sampler):
     "Draws each transition with the same chance, independently"
+    pick: Callable[..., np.ndarray] = staticmethod(places_between)   # an engine may bring its own
+
     def draw(self,
         n: int,                    # how many, ≥ 1
         rng: np.random.Generator,  # the only source of chance
@@ -630,10 +656,9 @@ class Uniform(Sampler):
         if 2 * gaps > high - low:
             index = np.arange(low, high) % r.size
             return rng.choice(index[x.flags(index) != INVALID], n)
-        index = rng.integers(low, high, n)
-        index %= r.size
+        index = self.pick(rng, low, high, n, r.size)
         while gaps and (bad := x.flags(index) == INVALID).any():
-            index[bad] = rng.integers(low, high, np.count_nonzero(bad)) % r.size
+            index[bad] = self.pick(rng, low, high, np.count_nonzero(bad), r.size)
         return index
 
 # %% ../../nbs/33_data.replay.ipynb #c56c0659
