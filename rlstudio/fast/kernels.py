@@ -227,18 +227,19 @@ LANES = 16 if get_host_cpu_features().get('avx512f') else 8   # float32 numbers 
 
 def tile(
     rows: int,   # of C that are found together; two registers of each
-) -> Any:        # write(A, B, C, i, j), to be called in a kernel
+) -> Any:        # write(A, B, C, i, j), to be called in a kernel; numbers of a row of B and of C lie side by side
     """C[i:i + rows, j:j + 2 LANES] = A B there, in registers
 
     Args:
         rows: of C that are found together; two registers of each
 
     Returns:
-        write(A, B, C, i, j), to be called in a kernel
+        write(A, B, C, i, j), to be called in a kernel; numbers of a row of B and of C lie side by side
     """
     number, vector, flags = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES), ('contract',)
     @intrinsic
     def write(typing: Any, A: Any, B: Any, C: Any, i: Any, j: Any) -> Any:
+        if wrong := [x.dtype for x in (A, B, C) if x.dtype != numba.float32]: raise numba.TypingError(f'a product: given {wrong[0]}, expected float32; fix: x.astype(np.float32)')
         def lower(context: Any, build: Any, signature: Any, args: Any) -> Any:
             a, b, c = (make_array(kind)(context, build, x) for kind, x in zip(signature.args[:3], args[:3]))
             def at(m: Any, row: Any, column: Any, kind: Any) -> Any:   # the address of a number, or of the vector that begins there
@@ -266,17 +267,18 @@ _eight, _four, _one = tile(8), tile(4), tile(1)
 @kernel(reorder=True)
 def multiply(
     A: np.ndarray,   # (m, ≥ n) float32; may be a transposed view
-    B: np.ndarray,   # (n, p) float32, numbers of a row side by side
+    B: np.ndarray,   # (n, p) float32; fastest where numbers of a row lie side by side
     C: np.ndarray,   # (m, ≥ p), likewise, written: A B
 ) -> None:
     """A product of matrices
 
     Args:
         A: (m, ≥ n) float32; may be a transposed view
-        B: (n, p) float32, numbers of a row side by side
+        B: (n, p) float32; fastest where numbers of a row lie side by side
         C: (m, ≥ p), likewise, written: A B
     """
-    m, p, wide = A.shape[0], min(B.shape[1], C.shape[1]), min(B.shape[1], C.shape[1]) >= 2 * LANES
+    m, p = A.shape[0], min(B.shape[1], C.shape[1])
+    wide = p >= 2 * LANES and B.strides[1] == C.strides[1] == B.itemsize
     for j in range(0, p if wide else 0, 2 * LANES):
         at = min(j, p - 2 * LANES)   # the last tiles lie over those before, and write the same there
         if m >= 8:
@@ -285,7 +287,7 @@ def multiply(
             for i in range(0, m, 4): _four(A, B, C, min(i, m - 4), at)
         else:
             for i in range(m): _one(A, B, C, i, at)
-    for j in range(0 if wide else p):   # few columns: one after the other
+    for j in range(0 if wide else p):   # one column after the other
         column = np.ascontiguousarray(B[:, j])
         for i in range(m):
             row, total = A[i], _f(0)
