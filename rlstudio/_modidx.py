@@ -2595,6 +2595,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/fast/kernels.py'),
                                        'rlstudio.fast.kernels.gaussian_rows': ( 'fast.kernels.html#gaussian_rows',
                                                                                 'rlstudio/fast/kernels.py'),
+                                       'rlstudio.fast.kernels.in_tiles': ('fast.kernels.html#in_tiles', 'rlstudio/fast/kernels.py'),
                                        'rlstudio.fast.kernels.kernel': ('fast.kernels.html#kernel', 'rlstudio/fast/kernels.py'),
                                        'rlstudio.fast.kernels.kernels_made': ('fast.kernels.html#kernels_made', 'rlstudio/fast/kernels.py'),
                                        'rlstudio.fast.kernels.known_loss': ('fast.kernels.html#known_loss', 'rlstudio/fast/kernels.py'),

@@ -15,13 +15,13 @@ What holds: values and gradients equal autograd's to rounding. Two runs give the
 
 # %% auto #0
 __all__ = ['KINDS', 'LANES', 'KERNELS', 'KNOWN', 'BLOCK', 'kernel', 'kernels_made', 'tanh32', 'bend_rows', 'silu_rows',
-           'unbend_rows', 'column_sums', 'tile', 'multiply', 'turn', 'forward_rows', 'backward_rows', 'norm_rows',
-           'unnorm_rows', 'parameter_views', 'compiled_mlp', 'outputs', 'categorical_rows', 'categorical_back',
-           'categorical_draw', 'CompiledCategorical', 'gaussian_rows', 'gaussian_back', 'CompiledGaussian',
-           'squashed_rows', 'squashed_back', 'CompiledSquashed', 'compiled_dist', 'squared_length', 'adam_rows',
-           'StepKernel', 'surrogate_rows', 'compiled_surrogate', 'gae_columns', 'compiled_gae', 'add_groups',
-           'step_down', 'CompiledTree', 'Passes', 'ppo_rows', 'a2c_rows', 'standard_rows', 'compiled_standardise',
-           'WholeStep', 'known_loss', 'known_networks', 'Compiled']
+           'unbend_rows', 'column_sums', 'tile', 'in_tiles', 'multiply', 'turn', 'forward_rows', 'backward_rows',
+           'norm_rows', 'unnorm_rows', 'parameter_views', 'compiled_mlp', 'outputs', 'categorical_rows',
+           'categorical_back', 'categorical_draw', 'CompiledCategorical', 'gaussian_rows', 'gaussian_back',
+           'CompiledGaussian', 'squashed_rows', 'squashed_back', 'CompiledSquashed', 'compiled_dist', 'squared_length',
+           'adam_rows', 'StepKernel', 'surrogate_rows', 'compiled_surrogate', 'gae_columns', 'compiled_gae',
+           'add_groups', 'step_down', 'CompiledTree', 'Passes', 'ppo_rows', 'a2c_rows', 'standard_rows',
+           'compiled_standardise', 'WholeStep', 'known_loss', 'known_networks', 'Compiled']
 
 # %% ../../nbs/90_fast.kernels.ipynb #a7ac6fbd
 import math
@@ -265,6 +265,29 @@ _eight, _four, _one = tile(8), tile(4), tile(1)
 
 # %% ../../nbs/90_fast.kernels.ipynb #4a5ee9e9
 @kernel(reorder=True)
+def in_tiles(
+    A: np.ndarray,   # (m, ≥ n) float32; may be a transposed view
+    B: np.ndarray,   # (n, p) float32, numbers of a row side by side; p ≥ 2 LANES
+    C: np.ndarray,   # (m, ≥ p), likewise, written: A B
+) -> None:
+    """A product of matrices, tile by tile
+
+    Args:
+        A: (m, ≥ n) float32; may be a transposed view
+        B: (n, p) float32, numbers of a row side by side; p ≥ 2 LANES
+        C: (m, ≥ p), likewise, written: A B
+    """
+    m, p = A.shape[0], min(B.shape[1], C.shape[1])
+    for j in range(0, p, 2 * LANES):
+        at = min(j, p - 2 * LANES)   # the last tiles lie over those before, and write the same there
+        if m >= 8:
+            for i in range(0, m, 8): _eight(A, B, C, min(i, m - 8), at)
+        elif m >= 4:
+            for i in range(0, m, 4): _four(A, B, C, min(i, m - 4), at)
+        else:
+            for i in range(m): _one(A, B, C, i, at)
+
+@kernel(reorder=True)
 def multiply(
     A: np.ndarray,   # (m, ≥ n) float32; may be a transposed view
     B: np.ndarray,   # (n, p) float32; fastest where numbers of a row lie side by side
@@ -278,21 +301,20 @@ def multiply(
         C: (m, ≥ p), likewise, written: A B
     """
     m, p = A.shape[0], min(B.shape[1], C.shape[1])
-    wide = p >= 2 * LANES and B.strides[1] == C.strides[1] == B.itemsize
-    for j in range(0, p if wide else 0, 2 * LANES):
-        at = min(j, p - 2 * LANES)   # the last tiles lie over those before, and write the same there
-        if m >= 8:
-            for i in range(0, m, 8): _eight(A, B, C, min(i, m - 8), at)
-        elif m >= 4:
-            for i in range(0, m, 4): _four(A, B, C, min(i, m - 4), at)
-        else:
-            for i in range(m): _one(A, B, C, i, at)
-    for j in range(0 if wide else p):   # one column after the other
-        column = np.ascontiguousarray(B[:, j])
-        for i in range(m):
-            row, total = A[i], _f(0)
-            for k in range(len(column)): total += row[k] * column[k]
-            C[i, j] = total
+    if p >= 2 * LANES and B.strides[1] == C.strides[1] == B.itemsize: in_tiles(A, B, C)
+    elif p >= 8:
+        columns = max(p, 2 * LANES)
+        wide, out = np.zeros((B.shape[0], columns), _f), np.empty((m, columns), _f)
+        wide[:, :p] = B[:, :p]
+        in_tiles(A, wide, out)
+        C[:, :p] = out[:, :p]
+    else:
+        for j in range(p):
+            column = np.ascontiguousarray(B[:, j])
+            for i in range(m):
+                row, total = A[i], _f(0)
+                for k in range(len(column)): total += row[k] * column[k]
+                C[i, j] = total
 
 @kernel
 def turn(
