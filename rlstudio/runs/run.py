@@ -416,55 +416,6 @@ class Run:
         screen = self.screen(display, controls)
         return in_background(self, lambda: follow(self, screen, controls, seconds), controls)
 
-    def screen(self,
-        display: str | Display | None,  # as in `train`
-        controls: Controls,             # new ones
-    ) -> Shielded:                      # made in the thread that wants to see it
-        """A display for what comes, with controls of its own
-
-        Args:
-            display: as in `train`
-            controls: new ones
-
-        Returns:
-            made in the thread that wants to see it
-        """
-        if isinstance(display, Display): return Shielded(display)
-        self.controls = controls
-        return Shielded(choose_display(self, display))
-
-    def take_trainer(self) -> Trainer:
-        "A trainer at its start: the one that was built to find mistakes, once, or a new one"
-        trainer, self.trainer = self.trainer, None
-        return trainer or make_trainer(self.config, self.settings, self.places)
-
-    def live(self,
-        trainer: Trainer,  # built from this folder
-        watch: HangWatch | None = None,  # looks whether its environments come back
-    ) -> dict[str, Any]:   # the summary
-        """Train, then finish; stopped at any point, leave word of it
-
-        Args:
-            trainer: built from this folder
-            watch: looks whether its environments come back
-
-        Returns:
-            the summary
-        """
-        return train_to_end(self, trainer, watch)
-
-    def leave_word(self,
-        reason: str,   # noted as `stopped_by`
-        **more: Any,   # further facts
-    ) -> None:
-        """Note that the run was interrupted; a disk that is full is said
-
-        Args:
-            reason: noted as `stopped_by`
-            **more: further facts
-        """
-        note_interruption(self.files, reason, more)
-
     def restored(self,
         checkpoint: str | int | None = None,  # None: the newest; 'best'; or its env steps
     ) -> Trainer:  # its `algo.module` is the agent
@@ -528,6 +479,32 @@ class Run:
     def plot(self) -> 'Figure':
         "The learning curve, as far as it goes"
         return learning_curve(self.history, self.files.evaluations, goal_return(self.config.env, self.config.eval), self.folder.name)
+
+    # What the functions of this chapter ask of it
+    def take_trainer(self) -> Trainer:
+        "A trainer at its start: the one that was built to find mistakes, once, or a new one"
+        trainer, self.trainer = self.trainer, None
+        return trainer or make_trainer(self.config, self.settings, self.places)
+
+    def screen(self,
+        display: str | Display | None,  # as in `train`
+        controls: Controls,             # new ones
+    ) -> Shielded:                      # made in the thread that wants to see it
+        """A display for what comes, with controls of its own
+
+        Args:
+            display: as in `train`
+            controls: new ones
+
+        Returns:
+            made in the thread that wants to see it
+        """
+        if isinstance(display, Display): return Shielded(display)
+        self.controls = controls
+        return Shielded(choose_display(self, display))
+
+    def live(self, trainer: Trainer, watch: HangWatch | None = None) -> dict[str, Any]: "the summary, as `train_to_end` has it"; return train_to_end(self, trainer, watch)  # the summary, as `train_to_end` has it
+    def leave_word(self, reason: str, **more: Any) -> None: "with why, and further facts"; note_interruption(self.files, reason, more)  # with why, and further facts
 
 # %% ../../nbs/67_runs.run.ipynb #76e8ed93
 def one_line_of_run(
