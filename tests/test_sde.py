@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rlstudio.algos.common import EngineError
 from rlstudio.core.arithmetic import arithmetic_threads
 from rlstudio.core.batch import Batch
 from rlstudio.core.options import Config, ConfigError, EvalConfig, NetConfig, config_from_dict, config_hash
@@ -140,6 +141,11 @@ def test_the_compiled_engine_leaves_it_to_the_tape() -> None:
         if algo != "sac": assert not known_networks(t.algo) and not fits_kernel(t.algo, t.stepper)
     with arithmetic_threads(): own, tape = (Trainer(config("ppo", total_steps=64), engine=engine).train().algo.module for engine in ("compiled", "tape"))
     assert all(torch.allclose(p, q, atol=1e-5) for p, q in zip(own.parameters(), tape.parameters()))
+
+
+def test_the_portable_engine_refuses_it() -> None:
+    pytest.importorskip("numba")
+    with pytest.raises(EngineError, match="given net.sde = true, whose features are not portable yet"): Trainer(config("ppo"), engine="portable")
 
 
 @pytest.mark.parametrize("algo, net, env, why", [

@@ -388,7 +388,7 @@ class SDEMLP(MLP):
         activation: str = 'tanh',    # tanh, relu, elu or silu
         out_gain: float = 1.,        # of the last layer
         layer_norm: bool = False,    # as in `MLP`
-        log_std: float = 0.,         # first log σ(s), were all features ±1
+        log_std: float = 0.,         # first log σ(s), for inputs of size one
     ) -> None:
         """
         Args:
@@ -397,10 +397,11 @@ class SDEMLP(MLP):
             activation: tanh, relu, elu or silu
             out_gain: of the last layer
             layer_norm: as in `MLP`
-            log_std: first log σ(s), were all features ±1
+            log_std: first log σ(s), for inputs of size one
         """
         super().__init__(sizes, rng, activation, out_gain, layer_norm)
-        first = log_std - .5 * math.log(sizes[-2])
+        z = self.features(rng.standard_normal((256, sizes[0]), np.float32))
+        first = round(log_std - .5 * math.log(np.square(z).sum(1).mean()), 2)   # no last bits of a processor in it
         self.log_std = nn.Parameter(torch.full(tuple(sizes[-2:]), first, dtype=torch.float32))
 
     def features(self, x: Any) -> Any:   # (B, in) → z(s), (B, F)

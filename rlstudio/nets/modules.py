@@ -368,7 +368,8 @@ class PolicyValue(RLModule):
         Returns:
             action (N, …), log_prob and value (N,)
         """
-        return self.emit(*self.ask(self.heads, checked_obs(self.observation_spec, seen)), seen, noise, greedy)
+        params, value = self.ask(self.heads, checked_obs(self.observation_spec, seen))
+        return self.emit(params, value, seen, noise, greedy)
 
     def emit(self,
         params: np.ndarray,   # of the policy, (N, num_params)
@@ -850,6 +851,8 @@ class ExplorationMatrix:
 # %% ../../nbs/27_nets.modules.ipynb #f09d980f
 class SDEActorCritic(ActorCritic):
     "`ActorCritic` that explores by a function of the state, arXiv:2005.05719"
+    actor: Any   # an `SDEMLP`
+
     def __init__(self,
         observation_spec: ArraySpec,    # as `ActorCritic`
         action_spec: Spec,              # a box
@@ -901,6 +904,8 @@ class SDEActorCritic(ActorCritic):
 # %% ../../nbs/27_nets.modules.ipynb #ccd93074
 class SDESquashedModule(SquashedModule):
     "`SquashedModule` that explores by a function of the state, arXiv:2005.05719"
+    actor: Any   # an `SDEMLP`
+
     def __init__(self,
         observation_spec: ArraySpec,  # as `SquashedModule`
         action_spec: ArraySpec,       # as `SquashedModule`
