@@ -68,6 +68,7 @@ VARIANTS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {   # na
     "tanh": ("ppo", "numbers", BOUNDED, dict(net=dict(squash="tanh"))), "beta": ("ppo", "numbers", BOUNDED, dict(net=dict(squash="beta"))), "state": ("ppo", "numbers", ("unit", "own", "dict"), dict(net=dict(log_std="state", layer_norm=True))),
     "clip": ("ppo", "numbers", BOUNDED, dict(net=dict(squash="clip", activation="elu"))), "raw": ("ppo", "wide", ("unit", "choice"), dict(net=dict(squash="none", normalize_obs=False))),
     "rainbow": ("dqn", "open", ("choice", "from"), dict(algo=dict(dueling=True, quantiles=5), net=dict(activation="silu", normalize_reward=True))), "ou": ("td3", "numbers", BOUNDED, dict(algo=dict(exploration="ou"))),
+    "sde": ("ppo", "dict", BOUNDED, dict(net=dict(sde=True, layer_norm=True))), "sde, squashed": ("sac", "tuple", BOUNDED, dict(net=dict(sde=True))),
     "impala": ("dqn", "small", ("from",), dict(net=dict(encoder="impala"))), "flat": ("ppo", "small", ("choice",), dict(net=dict(encoder="flat"))),
 }
 MASKED = ("choice", "from", "choices", "begun", "grid")
@@ -196,7 +197,7 @@ def test_what_cannot_be_a_graph(tmp_path: Path) -> None:
 
 
 MODULES = {"ppo": ("ppo", "wide", "own", None), "gru": ("ppo", "dict", "dict", dict(net=dict(core="gru", core_size=4))), "lstm": ("a2c", "open", "grid", dict(net=dict(core="lstm"))),
-           "dqn": ("dqn", "frames", "from", None), "sac": ("sac", "tuple", "own", None), "td3": ("td3", "small", "double", dict(algo=dict(exploration="ou")))}
+           "dqn": ("dqn", "frames", "from", None), "sac": ("sac", "tuple", "own", None), "td3": ("td3", "small", "double", dict(algo=dict(exploration="ou"))), "sde": ("sac", "wide", "own", dict(net=dict(sde=True)))}
 
 
 @pytest.mark.parametrize("name", MODULES)

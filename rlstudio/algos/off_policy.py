@@ -159,6 +159,7 @@ class OffPolicyConfig(AlgoConfig):
     priority_alpha: Unit = 0.6                   # 0: uniform, 1: in proportion to the error
     priority_beta: Unit = 0.4                    # correction of the bias at first, 1 at the end
     hindsight: Unit = 0.0                        # share of rows with a goal reached later
+    knows_sde: ClassVar[bool] = False            # may net.sde be true?
 
     def round_steps(self, num_envs: int) -> int: "as `AlgoConfig`"; return self.train_every * num_envs   # as `AlgoConfig`
 
@@ -263,9 +264,9 @@ def net_problems(
     Returns:
         keys that have no meaning here
     """
-    keys = dict(squash='auto', log_std='free')
-    return [p for key, default in keys.items() if (given := getattr(config.net, key)) != default
-            for p in fault(f'net.{key}', f'given {given}, which is for ppo and a2c, expected {default} for {config.algo.name}').problems]
+    keys: dict[str, Any] = dict(squash='auto', log_std='free') | ({} if getattr(config.algo, 'knows_sde', False) else dict(sde=False))
+    return [p for key, default in keys.items() if (given := getattr(config.net, key)) != default for p in fault(
+        f'net.{key}', f'given {str(given).lower()}, which is for ppo{", a2c and sac" if key == "sde" else " and a2c"}, expected {str(default).lower()} for {config.algo.name}').problems]
 
 def action_problems(
     spec: Spec,         # of one action

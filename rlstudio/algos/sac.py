@@ -17,7 +17,7 @@ __all__ = ['soft_target', 'actor_loss', 'temperature_loss', 'SACConfig', 'SAC']
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from ..core.options import Config, NetConfig, Positive, Problem
 from ..core.spec import ArraySpec, Spec
 from ..nets.critics import lowest, td_loss
 from ..nets.dists import Array, like
-from ..nets.modules import RLModule, SquashedModule
+from ..nets.modules import RLModule, SDESquashedModule, SquashedModule
 
 # %% ../../nbs/56_algos.sac.ipynb #a8858306
 def soft_target(
@@ -107,6 +107,7 @@ class SACConfig(OffPolicyConfig):
     ent_coef_init: Positive = 1.0                   # first α, if auto
     ent_coef_learning_rate: Positive | None = None  # of log α; null: as learning_rate
     target_entropy: float | None = None             # nats, for auto; null: −1 per component
+    knows_sde: ClassVar[bool] = True                # as `OffPolicyConfig`
 
     def check(self, config: Config, observation_spec: ArraySpec, action_spec: Spec  # as `AlgoConfig`
               ) -> list[Problem]:
@@ -144,7 +145,7 @@ class SAC(OffPolicy):
         """
         c = self.config
         alpha = c.ent_coef_init if c.ent_coef == 'auto' else c.ent_coef
-        return SquashedModule(observation_spec, action_spec, net, rng, self.num_envs, alpha)
+        return (SDESquashedModule if net.sde else SquashedModule)(observation_spec, action_spec, net, rng, self.num_envs, alpha)
 
     def build(self) -> dict[str, Part]:   # critics, actor, temperature
         "critics, actor, temperature"
@@ -157,7 +158,7 @@ class SAC(OffPolicy):
     def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`; also the noise of the actor's step
         "(B, …), as `Learner`; also the noise of the actor's step"
         m, x = self.module, self.module.normed(b.next_obs)
-        now, later = m.noise(self.streams['learn'], (2, len(b)))
+        now, later = m.dist.noise(self.streams['learn'], (2, len(b)))
         u, log_prob = m.dist.sample_and_log_prob(m.params(x), like(later, b.reward))
         next_q = lowest(self.parts['critics'].slow(x, u))
         return dict(target=soft_target(b.reward, b.discount, next_q, log_prob, m.alpha), noise=like(now, b.reward))

@@ -464,6 +464,8 @@ class NetConfig(Section):
         normalize_reward: by the deviation of the return, as seen so far
         core: a memory between encoder and heads (ppo, a2c)
         core_size: its units
+        sde: ppo, a2c, sac: explore by a function of the state (gSDE)?
+        sde_every: env steps with one such function; null: a whole episode
     """
     hidden: tuple[Width, ...] = (64, 64)  # units, layer by layer
     activation: Literal['tanh', 'relu', 'elu', 'silu'] = 'tanh'  # between layers
@@ -476,6 +478,8 @@ class NetConfig(Section):
     normalize_reward: bool = True  # by the deviation of the return, as seen so far
     core: Literal['none', 'gru', 'lstm'] = 'none'  # a memory between encoder and heads (ppo, a2c)
     core_size: Width = 128         # its units
+    sde: bool = False              # ppo, a2c, sac: explore by a function of the state (gSDE)?
+    sde_every: Count | None = 8    # env steps with one such function; null: a whole episode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -641,13 +645,13 @@ SYNONYMS = {
     'train_freq': 'algo.train_every', 'train_frequency': 'algo.train_every', 'exploration_initial_eps': 'algo.epsilon_start', 'start_e': 'algo.epsilon_start',
     'exploration_final_eps': 'algo.epsilon_end', 'end_e': 'algo.epsilon_end', 'exploration_fraction': 'algo.epsilon_fraction', 'polyak': 'algo.tau', 'lr': 'algo.learning_rate',
     'q_lr': 'algo.learning_rate', 'policy_lr': 'algo.actor_learning_rate', 'alpha': 'algo.ent_coef', 'policy_frequency': 'algo.policy_delay', 'policy_noise': 'algo.target_noise',
-    'target_policy_noise': 'algo.target_noise', 'noise_clip': 'algo.target_noise_clip', 'net_arch': 'net.hidden', 'n_eval_episodes': 'eval.episodes', 'eval_freq': 'eval.every'}
+    'target_policy_noise': 'algo.target_noise', 'noise_clip': 'algo.target_noise_clip', 'net_arch': 'net.hidden', 'use_sde': 'net.sde', 'sde_sample_freq': 'net.sde_every', 'n_eval_episodes': 'eval.episodes', 'eval_freq': 'eval.every'}
 
 # … and those that have no such key
 NOT_HERE = {
     'policy_kwargs': 'its parts are keys of the section net: net_arch is net.hidden, activation_fn is net.activation', 'policy': 'networks are described by the section net',
     'frame_stack': 'here it is a wrapper: env.wrappers=[{name: FrameStackObservation, stack_size: 4}]', 'normalize': 'here it is net.normalize_obs and net.normalize_reward',
-    'use_sde': 'leave it out: there is no gSDE; net.log_std: state is near to it', 'optimize_memory_usage': 'leave it out: each frame is stored once anyway', 'verbose': 'leave it out; --quiet says less',
+    'optimize_memory_usage': 'leave it out: each frame is stored once anyway', 'verbose': 'leave it out; --quiet says less',
     'device': 'it is no part of an experiment: --device, or `device = …` in settings.ini', 'cuda': 'it is no part of an experiment: --device cuda, or `device = cuda` in settings.ini',
     'capture_video': 'leave it out: each run makes a film', 'exp_name': 'write --name', 'torch_deterministic': 'leave it out: the manifest tells how exactly a run repeats', 'track': 'write `sinks = …` in settings.ini',
     'tensorboard_log': 'write `sinks = jsonl tensorboard` in settings.ini', 'render_mode': 'leave it out: each run makes a film', 'replay_buffer_class': 'here it is algo.hindsight, the share of rows with another goal'}
@@ -1135,9 +1139,9 @@ def config_hash(
         64 hexadecimal digits
     """
     values = to_dict(config)
-    for section in (values, values.get('train')):
+    for section in (values, values.get('train'), values.get('net')):
         if not isinstance(section, dict): continue
-        for key, first in dict(streams={}, parallel=1).items():
+        for key, first in dict(streams={}, parallel=1, sde=False, sde_every=8).items():
             if section.get(key) == first: del section[key]   # as before there was this key
     text = json.dumps(values, sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -203,7 +203,8 @@ class Stepper:
         self.tally.add(world.reward, self.done, valid)
         if self.first is not None:
             anew = self.done if valid is None else self.done | ~valid   # an episode begins here
-            self.look(begun_anew(out.state, anew, self.first))
+            state: Any = out.fields.get('state', self.state)   # an agent that acts without it gives none
+            self.look(begun_anew(state, anew, self.first))
         return world
 
     def state_dict(self) -> dict[str, Any]:  # arrays and plain values

@@ -762,6 +762,7 @@ def unknown_parts(
     if type(encoder) is not Flat or encoder.bounds is not None: found.append(f'given a network with {type(encoder).__name__ if encoder else "a memory"}, expected plain layers on plain numbers')
     if dist := getattr(m, 'dist', None):
         if type(dist) not in PORTABLE_DISTS: found.append(f'given actions by {type(dist).__name__}, expected {" or ".join(d.__name__ for d in PORTABLE_DISTS)}')
+    if hasattr(m, 'exploration'): found.append('given net.sde = true, whose features are not portable yet, expected false')
     if getattr(learner.config, 'prioritized', False): found.append('given algo.prioritized = true, whose powers are not portable yet, expected false')
     return found
 

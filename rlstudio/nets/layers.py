@@ -7,7 +7,7 @@ with depends on what it is given:
 - an *array*: NumPy, without a gradient, for acting. For a few rows that is several times faster;
 - a *variable* of a tape: NumPy, with a gradient, as a single node.
 
-`orthogonal` draws the first weights, `ACTIVATIONS` is the table of bends with their slopes, and `GaussianMLP` adds a standard deviation.
+`orthogonal` draws the first weights, `ACTIVATIONS` is the table of bends with their slopes. `GaussianMLP` adds a standard deviation, and `SDEMLP` one that depends on the state.
 
 What holds: the three ways agree to rounding, values and gradients, for every activation, with and without layer normalisation. Arrays are
 views of the parameters, never copies. Torch's global generator is never touched."""
@@ -16,7 +16,7 @@ views of the parameters, never copies. Torch's global generator is never touched
 
 # %% auto #0
 __all__ = ['Layer', 'ACTIVATIONS', 'orthogonal', 'with_memory', 'orthogonal_linear', 'Activation', 'affine', 'normed', 'bent',
-           'MLP', 'mlp_array', 'mlp_node', 'GaussianMLP']
+           'MLP', 'mlp_array', 'mlp_node', 'GaussianMLP', 'state_log_std', 'SDEMLP']
 
 # %% ../../nbs/24_nets.layers.ipynb #26fe62c2
 import math
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .dists import Array, library, rows_joined
 from .tape import GradientSink, Var, on_tape
 
 # %% ../../nbs/24_nets.layers.ipynb #5dd73d4f
@@ -260,12 +261,14 @@ class MLP(nn.Sequential):
 def mlp_array(
     mlp: MLP,        # on the CPU
     x: np.ndarray,   # (B, in) float32
+    inner: bool = False,   # stop before the last layer?
 ) -> np.ndarray:     # (B, out) float32
     """`MLP.forward` for arrays, without a gradient
 
     Args:
         mlp: on the CPU
         x: (B, in) float32
+        inner: stop before the last layer?
 
     Returns:
         (B, out) float32
@@ -275,6 +278,7 @@ def mlp_array(
         x = x.dot(views[k]); x += views[k + 1]
         if norms: x = normed(norms[k // 2], x)[0]
         x = f(x)
+    if inner: return x
     x = x.dot(views[-2]); x += views[-1]
     return x
 
@@ -282,21 +286,24 @@ def mlp_array(
 def mlp_node(
     mlp: MLP,   # on the CPU
     x: Var,     # (B, in)
+    inner: bool = False,   # stop before the last layer?
 ) -> Var:       # (B, out)
     """A whole MLP as one node of the tape
 
     Args:
         mlp: on the CPU
         x: (B, in)
+        inner: stop before the last layer?
 
     Returns:
         (B, out)
     """
     if x.tape is None or not torch.is_grad_enabled():
-        return Var(mlp_array(mlp, x.value), x.tape)
+        return Var(mlp_array(mlp, x.value, inner), x.tape)
+    if inner and len(mlp.linears) == 1: return x
     views, act, norms = mlp.views(), ACTIVATIONS[mlp.activation], mlp.norms
     y, back = x.value, list[Callable[..., Any]]()
-    for k, layer in enumerate(mlp.linears):
+    for k, layer in enumerate(mlp.linears[:-1] if inner else mlp.linears):
         y, pull = affine(layer, views[2 * k], views[2 * k + 1], y)
         back.append(pull)
         if layer is mlp.linears[-1]: break
@@ -308,6 +315,7 @@ def mlp_node(
         back.append(bent(act.slope, z if act.of_input else y))
 
     def pull_all(G: np.ndarray, sink: GradientSink) -> None:   # G: (B, out)
+        if inner: G = G.copy()   # a bend works in place
         while len(back) > 1: G = back.pop()(G, sink)   # and what it kept is free
         G = back[0](G, sink, x.needs)   # the first layer
         if x.needs: x.receive(G)
@@ -348,3 +356,83 @@ class GaussianMLP(MLP):
             log_std = np.broadcast_to(self.log_std.detach().numpy(), like.shape)
             return np.concatenate([mean, log_std], -1)
         return torch.cat([mean, self.log_std.expand_as(like)], -1)
+
+# %% ../../nbs/24_nets.layers.ipynb #428184db
+def state_log_std(
+    z: Array,                # features, (B, F)
+    log_std: torch.Tensor,   # log σ of each entry of the matrix, a parameter (F, n)
+) -> Array:                  # log σ(s), (B, n), of the kind of z; no gradient for z
+    """Spread of θᵀ z(s) over all matrices θ, arXiv:2005.05719 eq. 8
+
+    Args:
+        z: features, (B, F)
+        log_std: log σ of each entry of the matrix, a parameter (F, n)
+
+    Returns:
+        log σ(s), (B, n), of the kind of z; no gradient for z
+    """
+    if isinstance(z, torch.Tensor): return .5 * (z.detach().square() @ (2 * log_std).exp() + 1e-6).log()
+    x, Σ = np.square(z.value if isinstance(z, Var) else z), np.exp(2 * log_std.detach().numpy())
+    σ2 = x.dot(Σ) + np.float32(1e-6)   # z = 0: a little noise, as in Stable-Baselines3
+    y = .5 * np.log(σ2)
+    if not isinstance(z, Var): return y
+    def pull(G: np.ndarray, sink: GradientSink) -> None: sink.add(log_std, Σ * x.T.dot(G / σ2))   # G: (B, n)
+    return on_tape(y, pull, z.tape) if z.tape is not None and torch.is_grad_enabled() else Var(y, z.tape)
+
+# %% ../../nbs/24_nets.layers.ipynb #4f851b97
+class SDEMLP(MLP):
+    "An MLP that gives means, and log σ as far as its last hidden layer is active"
+    def __init__(self,
+        sizes: Sequence[int],        # inputs, hidden …, n means
+        rng: np.random.Generator,    # draws the first weights
+        activation: str = 'tanh',    # tanh, relu, elu or silu
+        out_gain: float = 1.,        # of the last layer
+        layer_norm: bool = False,    # as in `MLP`
+        log_std: float = 0.,         # first log σ(s), for inputs of size one
+    ) -> None:
+        """
+        Args:
+            sizes: inputs, hidden …, n means
+            rng: draws the first weights
+            activation: tanh, relu, elu or silu
+            out_gain: of the last layer
+            layer_norm: as in `MLP`
+            log_std: first log σ(s), for inputs of size one
+        """
+        super().__init__(sizes, rng, activation, out_gain, layer_norm)
+        z = self.features(rng.standard_normal((256, sizes[0]), np.float32))
+        first = round(log_std - .5 * math.log(np.square(z).sum(1).mean()), 2)   # no last bits of a processor in it
+        self.log_std = nn.Parameter(torch.full(tuple(sizes[-2:]), first, dtype=torch.float32))
+
+    def features(self, x: Any) -> Any:   # (B, in) → z(s), (B, F)
+        "(B, in) → z(s), (B, F)"
+        if isinstance(x, np.ndarray): return mlp_array(self, x, inner=True)
+        if isinstance(x, Var): return mlp_node(self, x, inner=True)
+        for layer in list(self)[:-1]: x = layer(x)
+        return x
+
+    def params(self, z: Any) -> Any:     # (B, F) → (B, 2n)
+        "(B, F) → (B, 2n)"
+        last = self.linears[-1]
+        mean = z.dot(self.views()[-2]) + self.views()[-1] if isinstance(z, np.ndarray) else nn.functional.linear(z, last.weight, last.bias)
+        return rows_joined([mean, state_log_std(z, self.log_std)])
+
+    def forward(self, x: Any) -> Any: "(B, in) → (B, 2n)"; return self.params(self.features(x))   # (B, in) → (B, 2n)
+
+    def explore(self,
+        x: Array,         # (N, in), arrays or tensors
+        matrix: Array,    # E, standard normal, (N, F, n)
+    ) -> tuple[Array, Array]:   # params (N, 2n), and where the matrix leads, in units of σ(s), (N, n)
+        """Where a policy goes in each state, and where its exploration leads
+
+        Args:
+            x: (N, in), arrays or tensors
+            matrix: E, standard normal, (N, F, n)
+
+        Returns:
+            params (N, 2n), and where the matrix leads, in units of σ(s), (N, n)
+        """
+        z = self.features(x)
+        params, σ = self.params(z), self.log_std.detach().exp()
+        lead = z[:, None] @ (matrix * (σ.numpy() if isinstance(z, np.ndarray) else σ))
+        return params, lead[:, 0] / (library(z).exp(params[:, matrix.shape[-1]:]))

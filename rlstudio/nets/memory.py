@@ -23,11 +23,11 @@ from torch import nn
 
 from ..core.batch import Batch
 from ..core.options import NetConfig
-from ..core.spec import ArraySpec, Spec, policy_spec
+from ..core.spec import ArraySpec, Spec
 from .dists import Array
 from .encoders import make_encoder
 from .layers import MLP, orthogonal, with_memory
-from .modules import PolicyValue, checked_obs, of_legal, policy_head, sample_or_mode
+from .modules import PolicyValue, checked_obs, policy_head
 from .tape import TapeError, Var
 
 # %% ../../nbs/29_nets.memory.ipynb #b424d70a
@@ -261,10 +261,7 @@ class RecurrentActorCritic(PolicyValue):
         """
         obs = checked_obs(self.observation_spec, seen)
         params, value, *after = self.ask(self.step, obs, *remembered(self.core, seen))
-        action, log_prob = sample_or_mode(self.dist, of_legal(params, seen), noise, greedy)
-        shape = policy_spec(self.action_spec).shape
-        if self.dist.event_shape != shape: action = action.reshape(-1, *shape)
-        return Batch(action=action, log_prob=log_prob, value=value, state=Batch(**dict(zip(self.core.names, after))))
+        return self.emit(params, value, seen, noise, greedy).replace(state=Batch(**dict(zip(self.core.names, after))))
 
     def value(self, seen: Batch) -> np.ndarray:   # obs and state (N, …) → (N,)
         "obs and state (N, …) → (N,)"

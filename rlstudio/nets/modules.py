@@ -10,6 +10,7 @@ learns, its algorithm asks more, and there the modules differ:
 | `QModule` | DQN | `QNetwork`, ε-greedy |
 | `SquashedModule` | SAC | a squashed Gaussian, `TwinCritics`, a temperature |
 | `DeterministicModule` | TD3, DDPG | a deterministic policy, `TwinCritics`, exploration noise |
+| `SDEActorCritic`, `SDESquashedModule` | PPO and A2C, SAC | the same, exploring by a function of the state (`net.sde`) |
 
 - `act` is a pure function: `noise` supplies the randomness, `seen.state` the memory. It takes and gives arrays.
 - Each module lists in `fields` what `act` emits, and buffers are allocated from that list.
@@ -20,11 +21,12 @@ learns, its algorithm asks more, and there the modules differ:
 # %% auto #0
 __all__ = ['can_read', 'RLModule', 'normaliser_for', 'checked_obs', 'required_noise', 'sample_or_mode', 'of_legal', 'PolicyValue',
            'policy_head', 'ActorCritic', 'epsilon_greedy', 'QModule', 'without_gradient', 'SquashedModule', 'ou_step',
-           'DeterministicModule']
+           'DeterministicModule', 'ExplorationMatrix', 'SDEActorCritic', 'SDESquashedModule']
 
 # %% ../../nbs/27_nets.modules.ipynb #07784024
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ from ..core.spec import ArraySpec, Spec, SpecError, leaves, policy_spec, to_env
 from .critics import PolicyActions, QNetwork, TwinCritics, UnitActions, expected_q
 from .dists import ActionDist, Array, DiagGaussian, Joint, dist_for, masked
 from .encoders import as_float, is_frames, make_encoder
-from .layers import MLP, GaussianMLP
+from .layers import MLP, SDEMLP, GaussianMLP
 from .normalize import RewardScale, RunningNorm, TreeNorm
 from .squashed import SquashedGaussian, within_bounds
 
@@ -367,6 +369,27 @@ class PolicyValue(RLModule):
             action (N, …), log_prob and value (N,)
         """
         params, value = self.ask(self.heads, checked_obs(self.observation_spec, seen))
+        return self.emit(params, value, seen, noise, greedy)
+
+    def emit(self,
+        params: np.ndarray,   # of the policy, (N, num_params)
+        value: np.ndarray,    # (N,)
+        seen: Batch,          # as for `act`
+        noise: np.ndarray | None,   # of the distribution, (N, noise_dim)
+        greedy: bool,         # as for `act`
+    ) -> Batch:               # action (N, …), log_prob and value (N,)
+        """From what the network says to what `act` gives
+
+        Args:
+            params: of the policy, (N, num_params)
+            value: (N,)
+            seen: as for `act`
+            noise: of the distribution, (N, noise_dim)
+            greedy: as for `act`
+
+        Returns:
+            action (N, …), log_prob and value (N,)
+        """
         action, log_prob = sample_or_mode(self.dist, of_legal(params, seen), noise, greedy)
         if self.dist.event_shape != self.action_shape:
             action = action.reshape(-1, *self.action_shape)
@@ -424,8 +447,12 @@ def policy_head(
         (B, inputs) → (B, num_params)
     """
     inner, how = (inputs, *net.hidden), (net.activation, .01, net.layer_norm)
-    num_std = dist.n if isinstance(dist, DiagGaussian) else dist.num_std if isinstance(dist, Joint) else 0
-    if num_std and net.log_std == 'free':
+    num_std = dist.n if isinstance(dist, DiagGaussian | SquashedGaussian) else dist.num_std if isinstance(dist, Joint) else 0
+    if net.sde:
+        if not isinstance(dist, DiagGaussian | SquashedGaussian): raise SpecError(
+            f'net.sde: given actions by {type(dist).__name__}, expected by a Gaussian; fix: net.sde: false')
+        return SDEMLP((*inner, dist.n), rng, *how, net.log_std_init)
+    if num_std and net.log_std == 'free' and isinstance(dist, DiagGaussian | Joint):
         return GaussianMLP((*inner, dist.num_params - num_std), rng, *how, net.log_std_init, num_std)
     mlp = MLP((*inner, dist.num_params), rng, *how)
     with torch.no_grad(): mlp.linears[-1].bias[dist.num_params - num_std:] = net.log_std_init
@@ -632,9 +659,7 @@ class SquashedModule(RLModule):
         self.units = UnitActions(action_spec)
         self.dist = SquashedGaussian(self.units.n)
         self.critics = TwinCritics(observation_spec, self.units.n, net, rng)
-        sizes = self.critics.encoder.out, *net.hidden, self.dist.num_params
-        self.actor = MLP(sizes, rng, net.activation, .01, net.layer_norm)
-        with torch.no_grad(): self.actor.linears[-1].bias[self.dist.n:] = net.log_std_init
+        self.actor = policy_head(self.dist, self.critics.encoder.out, net, rng)
         self.temperature = nn.ParameterDict(dict(log_alpha=torch.tensor(math.log(alpha), dtype=torch.float32)))
 
     @property
@@ -775,3 +800,157 @@ class DeterministicModule(RLModule):
             u = (u + self.sigma * e).clip(-1, 1)
         elif self.drift: state = dict(state=seen.state)
         return Batch(action=self.units.to_env(u), **state)
+
+# %% ../../nbs/27_nets.modules.ipynb #3ce561b5
+@dataclass(frozen=True)
+class ExplorationMatrix:
+    """The state of an agent that explores by gSDE: a standard normal matrix for each environment, and its age
+
+    Args:
+        shape: (F, n): features, components of an action
+        every: env steps with one matrix; None: a whole episode
+    """
+    shape: tuple[int, ...]   # (F, n): features, components of an action
+    every: int | None        # env steps with one matrix; None: a whole episode
+
+    def first(self, num_envs: int) -> Batch:   # N → age (N,) and matrix (N, F, n): none was drawn yet
+        "N → age (N,) and matrix (N, F, n): none was drawn yet"
+        return Batch(age=np.zeros(num_envs, np.int64), matrix=np.zeros((num_envs, *self.shape), np.float32))
+
+    def seeds(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
+              ) -> np.ndarray:   # (*lead, 1) int64
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            (*lead, 1) int64
+        """
+        return rng.integers(2**63, size=(*lead, 1), dtype=np.int64)
+
+    def step(self,
+        state: Batch,        # age and matrix before a step
+        seeds: np.ndarray,   # one for each row, (N, 1)
+    ) -> Batch:              # for this step: anew where it is due
+        """The matrices to act by
+
+        Args:
+            state: age and matrix before a step
+            seeds: one for each row, (N, 1)
+
+        Returns:
+            for this step: anew where it is due
+        """
+        due, matrix = state.age == 0 if self.every is None else state.age % self.every == 0, state.matrix
+        if due.any():
+            matrix = matrix.copy()
+            for i in due.nonzero()[0].tolist():
+                matrix[i] = np.random.default_rng(seeds[i, 0]).standard_normal(self.shape, np.float32)
+        return Batch(age=state.age + 1, matrix=matrix)
+
+# %% ../../nbs/27_nets.modules.ipynb #f09d980f
+class SDEActorCritic(ActorCritic):
+    "`ActorCritic` that explores by a function of the state, arXiv:2005.05719"
+    actor: Any   # an `SDEMLP`
+
+    def __init__(self,
+        observation_spec: ArraySpec,    # as `ActorCritic`
+        action_spec: Spec,              # a box
+        net: NetConfig,                 # as `ActorCritic`, with sde: true
+        rng: np.random.Generator,       # as `ActorCritic`
+        num_envs: int | None = None,    # as `ActorCritic`
+    ) -> None:
+        """
+        Args:
+            observation_spec: as `ActorCritic`
+            action_spec: a box
+            net: as `ActorCritic`, with sde: true
+            rng: as `ActorCritic`
+            num_envs: as `ActorCritic`
+        """
+        super().__init__(observation_spec, action_spec, net, rng, num_envs)
+        self.exploration = ExplorationMatrix(tuple(self.actor.log_std.shape), net.sde_every)
+
+    def initial_state(self, num_envs: int) -> Batch: "as `ExplorationMatrix`"; return self.exploration.first(num_envs)   # as `ExplorationMatrix`
+    def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()   # stream, how many
+              ) -> np.ndarray:   # seeds, (*lead, 1) int64
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            seeds, (*lead, 1) int64
+        """
+        return self.exploration.seeds(rng, lead)
+
+    def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`; with state, unless greedy
+            greedy: bool = False) -> Batch:   # as `ActorCritic`; and state, unless greedy
+        """
+        Args:
+            seen: as in `RLModule`; with state, unless greedy
+            noise: as in `RLModule`; with state, unless greedy
+            greedy: as `ActorCritic`; and state, unless greedy
+        Returns:
+            as `ActorCritic`; and state, unless greedy
+        """
+        if greedy: return super().act(seen, greedy=True)
+        state = self.exploration.step(seen.state, required_noise(noise))
+        def explored(obs: Array, matrix: Array) -> tuple[Array, ...]:   # (N, *shape), (N, F, n)
+            x = self.features(obs)
+            return *self.actor.explore(x, matrix), self.critic(x).squeeze(-1)
+        params, ε, value = self.ask(explored, checked_obs(self.observation_spec, seen), state.matrix)
+        return self.emit(params, value, seen, ε, False).replace(state=state)
+
+# %% ../../nbs/27_nets.modules.ipynb #ccd93074
+class SDESquashedModule(SquashedModule):
+    "`SquashedModule` that explores by a function of the state, arXiv:2005.05719"
+    actor: Any   # an `SDEMLP`
+
+    def __init__(self,
+        observation_spec: ArraySpec,  # as `SquashedModule`
+        action_spec: ArraySpec,       # as `SquashedModule`
+        net: NetConfig,               # as `SquashedModule`, with sde: true
+        rng: np.random.Generator,     # as `SquashedModule`
+        num_envs: int | None = None,  # as `SquashedModule`
+        alpha: float = 1.,            # as `SquashedModule`
+    ) -> None:
+        """
+        Args:
+            observation_spec: as `SquashedModule`
+            action_spec: as `SquashedModule`
+            net: as `SquashedModule`, with sde: true
+            rng: as `SquashedModule`
+            num_envs: as `SquashedModule`
+            alpha: as `SquashedModule`
+        """
+        super().__init__(observation_spec, action_spec, net, rng, num_envs, alpha)
+        self.exploration = ExplorationMatrix(tuple(self.actor.log_std.shape), net.sde_every)
+
+    def initial_state(self, num_envs: int) -> Batch: "as `ExplorationMatrix`"; return self.exploration.first(num_envs)   # as `ExplorationMatrix`
+    def noise(self, rng: np.random.Generator, lead: Sequence[int] = ()  # stream, how many
+              ) -> np.ndarray:   # seeds, (*lead, 1) int64
+        """
+        Args:
+            rng: stream, how many
+            lead: stream, how many
+        Returns:
+            seeds, (*lead, 1) int64
+        """
+        return self.exploration.seeds(rng, lead)
+
+    def act(self, seen: Batch, noise: np.ndarray | None = None,   # as in `RLModule`; with state, unless greedy
+            greedy: bool = False) -> Batch:   # action (N, *shape); and state, unless greedy
+        """
+        Args:
+            seen: as in `RLModule`; with state, unless greedy
+            noise: as in `RLModule`; with state, unless greedy
+            greedy: action (N, *shape); and state, unless greedy
+        Returns:
+            action (N, *shape); and state, unless greedy
+        """
+        if greedy: return super().act(seen, greedy=True)
+        state = self.exploration.step(seen.state, required_noise(noise))
+        def explored(obs: Array, matrix: Array) -> tuple[Array, ...]:   # (N, *shape), (N, F, n)
+            return self.actor.explore(self.critics.encoder(self.normed(obs)), matrix)
+        params, ε = self.ask(explored, checked_obs(self.observation_spec, seen), state.matrix)
+        return Batch(action=self.units.to_env(self.dist.sample(params, ε)), state=state)
