@@ -502,7 +502,9 @@ def cell_outcome(
             return dict(status='failed', error=printable(noted['error'], lines=False)[:300]) if noted else dict(status='new', error=why)
         files = RunFolder(folder)
         status = files.status
-        if status == 'completed' and (result := files.read('result.json')): return dict(result) | dict(status=status)
+        if status == 'completed':
+            if result := files.read('result.json'): return dict(result) | dict(status=status)
+            return dict(status='interrupted', error='its result.json is gone; the same command makes it again')
         return dict(status=status, error=(files.manifest.get('error') if status == 'failed' else '') or why)
     except (RunError, FileError) as e: return dict(status='damaged', error=str(e))
 
