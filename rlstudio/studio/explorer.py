@@ -13,7 +13,7 @@ All numbers come from `75_evidence.table`, so that this picture and a printed on
 # %% auto #0
 __all__ = ['X_AXES', 'MOST_POINTS', 'HOVER_STYLE', 'metric_names', 'SeedLine', 'seed_lines', 'path_of', 'seed_svg', 'band_svg',
            'explorer_axes', 'explorer_svg', 'arms_legend', 'arms_to_show', 'arm_colors', 'choice_widgets',
-           'explorer_box', 'offer', 'Explorer']
+           'text_widgets', 'explorer_box', 'offer', 'Explorer']
 
 # %% ../../nbs/87_studio.explorer.ipynb #22feba74
 from collections.abc import Callable, Mapping, Sequence
@@ -263,6 +263,20 @@ def choice_widgets() -> tuple[Any, ...]:   # arms, runs, metric, x axis, smoothi
             w.FloatSlider(description='smoothing', min=0, max=.98, step=.02, style=style, continuous_update=False),
             w.Checkbox(value=True, description='bands', indent=False), w.Button(description='Read again', icon='refresh', tooltip='read what has changed'))
 
+def text_widgets(
+    number: int,   # how many
+) -> list[Any]:    # widgets as wide as the explorer
+    """Places for HTML
+
+    Args:
+        number: how many
+
+    Returns:
+        widgets as wide as the explorer
+    """
+    import ipywidgets as w
+    return [w.HTML(layout=w.Layout(width='100%')) for _ in range(number)]
+
 def explorer_box(
     rows: Sequence[Sequence[Any]],   # widgets side by side, row by row
     texts: Sequence[Any],            # widgets below them, one below the other
@@ -309,8 +323,7 @@ class Explorer:
             runs_dir: where names are looked up; None: of settings.ini
         """
         self.arms, self.runs, self.metric, self.x, self.smoothing, self.bands, self.again = choice_widgets()
-        import ipywidgets as w
-        self.picture, self.legend, self.said = (w.HTML(layout=w.Layout(width='100%')) for _ in range(3))
+        self.picture, self.legend, self.said = text_widgets(3)
         self.box = explorer_box([[self.arms, self.runs], [self.metric, self.x], [self.smoothing, self.bands, self.again]], [self.picture, self.legend, self.said])
         self.paths, self.runs_dir, self.quiet = paths, runs_dir or load_settings().runs_dir, False
         self.table, self.curves = Table([]), dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]]()
