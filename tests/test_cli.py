@@ -211,6 +211,7 @@ def test_mistakes_are_explained(args: list[object], hint: str, tmp_path: Path) -
     ("run ppo/cartpole --env CartPole-v1", "env.id=…"), ("run ppo/cartpole --render", "each run makes a film"), ("run ppo/cartpole --seed abc", "expected a whole number, such as 3"),
     ("evaluate x --episodes 0", "expected a number ≥ 1"), ("resume ppo/cartpole", "a config, expected a run; begin one: rlstudio run ppo/cartpole"), ("resume mine.yaml", "begin one: rlstudio run mine.yaml"),
     ("run ppo/cartpole --runs-dir mine.yaml", "mine.yaml: cannot make a run here (it is no folder); choose another folder: --runs-dir DIR"), ("check-env mine.py", "fix: rlstudio check-env ID --import mine"),
+    ("run mine.toml", "mine.toml:2:1: given TOML, expected YAML"), ("run cut.toml", "cut.toml:1:1: given TOML, expected YAML: write the section as `env:`"),
     ("run mine.yaml", "write env.id='CartPole-v1'"), ("run mine.yaml", "fix: env.id=CartPole-v1"), ("plugins explain nope", "see: rlstudio plugins"),
     ("study ppo/cartpol", "did you mean 'ppo/cartpole'?"),   # not the study of that name
 ])
@@ -218,6 +219,8 @@ def test_first_mistakes_name_the_fix(typed: str, hint: str, tmp_path: Path, monk
     from rlstudio.studio.cli import app
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("env_id: CartPole-v1\nalgo: {name: ppo}\n")
+    Path("mine.toml").write_text('seed = 1\n[env]\nid = "CartPole-v1"\n')
+    Path("cut.toml").write_text('[env]\nid = "CartPole-v1\n')
     if typed.startswith("study"):
         Path("runs/ppo-cartpole").mkdir(parents=True)
         Path("runs/ppo-cartpole/study.yaml").touch()

@@ -104,6 +104,16 @@ def test_dropout_learns_and_does_not_act(algo: str) -> None:
     assert len({agent.act(x).tobytes() for _ in range(8)}) == 1 and evaluate(agent) == evaluate(agent) and not any(seen)
 
 
+@pytest.mark.filterwarnings("ignore:no video")
+def test_dropout_is_named_as_the_cause_of_the_lower_level(tmp_path: Path) -> None:
+    "It draws from torch's global generator: the network is blamed before the world"
+    nets.add("dropping", lambda spec, net, rng: Encoder(spec, net, rng, nn.Dropout(.5)))
+    run = Run.from_config(config(net=dict(encoder="dropping")), runs_dir=tmp_path)
+    with pytest.warns(UserWarning, match=r"the global generator of torch was used while training \(by the Dropout of the network, parts/Count-v0, or .*level L1\); leave Dropout out of the network"):
+        run.train(display="silent")
+    assert run.manifest["level"] == "L1" and "the Dropout of the network" in run.manifest["why"]
+
+
 @pytest.mark.parametrize("algo", ["ppo", "dqn", "sac"])
 def test_batch_normalisation_trains_exactly(algo: str) -> None:
     "One row or many while acting; its statistics are learned, saved and resumed"

@@ -149,7 +149,7 @@ def test_an_old_question_finds_its_folder_although_the_config_file_has_changed(t
 
 
 def test_only_runs_of_the_plan_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    "A study.yaml that somebody has edited, a run whose config is gone, one that failed before it had a folder: none of them is done"
+    "A study.yaml that somebody has edited, a run whose config is gone, one without its result, one that failed before it had a folder: none of them is done"
     from typer.testing import CliRunner
 
     from rlstudio.studio.cli import app
@@ -169,6 +169,10 @@ def test_only_runs_of_the_plan_count(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (made.folder / "x_s1" / "config.yaml").rename(tmp_path / "kept.yaml")
     assert "1 of 2 done, 1 failed" in shown()
     (tmp_path / "kept.yaml").rename(made.folder / "x_s1" / "config.yaml")
+    (made.folder / "x_s1" / "result.json").unlink()   # as somebody does whom a damaged one stops
+    assert "1 of 2 done" in shown() and made.results()[0]["done"] == 1
+    with warnings.catch_warnings(action="ignore"): run_cell(str(made.folder), "x_s1")
+    assert "2 of 2 done" in shown() and (made.folder / "x_s1" / "result.json").exists()
     more = asked_study(["s"], seeds="3")
     note_unbegun(more.folder / "x_s3", "ConfigError: no such world")
     assert "2 of 3 done, 1 failed" in shown() and more.results()[0]["failed"] == 1

@@ -14,8 +14,8 @@ Sides are called A, B, … in the order given; A is the one that the others are 
 # %% auto #0
 __all__ = ['Row', 'ALPHA', 'UNFAIR', 'Side', 'Contrast', 'signed_ranks', 'contrast', 'settled', 'sentence', 'holm', 'value_of',
            'split_argument', 'side_label', 'make_side', 'letter', 'sides_of', 'conditions_of', 'differing_facts',
-           'mixed_facts', 'unfair', 'Comparison', 'side_row', 'warnings_about', 'range_text', 'aligned',
-           'comparison_text', 'compare_sides', 'draw_seeds', 'draw_profiles', 'comparison_figure']
+           'mixed_facts', 'unfair', 'Comparison', 'side_row', 'warnings_about', 'comparison_text', 'compare_sides',
+           'draw_seeds', 'draw_profiles', 'comparison_figure']
 
 # %% ../../nbs/78_evidence.compare.ipynb #14449dfc
 import json
@@ -33,8 +33,8 @@ from ..core.options import as_text
 from ..core.registry import suggest
 from .stats import (
     STATISTICS, Interval, StatsError, area_under_curve, difference, improvement_interval, in_digits, joint_ranks, mean_ranks, normalized, pair_by_seed,
-    permutation_test, probability_of_improvement, profile, profile_band, score_facts, seeds_needed)
-from .table import COLORS, arms, curve, label_arms, read_table
+    permutation_test, probability_of_improvement, profile, profile_band, range_text, score_facts, seeds_needed)
+from .table import COLORS, aligned, arms, curve, label_arms, read_table
 from ..runs.folder import RunError, RunFolder
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -549,33 +549,6 @@ def warnings_about(
     for folder, why in c.broken.items(): yield printable(f'{folder}: cannot be read, {why}', lines=False)
 
 # %% ../../nbs/78_evidence.compare.ipynb #901eaa94
-def range_text(
-    found: Mapping[str, Any] | None,  # an `Interval` as a dict
-) -> str:                             # '' where there is none
-    """An interval for the eye
-
-    Args:
-        found: an `Interval` as a dict
-
-    Returns:
-        '' where there is none
-    """
-    return str(Interval(found['low'], found['high'])) if found else ''
-
-def aligned(
-    rows: Sequence[Sequence[str]],  # cells; the first row is the head
-) -> list[str]:                     # lines; the first column flush left, the others right
-    """Columns
-
-    Args:
-        rows: cells; the first row is the head
-
-    Returns:
-        lines; the first column flush left, the others right
-    """
-    wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return ['  '.join(cell.ljust(wide[k]) if k == 0 else cell.rjust(wide[k]) for k, cell in enumerate(row)).rstrip() for row in rows]
-
 def comparison_text(
     c: Comparison,  # any
 ) -> str:           # several lines

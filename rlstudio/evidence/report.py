@@ -12,7 +12,7 @@ The page holds no script and asks no other computer for anything; a browser that
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', 'DASHES', 'MAX_CHARTS', 'MAX_FILM', 'FOOT',
-           'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'thinned', 'axes_for', 'colour_of',
+           'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'axes_for', 'colour_of',
            'marks_svg', 'marks_legend', 'chart_html', 'strip_svg', 'ends_of', 'Markup', 'table_html', 'tiles_html',
            'folded_html', 'section_html', 'Story', 'text_beside', 'read_story', 'run_verdict', 'command_html',
            'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure', 'films_html',
@@ -43,7 +43,7 @@ from .study import is_study, read_plan
 from .table import EVALUATION, arms, band, curves_of, find_runs, read_table
 from .verify import verify
 from ..runs.folder import RunFolder, is_busy, locate_run, locked
-from ..runs.pictures import ChartAxes, axes_svg, short_number, ticks
+from ..runs.pictures import ChartAxes, axes_svg, short_number, thinned, ticks
 from ..runs.yaml import MAX_BYTES, Source, read_yaml_file
 from ..train.metrics import read_metrics, series
 
@@ -145,22 +145,6 @@ def drawable(
     def some(items: Sequence[Any]) -> list[Any]: return [items[i] for i in keep if i < len(items)]
     points = [(math.log10(x), y) for x, y in some(marks.points)] if log else some(marks.points)
     return Marks(marks.label, points, marks.kind, marks.colour, some(marks.spread), some(marks.names) if marks.names else ())
-
-def thinned(
-    items: Sequence[Any],  # in order
-    most: int = 240,       # how many at most, ≥ 2
-) -> list[Any]:            # the first and the last are always among them
-    """Every k-th of a long series
-
-    Args:
-        items: in order
-        most: how many at most, ≥ 2
-
-    Returns:
-        the first and the last are always among them
-    """
-    if len(items) <= most: return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 # %% ../../nbs/81_evidence.report.ipynb #a6a9664e
 def axes_for(

@@ -15,8 +15,8 @@ Scores are `(seeds,)` of one world, `(seeds, worlds)` of several, or a dict from
 # %% auto #0
 __all__ = ['Scores', 'STATISTICS', 'CUTS', 'SEEDS_WANTED', 'SIGNS', 'REFERENCES', 'StatsError', 'as_worlds', 'trimmed_mean',
            'iqm', 'mean_score', 'median_score', 'optimality_gap', 'student_cdf', 'student_quantile', 'in_digits',
-           'Interval', 'bootstrap', 'standard_error', 'seeds_note', 'width_note', 'kind_of', 'interval', 'check_method',
-           'score_facts', 'difference', 'same_worlds', 'probability_of_improvement', 'wilson_end',
+           'Interval', 'range_text', 'bootstrap', 'standard_error', 'seeds_note', 'width_note', 'kind_of', 'interval',
+           'check_method', 'score_facts', 'difference', 'same_worlds', 'probability_of_improvement', 'wilson_end',
            'improvement_interval', 'relabelled', 'permutation_test', 'mean_ranks', 'joint_ranks', 'pair_by_seed',
            'effect_size', 'seeds_for_effect', 'seeds_needed', 'profile', 'profile_band', 'checked_curve',
            'area_under_curve', 'steps_to', 'survival', 'median_steps', 'Reference', 'normalized', 'coverage']
@@ -234,6 +234,19 @@ class Interval:
         return self.low <= value <= self.high
 
     def __str__(self) -> str: return f'[{in_digits(self.low)}, {in_digits(self.high)}]'
+
+def range_text(
+    found: Mapping[str, Any] | None,  # with low and high: an `Interval` as a dict, or the facts of an arm
+) -> str:                             # '' where there is none
+    """An interval for the eye
+
+    Args:
+        found: with low and high: an `Interval` as a dict, or the facts of an arm
+
+    Returns:
+        '' where there is none
+    """
+    return str(Interval(found['low'], found['high'])) if found and found['low'] is not None else ''
 
 # %% ../../nbs/74_evidence.stats.ipynb #a9ecc52b
 def bootstrap(

@@ -56,7 +56,7 @@ from ..core.files import FileError, Needed, is_regular, json_value, open_plain, 
 from ..core.options import Config, ConfigError, as_text, diff, plain, to_dict
 from ..core.registry import Registry, imported, suggest
 from .audit import python_apart
-from .stats import in_digits, score_facts
+from .stats import in_digits, range_text, score_facts
 from ..runs.config import Overrides, any_config, as_overrides, config_file, load_config, load_settings, open_workspace, packaged_configs, short_name, to_yaml, with_overrides, with_section
 from ..runs.folder import BusyError, RunError, RunFolder, check_run_name, is_busy, now, put_folder, read_record
 from ..runs.run import Run, begin_folder, make_trainer
@@ -502,7 +502,9 @@ def cell_outcome(
             return dict(status='failed', error=printable(noted['error'], lines=False)[:300]) if noted else dict(status='new', error=why)
         files = RunFolder(folder)
         status = files.status
-        if status == 'completed' and (result := files.read('result.json')): return dict(result) | dict(status=status)
+        if status == 'completed':
+            if result := files.read('result.json'): return dict(result) | dict(status=status)
+            return dict(status='interrupted', error='its result.json is gone; the same command makes it again')
         return dict(status=status, error=(files.manifest.get('error') if status == 'failed' else '') or why)
     except (RunError, FileError) as e: return dict(status='damaged', error=str(e))
 
@@ -1017,7 +1019,7 @@ def arm_line(
         one line
     """
     words = [f'{row["done"]} of {row["runs"]} done' + (f', {row["failed"]} failed' if row['failed'] else '')]
-    sure = '' if row['low'] is None else f' [{in_digits(row["low"])}, {in_digits(row["high"])}]'
+    sure = f' {range_text(row)}'.rstrip()
     if row['scores']: words.append(f'IQM {in_digits(row["iqm"])}{sure}, worst {in_digits(row["worst"])}, best {in_digits(row["best"])}')
     if row['goal'] is not None and row['scores']: words.append(f'{row["solved"]} of {len(row["scores"])} reach {row["goal"]:g}')
     return f'{row["arm"]:<{width}}  ' + ' · '.join(words)

@@ -17,8 +17,8 @@ __all__ = ['RUN_FILES', 'VARIED', 'STEM', 'KEPT_FROM', 'RACY', 'KEPT_VERSION', '
            'warm_start_of', 'run_facts', 'arm_key', 'arm_name', 'label_arms', 'arms', 'Table', 'read_table',
            'facts_or_reason', 'stamps_of', 'kept_path', 'read_kept', 'keep', 'facts_of_all', 'facts_beside',
            'tidy_column', 'library_of_frames', 'frame_of', 'csv_text', 'parquet_bytes', 'write_table', 'arm_facts',
-           'summary', 'summary_text', 'table_document', 'curve', 'smoothed', 'band', 'curves_of', 'draw_curves',
-           'draw_scores', 'draw_profile', 'plot_arms', 'shorter_labels']
+           'summary', 'aligned', 'summary_text', 'table_document', 'curve', 'readable_curve', 'smoothed', 'band',
+           'curves_of', 'draw_curves', 'draw_scores', 'draw_profile', 'plot_arms', 'shorter_labels']
 
 # %% ../../nbs/75_evidence.table.ipynb #efe71f6d
 import csv
@@ -650,6 +650,22 @@ def summary(
     found = [arm_facts(label, group) for label, group in arms(table).items()]
     return sorted(found, key=lambda f: (f['env'], f['iqm'] is None, -(f['iqm'] or 0)))
 
+# %% ../../nbs/75_evidence.table.ipynb #759116df
+def aligned(
+    rows: Sequence[Sequence[str]],  # cells; the first row is the head
+) -> list[str]:                     # lines; the first column flush left, the others right
+    """Columns
+
+    Args:
+        rows: cells; the first row is the head
+
+    Returns:
+        lines; the first column flush left, the others right
+    """
+    wide = [max(map(len, column)) for column in zip(*rows)]
+    return ['  '.join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, wide))).rstrip() for row in rows]
+
+# %% ../../nbs/75_evidence.table.ipynb #fd1784f9
 def summary_text(
     table: Table,  # of runs
 ) -> str:          # lines
@@ -667,8 +683,7 @@ def summary_text(
         if f['stopped']: seeds += ', stopped early' if f['stopped'] == f['seeds'] else f', {f["stopped"]} stopped early'
         rows.append((printable(f['arm'], lines=False), seeds, in_digits(f['iqm']), f'{in_digits(f["low"])} … {in_digits(f["high"])}' if f['low'] is not None else '',
                      in_digits(f['worst']), in_digits(f['best']), '' if f['solved'] is None else f'{f["solved"]} of {f["scored"]}'))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ['  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in rows] if len(rows) > 1 else []
+    lines = aligned(rows) if len(rows) > 1 else []
     again = len(table) - sum(map(len, arms(table).values()))
     if again: lines.append(f'{again} runs repeat the seed of another one of their arm, and do not count again')
     lines += [printable(f'broken: {why}' if folder in why else f'broken: {folder}: {why}', lines=False) for folder, why in table.broken.items()]
@@ -720,6 +735,25 @@ def curve(
         steps, values = series((r for r in records if metric in r), metric, x)
     finite = np.isfinite(steps) & np.isfinite(values)
     return steps[finite], values[finite]
+
+# %% ../../nbs/75_evidence.table.ipynb #912e19fa
+def readable_curve(
+    folder: str | Path,         # a run's
+    metric: str = EVALUATION,   # as in `curve`
+    x: str = 'step',            # likewise
+) -> tuple[np.ndarray, np.ndarray]:  # as `curve`; empty where it cannot be read, or has no such metric
+    """One metric of a run, if it has it
+
+    Args:
+        folder: a run's
+        metric: as in `curve`
+        x: likewise
+
+    Returns:
+        as `curve`; empty where it cannot be read, or has no such metric
+    """
+    try: return curve(folder, metric, x)
+    except (ValueError, TypeError, KeyError, OSError): return np.empty(0), np.empty(0)
 
 # %% ../../nbs/75_evidence.table.ipynb #d107fc36
 def smoothed(
@@ -792,12 +826,7 @@ def curves_of(
     Returns:
         one a run; empty where it cannot be read, or has no such metric
     """
-    found = []
-    for row in group:
-        try: steps, values = curve(row['run'], metric, x)
-        except (ValueError, TypeError, KeyError, OSError): steps, values = np.empty(0), np.empty(0)
-        found.append((steps, smoothed(values, smoothing)))
-    return found
+    return [(steps, smoothed(values, smoothing)) for steps, values in (readable_curve(row['run'], metric, x) for row in group)]
 
 def draw_curves(
     ax: 'Axes',                 # where to draw

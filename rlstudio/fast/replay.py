@@ -16,7 +16,8 @@ them, and still collects, fetches and stores faster."""
 # %% auto #0
 __all__ = ['AHEAD', 'act_values', 'rollout_values', 'draw_places', 'source_of', 'compiled_places', 'copy_row', 'ask_rows',
            'fetch_rows', 'compiled_fetch', 'flag_rows', 'write_rows', 'compiled_keep', 'q_value', 'td_rows',
-           'q_gradient', 'plain_values', 'fits_step', 'ValueStep', 'CompiledReplay']
+           'q_gradient', 'plain_values', 'fits_step', 'step_rooms', 'gradient_places', 'turned_views', 'ValueStep',
+           'refresh_layers', 'policy_of', 'ask_worlds', 'for_types', 'CompiledReplay']
 
 # %% ../../nbs/95_fast.replay.ipynb #544be1f1
 from .kernels import KINDS, backward_rows, forward_rows, kernel, parameter_views
@@ -602,7 +603,7 @@ def q_gradient(
     backward_rows(seen[0, 0], net[0], kind, here[0], here[1], Gs, dW, db)
     return told
 
-# %% ../../nbs/95_fast.replay.ipynb #d36e6941
+# %% ../../nbs/95_fast.replay.ipynb #88dda87b
 def plain_values(
     learner: Any,   # of any algorithm
 ) -> bool:          # False: its own `act`, and its own losses
@@ -620,6 +621,7 @@ def plain_values(
     return (type(mlp) is MLP and mlp.kernel is not None and not mlp.norms and type(m.q.encoder) is Flat and m.q.encoder.bounds is None
             and (m.obs_norm is None or type(m.obs_norm) is RunningNorm) and len(o.shape) == 1 and o.dtype == _f)
 
+# %% ../../nbs/95_fast.replay.ipynb #d85d3a12
 def fits_step(
     learner: Any,   # of any algorithm
 ) -> bool:          # False: by its losses, on the tape
@@ -634,6 +636,58 @@ def fits_step(
     same = all(getattr(type(learner), name) is getattr(DQN, name) for name in ('losses', 'targets', 'build') if isinstance(learner, DQN))
     return isinstance(learner, DQN) and same and type(learner).descend is Learner.descend and plain_values(learner) and learner.module.q.quantiles == 1
 
+# %% ../../nbs/95_fast.replay.ipynb #5f167c4e
+def step_rooms(
+    B: int,             # rows
+    widths: list[int],  # outputs of each layer
+) -> Any:               # as `room` of `q_gradient`
+    """Where the networks write
+
+    Args:
+        B: rows
+        widths: outputs of each layer
+
+    Returns:
+        as `room` of `q_gradient`
+    """
+    def layers() -> tuple[np.ndarray, ...]: return tuple(np.zeros((B, n), _f) for n in widths)
+    return (layers(), layers()), (layers(), layers()), (layers(), layers()), layers()
+
+# %% ../../nbs/95_fast.replay.ipynb #f112b4b3
+def gradient_places(
+    flat: Any,  # `FlatParameters` of a part
+    mlp: MLP,   # whose parameters are in it
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:   # of weights and of biases, layer by layer
+    """Views of the flat gradient, as `backward_rows` writes them
+
+    Args:
+        flat: `FlatParameters` of a part
+        mlp: whose parameters are in it
+
+    Returns:
+        of weights and of biases, layer by layer
+    """
+    dW, db = (tuple(flat.places[id(getattr(l, name))] for l in mlp.linears) for name in ('weight', 'bias'))
+    return dW, db
+
+# %% ../../nbs/95_fast.replay.ipynb #9eae8bc9
+def turned_views(
+    kept: Any,   # what this returned before; None: nothing yet
+    mlp: MLP,    # on the CPU
+) -> Any:        # (views, (weights (out, in), biases) as `forward_rows` takes them); to be kept
+    """The parameters of a network, looked up anew only where they have moved
+
+    Args:
+        kept: what this returned before; None: nothing yet
+        mlp: on the CPU
+
+    Returns:
+        (views, (weights (out, in), biases) as `forward_rows` takes them); to be kept
+    """
+    views = parameter_views(mlp)
+    return kept if kept is not None and kept[0] is views else (views, (tuple(W.T for W in views[::2]), tuple(views[1::2])))
+
+# %% ../../nbs/95_fast.replay.ipynb #d36e6941
 class ValueStep:
     "`Learner.descend` of DQN with mean values, by one kernel"
     def __init__(self,
@@ -644,8 +698,8 @@ class ValueStep:
             learner: a `DQN` for which `fits_step` holds
         """
         self.learner, self.part, m = learner, learner.parts['q'], learner.module
-        self.mlp, self.slow = m.q.mlp, self.part.slow.mlp
-        self.widths, self.kind, self.duel, self.norm = [len(b) for b in self.mlp.views()[1::2]], KINDS.index(self.mlp.activation), int(m.q.dueling), m.obs_norm
+        self.mlp, self.slow, self.norm = m.q.mlp, self.part.slow.mlp, m.obs_norm
+        self.widths, self.kind, self.duel = [len(b) for b in self.mlp.views()[1::2]], KINDS.index(self.mlp.activation), int(m.q.dueling)
         self.plain, self.size, self.known = norm_rows_of(None, self.mlp.linears[0].in_features), 0, dict[int, Any]()
 
     def make_room(self,
@@ -658,16 +712,13 @@ class ValueStep:
             B: rows
             d: numbers in an observation
         """
-        def layers() -> tuple[np.ndarray, ...]: return tuple(np.zeros((B, n), _f) for n in self.widths)
-        self.size, self.seen, self.error = B, np.zeros((2, 1, B, d), _f), np.zeros(B, _f)
-        self.room = (layers(), layers()), (layers(), layers()), (layers(), layers()), layers()
-        places = self.part.flat.places
-        self.dW, self.db = (tuple(places[id(getattr(l, name))] for l in self.mlp.linears) for name in ('weight', 'bias'))
+        self.size, self.seen, self.error, self.room = B, np.zeros((2, 1, B, d), _f), np.zeros(B, _f), step_rooms(B, self.widths)
+        self.dW, self.db = gradient_places(self.part.flat, self.mlp)
 
     def views(self,
         mlp: MLP,   # the network, or its slow copy
     ) -> Any:       # weights and biases, as `forward_rows` takes them
-        """The parameters, looked up anew only where they have moved
+        """The parameters now
 
         Args:
             mlp: the network, or its slow copy
@@ -675,9 +726,8 @@ class ValueStep:
         Returns:
             weights and biases, as `forward_rows` takes them
         """
-        views = parameter_views(mlp)
-        if self.known.get(id(mlp), (None,))[0] is not views: self.known[id(mlp)] = views, (tuple(W.T for W in views[::2]), tuple(views[1::2]))
-        return self.known[id(mlp)][1]
+        self.known[id(mlp)] = kept = turned_views(self.known.get(id(mlp)), mlp)
+        return kept[1]
 
     def __call__(self,
         batch: Batch,   # of `ReplayBuffer.sample`
@@ -697,11 +747,89 @@ class ValueStep:
         loss, off = q_gradient(b['obs'], b['next_obs'], (b['action'], b['reward'], b['discount'], b['weight']), c.double, self.duel, norm, self.kind,
                                self.views(self.mlp), self.views(self.slow), self.seen, self.room, self.error, self.dW, self.db)
         check_finite('loss', np.float64(loss))
-        self.learner.error = self.error
+        self.learner.error = self.error   # for priorities
         metrics = {'loss/td': loss, 'value/td_error': off} | part.step()
         if self.learner.witness: self.learner.witness(part, loss)
         if self.learner.updates % c.target_every == 0: part.follow(c.tau)
         return metrics
+
+# %% ../../nbs/95_fast.replay.ipynb #7538505f
+def refresh_layers(
+    kept: Any,   # what this returned before; None: nothing yet
+    mlp: MLP,    # of the agent
+) -> Any:        # (views, copies as of `layers_of`); to be kept
+    """The parameters now, in copies that are there already
+
+    Args:
+        kept: what this returned before; None: nothing yet
+        mlp: of the agent
+
+    Returns:
+        (views, copies as of `layers_of`); to be kept
+    """
+    views = parameter_views(mlp)
+    if kept is None or kept[0] is not views: kept = views, layers_of(mlp)
+    for mine, W in zip(kept[1][0], views[::2]): mine.T[:] = W
+    return kept
+
+# %% ../../nbs/95_fast.replay.ipynb #412d2422
+def policy_of(
+    module: Any,        # a `QModule` for which `plain_values` holds
+    norm: np.ndarray,   # as in `see_rows`
+    layers: Any,        # (weights, biases), as in `few_rows`
+    h: np.ndarray,      # room for `few_rows`
+) -> tuple[Any, ...]:   # arguments of `act_values`, from ε on
+    """The policy as it is now
+
+    Args:
+        module: a `QModule` for which `plain_values` holds
+        norm: as in `see_rows`
+        layers: (weights, biases), as in `few_rows`
+        h: room for `few_rows`
+
+    Returns:
+        arguments of `act_values`, from ε on
+    """
+    ε, q = module.epsilon, module.q
+    return _f(ε), _f(q.n / ε if ε else 0), q.quantiles, q.quantiles * q.dueling, norm, *layers, KINDS.index(q.mlp.activation), h
+
+# %% ../../nbs/95_fast.replay.ipynb #22df3309
+def ask_worlds(
+    stepper: Stepper,         # the agent in its worlds
+    buffer: Any,              # to fill
+    u: np.ndarray,            # (T, N, 1) noise
+    policy: tuple[Any, ...],  # of `policy_of`
+) -> None:
+    """Fill a buffer by asking the worlds
+
+    Args:
+        stepper: the agent in its worlds
+        buffer: to fill
+        u: (T, N, 1) noise
+        policy: of `policy_of`
+    """
+    rows = buffer.rows
+    def act(seen: Any, t: int) -> Batch:   # written to its place at once
+        act_values(seen.obs, u[t], rows.action[t], *policy)
+        return Batch(action=rows.action[t])
+    collect(stepper, buffer, act)
+
+# %% ../../nbs/95_fast.replay.ipynb #2cb7a350
+def for_types(
+    loop: Any,               # a kernel, which may take a function
+    args: tuple[Any, ...],   # it will be called with arguments of the same types
+) -> Any:                    # to be called instead of it
+    """A kernel that asks for no types
+
+    Args:
+        loop: a kernel, which may take a function
+        args: it will be called with arguments of the same types
+
+    Returns:
+        to be called instead of it
+    """
+    loop.compile(types := tuple(map(numba.typeof, args)))
+    return loop.get_overload(types)
 
 # %% ../../nbs/95_fast.replay.ipynb #5dfe89ab
 class CompiledReplay(CompiledLoop):
@@ -714,8 +842,8 @@ class CompiledReplay(CompiledLoop):
             learner: a `Learner` whose losses the tape can differentiate
         """
         super().__init__(learner)
-        self.policy: Any = None   # parameters, as the loop takes them
-        self.found: Any = None    # the loop, for the types that it is given
+        self.policy: Any = None   # of `refresh_layers`
+        self.found: Any = None    # of `for_types`
         if fits_step(learner): learner.descend = ValueStep(learner)
         if not isinstance(learner, OffPolicy): return
         self.learner: Any = learner
@@ -726,6 +854,19 @@ class CompiledReplay(CompiledLoop):
         super().remember(replay)
         replay.fetch, replay.keep = compiled_fetch, compiled_keep
         if isinstance(replay.sampler, Uniform): replay.sampler.pick = compiled_places
+
+    def prepare(self,
+        stepper: Stepper,   # the agent in its worlds
+    ) -> None:
+        """Look at the worlds, once: what fits, and how much room it takes
+
+        Args:
+            stepper: the agent in its worlds
+        """
+        q, N = self.learner.module.q, self.learner.buffer.num_envs
+        self.fits, self.plain = type(stepper) is Stepper and 'state' not in stepper.env.fields, norm_rows_of(None, q.encoder.out)
+        self.room = np.zeros((2, N, max(q.encoder.out, *(len(b) for b in q.mlp.views()[1::2]))), _f)
+        if self.fits and has_rule(stepper.env): self.step, self.option = try_step(stepper.env), np.array(getattr(stepper.env, 'option', ()), np.float64)
 
     def gather(self,
         stepper: Stepper,   # the agent in its worlds
@@ -739,29 +880,18 @@ class CompiledReplay(CompiledLoop):
             False: step by step
         """
         x, m, buffer = self.learner, self.learner.module, self.learner.buffer
-        if self.room is None:
-            self.fits = type(stepper) is Stepper and 'state' not in stepper.env.fields
-            self.plain = norm_rows_of(None, m.q.encoder.out)
-            self.room = np.zeros((2, buffer.num_envs, max(m.q.encoder.out, *(len(b) for b in m.q.mlp.views()[1::2]))), _f)
-            if self.fits and has_rule(stepper.env): self.step, self.option = try_step(stepper.env), np.array(getattr(stepper.env, 'option', ()), np.float64)
+        if self.room is None: self.prepare(stepper)
         if not self.fits or x.env_steps < x.config.learning_starts: return False
-        ε, q, mlp = m.epsilon, m.q, m.q.mlp
         u = m.noise(x.action_rng, (buffer.num_steps, buffer.num_envs))
-        norm = self.plain if m.obs_norm is None else norm_rows_of(m.obs_norm, q.encoder.out)
-        policy = _f(ε), _f(q.n / ε if ε else 0), q.quantiles, q.quantiles * q.dueling, norm, *self.layers(mlp), KINDS.index(mlp.activation), self.room
+        policy = policy_of(m, self.plain if m.obs_norm is None else norm_rows_of(m.obs_norm, m.q.encoder.out), self.layers(m.q.mlp), self.room)
         if self.step is not None: self.walk(stepper, buffer, u, *policy)
-        else:
-            rows = buffer.rows
-            def act(seen: Any, t: int) -> Batch:   # written to its place at once
-                act_values(seen.obs, u[t], rows.action[t], *policy)
-                return Batch(action=rows.action[t])
-            collect(stepper, buffer, act)
+        else: ask_worlds(stepper, buffer, u, policy)
         return True
 
     def layers(self,
         mlp: MLP,   # of the agent
     ) -> Any:       # as `layers_of`
-        """The parameters now, in copies that are there already
+        """The parameters now
 
         Args:
             mlp: of the agent
@@ -769,16 +899,14 @@ class CompiledReplay(CompiledLoop):
         Returns:
             as `layers_of`
         """
-        views = parameter_views(mlp)
-        if self.policy is None or self.policy[0] is not views: self.policy = views, layers_of(mlp)
-        for mine, W in zip(self.policy[1][0], views[::2]): mine.T[:] = W
+        self.policy = refresh_layers(self.policy, mlp)
         return self.policy[1]
 
     def machine(self,
         loop: Any,               # a kernel that takes a function
         args: tuple[Any, ...],   # of the same types each time
     ) -> Any:                    # what it gives
-        """Call a kernel: to look at the types of a function costs more than four steps, so it is done once
+        """Call a kernel
 
         Args:
             loop: a kernel that takes a function
@@ -787,9 +915,7 @@ class CompiledReplay(CompiledLoop):
         Returns:
             what it gives
         """
-        if self.found is None:
-            loop.compile(types := tuple(map(numba.typeof, args)))
-            self.found = loop.get_overload(types)
+        if self.found is None: self.found = for_types(loop, args)
         return self.found(*args)
 
     def walk(self,

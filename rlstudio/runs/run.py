@@ -46,6 +46,7 @@ from ..core.spec import SpecError
 from ..envs.snapshot import watched_entropy
 from ..envs.make import EnvError, EnvKeyError, evaluation_env, make_env
 from ..nets.flat import weights_sha256
+from ..nets.layers import random_layers
 from .background import Background, Controls, Display, HangWatch, Shielded, follow
 from .checkpoint import (
     BEST, Checkpoint, CheckpointError, SaveBest, SaveCheckpoints, checkpoints, chosen_checkpoint, latest_checkpoint, prune, read_meta)
@@ -838,14 +839,16 @@ class WatchGenerators(Callback):
     def on_iteration_end(self, trainer: Trainer) -> None:  # looks
         "looks"
         if not self.before: return
-        env = trainer.env.env_id
+        env, fix = trainer.env.env_id, 'draw from self.np_random'
         far: dict[str, list[str]] = getattr(trainer.env, 'moved', dict)()   # what other processes saw
         if drawn := self.drawn | {*far.get('entropy', ())}:
             why = f'{env} drew from the system\'s entropy while training ({" and ".join(sorted(drawn))}: a generator without a seed)'
         elif used := moved_generators(self.before) + far.get('generators', []):
-            why = f'the global generator of {" and ".join(used)} was used while training (by {env}, or other code in this process)'
+            layers = ' and '.join(random_layers(trainer.algo.module)) if 'torch' in used else ''
+            by, fix = (f'the {layers} of the network, {env}', f'leave {layers} out of the network') if layers else (env, fix)
+            why = f'the global generator of {" and ".join(used)} was used while training (by {by}, or other code in this process)'
         else: return
-        warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); draw from self.np_random', stacklevel=2)
+        warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); {fix}', stacklevel=2)
         lower_level(self.files, self.facts, 'L1', why)
         self.before = {}
         self.watch.close()
