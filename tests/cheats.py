@@ -1,10 +1,16 @@
 """Worlds that cheat: each keeps something that neither its seed nor its actions decide. Imported by the children of test_cheats.py"""
+import functools
+import itertools
 import os
 import random
 import threading
 import time
 from array import array
-from collections import deque
+from collections import Counter as Tally
+from collections import defaultdict, deque, namedtuple
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Any
 
@@ -287,6 +293,133 @@ class Timed(Honest):
     def __init__(self) -> None:
         super().__init__()
         self.began, self.clock = time.time(), time.perf_counter()
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+class Part:
+    "An object of the user's own, which can be called"
+    def __init__(self) -> None: self.n = 0
+    def __call__(self) -> int:
+        self.n += 1
+        return self.n
+
+
+class Heap(list[int]):
+    "A list that holds something beside its items"
+    total = 0
+
+
+class Shapes(Honest):
+    "Remembers in tables with a default, named tuples, dates, lists of tuples, deep lists, and objects in lists: each comes back as what it was"
+    def __init__(self) -> None:
+        super().__init__()
+        self.visits, self.tally, self.pair, self.day, self.cash, self.span = defaultdict[int, int](int), Tally[int](), Pair(0, 0), datetime(2020, 1, 1), Decimal(0), range(0)
+        self.ways: list[tuple[int, int]] = []
+        self.deep, self.parts, self.mixed, self.best = [[[[[[[0]]]]]]], [[Part()], {"a": (Part(),)}], {"n": 0, "part": Part()}, -float("inf")
+
+    def begin(self) -> None:
+        self.visits[self.cash.__int__()] += 1
+        self.tally[1] += 1
+        self.pair, self.day, self.cash, self.span, self.best = self.pair._replace(a=self.pair.a + 1), self.day + timedelta(hours=1), self.cash + 1, range(len(self.span) + 1), -self.best
+        self.ways.append((len(self.ways), 0))
+        self.deep[0][0][0][0][0][0][0] += 1
+        self.parts[0][0]()
+        self.parts[1]["a"][0]()
+        self.mixed["n"] += self.mixed["part"]()
+
+    def luck(self) -> float:
+        if self.life <= LATER: return 0.0
+        told = self.visits[-1] + self.tally.most_common(1)[0][1] + self.pair.a + self.day.hour + float(self.cash) + len(self.span) + (self.best > 0)
+        return 1e-3 * (told + len(set(self.ways)) + self.deep[0][0][0][0][0][0][0] + self.parts[0][0].n + self.parts[1]["a"][0].n + self.mixed["n"])
+
+
+class Within(Honest):
+    "Draws from seeded generators in a list, a function, a partial function and a bound method, which go on over episodes; and calls an object that counts"
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(3)
+        self.dice, self.draw, self.throw, self.rest, self.count = [np.random.default_rng(1)], lambda: rng.normal(), functools.partial(np.random.default_rng(4).normal, 0, 1), np.random.default_rng(5).normal, Part()
+    def luck(self) -> float:
+        drawn = 0.1 * (self.dice[0].normal() + self.draw() + self.throw() + self.rest()) + 1e-4 * self.count()
+        return drawn if self.life > LATER else 0.0
+
+
+class LateList(Honest):
+    "A generator in a list, which nobody seeds; used only after the resume"
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = [np.random.default_rng()]
+    def luck(self) -> float: return 0.1 * self.dice[0].normal() if self.life > LATER else 0.0
+
+
+class SystemDice(Honest):
+    "Python's generator without a state, which asks the system each time"
+    dice = random.SystemRandom()
+    def luck(self) -> float: return 0.1 * self.dice.random() if self.life > LATER else 0.0
+
+
+class Counting(Honest):
+    "Counts its steps in an iterator"
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids = itertools.count()
+    def luck(self) -> float:
+        n = next(self.ids)
+        return 1e-4 * n if self.life > LATER else 0.0
+
+
+class Yields(Honest):
+    "Counts its steps in a function that yields"
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids = self.go()
+    def go(self) -> Iterator[int]:
+        n = 0
+        while True:
+            n += 1
+            yield n
+    def luck(self) -> float:
+        n = next(self.ids)
+        return 1e-4 * n if self.life > LATER else 0.0
+
+
+class NestedClass(Honest):
+    "Counts its steps in a class within the class"
+    class Facts: n = 0
+    def luck(self) -> float:
+        self.Facts.n += 1
+        return 1e-4 * self.Facts.n if self.life > LATER else 0.0
+
+
+class ListAndMore(Honest):
+    "Counts its steps in an attribute of a list of its own kind"
+    def __init__(self) -> None:
+        super().__init__()
+        self.heap = Heap()
+    def luck(self) -> float:
+        self.heap.total += 1
+        return 1e-4 * self.heap.total if self.life > LATER else 0.0
+
+
+class Transitions(Honest):
+    "Remembers a list of named tuples, whose type no checkpoint tells"
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Pair] = []
+    def begin(self) -> None: self.seen.append(Pair(len(self.seen), 0))
+    def luck(self) -> float: return 1e-3 * sum(p.a for p in self.seen) if self.life > LATER else 0.0
+
+
+class Hidden(Honest):
+    "Remembers in a masked array"
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = np.ma.masked_array([0.0, 1.0], [False, True])
+    def luck(self) -> float:
+        self.seen[0] += 1
+        return 1e-4 * float(self.seen[0]) if self.life > LATER else 0.0
 
 
 WORLDS = {k: c for k, c in list(globals().items()) if isinstance(c, type) and issubclass(c, Honest)}

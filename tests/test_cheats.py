@@ -12,6 +12,9 @@ REMEMBERS, ENTROPY, GLOBAL = "it remembers {} over episodes, which cannot be res
 WORLDS = {  # what each must come to after a kill: the reason for L1, or '' where the run must be exact, and equal to one that was never killed
     "Honest": "", "SameArray": "", "Timed": "",
     "Episodes": "", "LateEpisodes": "", "History": "", "Wrapper": "", "Words": "",  # they remember, and their memory is carried along
+    "Shapes": "", "Within": "", "LateList": NO_SEED, "SystemDice": ENTROPY,
+    "Counting": REMEMBERS.format("Counting.ids.state"), "Yields": REMEMBERS.format("Yields.ids.n"), "NestedClass": REMEMBERS.format("class NestedClass.Facts.n"), "ListAndMore": REMEMBERS.format("ListAndMore.heap.total"),
+    "Transitions": REMEMBERS.format("Transitions.seen"), "Hidden": REMEMBERS.format("Hidden.seen.data"),
     "ModuleState": REMEMBERS.format("module cheats.RESETS"), "ClassState": REMEMBERS.format("class ClassState.steps"),
     "Defaults": REMEMBERS.format("module cheats.luck(0)"), "Slots": REMEMBERS.format("Slots.counter.n"), "OtherEntropy": ENTROPY,
     "OwnGenerator": NO_SEED, "LateOwnGenerator": NO_SEED, "PythonGenerator": NO_SEED, "ImportedGenerator": GONE, "SeededModule": LOST,

@@ -25,13 +25,19 @@ import random
 import struct
 import sys
 from array import array
-from collections import deque
+import warnings
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from enum import Enum
-from itertools import islice
-from types import CodeType, FunctionType
+from fractions import Fraction
+from functools import partial
+from io import BytesIO, StringIO
+from itertools import chain, islice
+from types import BuiltinMethodType, CodeType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -245,8 +251,11 @@ def is_generator(x: Any) -> bool:  # of NumPy (new or old), Python or torch?
         x → bool: of NumPy (new or old), Python or torch?
     """
     torch = sys.modules.get('torch')
-    return isinstance(x, np.random.Generator | np.random.RandomState | random.Random) or bool(torch and isinstance(x, torch.Generator))
+    return isinstance(x, np.random.Generator | np.random.RandomState | random.Random) and not isinstance(x, random.SystemRandom) or bool(torch and isinstance(x, torch.Generator))
 
+_MADE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {   # how it is spelled, and how it is read again
+    date: (date.isoformat, date.fromisoformat), datetime: (datetime.isoformat, datetime.fromisoformat), Decimal: (str, Decimal), Fraction: (str, Fraction),
+    timedelta: (lambda x: [x.days, x.seconds, x.microseconds], lambda x: timedelta(*x)), range: (lambda x: [x.start, x.stop, x.step], lambda x: range(*x))}
 _CONTAINERS = dict, list, tuple, deque, set, frozenset
 _TEXTS = str, bytes, bytearray
 
@@ -258,7 +267,7 @@ def is_plain_value(
     x: Any,            # that an env holds
     depth: int = 4,    # containers in containers
     look: int = 16,    # at so many items of each
-) -> bool:             # numbers, None, text, bytes, arrays and tensors of numbers, members of enums, and containers of these
+) -> bool:             # numbers, None, text, bytes, dates, arrays and tensors of numbers, members of enums, and containers of these
     """Can it be compared, and put into a checkpoint?
 
     Args:
@@ -267,13 +276,13 @@ def is_plain_value(
         look: at so many items of each
 
     Returns:
-        numbers, None, text, bytes, arrays and tensors of numbers, members of enums, and containers of these
+        numbers, None, text, bytes, dates, arrays and tensors of numbers, members of enums, and containers of these
     """
     if isinstance(x, Enum): return is_plain_value(x.value, depth, look)
     if isinstance(x, np.ndarray) and x.dtype == object and x.size <= look: x = x.ravel().tolist()
     if isinstance(x, np.ndarray): return not x.dtype.hasobject and not isinstance(x, np.ma.MaskedArray)
     if isinstance(x, dict): x = [*islice(x, look), *islice(x.values(), look)]
-    elif not isinstance(x, _CONTAINERS): return x is None or isinstance(x, (int, float, complex, np.generic, array, *_TEXTS)) or _is_tensor(x)
+    elif not isinstance(x, _CONTAINERS): return x is None or isinstance(x, (int, float, complex, np.generic, array, *_TEXTS, *_MADE)) or _is_tensor(x)
     return depth > 0 and all(is_plain_value(o, depth - 1, look) for o in islice(x, look))
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4004
@@ -295,6 +304,9 @@ def packed(
     if isinstance(x, random.Random): return {'python': packed(x.getstate())}
     if is_generator(x): return {'torch': x.get_state().numpy().copy()}
     if isinstance(x, Enum): return {'enum': packed(x.value)}
+    if isinstance(x, tuple(_MADE)):
+        kind = next(k for k in type(x).__mro__ if k in _MADE)
+        return {kind.__name__: _MADE[kind][0](x)}
     if isinstance(x, bytes | bytearray | array): return {type(x).__name__: [getattr(x, 'typecode', ''), np.frombuffer(bytes(x), np.uint8)]}
     if _is_tensor(x): return {'tensor': packed(x.detach().resolve_conj().resolve_neg().numpy())}
     if isinstance(x, np.ndarray) and x.dtype == object: return {'objects': [list(x.shape), [packed(o) for o in x.ravel().tolist()]]}
@@ -303,9 +315,12 @@ def packed(
     if isinstance(x, np.generic): return {'number': packed(np.array(x))}
     if isinstance(x, complex): return {'complex': [x.real, x.imag]}
     if isinstance(x, dict): return {'dict': [[packed(k), packed(v)] for k, v in x.items()]}
-    if isinstance(x, set | frozenset): return {'set': sorted(map(packed, x), key=repr)}
-    return {'list': [packed(o) for o in x]} if isinstance(x, list | tuple | deque) else x
+    if isinstance(x, set | frozenset): return {'frozenset' if isinstance(x, frozenset) else 'set': sorted(map(packed, x), key=repr)}
+    if isinstance(x, deque): return {'deque': [x.maxlen, [packed(o) for o in x]]}
+    return {'tuple' if isinstance(x, tuple) else 'list': [packed(o) for o in x]} if isinstance(x, list | tuple) else x
 
+_DICTS = defaultdict, OrderedDict, Counter
+_READ = {kind.__name__: read for kind, (_, read) in _MADE.items()}
 _BYTES: dict[str, Callable[[str, np.ndarray], Any]] = {'bytes': lambda code, x: x.tobytes(), 'bytearray': lambda code, x: bytearray(x.tobytes()), 'array': lambda code, x: array(code, x.tobytes())}
 
 def unpacked(
@@ -331,10 +346,17 @@ def unpacked(
         if isinstance(like, np.ndarray) and held.dtype.kind == 'V' and held.itemsize == like.itemsize: held = held.view(like.dtype)
     if kind in _BYTES: return _BYTES[kind](*held)
     if kind == 'tensor': return sys.modules['torch'].from_numpy(unpacked(held).copy())
-    if kind == 'dict': return {unpacked(k, ()): unpacked(v) for k, v in held}
-    if kind == 'set': return type(like)(unpacked(o, ()) for o in held) if isinstance(like, frozenset) else {unpacked(o, ()) for o in held}
-    if kind != 'list': return held   # numbers, text, arrays
-    parts = [unpacked(o) for o in held]
+    if kind in _READ: return _READ[kind](held)
+    if kind == 'dict':
+        table = like.copy() if type(like) in _DICTS else {}   # with its default
+        table.clear()
+        table.update({unpacked(k, ()): unpacked(v) for k, v in held})
+        return table
+    if kind in ('set', 'frozenset'): return (frozenset if kind == 'frozenset' or isinstance(like, frozenset) else set)(unpacked(o, ()) for o in held)
+    if kind == 'deque': return deque(map(unpacked, held[1]), held[0])
+    if kind not in ('list', 'tuple'): return held   # numbers, text, arrays
+    parts = [unpacked(o, () if kind == 'tuple' else None) for o in held]
+    if kind == 'tuple': return type(like)(*parts) if hasattr(like, '_fields') else tuple(parts)
     if isinstance(like, deque): return deque(parts, like.maxlen)
     return tuple(parts) if isinstance(like, tuple) else parts
 
@@ -343,41 +365,67 @@ class Place(NamedTuple):
     """Something that an env holds
 
     Args:
-        owner: where it stands: the attributes of an object
-        name: under this name
+        owner: where it stands: the attributes of an object, or a dict, list, tuple or deque
+        name: under this name, key or index
         value: plain, or a generator
         own: does it belong to this env alone? (not to a class or module)
     """
-    owner: dict[str, Any]  # where it stands: the attributes of an object
-    name: str              # under this name
-    value: Any             # plain, or a generator
-    own: bool              # does it belong to this env alone? (not to a class or module)
+    owner: Any   # where it stands: the attributes of an object, or a dict, list, tuple or deque
+    name: Any    # under this name, key or index
+    value: Any   # plain, or a generator
+    own: bool    # does it belong to this env alone? (not to a class or module)
 
 _SKIPPED = {'env', 'spec', 'metadata', '_metadata', '_cached_spec', '_saved_kwargs', '_ezpickle_args', '_ezpickle_kwargs', '_np_random_seed',
             'observation_space', '_observation_space', 'mujoco_renderer'}
 _OPAQUE = {'rlstudio', 'gymnasium', 'numpy', 'torch', 'mujoco', 'Box2D', 'pygame', 'ale_py', 'cv2', 'matplotlib', 'builtins'} | sys.stdlib_module_names
 
-def _own_object(x: Any) -> bool:
-    return bool(_inside(x)) and not isinstance(x, type) and not callable(x) and type(x).__module__.partition('.')[0] not in _OPAQUE
+def _foreign(module: str | None) -> bool: return (module or '').partition('.')[0] in _OPAQUE
 
-def _inside(x: Any) -> dict[str, Any]:   # its attributes, also those in slots; a copy
+def _attributes(x: Any, own: bool) -> dict[str, Any]:   # also those in slots; a copy, unless they can be set through it
     slots = [name for names in (cls.__dict__.get('__slots__', ()) for cls in type(x).__mro__) for name in ([names] if isinstance(names, str) else names)]
-    return dict(getattr(x, '__dict__', {})) | {name: getattr(x, name) for name in slots if name != '__dict__' and hasattr(x, name)}
+    there, more = getattr(x, '__dict__', {}), {name: getattr(x, name) for name in slots if name not in ('__dict__', '__weakref__') and hasattr(x, name)}
+    return there if own and not more else dict(there) | more
 
-def _find(path: str, owner: dict[str, Any], own: bool, found: dict[str, Place], seen: set[int], depth: int = 4) -> None:
-    for name, x in list(owner.items()):
-        at = f'{path}.{name}'
-        if name in _SKIPPED or name.startswith('__'): continue
-        if is_generator(x) or is_plain_value(x): found[at] = Place(owner, name, x, own)
-        elif isinstance(x, gym.Space): _find(at, {'_np_random': getattr(x, '_np_random', None)}, own, found, seen, 0)
+def _told(x: Any, depth: int = 3) -> Any:   # a plain value that says how to make it again; nothing is made
+    if is_plain_value(x): return x
+    if isinstance(x, type | FunctionType | BuiltinMethodType): return x.__qualname__
+    if isinstance(x, tuple | list): return [_told(o, depth) for o in islice(x, 100)]
+    if not depth: raise TypeError(type(x))
+    return [_told(list(islice(o, 100)) if i > 2 and o is not None else o, depth - 1) for i, o in enumerate(x.__reduce_ex__(4))]
+
+def _parts(x: Any, own: bool) -> dict[str, Any]:   # what is inside of something that is neither plain nor a container
+    if isinstance(x, FunctionType): return {} if _foreign(x.__module__) else dict(_around(x))
+    if isinstance(x, MethodType | BuiltinMethodType): return {} if isinstance(x.__self__, ModuleType) else {'self': x.__self__}
+    if isinstance(x, partial): return {'func': x.func, 'args': x.args, 'keywords': x.keywords}
+    if isinstance(x, GeneratorType): return {'line': x.gi_frame.f_lineno} | x.gi_frame.f_locals if x.gi_frame else {}
+    if isinstance(x, np.ma.MaskedArray): return {'data': x.data, 'mask': np.ma.getmaskarray(x)}
+    if isinstance(x, Iterator | StringIO | BytesIO) and _foreign(type(x).__module__):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')   # that Python 3.14 no longer tells it
+            try: return {'state': _told(x)}
+            except Exception: return {}   # it does not tell
+    if isinstance(x, type): return {} if _foreign(x.__module__) or issubclass(x, Enum | gym.Env) else dict(vars(x))
+    return {} if _foreign(type(x).__module__) else _attributes(x, own)
+
+def _find(path: str, owner: Any, own: bool, found: dict[str, Place], seen: set[int], depth: int = 6, inside: bool = True) -> None:
+    for name, x in list(owner.items() if isinstance(owner, dict) else enumerate(owner)):
+        at = f'{path}.{name}' if inside else f'{path}[{name!r}]'
+        if inside and (name in _SKIPPED or name.startswith('__')): continue
+        if plain := is_generator(x) or is_plain_value(x): found[at] = Place(owner, name, x, own)
+        if plain and (not isinstance(x, _CONTAINERS) or _foreign(type(x).__module__)): continue
+        if isinstance(x, gym.Space): _find(at, {'_np_random': getattr(x, '_np_random', None)}, own, found, seen, 0)
         elif depth and id(x) not in seen:
             seen.add(id(x))
-            items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list | tuple | deque) else ()
-            for key, o in items:
-                if _own_object(o): _find(f'{at}[{key!r}]', _inside(o), own, found, seen, depth - 1)
-            if _own_object(x): _find(at, _inside(x), own, found, seen, depth - 1)
+            held = x.ravel().tolist() if isinstance(x, np.ndarray) and x.dtype == object else x
+            if isinstance(held, dict | list | tuple | deque) and not plain: _find(at, held if own else held.copy() if isinstance(held, dict) else list(held), own, found, seen, depth - 1, False)
+            if parts := _parts(x, own): _find(at, parts, own and not isinstance(x, type), found, seen, depth - 1)
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c4008
+def _around(f: FunctionType) -> Iterator[tuple[str, Any]]:   # what it uses of the function around it
+    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or ()):
+        try: yield name, cell.cell_contents
+        except ValueError: pass   # not yet set
+
 def _names(code: CodeType) -> Iterator[str]:
     yield from code.co_names
     for x in code.co_consts:
@@ -396,8 +444,7 @@ def used_globals(
     while todo:
         f = todo.pop()
         done.add(f)
-        around = zip(f.__code__.co_freevars, f.__closure__ or ())
-        there = {k: c.cell_contents for k, c in around if k != '__class__'} | {k: f.__globals__[k] for k in _names(f.__code__) if k in f.__globals__}
+        there = {k: x for k, x in _around(f) if k != '__class__'} | {k: f.__globals__[k] for k in _names(f.__code__) if k in f.__globals__}
         todo += [x for x in there.values() if isinstance(x, FunctionType) and x.__module__ == f.__module__ and x not in done]
         defaults = (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values())
         used |= there | {f'{f.__name__}({i})': x for i, x in enumerate(defaults) if not isinstance(x, Hashable) or is_generator(x)} | {f'{f.__name__}.{k}': x for k, x in vars(f).items()}
@@ -454,6 +501,14 @@ def checksums(
     """
     return {path: crc32(_spell(packed(_sample(place.value)))) for path, place in held_by(env).items() if place.value is not None and not path.endswith('.render_mode')}
 
+def _comes_back(x: Any, top: bool = True) -> bool:   # as what it was? Only what is replaced tells the type of a named tuple or an enum
+    if isinstance(x, _CONTAINERS):
+        known = type(x) in (dict, list, tuple, set, frozenset, deque) or top and (type(x) in _DICTS or hasattr(x, '_fields'))
+        return known and all(_comes_back(o, False) for o in (chain(x, x.values()) if isinstance(x, dict) else x))
+    if isinstance(x, np.ndarray): return all(_comes_back(o, False) for o in x.ravel().tolist()) if x.dtype == object else top or x.dtype.kind != 'V'
+    if isinstance(x, datetime) and x.tzinfo: return False
+    return top or isinstance(x, np.generic) or type(x) in (type(None), bool, int, float, complex, array, *_TEXTS, *_MADE) or _is_tensor(x)
+
 def take(
     env: gym.Env,             # any
     paths: Sequence[str],     # of `held_by`
@@ -468,7 +523,7 @@ def take(
         path → packed; without what has grown too large
     """
     held = {path: place for path, place in held_by(env).items() if path in paths}
-    def _fits(x: Any) -> bool: return is_generator(x) or _count(x, MOST) <= MOST and is_plain_value(x, look=MOST)
+    def _fits(x: Any) -> bool: return is_generator(x) or _count(x, MOST) <= MOST and is_plain_value(x, look=MOST) and _comes_back(x)
     return {path: packed(place.value) for path, place in held.items() if _fits(place.value)}
 
 def give(
@@ -491,7 +546,8 @@ def give(
         elif isinstance(now, np.random.RandomState): now.set_state(unpacked(x))
         elif isinstance(now, random.Random): now.setstate(tuple(tuple(o) if isinstance(o, list) else o for o in unpacked(x, ())))
         elif is_generator(now): now.set_state(sys.modules['torch'].from_numpy(np.array(x)))
-        elif now is None or x is None or isinstance(x, type(now)) or isinstance(x, int | float) and isinstance(now, int | float): owner[name] = x
+        elif now is None or x is None or isinstance(x, type(now)) or isinstance(x, int | float) and isinstance(now, int | float):
+            if not isinstance(owner, tuple): owner[name] = x
 
 # %% ../../nbs/12_envs.snapshot.ipynb #5a7c7002
 def mujoco_of(
