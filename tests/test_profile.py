@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from support import run, said
 from typer.testing import CliRunner
 
 from rlstudio.core.options import config_from_dict
