@@ -145,9 +145,9 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
     asked = sh(trained, "--seconds", .4, "--json", "--plot", tmp_path / "bar.svg")
     told = json.loads(asked.stdout)
     assert asked.exit_code == 0 and told["run"] and abs(sum(told["shares"].values()) - 1) < .02 and "profile of" in asked.stderr and (tmp_path / "bar.svg").stat().st_size > 1000
-    for words, said in ((("ppo/cartpol",), "did you mean"), ((trained, "env.num_env=3"), "did you mean 'num_envs'"), ((trained, "--plot", "x.gif"), "expected a file that ends in .png")):
+    for words, answer in ((("ppo/cartpol",), "did you mean"), ((trained, "env.num_env=3"), "did you mean 'num_envs'"), ((trained, "--plot", "x.gif"), "expected a file that ends in .png")):
         wrong = sh(*words)
-        assert wrong.exit_code == 2 and said in " ".join(wrong.output.split()) and "Traceback" not in wrong.output, wrong.output
+        assert wrong.exit_code == 2 and answer in " ".join(wrong.output.split()) and "Traceback" not in wrong.output, wrong.output
 
 
 def test_profile_needs_no_numba() -> None:
