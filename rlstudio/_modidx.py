@@ -460,6 +460,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.UnknownName.__str__': ( 'core.registry.html#unknownname.__str__',
                                                                                         'rlstudio/core/registry.py'),
+                                        'rlstudio.core.registry._is_users': ('core.registry.html#_is_users', 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.allow': ('core.registry.html#allow', 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.allowed': ('core.registry.html#allowed', 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.api_fault': ('core.registry.html#api_fault', 'rlstudio/core/registry.py'),
