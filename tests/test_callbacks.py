@@ -1,10 +1,10 @@
 "Ready-made callbacks and the best checkpoint: each stop is for good, is remembered, and survives a kill at any point."
 import json
 import os
+import re
 import signal
 import sys
 import warnings
-import re
 from pathlib import Path
 from typing import Any
 

@@ -1030,7 +1030,7 @@ def named_algo(
         section = {key: v for key, v in section.items() if key == 'name'}
     named, faults = build_section(AlgoConfig, section, ('algo',))
     if named is None: return None, faults
-    why = f'algorithm {named.name!r} has no Config that derives from AlgoConfig; fix: derive it from an algorithm of ours, such as rlstudio.algos.ppo.PPO'
+    why = f'algorithm {named.name!r} has no Config that derives from AlgoConfig; fix: derive it from an algorithm in rlstudio.algos'
     try: algo = algos.get(named.name)
     except (UnknownName, PluginError) as e: algo, why = None, other_name(named.name) or str(e)
     cls = getattr(algo, 'Config', None)
