@@ -193,7 +193,7 @@ def test_value() -> None:
 
 WRONG: dict[str, tuple[str, Any, str]] = {
     "shape": ("numbers", np.zeros(4), r"given shape \(4,\), expected \(3,\) for one observation, or \(N, 3\)"), "rank": ("numbers", np.zeros((2, 2, 3)), "given shape"), "scalar": ("numbers", 1., "given shape"),
-    "text": ("numbers", "abc", "given"), "texts": ("numbers", ["a", "b", "c"], "dtype"), "none": ("numbers", None, "given"), "object": ("numbers", object(), "given"), "ragged": ("numbers", [[1, 2, 3], [1]], "no array"),
+    "text": ("numbers", "abc", "obs: given a str, expected .*; fix: what reset or step"), "dict for numbers": ("numbers", dict(a=1), "obs: given a dict, expected"), "texts": ("numbers", ["a", "b", "c"], "dtype"), "none": ("numbers", None, "obs: given None, expected"), "object": ("numbers", object(), "given"), "ragged": ("numbers", [[1, 2, 3], [1]], "no array"),
     "float for bytes": ("picture", np.zeros((8, 9, 3)), "given dtype float64, expected uint8"), "outside": ("choice", 2, "given 2"), "half a choice": ("choice", .5, "given"), "complex": ("numbers", np.zeros(3, complex), "dtype complex"),
     "array for dict": ("dict", np.zeros(3), "expected a dict of"), "missing part": ("dict", dict(arm=np.zeros(2)), "expected a dict of"), "wrong part": ("dict", dict(arm=np.zeros(3), camera=np.zeros((8, 8, 1), np.uint8), tool=0), "obs.arm: given shape"),
     "uneven": ("dict", dict(arm=np.zeros((2, 2)), camera=np.zeros((8, 8, 1), np.uint8), tool=0), "parts of one and 2 observations"), "dict for tuple": ("tuple", {}, "expected a tuple of"), "empty": ("numbers", [], "given shape"),

@@ -1,6 +1,7 @@
 "Ready-made callbacks and the best checkpoint: each stop is for good, is remembered, and survives a kill at any point."
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -13,7 +14,7 @@ from support import run, said
 from rlstudio.core.options import ConfigError, config_from_dict, config_hash
 from rlstudio.runs.checkpoint import CRASH_POINTS, SaveBest, best_checkpoint, checkpoints, latest_checkpoint
 from rlstudio.runs.config import find_config, load_config
-from rlstudio.runs.run import FilmEvery, Run
+from rlstudio.runs.run import FilmEvery, Run, RunError
 from rlstudio.train.callbacks import CallbackError, EarlyStop, LinearAnneal, TimeLimit, can_anneal
 from rlstudio.train.evaluate import Evaluate
 from rlstudio.train.metrics import GLOSSARY, UNEXPLAINED, read_metrics
@@ -81,6 +82,17 @@ def test_a_stop_survives_a_kill_before_the_end(tmp_path: Path) -> None:
         summary = Run.open(r.folder).train()
     assert (summary["status"], summary["total_steps"], summary["stopped_early"]) == ("completed", 3072, "train/iteration is 3, threshold 3")
     assert any("early_stop train/iteration" in str(w.message) for w in heard), "a callback that is missing is named"
+
+
+def test_an_event_that_nobody_has_heard_of(tmp_path: Path) -> None:
+    "A misspelt method would never be called; a method of the user's own is nobody's business"
+    class Misspelt(Callback):
+        def on_iteration_ends(self, trainer: Trainer) -> None: ...
+    class Own(Callback):
+        def on_my_way(self) -> None: ...
+    run_ = Run.from_config(load_config("ppo/cartpole", "total_steps=1024 env.num_envs=8 eval.episodes=1")[0], runs_dir=tmp_path)
+    with pytest.raises(RunError, match=re.escape("train: Misspelt.on_iteration_ends: no such event; did you mean 'on_iteration_end'?")): run_.train([Misspelt()])
+    assert run_.train([Own()])["status"] == "completed"
 
 
 def test_stop_at_goal(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from support import run, said
 from typer.testing import CliRunner
 
 from rlstudio.core.options import EnvConfig
+from rlstudio.envs.backends import InProcess
 from rlstudio.envs.check import EnvReport, Finding, check_env, check_start
-from rlstudio.envs.make import EnvError, env_ids
+from rlstudio.envs.make import EnvError, env_ids, make_env
 from rlstudio.runs.config import load_config
 from rlstudio.runs.run import Run
 from rlstudio.studio.cli import app
@@ -56,6 +57,38 @@ def find(report: EnvReport, status: str, check: str) -> Finding:
     found = [f for f in report.findings if (f.status, f.check) == (status, check)]
     assert found, str(report)
     return found[0]
+
+
+@pytest.mark.parametrize("missing, tells", [(True, "action_mask: given none in step 1 with action"), (False, "action_mask: given no legal option for choice 0 in step 1 with action")])
+def test_a_mask_that_is_missing_or_empty_is_told_before_a_training(missing: bool, tells: str) -> None:
+    "Also where only the first reset has one; and what the check says of itself is no exception of the env"
+    def step(self: Any, action: Any) -> Any: return *World.step(self, action)[:4], {} if missing else dict(action_mask=[0, 0, 0])
+    def reset(self: Any, *, seed: Any = None, options: Any = None) -> Any: return World.reset(self, seed=seed)[0], dict(action_mask=[1, 1, 1])
+    with pytest.raises(EnvError) as e: check_start(EnvConfig(id=world(step=step, reset=reset)))
+    assert tells in str(e.value) and "exception" not in str(e.value) and str(e.value).count("; fix: ") == 1
+
+
+def test_an_error_of_the_users_code_names_its_line() -> None:
+    "Its own, not that of the library in which it ended"
+    def step(self: Any, action: Any) -> Any: return np.zeros(2).reshape(7)
+    def step_deep(self: Any, action: Any) -> Any: return json.loads("{")
+    for ill in step, step_deep:
+        with pytest.raises(EnvError, match=rf"\(test_check_env.py, line {ill.__code__.co_firstlineno}\) in step 1 with action"): check_start(EnvConfig(id=world(step=ill)))
+        env = InProcess(EnvConfig(id=world(step=ill), num_envs=1))
+        env.reset([0])
+        with pytest.raises(EnvError, match=rf"sub-env 0 failed in step 1 with action 0: .*\(test_check_env.py, line {ill.__code__.co_firstlineno}\)$"): env.step(np.array([0]))
+    def init(self: Any, render_mode: Any = None) -> None: raise OSError("no table")
+    with pytest.raises(EnvError, match=rf"cannot be made with {{}}: no table \(test_check_env.py, line {init.__code__.co_firstlineno}\)"): make_env(EnvConfig(id=world(__init__=init)))
+
+
+def test_a_reset_that_fails_after_an_episode_is_called_so() -> None:
+    def reset(self: Any, *, seed: Any = None, options: Any = None) -> Any:
+        if seed is None: raise OSError("socket closed")
+        return World.reset(self, seed=seed)
+    env = InProcess(EnvConfig(id=world(reset=reset), num_envs=1))
+    env.reset([0])
+    with pytest.raises(EnvError, match="sub-env 0 failed in the reset after an episode: OSError: socket closed"):
+        for _ in range(20): env.step(np.array([0]))
 
 
 def seeded(self: Any, seed: int | None) -> None: gym.Env.reset(self, seed=seed); self.age = 0

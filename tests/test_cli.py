@@ -479,6 +479,33 @@ def test_an_empty_argument_is_a_variable_that_was_never_set(args: list[object], 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("args", "word"), [
+    (["run", "c.toml"], "c.toml:2:1: no YAML, perhaps TOML; expected `section: {key: value}`, in YAML or JSON"), (["run", "d.yaml"], "d.yaml: no such file; did you mean 'do.yaml'?"),
+    (["run", CARTPOLE, "dqn/cartpole"], "several configs are a study: rlstudio study CONFIG CONFIG"), (["run", CARTPOLE, "--device=gpu"], "--device: given 'gpu', expected cpu, mps, cuda, or cuda:1 and so on; did you mean 'cuda'?"),
+    (["run", CARTPOLE, "train.steps=1000"], "write train.total_steps=1000"), (["run", CARTPOLE, "net.width=8"], "net.width: unknown key; here it is net.hidden=[64, 64]"),
+    (["run", CARTPOLE, "foo.bar=1"], "override 'foo.bar=1': foo: unknown section"), (["run", CARTPOLE, "env.kwargs.gravity=3"], "override 'env.kwargs.gravity=3': env.kwargs: CartPole-v1: given kwargs gravity"),
+    (["run", CARTPOLE, "enviroment.id=Acrobot-v1"], "enviroment: unknown section; did you mean 'env'?"), (["run", "do.yaml"], "do.yaml:1:1: algorithm: unknown section; did you mean 'algo'?")])
+def test_what_a_newcomer_types_is_answered_with_what_was_meant(args: list[object], word: str, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[env]\nid = "CartPole-v1"\n')
+    (tmp_path / "do.yaml").write_text("algorithm: {name: ppo}\n")
+    answer = refused(*args, cwd=tmp_path)
+    assert word in answer, answer
+
+
+def test_a_key_that_stands_twice_in_settings(tmp_path: Path) -> None:
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nengine = tape\nengine = auto\n")
+    assert "settings.ini:3:1: engine: written twice; remove one" in refused("list", "runs", cwd=tmp_path)
+
+
+def test_an_error_in_an_algorithm_of_the_user_is_one_line(tmp_path: Path) -> None:
+    "With its place, and without sixty lines of frames"
+    (tmp_path / "own_algo.py").write_text("from rlstudio.algos.ppo import PPO\nfrom rlstudio.core.registry import algos\n@algos.register('mine')\nclass Mine(PPO):\n"
+                                          "    def losses(self, b): yield 'agent', b.nothing, {}\n@algos.register('late')\nclass Late(PPO):\n    def update(self, *args): return 1 / 0\n")
+    for name, word in (("mine", "(own_algo.py, line 5)"), ("late", "ZeroDivisionError: division by zero (own_algo.py, line 8)")):
+        done = run("rlstudio", "run", CARTPOLE, "--import=own_algo", f"algo.name={name}", *SHORT, cwd=tmp_path)
+        assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr, said(done)
+
+
 def test_where_runs_may_live(tmp_path: Path) -> None:
     "A file in the way of the folder is named at once; ~ is the home also where the shell leaves it"
     (tmp_path / "file").touch()

@@ -192,6 +192,8 @@ def test_what_cannot_be_a_graph(tmp_path: Path) -> None:
     assert agent(np.zeros(3)) == 0
     for form in ("onnx", "torch"):
         with pytest.raises(AgentError, match="given Own, expected a PolicyValue"): export_agent(agent, tmp_path / "x", form)
+    for name in ("x.onxx", "x.pt", "x.ptt2"):
+        with pytest.raises(AgentError, match="expected a name that ends with .onnx or .pt2, or that of a new folder"): export_agent(agent, tmp_path / name)
     with pytest.raises(AgentError, match="agent of a bare module"): export_agent(agent, tmp_path / "x")
     assert not any(tmp_path.iterdir())
 

@@ -195,7 +195,7 @@ def test_a_mask_that_cannot_be_names_the_sub_env(fault: str, tells: str) -> None
 
 def test_a_fault_stops_a_training_with_its_message() -> None:
     config = config_from_dict(dict(env=dict(id="masks/Corridor-v0", num_envs=2, kwargs=dict(fault="nothing")), algo=dict(name="ppo", num_steps=16)))
-    with pytest.raises(EnvError, match="no legal option for choice 0, expected one or more; fix: terminate the episode"): Trainer(config).train(64)
+    with pytest.raises(EnvError, match="no legal option for choice 0.*, expected one or more; fix: terminate the episode"): Trainer(config).train(64)
 
 
 def test_nobody_acts_after_a_termination() -> None:

@@ -192,8 +192,31 @@ class Nothing(PPO):
     def make_module(self, *args: Any) -> Any: return None
 
 
+class Fewer(PPO):
+    "Fewer arguments than its base class gives"
+    def surrogate(self, ratio: Any) -> Any: return ratio
+
+
+class Silent(PPO):
+    "No objective"
+    surrogate = staticmethod(lambda log_ratio, advantage, clip_range: None)
+
+
+class Broken(PPO):
+    "A mistake of its own"
+    def losses(self, b: Any) -> Any: yield "agent", {}["x"], {}
+
+
+class Plain(PPO):
+    "A network that is no policy"
+    def make_module(self, *args: Any) -> Any: return nn.Linear(1, 2)
+
+
 @pytest.mark.parametrize("cls, why", [(Whole, r"Whole.losses: given a Tensor of shape \(16,\) as the loss of agent, expected one number; fix: loss.mean"),
-                                      (Nothing, "Nothing.make_module: given a NoneType, expected a torch.nn.Module; fix: return the network")])
+                                      (Nothing, "Nothing.make_module: given a NoneType, expected a torch.nn.Module; fix: return the network"),
+                                      (Fewer, r"^Fewer: given the exception TypeError: Fewer.surrogate\(\) takes 2 positional arguments but 4 were given, expected a loss for each part; fix: look at"),
+                                      (Silent, "^Silent: given the exception TypeError: bad operand type"), (Broken, rf"^Broken: given the exception KeyError: 'x' \(test_own_parts.py, line {Broken.losses.__code__.co_firstlineno}\)"),
+                                      (Plain, "Plain.make_module: given a Linear without fields, act, value, evaluate, expected a policy with a value; fix: derive it from")])
 def test_an_algorithm_that_cannot_learn_says_why(cls: Any, why: str) -> None:
     algos.add("mine", cls)
     with pytest.raises(LossError, match=why): Trainer(config(algo="mine")).train()

@@ -15,7 +15,8 @@ remembers is saved from its parts, so a subclass has no code for it."""
 # %% auto #0
 __all__ = ['Schedule', 'Engine', 'Told', 'anneal', 'clip_gradient_', 'Part', 'differentiate', 'LossError', 'part_of',
            'check_parts', 'number', 'loss_value', 'torch_seeded', 'learning', 'has_moods', 'register_rows', 'prepared',
-           'each_loss', 'try_tape', 'EngineError', 'Kit', 'fitted_out', 'choose_engine', 'check_masks', 'Learner']
+           'each_loss', 'own_error', 'try_tape', 'EngineError', 'Kit', 'fitted_out', 'choose_engine', 'check_masks',
+           'Learner']
 
 # %% ../../nbs/50_algos.common.ipynb #50fd0305
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from ..core.batch import Batch
 from ..core.finite import check_finite
 from ..core.options import AlgoConfig, ConfigError, NetConfig
 from ..core.options import Config as RunConfig
-from ..core.registry import engines, or_yours, suggest
+from ..core.registry import broken_at, engines, or_yours, suggest
 from ..core.seeding import Streams
 from ..core.spec import ArraySpec
 from ..envs.make import EnvError
@@ -352,6 +353,23 @@ def each_loss(
     raise LossError(f'{type(learner).__name__}.losses: given a {type(losses).__name__}, expected a generator; '
                     'fix: yield name, loss, metrics in the place of return')
 
+def own_error(
+    learner: 'Learner',  # whose losses failed
+    e: Exception,        # what was raised
+) -> LossError | None:   # to raise; None: not the user's
+    """What went wrong in an algorithm of the user's own, with its line
+
+    Args:
+        learner: whose losses failed
+        e: what was raised
+
+    Returns:
+        to raise; None: not the user's
+    """
+    if any(cls.__module__.startswith('rlstudio.') for cls in (type(learner), type(e))): return None
+    return LossError(f'{type(learner).__name__}: given the exception {type(e).__name__}: {e}{broken_at(e)}, expected a loss for each part; '
+                     'fix: look at its losses and at what they call, with the arguments that its base class gives')
+
 def try_tape(
     learner: 'Learner',   # just built
 ) -> None:
@@ -510,7 +528,10 @@ class Learner:
         self.begin(config, env, streams, device)
         self.parts = self.build()
         check_parts(self.parts, self.module)
-        self.engine, self.engine_why = choose_engine(self, engine)
+        try: self.engine, self.engine_why = choose_engine(self, engine)
+        except Exception as e:
+            if told := own_error(self, e): raise told from e
+            raise
 
     def begin(self,
         config: RunConfig,      # as in `__init__`
@@ -636,14 +657,18 @@ class Learner:
             metrics
         """
         metrics: dict[str, Any] = {}
-        seen = prepared(self, batch, self.engine)
-        with learning(self.module) if self.moods else nullcontext():
-            for name, loss, more in each_loss(self, seen):
-                check_finite('loss', value := loss_value(self, name, loss))
-                part = part_of(self.parts, name)
-                differentiate(loss, part)
-                metrics |= more | part.step()
-                if self.witness: self.witness(part, value)
+        try:
+            seen = prepared(self, batch, self.engine)
+            with learning(self.module) if self.moods else nullcontext():
+                for name, loss, more in each_loss(self, seen):
+                    check_finite('loss', value := loss_value(self, name, loss))
+                    part = part_of(self.parts, name)
+                    differentiate(loss, part)
+                    metrics |= more | part.step()
+                    if self.witness: self.witness(part, value)
+        except Exception as e:
+            if told := own_error(self, e): raise told from e
+            raise
         return {k: number(x) for k, x in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:   # nested dict of tensors

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .common import Learner, Part, Schedule, anneal
+from .common import Learner, LossError, Part, Schedule, anneal
 from ..core.batch import Batch, allocate
 from ..core.finite import check_finite
 from ..core.options import AlgoConfig, Count, NetConfig, NonNegative, Positive, Problem, Unit
@@ -267,6 +267,8 @@ class OnPolicy(Learner):
             engine: as `Learner`
         """
         super().__init__(config, env, streams, device, engine)
+        if lacks := [name for name in ('fields', 'act', 'value', 'evaluate') if not hasattr(self.module, name)]: raise LossError(
+            f'{type(self).__name__}.make_module: given a {type(self.module).__name__} without {", ".join(lacks)}, expected a policy with a value; fix: derive it from rlstudio.nets.modules.PolicyValue')
         self.buffer = RolloutBuffer(self.config.num_steps, env, self.module.fields)
 
     def make_module(self, net: NetConfig, observation_spec: ArraySpec, action_spec: ArraySpec,

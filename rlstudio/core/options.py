@@ -20,9 +20,9 @@ __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Posit
            'as_lines', 'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig', 'TrainConfig', 'EvalConfig',
            'CheckpointConfig', 'LogConfig', 'stream_names', 'stream_faults', 'Config', 'goal_steps', 'all_numbers',
            'number_of', 'tidy', 'as_here', 'as_minibatches', 'as_update_ratio', 'as_target_every', 'as_hidden',
-           'as_schedule', 'as_value_clip', 'translated', 'other_name', 'unknown_key', 'key_homes', 'build_section',
-           'named_algo', 'with_defaults', 'with_new_names', 'build_config', 'config_from_dict', 'to_dict',
-           'config_hash', 'diff']
+           'as_schedule', 'as_value_clip', 'translated', 'other_name', 'unknown_key', 'unknown_section', 'key_homes',
+           'build_section', 'named_algo', 'with_defaults', 'with_new_names', 'build_config', 'config_from_dict',
+           'to_dict', 'config_hash', 'diff']
 
 # %% ../../nbs/06_core.options.ipynb #293fff5e
 import hashlib
@@ -640,7 +640,7 @@ def goal_steps(
 # %% ../../nbs/06_core.options.ipynb #901f7cd9
 # names of Stable-Baselines3, its zoo and CleanRL (with _ for -) → the key here that takes the same value
 SYNONYMS = {
-    'n_envs': 'env.num_envs', 'num_envs': 'env.num_envs', 'env_id': 'env.id', 'env_wrapper': 'env.wrappers', 'env_kwargs': 'env.kwargs', 'total_timesteps': 'train.total_steps', 'n_timesteps': 'train.total_steps',
+    'n_envs': 'env.num_envs', 'num_envs': 'env.num_envs', 'env_id': 'env.id', 'env_wrapper': 'env.wrappers', 'env_kwargs': 'env.kwargs', 'total_timesteps': 'train.total_steps', 'n_timesteps': 'train.total_steps', 'timesteps': 'train.total_steps', 'steps': 'train.total_steps', 'hidden_sizes': 'net.hidden',
     'learning_rate': 'algo.learning_rate', 'n_steps': 'algo.num_steps', 'n_epochs': 'algo.num_epochs', 'update_epochs': 'algo.num_epochs', 'clip_coef': 'algo.clip_range', 'norm_adv': 'algo.normalize_advantage',
     'train_freq': 'algo.train_every', 'train_frequency': 'algo.train_every', 'exploration_initial_eps': 'algo.epsilon_start', 'start_e': 'algo.epsilon_start',
     'exploration_final_eps': 'algo.epsilon_end', 'end_e': 'algo.epsilon_end', 'exploration_fraction': 'algo.epsilon_fraction', 'polyak': 'algo.tau', 'lr': 'algo.learning_rate',
@@ -649,6 +649,7 @@ SYNONYMS = {
 
 # … and those that have no such key
 NOT_HERE = {
+    'hidden_size': 'here it is net.hidden=[64, 64], a width for each layer', 'width': 'here it is net.hidden=[64, 64], a width for each layer',
     'policy_kwargs': 'its parts are keys of the section net: net_arch is net.hidden, activation_fn is net.activation', 'policy': 'networks are described by the section net',
     'frame_stack': 'here it is a wrapper: env.wrappers=[{name: FrameStackObservation, stack_size: 4}]', 'normalize': 'here it is net.normalize_obs and net.normalize_reward',
     'optimize_memory_usage': 'leave it out: each frame is stored once anyway', 'verbose': 'leave it out; --quiet says less',
@@ -942,6 +943,24 @@ def unknown_key(
     if key not in homes and name in _FAMILY: return f'unknown key; {name} is a key of {_FAMILY[name]}, not of {numbers.get("algo.name", "this algorithm")}'
     return 'unknown key' + (f'; did you mean {homes[key]!r}?' if key in homes else suggest(key, here))
 
+def unknown_section(
+    name: str,                # of what was written
+    sections: Iterable[str],  # those that there are
+    why: str,                 # as `unknown_key` says
+) -> str:                     # such as "unknown section; did you mean 'env'?"
+    """The message about an unknown section: `environment` is `env`
+
+    Args:
+        name: of what was written
+        sections: those that there are
+        why: as `unknown_key` says
+
+    Returns:
+        such as "unknown section; did you mean 'env'?"
+    """
+    meant = [s for s in sections if name.lower().startswith(s)]
+    return f'unknown section; did you mean {meant[0]!r}?' if meant else why.replace('key', 'section', 1)
+
 
 def key_homes(
     sections: Mapping[str, Any],  # name → class
@@ -1015,7 +1034,7 @@ def named_algo(
         section = {key: v for key, v in section.items() if key == 'name'}
     named, faults = build_section(AlgoConfig, section, ('algo',))
     if named is None: return None, faults
-    why = f'algorithm {named.name!r} has no Config that derives from AlgoConfig'
+    why = f'algorithm {named.name!r} has no Config that derives from AlgoConfig; fix: derive it from an algorithm in rlstudio.algos'
     try: algo = algos.get(named.name)
     except (UnknownName, PluginError) as e: algo, why = None, other_name(named.name) or str(e)
     cls = getattr(algo, 'Config', None)
@@ -1086,7 +1105,7 @@ def build_config(
     faults += [fault for _, more in named.values() for fault in more]
     values = with_defaults({key: value for key, (value, _) in named.items()}, getattr(algo, 'defaults', {}))
     numbers = all_numbers(values, classes)
-    faults += [((key,), unknown_key((key,), classes, homes, value, numbers).replace('key', 'section', 1)) for key, value in strange.items()]
+    faults += [((key,), unknown_section(key, classes, unknown_key((key,), classes, homes, value, numbers))) for key, value in strange.items()]
     parts: dict[str, Any] = {}
     for name, cls in classes.items():
         if not cls: continue

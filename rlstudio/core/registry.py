@@ -28,6 +28,7 @@ import gc
 import os
 import re
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -526,23 +527,32 @@ def allowed() -> list[str]:  # their names, sorted
     return sorted(_let_in)
 
 # %% ../../nbs/05_core.registry.ipynb #b53a9157
+_OURS, _PYTHON = Path(str(sys.modules['rlstudio'].__file__)).parent, Path(sysconfig.get_paths()['stdlib'])
+
+def _is_users(
+    file: str,  # of code that runs
+) -> bool:      # not ours, not Python's, not installed, not a cell
+    "Could the user have written this?"
+    path = Path(file)
+    return path.suffix == '.py' and 'site-packages' not in path.parts and not any(path.is_relative_to(p) for p in (_OURS, _PYTHON)) \
+        and not path.parent.name.startswith('ipykernel')
+
 def broken_at(
-    error: BaseException,  # raised in code of the user
-    ours: int = 2,         # calls of ours on the way there, the outermost ones
-) -> str:                  # such as ' (my_env.py, line 3)'; '' if it says so itself
-    """Where in the user's code something failed
+    error: BaseException,  # raised in code that is not ours
+) -> str:                  # such as ' (my_env.py, line 3)'; '' if it says so itself, or none of the user's was running
+    """The innermost line of the user's own code that was running when something failed
 
     Args:
-        error: raised in code of the user
-        ours: calls of ours on the way there, the outermost ones
+        error: raised in code that is not ours
 
     Returns:
-        such as ' (my_env.py, line 3)'; '' if it says so itself
+        such as ' (my_env.py, line 3)'; '' if it says so itself, or none of the user's was running
     """
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith('<frozen')][ours:]
-    if not frames or isinstance(error, SyntaxError): return ''
-    return f' ({Path(frames[-1].filename).name}, line {frames[-1].lineno})'
+    lines = [(f.f_code.co_filename, n) for f, n in traceback.walk_tb(error.__traceback__) if _is_users(f.f_code.co_filename)]
+    if not lines or isinstance(error, SyntaxError): return ''
+    return f' ({Path(lines[-1][0]).name}, line {lines[-1][1]})'
 
+# %% ../../nbs/05_core.registry.ipynb #4dde4185
 def import_one(
     name: str,            # of a module, such as 'my_env' or 'my_package.worlds'
     folders: list[Path],  # where it may lie, beside what is installed

@@ -33,7 +33,7 @@ from ..core.batch import Batch
 from ..core.files import printable
 from ..core.masks import MASK_KEY, MaskedEnv, mask_source, mask_spec
 from ..core.options import EnvConfig
-from ..core.registry import PluginError, backends, envs as native_envs
+from ..core.registry import PluginError, backends, broken_at, envs as native_envs
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, spec_from_space
 from .goals import find_goal
@@ -126,7 +126,7 @@ def sub_env_failed(
         to raise
     """
     why = printable(f'{type(e).__name__}: {e}'.removesuffix(': '))
-    return EnvError(f'{env.env_id}: sub-env {getattr(env, "offset", 0) + i} failed in {what}: {why}')
+    return EnvError(f'{env.env_id}: sub-env {getattr(env, "offset", 0) + i} failed in {what}: {why}{broken_at(e)}')
 
 # %% ../../nbs/15_envs.backends.ipynb #f4da7797
 def no_pictures(
@@ -404,7 +404,8 @@ class InProcess(VectorEnv):
                 obs[i] = seen_obs(space, o)
                 if masked: out.mask[i] = masked[i].mask
         except (Exception, SystemExit) as e:
-            when = f'step {self.envs[i].length} with action {action[i].tolist()}'
+            t = self.envs[i].length
+            when = f'step {t} with action {action[i].tolist()}' if t else 'the reset after an episode'
             raise sub_env_failed(self, i, when, e) from e
         return out
 
@@ -562,7 +563,7 @@ class GymVector(VectorEnv):
             if ended.any(): self._end(ended, infos)
         except (Exception, SystemExit) as e:
             raise EnvError(f'{self.env_id}: failed in step with actions {action.tolist()}: '
-                           + printable(f'{type(e).__name__}: {e}')) from e
+                           + printable(f'{type(e).__name__}: {e}') + broken_at(e)) from e
         self._steps += 1
         return out
 

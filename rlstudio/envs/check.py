@@ -29,9 +29,9 @@ import gymnasium as gym
 import numpy as np
 
 from ..core.files import printable
-from ..core.masks import checked_mask
+from ..core.masks import MaskError, checked_mask
 from ..core.options import Config, ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
-from ..core.registry import PluginError, algos, import_flags, imported
+from ..core.registry import PluginError, algos, broken_at, import_flags, imported
 from ..core.seeding import Streams, global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
 from .backends import InProcess, described, is_flag, is_number, make_vector
@@ -400,6 +400,7 @@ class Trial:
         self.actions, self.seen, self.tally = list[Any](), list[str](), Tally()
         self.rewards, self.returns, self.lengths = list[float](), list[float](), list[int]()
         self.ends = dict(terminated=0, truncated=0)
+        self.masked: bool | None = None    # did the first reset tell which actions are legal?
         self.spec = self.guard('spaces', lambda: spec_from_space(self.env.observation_space, 'observation'))
         self.space: Any = self.guard('spaces', lambda: self.env.action_space)
         if not self.dead: self.space.seed(Streams(seed).seed('actions'))     # its own dice: Discrete.sample with the env's seed would draw the env's numbers
@@ -459,7 +460,12 @@ class Trial:
         Returns:
             which actions are legal now; None: all, or the env failed
         """
-        return self.guard('action_masks', lambda: trial_mask(self.env, answer[0], answer[-1]))
+        asked = len(self.found)
+        mask = self.guard(self.where, lambda: trial_mask(self.env, answer[0], answer[-1]))
+        if self.masked is None: self.masked = mask is not None
+        if self.masked and mask is None and len(self.found) == asked: self.add([Finding(
+            'problem', 'action_mask', 'none', 'one, as at the first reset', "put info['action_mask'] into the answer of every reset and step")])
+        return mask
 
     def close(self) -> None:
         "Close the env, whatever it says to that"
@@ -497,7 +503,10 @@ def failure(
     Returns:
         a problem
     """
-    what, why = where.split()[0], printable(f'{type(e).__name__}: {e}'.removesuffix(': '))
+    what, why = where.split()[0], printable(f'{type(e).__name__}: {e}'.removesuffix(': ')) + broken_at(e)
+    if isinstance(e, MaskError):
+        name, _, rest = printable(str(e)).partition(': ')
+        return Finding('problem', name, *split_message(rest))
     if isinstance(e, SystemExit): return Finding('problem', what, f'a call of sys.exit ({why})', 'an answer', 'raise an error instead')
     if isinstance(e, SpecError): return Finding('problem', 'spaces', *split_message(printable(str(e))))
     fix = 'look at the env there'

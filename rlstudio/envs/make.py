@@ -33,7 +33,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from ..core.options import EnvConfig
-from ..core.registry import PluginError, envs, or_yours, same_name, suggest, wrappers
+from ..core.registry import PluginError, broken_at, envs, or_yours, same_name, suggest, wrappers
 from .toy import register_toys
 
 # %% ../../nbs/11_envs.make.ipynb #7a1e5dfc
@@ -546,7 +546,7 @@ def make_env(
             env: gym.Env = gym.make(config.id, max_episode_steps=config.max_episode_steps,
                                     disable_env_checker=True, **kwargs)
     except (Exception, SystemExit) as e:
-        raise EnvError(f'{config.id} cannot be made with {kwargs}: {str(e) or type(e).__name__}') from e
+        raise EnvError(f'{config.id} cannot be made with {kwargs}: {str(e) or type(e).__name__}{broken_at(e)}') from e
     if keeps_simulator(env): env = NewSimulator(env)
     if config.reset_options: env = ResetOptions(env, config.reset_options)
     check_spaces(config.id, env)

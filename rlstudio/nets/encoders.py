@@ -446,7 +446,7 @@ def made_encoder(
     try: encoder = make(spec, net, rng)
     except SpecError: raise
     except Exception as e: raise SpecError(
-        f'net.encoder: {name} cannot be made: {type(e).__name__}: {e}{broken_at(e, 1)}; expected a class or function that takes (observation_spec, net, rng)') from e
+        f'net.encoder: {name} cannot be made: {type(e).__name__}: {e}{broken_at(e)}; expected a class or function that takes (observation_spec, net, rng)') from e
     if not isinstance(encoder, nn.Module): raise SpecError(
         f'net.encoder: given a {type(encoder).__name__} by {name}, expected a torch.nn.Module; fix: derive it from nn.Module, and begin its __init__ with super().__init__()')
     odd = {str(p.dtype) for p in encoder.parameters() if p.is_floating_point() and p.dtype != torch.float32}

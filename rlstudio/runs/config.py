@@ -281,6 +281,9 @@ def find_config(
     if found := config_file(name): return found
     if os.path.lexists(name): raise ConfigError([Problem(str(name), 0, 0, '', 'given a folder without a config.yaml, a pipe, a device, or a link that leads nowhere; expected a file in YAML, the folder of a run, or a name such as ppo/cartpole')])
     packaged, short = packaged_configs(), short_name(name)
+    if short != str(name) and not get_close_matches(short, packaged):   # a file was meant
+        beside = [p.name for p in Path(name).parent.glob('*.y*ml')]
+        raise ConfigError([Problem(str(name), 0, 0, '', f'no such file{suggest(Path(name).name, beside)}')])
     same = [full for full in packaged if short in full.split('/')]
     hint = f'; there are {", ".join(same)}' if same else suggest(short, packaged)
     raise ConfigError([Problem(str(name) or "''", 0, 0, '', f'no such file, and no packaged config{hint}')])
@@ -321,7 +324,7 @@ def to_yaml(
 # %% ../../nbs/61_runs.config.ipynb #1213ab31
 def _device(text: str) -> str:
     if re.fullmatch(r'cpu|mps|cuda(:[0-9]+)?', text): return text
-    raise ValueError(f'given {as_text(text)}, expected cpu, mps, cuda, or cuda:1 and so on')
+    raise ValueError(f'given {as_text(text)}, expected cpu, mps, cuda, or cuda:1 and so on' + ("; did you mean 'cuda'?" if text == 'gpu' else ''))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,7 +405,7 @@ def read_settings(
     Returns:
         what the file leaves out has its default
     """
-    from configparser import Error
+    from configparser import DuplicateOptionError, Error
 
     from fastcore.xtras import Config as Ini
     name = str(_from_here(path))
@@ -416,6 +419,7 @@ def read_settings(
     try: ini = Ini(path.parent, path.name, **style)
     except Error as e:
         why = e.message.partition('\n')[0]
+        if isinstance(e, DuplicateOptionError): why = f'{e.option}: written twice; remove one'
         if 'no section' in why: why = 'given a key above the first section; expected [DEFAULT] above all keys'
         raise ConfigError([Problem(name, getattr(e, 'lineno', 0), 1, '', why)]) from None
     values = {key: setting(key, ini.get(key), path.parent) for key in ini.d}

@@ -31,6 +31,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -336,7 +337,7 @@ def load_agent(
     path = Path(source)
     if not (path / AGENT_FILE).is_symlink() and not (path / AGENT_FILE).exists():
         if (path / 'config.yaml').is_file(): return as_agent(path, step)
-        raise AgentError(f'{path}: neither an agent nor a run, expected a folder with {AGENT_FILE}; fix: rlstudio export RUN {path}')
+        raise AgentError(f'{path}: neither an agent nor a run, expected a folder with {AGENT_FILE}; fix: rlstudio export RUN {path}; the agent of a run, by its name: Run.open({path.name!r}).agent()')
     doc = read_facts(path / AGENT_FILE)
     with understood(path, doc): config = config_from_dict(doc['config'])
     with understood(path, doc): check_sizes(config, doc['world'], doc['weights']['bytes'])
@@ -871,7 +872,7 @@ def export_agent(
         what was written
     """
     end = Path(path).suffix.lower()
-    if not form and end in OTHER_FILES: raise AgentError(f'export: given {path}, expected a name that ends with .onnx or .pt2, or that of a new folder; --format says which')
+    if not form and end not in ('.onnx', '.pt2') and (end in OTHER_FILES or get_close_matches(end, ('.onnx', '.pt2'))): raise AgentError(f'export: given {path}, expected a name that ends with .onnx or .pt2, or that of a new folder; --format says which')
     form = form or {'.onnx': 'onnx', '.pt2': 'torch'}.get(end, 'folder')
     if form not in FORMATS: raise AgentError(f'export: given the format {form!r}, expected one of {", ".join(FORMATS)}')
     written: Path = FORMATS[form](source, path, step)

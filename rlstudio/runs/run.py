@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ from ..core.arithmetic import arithmetic_threads, identity, odd_settings
 from ..core.files import FileError, Needed, check_shape, free_name, interruption, printable, put_file
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, to_dict)
-from ..core.registry import PluginError, displays, import_flags, import_own, imported, sinks
+from ..core.registry import PluginError, displays, import_flags, import_own, imported, sinks, suggest
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
 from ..envs.snapshot import watched_entropy
@@ -63,7 +64,7 @@ from ..train.callbacks import stops
 from ..train.evaluate import Evaluate, Evaluation, evaluate, goal_return, untrained_score
 from ..train.ledger import LEDGER, Ledger, LedgerError, ledger_lines, parsed
 from ..train.metrics import Sink, conclude_run, describe_run
-from ..train.trainer import Callback, Trainer, WriteMetrics
+from ..train.trainer import EVENTS, Callback, Trainer, WriteMetrics
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
@@ -235,7 +236,7 @@ def check_imports(
     again = shlex.join(['rlstudio', verb, str(folder), *import_flags(needed)])
     lacking = [name for name in needed if name not in sys.modules]
     raise RunError(f'{folder}: this run was made with {" and ".join(lacking)}, which is not imported; that is code: if you trust it, '
-                   f'import {", ".join(lacking)} first in Python, or type: {again}')
+                   f'import {", ".join(lacking)} first in Python, or add {shlex.join(import_flags(needed))} to the command: {again}')
 
 # %% ../../nbs/67_runs.run.ipynb #6369cd3f
 def with_plugins(
@@ -1005,6 +1006,7 @@ def listeners(
         if isinstance(c, type): raise RunError(f'train: given the class {name}, expected an object of it; fix: {name}()')
         if not hasattr(c, 'on_iteration_end'): raise RunError(
             f'train: given {name}, expected a Callback; fix: class Mine(Callback): def on_iteration_end(self, trainer): …')
+        if odd := [m for m in dir(c) if m.startswith('on_') and m[3:] not in EVENTS and get_close_matches(m[3:], EVENTS)]: raise RunError(f'train: {name}.{odd[0]}: no such event{suggest(odd[0], [f"on_{e}" for e in EVENTS])}')
     return list(several)
 
 # %% ../../nbs/67_runs.run.ipynb #2dc0eb6a

@@ -53,6 +53,7 @@ _PLAINLY = {
         "a ': ' too many; put quotes around text that holds one, or check the indent",
     "could not find expected ':'": 'expected `key: value`',
     'another document': 'a second document; expected one, without ---',
+    '<document start>': 'no YAML, perhaps TOML; expected `section: {key: value}`, in YAML or JSON',
     '<stream end>': 'a bracket or a quote was never closed',
     'expected <block end>': 'wrong indent; the keys of a section start in one column'}
 
@@ -207,9 +208,9 @@ def override(
     new, parent = read_yaml(value), source.values
     faults = [p.message for p in new.problems]
     if not equals or not all(path):
-        faults = ['expected section.key=value, such as train.seed=3']
+        faults = ['expected section.key=value, such as train.seed=3' + ('; several configs are a study: rlstudio study CONFIG CONFIG' if '/' in key else '')]
     for k in path[:-1] if not faults else ():
-        if parent.get(k) is None: parent[k] = {}
+        if parent.get(k) is None: parent[k], source.marks[path[:path.index(k) + 1]] = {}, mark
         parent = parent[k]
         if not isinstance(parent, dict):
             faults = [f'{k!r} is a value, not a section']

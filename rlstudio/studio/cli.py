@@ -68,11 +68,12 @@ def exit_code(
     Returns:
         2: the user's to mend; 1: the run failed; None: a bug, show it
     """
-    from rlstudio.core.registry import ModuleError, PluginError
+    from rlstudio.core.registry import ModuleError, PluginError, broken_at
     if isinstance(error, ModuleError | PluginError): return 2   # also one that called sys.exit
     if isinstance(error, (FloatingPointError, OSError, ImportError, SystemExit)): return 1
     if isinstance(error.__cause__, SystemExit): return 1    # an environment called sys.exit
     if type(error).__module__.startswith('rlstudio.'): return 2
+    if broken_at(error): return 1    # code of the user's
     return None
 
 # %% ../../nbs/84_studio.cli.ipynb #f467d633
@@ -95,6 +96,7 @@ def explained(
         prints that object; does nothing without as_json
     """
     from rlstudio.core.files import interruption
+    from rlstudio.core.registry import broken_at
     from rlstudio.studio.console import clean, legible    # what an environment says may hold escape codes
     out, told = sys.stdout, set[str]()
     def emit(value: Any) -> None:
@@ -115,7 +117,7 @@ def explained(
             code = exit_code(cause)
             if isinstance(e, typer.Exit) or code is None: raise cause from None
             if isinstance(e, Broken): code = 1
-            print(legible(clean(str(cause) if code == 2 else f'{type(cause).__name__}: {cause}'), sys.stderr), file=sys.stderr)
+            print(legible(clean(str(cause) if code == 2 else f'{type(cause).__name__}: {cause}{broken_at(cause)}'), sys.stderr), file=sys.stderr)
             emit(dict(status='failed', error=str(cause)))
             raise typer.Exit(code) from None
 
@@ -649,12 +651,12 @@ def settings_on(
     Returns:
         `Settings`; None: as settings.ini says
     """
-    from rlstudio.core.options import ConfigError, fault
+    from rlstudio.core.options import ConfigError
     from rlstudio.runs.config import load_settings
     if device is None: return None
     settings = load_settings()
     try: return replace(settings, device=device)
-    except ConfigError as e: raise fault('--device', e.problems[0].message) from None
+    except ConfigError as e: raise ConfigError([replace(e.problems[0], file='--device', key='')]) from None
 
 # %% ../../nbs/84_studio.cli.ipynb #0d263c41
 @contextmanager

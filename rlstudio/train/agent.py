@@ -60,6 +60,7 @@ def as_given(
     Returns:
         of what type it is
     """
+    if x is None or isinstance(x, Mapping | str): raise SpecError(f'{spec.name}: given {"None" if x is None else f"a {type(x).__name__}"}, expected {one_line(spec)}; fix: what reset or step of the world gives')
     try: a = as_numpy(x)
     except (ValueError, TypeError) as e: raise SpecError(f'{spec.name}: given a {type(x).__name__} that is no array ({e}), expected {one_line(spec)}; fix: rows of one length') from None
     whole = a.dtype.kind in 'iub' and spec.dtype.kind in 'iub' and not hasattr(x, 'dtype')
