@@ -480,7 +480,7 @@ def test_an_empty_argument_is_a_variable_that_was_never_set(args: list[object], 
 
 
 @pytest.mark.parametrize(("args", "word"), [
-    (["run", "c.toml"], "c.toml:2:1: no YAML, perhaps TOML; expected `section: {key: value}`, in YAML or JSON"), (["run", "d.yaml"], "d.yaml: no such file; did you mean 'do.yaml'?"),
+    (["run", "c.toml"], "c.toml:1:1: given TOML, expected YAML"), (["run", "d.yaml"], "d.yaml: no such file; did you mean 'do.yaml'?"),
     (["run", CARTPOLE, "dqn/cartpole"], "several configs are a study: rlstudio study CONFIG CONFIG"), (["run", CARTPOLE, "--device=gpu"], "--device: given 'gpu', expected cpu, mps, cuda, or cuda:1 and so on; did you mean 'cuda'?"),
     (["run", CARTPOLE, "train.steps=1000"], "write train.total_steps=1000"), (["run", CARTPOLE, "net.width=8"], "net.width: unknown key; here it is net.hidden=[64, 64]"),
     (["run", CARTPOLE, "foo.bar=1"], "override 'foo.bar=1': foo: unknown section"), (["run", CARTPOLE, "env.kwargs.gravity=3"], "override 'env.kwargs.gravity=3': env.kwargs: CartPole-v1: given kwargs gravity"),

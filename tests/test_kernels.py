@@ -149,7 +149,7 @@ def test_python_and_machine_code_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         ("standard_rows", (b, 1e-8, B(6))), ("surrogate_rows", (abs(b), f(6), np.float32(.8), np.float32(1.2), np.float32(-.5), B(6), B(6))),
         ("gae_columns", (z, rng.random((5, 6)) < .3, .9, B(5, 6))), ("add_groups", (rng.random((3, 16)), np.zeros(3), np.array([2, 0]))),
         ("step_down", (rng.random((3, 16)), np.array([2, 0, 1]), np.array([.1, 5., 99.]))), ("turn", (z, B(6, 5))),
-        *(("multiply", (f(m, 7), f(7, p), B(m, p))) for m, p in ((5, 6), (19, 70), (5, 70), (3, 70))),
+        *(("multiply", (f(m, 7), f(7, p), B(m, p))) for m, p in ((5, 6), (19, 70), (5, 70), (3, 70), (9, 24))), ("in_tiles", (f(19, 7), f(7, 70), B(19, 70))),
         *(("forward_rows", (f(5, 2), (f(6, 2), f(3, 6)), (b, f(3)), kind, (B(5, 6), B(5, 3)), (B(5, 6), B(5, 3)))) for kind in range(4)),
         *(("backward_rows", (f(5, 2), (f(6, 2), f(3, 6)), kind, (z, f(5, 3)), (z, f(5, 3)), (B(5, 6), f(5, 3)), (B(6, 2), B(3, 6)), (B(6), B(3)))) for kind in range(4)),
     ]

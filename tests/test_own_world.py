@@ -159,7 +159,7 @@ def test_killed_and_resumed(folder: Path, reference: dict[str, Any]) -> None:
     child.kill()
     child.wait()
     refused = sh(folder, "resume", "runs/killed", code=2)
-    (again,) = re.findall(r"type: rlstudio (.*)", refused.stderr)
+    (again,) = re.findall(r"to the command: rlstudio (.*)", refused.stderr)
     assert again == "resume runs/killed --import my_env"
     done = json.loads(sh(folder, *again.split(), "--json").stdout)
     assert done["weights_sha256"] == reference["weights_sha256"] and done["eval_return_mean"] == reference["eval_return_mean"]

@@ -96,6 +96,7 @@ CASES = {
 
 CASES |= {f"ppo-{name.lower()}": Case(f"ppo {world}, 8 × 128, 4 × 4, 64-64 tanh", f"ppo/{name.lower()}.yaml", CASES["ppo"].same, ("sb3",), 102_400, world=world)
           for name, world in (("Acrobot", "Acrobot-v1"), ("MountainCar", "MountainCar-v0"), ("MountainCarContinuous", "MountainCarContinuous-v0"), ("Pendulum", "Pendulum-v1"))}
+CLASSIC = [name for name in CASES if name.startswith("ppo-") and name != "ppo-pixels"]
 CASES |= {f"ppo-{n}": Case(f"ppo CartPole-v1, {n} × 128, 4 × 4, 64-64 tanh", "ppo/cartpole.yaml", (*CASES["ppo"].same, f"env.num_envs={n}"), ("sb3", "purejaxrl"), steps, envs=n)
           for n, steps in ((64, 409_600), (256, 983_040))}
 CASES |= {f"ppo-{name.lower()}": Case(f"ppo {world}, 8 × 128, 4 × 4, 64-64 tanh", f"ppo/{name.lower()}.yaml", CASES["ppo"].same, ("sb3", "sb3-subproc"), 40_960, episodes=2, world=world)
@@ -229,14 +230,18 @@ def page(text: str, stored: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
         if best is None: return "–"
         speed = format(float(format(best["median"], ".3g")), ",.0f")
         return speed if best["library"] in OURS else f"{speed} ({best['ratio']:.2g} ×)"
-    table_, rounds = [f"| work, and what counts | cores | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)], set[int]()
+    table_, rounds, others = [f"| work, and what counts | cores | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)], set[int](), list[float]()
     for name, c in CASES.items():
         for (_, cores), rows in sorted((k, v) for k, v in stored.items() if k[0] == name):
             lines = summary(rows, c.figure)
             rounds |= {x["rounds"] for x in lines}
+            if name in CLASSIC:   # a sentence for all of them
+                others += [x["ratio"] for x in lines if x["library"] == "sb3"]
+                continue
             table_.append(f"| {c.title}: {c.figure.split('_per')[0].replace('_', ' ')}/s | {cores} | " + " | ".join(cell(lines, names) for names in COLUMNS.values()) + " |")
     where = sorted({f"{r['machine']['cpu']}, {max(str(x['time'])[:7] for x in rows)}" for rows in stored.values() for r in rows[-1:]})
     note = f"Medians of {min(rounds)} to {max(rounds)} rounds in turns ({'; '.join(where)}; [raw numbers](../../../benchmarks/results/peer_runs.jsonl), by [benchmarks/peers](../../../benchmarks/peers/__main__.py)). In brackets: how many times as fast RLStudio is at its best, within rounds. `8 × 128` are environments and steps of a rollout, `4 × 4` epochs and minibatches."
+    if others: note += f" In the other classic worlds it is {min(others):.2g} to {max(others):.2g} × as fast as Stable-Baselines3."
     before, rest = text.split(BEGIN)
     return before + BEGIN + "\n" + "\n".join(table_) + "\n\n" + note + "\n" + END + rest.split(END)[1]
 

@@ -958,7 +958,7 @@ def unknown_section(
     Returns:
         such as "unknown section; did you mean 'env'?"
     """
-    meant = [s for s in sections if name.lower().startswith(s)]
+    meant = [s for s in sections if name.lower().startswith(s) and '; write ' not in why]
     return f'unknown section; did you mean {meant[0]!r}?' if meant else why.replace('key', 'section', 1)
 
 
