@@ -457,6 +457,7 @@ class NetConfig(Section):
         activation: between layers
         layer_norm: normalise the units of each hidden layer?
         encoder: registered name; auto: nature or small for pictures, else flat
+        features: units of a layer behind the encoder that all heads share; null: none
         log_std_init: ln σ of continuous actions
         log_std: ppo, a2c: ln σ for itself, or seen from the state
         squash: ppo, a2c: how a box is kept to its bounds; auto: clip, in own units near ±1
@@ -471,6 +472,7 @@ class NetConfig(Section):
     activation: Literal['tanh', 'relu', 'elu', 'silu'] = 'tanh'  # between layers
     layer_norm: bool = False       # normalise the units of each hidden layer?
     encoder: Annotated[str, Field(min_length=1)] = 'auto'  # registered name; auto: nature or small for pictures, else flat
+    features: Width | None = None  # units of a layer behind the encoder that all heads share; null: none
     log_std_init: Annotated[float, Field(ge=-20, le=2)] = 0.  # ln σ of continuous actions
     log_std: Literal['free', 'state'] = 'free'  # ppo, a2c: ln σ for itself, or seen from the state
     squash: Literal['auto', 'none', 'clip', 'tanh', 'beta'] = 'auto'  # ppo, a2c: how a box is kept to its bounds; auto: clip, in own units near ±1
@@ -1160,8 +1162,8 @@ def config_hash(
     values = to_dict(config)
     for section in (values, values.get('train'), values.get('net')):
         if not isinstance(section, dict): continue
-        for key, first in dict(streams={}, parallel=1, sde=False, sde_every=8).items():
-            if section.get(key) == first: del section[key]   # as before there was this key
+        for key, first in dict(streams={}, parallel=1, features=None, sde=False, sde_every=8).items():
+            if key in section and section[key] == first: del section[key]   # as before there was this key
     text = json.dumps(values, sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(text.encode()).hexdigest()
 

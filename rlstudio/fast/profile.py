@@ -402,7 +402,7 @@ def more_advice(
     if calls >= .3 and n <= 256 and p.facts.get('on_policy') and T % 4 == 0:
         keys = f'env.num_envs={n}', f'algo.num_steps={T // 4}'
         found.append(Advice(' '.join(keys), gain(calls, 3), 'the rows of an update; it is another experiment', f'{calls:.0%} goes into calls for {c.env.num_envs} rows at a time, and four times as many cost little more', overrides=keys))
-    if p.fixed is not None and sum_step * (1 - p.fixed) >= .4 and p.facts.get('threads') == 1 and p.facts.get('cores', 1) > 1 and max(c.net.hidden, default=0) >= 256:
+    if p.fixed is not None and sum_step * (1 - p.fixed) >= .4 and p.facts.get('threads') == 1 and p.facts.get('cores', 1) > 1 and max((*c.net.hidden, c.net.features or 0), default=0) >= 256:
         found.append(Advice('threads = 2 in settings.ini', gain(sum_step * (1 - p.fixed), FACTORS['threads']), 'the experiment, not the last digits', f'{sum_step * (1 - p.fixed):.0%} are products of wide layers, which two threads can share', dict(threads=2)))
     for key, s in sorted(p.seconds.items(), key=lambda pair: -pair[1]):
         place, _, name = key.partition(':')
