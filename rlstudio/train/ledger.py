@@ -3,7 +3,7 @@
 Two trainings that should be one training end with other weights. Where did they part? The last weights do not say, and the metrics are rounded. So a run keeps a *ledger*: one line an update, with a hash for each thing that the next update
 depends on.
 
-- `Ledger`: the callback that writes `ledger.jsonl`. It is part of every run, and costs about one per cent of its time or less (measured below).
+- `Ledger`: the callback that writes `ledger.jsonl`. It is part of every run, and costs about one per cent of its time (measured below).
 - `read_ledger`, `check_ledger`: the lines again, and what is wrong with a file.
 - `first_difference`: the first update and the component in which two ledgers part.
 - `Pace`, `kept`: which updates are written down. Both count; neither looks at a clock.
