@@ -167,11 +167,11 @@ def witness_seconds() -> float:
     return (time.process_time() - start) / n
 
 
-def cost(name: str, overrides: list[str], updates: int, turns: int, mode: str, folder: Path) -> dict[str, Any]:
+def cost(name: str, overrides: list[str], updates: int, turns: int, mode: str, engine: str, folder: Path) -> dict[str, Any]:
     "Share of the ledger's own code, and the median ratio of neighbouring turns"
     config = load_config(name, overrides)[0]
     ledger = Timed(folder / "cost.jsonl", {}, mode)
-    plain, watched = Trainer(config), Trainer(config, [ledger])
+    plain, watched = Trainer(config, engine=engine), Trainer(config, [ledger], engine=engine)
     trainers, ratios, total = (plain, watched), list[float](), [0., 0.]
     for t in trainers:
         t.emit("train_start")
@@ -195,11 +195,11 @@ def cost(name: str, overrides: list[str], updates: int, turns: int, mode: str, f
     ledger.close()
     (folder / "cost.jsonl").unlink()
     spent = sum(usual([s for line, s in ledger.times if line == kind]) for kind in (True, False)) + (gradients * witness_seconds() if mode == "on" else 0.)
-    return dict(part="cost", config=name, overrides=overrides, mode=mode, updates=updates * turns, lines=sum(line for line, _ in ledger.times), share=round(spent / usual(steps), 5),
+    return dict(part="cost", config=name, overrides=overrides, engine=engine, mode=mode, updates=updates * turns, lines=sum(line for line, _ in ledger.times), share=round(spent / usual(steps), 5),
                 ratio_median=round(statistics.median(ratios), 4), ratio_total=round(total[1] / total[0], 4), ms_per_update=round(1000 * total[0] / updates / turns, 2))
 
 
-COSTS = [("ppo/cartpole", [], 5), ("dqn/cartpole", [], 3), ("dqn/cartpole", ["net.hidden=[64,64]", "algo.batch_size=32"], 3), ("sac/pendulum", [], 1), ("a2c/cartpole", [], 40)]
+COSTS = [("ppo/cartpole", [], 6), ("dqn/cartpole", [], 3), ("dqn/cartpole", ["net.hidden=[64,64]", "algo.batch_size=32"], 3), ("sac/pendulum", [], 1), ("a2c/cartpole", [], 40)]
 
 
 def main() -> None:
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--find", type=int, default=0, help="trials with a change")
     parser.add_argument("--cost", type=int, default=0, help="turns of each cost")
     parser.add_argument("--mode", default="on", choices=("on", "fine"), help="of the ledger whose cost is measured")
+    parser.add_argument("--engine", default="auto", help="of the training whose ledger's cost is measured")
     args = parser.parse_args()
     path, rows = RESULTS / "ledger.jsonl", list[Any]()
     with tempfile.TemporaryDirectory() as place, arithmetic_threads(1):
@@ -219,7 +220,7 @@ def main() -> None:
             print(f"{seed:3} {case} {mode:4} update {update:2} {done:32} {'found' if is_found(update, component, found, mode) else 'NOT FOUND'}: {found}", flush=True)
         if args.find: append(path, record(part="find", trials=args.find, found=good))
         for name, overrides, updates in COSTS if args.cost else []:
-            rows.append(row := cost(name, overrides, updates, args.cost, args.mode, Path(place)))
+            rows.append(row := cost(name, overrides, updates, args.cost, args.mode, args.engine, Path(place)))
             append(path, record(**row))
             print(row, flush=True)
     if rows: print(table(("config", "mode", "ms an update", "lines", "share %", "ratio"), [

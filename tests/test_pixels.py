@@ -21,6 +21,7 @@ from rlstudio.envs.snapshot import Recorder, fingerprint, snapshot_level
 from rlstudio.envs.toy import catch_returns
 from rlstudio.nets.encoders import as_picture, auto_encoder, channels_last, make_encoder
 from rlstudio.nets.flat import weights_sha256
+from rlstudio.nets.modules import ActorCritic
 from rlstudio.runs.config import load_config
 from rlstudio.train.evaluate import evaluate
 from rlstudio.train.trainer import Trainer
@@ -139,6 +140,10 @@ CASES: dict[str, tuple[dict, dict, dict]] = {   # name → env, algo, net
     "a2c, glow": (dict(id="Glow-v0"), dict(name="a2c", num_steps=16), {}),
     "td3, glow": (dict(id="Glow-v0"), OFF | dict(name="td3"), dict(normalize_obs=True)),
     "ppo, impala": (dict(id="rlstudio/Catch-v0", num_envs=2), dict(name="ppo", num_steps=16, num_epochs=1), dict(encoder="impala")),
+    "ppo, shared": (dict(id="rlstudio/Catch-v0"), dict(name="ppo", num_steps=16, num_epochs=2), dict(features=16, hidden=[])),
+    "a2c, shared": (dict(id="rlstudio/Catch-v0"), dict(name="a2c", num_steps=16), dict(features=16, core="gru", core_size=8)),
+    "dqn, shared": (dict(id="rlstudio/Catch-v0"), OFF | dict(name="dqn"), dict(features=16)),
+    "sac, shared": (dict(id="Dot-v0"), OFF | dict(name="sac"), dict(features=16)),
     "ppo, Pong": (dict(id="Preset/Pong-v5", num_envs=1), dict(name="ppo", num_steps=16, num_epochs=1), {}),
     "dqn, Breakout": (dict(id="Preset/Breakout-v5", num_envs=2), OFF | dict(name="dqn", frame_stack=4), {}),
     "dqn, Pong's memory": (dict(id="Preset/PongRam-v5", num_envs=1), OFF | dict(name="dqn"), dict(normalize_obs=True)),
@@ -152,7 +157,7 @@ def trainer(case: str, seed: int = 1) -> Trainer:
                                          train=dict(total_steps=16 * n * 6, seed=seed))))
 
 
-@pytest.mark.parametrize("case", ["ppo", "a2c", "dqn", "sac", "td3", "ppo, layers", "sac, layers", "a2c, glow", "td3, glow", "ppo, impala"])
+@pytest.mark.parametrize("case", ["ppo", "a2c", "dqn", "sac", "td3", "ppo, layers", "sac, layers", "a2c, glow", "td3, glow", "ppo, impala", "ppo, shared", "a2c, shared", "dqn, shared", "sac, shared"])
 def test_every_algorithm_takes_pictures(case: str) -> None:
     "Its encoder learns, bytes are not normalised, nothing is drawn from a global generator, and the seed is the whole difference"
     with untouched_generators():
@@ -165,13 +170,21 @@ def test_every_algorithm_takes_pictures(case: str) -> None:
     assert weights_sha256(trainer(case).train().algo.module) == weights_sha256(m) != weights_sha256(trainer(case, 2).algo.module)
 
 
-@pytest.mark.parametrize("case", ["sac", "td3"])
+def test_the_published_network() -> None:
+    "Mnih et al. 2015 and 2016: three convolutions and 512 units that both heads share; as many weights as the CnnPolicy of Stable-Baselines3"
+    config = load_config(ROOT / "configs/ppo/pong.yaml")[0]
+    frames, paddle = spec_from_space(spaces.Box(0, 255, (4, 84, 84), np.uint8), "obs"), spec_from_space(spaces.Discrete(6), "action")
+    m = ActorCritic(frames, paddle, config.net, np.random.default_rng(0))
+    assert sum(p.numel() for p in m.parameters()) == (4 * 64 + 1) * 32 + (32 * 16 + 1) * 64 + (64 * 9 + 1) * 64 + (3136 + 1) * 512 + (512 + 1) * (6 + 1) == 1_687_719
+
+
+@pytest.mark.parametrize("case", ["sac", "td3", "sac, shared"])
 def test_the_critic_alone_teaches_the_shared_encoder(case: str) -> None:
     "The actor sees the encoder's features, and its loss has no way back to them; they are in the critics' part, not in the actor's"
     t = trainer(case)
     m: Any = t.algo.module
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8))
-    out = m.params(x) if case == "sac" else m.policy(x)
+    out = m.params(x) if "sac" in case else m.policy(x)
     shared, own = list(m.critics.encoder.parameters()), list(m.actor.parameters())
     def ways(y: torch.Tensor, to: list[Any]) -> list[bool]: return [g is not None for g in torch.autograd.grad(y.square().sum(), to, allow_unused=True, retain_graph=True)]
     assert all(ways(out, own)) and not any(ways(out, shared))

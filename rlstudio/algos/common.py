@@ -395,6 +395,7 @@ class EngineError(ValueError):
 class Kit:
     "What an engine brings to a learner: derive yours, fit out the learner's parts in `__init__`, and override what it does better"
     on_tape: ClassVar[bool] = True   # does it put nodes on the tape? If not, it does the whole gradient step
+    haste: ClassVar[int] = 1         # so many times as fast as the tape, about: a ledger has fewer lines, which cost what they cost
     why = 'what the engine says of itself, in a manifest'
 
     def __init__(self,

@@ -47,7 +47,7 @@ from . import kernels, rollout
 from .kernels import KINDS, StepKernel, kernel, outputs
 from .rollout import _STEP, CompiledLoop, NamedCache, all_seen, code_name, few_rows, layers_of, step_around
 from ..nets.dists import Array, Categorical, DiagGaussian
-from ..nets.encoders import Flat
+from ..nets.encoders import Flat, Shared
 from ..nets.layers import MLP
 from ..nets.normalize import RunningNorm
 from ..nets.tape import GradientSink, Var, node, on_tape, plain_array
@@ -759,7 +759,8 @@ def unknown_parts(
     m, found = learner.module, list[str]()
     if type(learner) not in (PPO, A2C, DQN): return [f'given {type(learner).__name__}, expected PPO, A2C or DQN']
     encoder = m.encoder if hasattr(m, 'encoder') else m.q.encoder if hasattr(m, 'q') else None
-    if type(encoder) is not Flat or encoder.bounds is not None: found.append(f'given a network with {type(encoder).__name__ if encoder else "a memory"}, expected plain layers on plain numbers')
+    if isinstance(encoder, Shared): found.append(f'given net.features = {encoder.out}, whose layer is not portable yet, expected null')
+    elif type(encoder) is not Flat or encoder.bounds is not None: found.append(f'given a network with {type(encoder).__name__ if encoder else "a memory"}, expected plain layers on plain numbers')
     if dist := getattr(m, 'dist', None):
         if type(dist) not in PORTABLE_DISTS: found.append(f'given actions by {type(dist).__name__}, expected {" or ".join(d.__name__ for d in PORTABLE_DISTS)}')
     if hasattr(m, 'exploration'): found.append('given net.sde = true, whose features are not portable yet, expected false')
@@ -810,6 +811,7 @@ def make_portable(
 # %% ../../nbs/92_fast.portable.ipynb #92b0a1c7
 class Portable:
     "The engine `portable`: gives the parts of a learner functions whose bits are the same everywhere"
+    haste = 3   # as in `Kit`
     why = 'engine = portable: sums, products and roots in a fixed order, the same bits on every processor'
 
     def __init__(self,

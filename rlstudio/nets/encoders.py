@@ -461,8 +461,9 @@ class Shared(nn.Module):
             rng: draws the first weights
         """
         super().__init__()
-        self.encoder, self.layer, self.out = encoder, MLP((encoder.out, units), rng, out_gain=math.sqrt(2)), units
+        self.encoder, self.layer = encoder, MLP((encoder.out, units), rng, out_gain=math.sqrt(2))
         self.bend, self.bend_array = ACTIVATIONS[activation].module(), ACTIVATIONS[activation].array
+        self.out = units   # numbers in a row
 
     def __call__(self, x: Any) -> Array: "as in `Flat`"; return self.forward(x)   # as in `Flat`
     def forward(self, x: Any) -> Array:   # as the encoder takes it → (B, units)
@@ -504,8 +505,9 @@ def made_encoder(
     width = width_of(encoder.eval(), spec)
     if getattr(encoder, 'out', width) != width: raise SpecError(
         f'net.encoder: given {name} with out = {encoder.out}, expected {width}, what its forward gives; fix: leave out away')
-    encoder.out = width
-    return encoder
+    made: Any = encoder
+    made.out = width
+    return made
 
 def make_encoder(
     net: NetConfig,               # names it, and the units of a layer behind it

@@ -518,6 +518,7 @@ class Ledger(Callback):
         self.out, self.size, self.head, self.last = cast(LineFile | None, None), cast(int | None, None), UNCHAINED, 0
         self.pace, self.told = Pace(), list[Any]()   # a number for each gradient step since the last line
         self.pending, self.before = 0, 0             # how many of these, and how many env steps, when the iteration began
+        self.haste = 1                               # so many times as fast as the tape is its engine
         self.began = -1                              # iterations so far when this process began
         self.learned, self.newest = cast(Learned, None), dict[str, Any]()   # its newest line
         self.lost = dict[int, dict[str, Any]]()      # updates that were made before, by a process that was killed
@@ -525,6 +526,7 @@ class Ledger(Callback):
     def on_train_start(self, trainer: Trainer) -> None:   # opens the file, and says who goes on
         "opens the file, and says who goes on"
         self.learned, self.before, self.began = Learned(trainer.algo), trainer.env_steps, trainer.iteration
+        self.haste = getattr(getattr(trainer.algo, 'kit', None), 'haste', 1)
         if hasattr(trainer.algo, 'witness'): trainer.algo.witness = self.see
         first = facts_line(self, trainer)
         if self.size is not None: self.lost = lost_records(self.path, self.size, first)
@@ -543,7 +545,7 @@ class Ledger(Callback):
         "a line, if it is due"
         now = trainer.env_steps
         steps = now - self.before
-        work = work_of(steps // trainer.env.num_envs, steps, len(self.told) - self.pending, self.learned.size)
+        work = work_of(steps // trainer.env.num_envs, steps, len(self.told) - self.pending, self.learned.size) // self.haste
         if self.pace.due(work, self.mode == 'fine'): self.record(trainer)
         self.before, self.pending = now, len(self.told)
 
