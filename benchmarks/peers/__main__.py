@@ -245,8 +245,8 @@ def page(text: str, stored: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
             table_.append(f"| {c.title}: {c.figure.split('_per')[0].replace('_', ' ')}/s | {cores} | " + " | ".join(cell(lines, names) for names in columns.values()) + " |")
     where = sorted({f"{r['machine']['cpu']}, {max(str(x['time'])[:7] for x in rows)}" for rows in stored.values() for r in rows[-1:]})
     note = f"Medians of {min(rounds)} to {max(rounds)} rounds in turns ({'; '.join(where)}; [raw numbers](../../../benchmarks/results/peer_runs.jsonl), by [benchmarks/peers](../../../benchmarks/peers/__main__.py)). In brackets: how many times as fast RLStudio is at its best, within rounds. `8 × 128` are environments and steps of a rollout, `4 × 4` epochs and minibatches."
-    if "cleanrl-envpool" in met: note += " One file on EnvPool: PPO in CleanRL's manner, with torch, whose worlds EnvPool steps."
     if others: note += f" In the other classic worlds it is {min(others):.2g} to {max(others):.2g} × as fast as Stable-Baselines3."
+    if "cleanrl-envpool" in met: note += " One file on EnvPool: PPO in CleanRL's manner, with torch, whose worlds EnvPool steps."
     before, rest = text.split(BEGIN)
     return before + BEGIN + "\n" + "\n".join(table_) + "\n\n" + note + "\n" + END + rest.split(END)[1]
 
