@@ -153,7 +153,7 @@ def machines(rows: list[dict[str, Any]]) -> str:
 
 
 LIBRARIES = {"rlstudio-compiled": "RLStudio (compiled)", "rlstudio": "RLStudio", "purejaxrl": "PureJaxRL (JAX)", "sbx": "SBX (JAX)", "cleanrl": "CleanRL's style", "skrl": "skrl",
-             "sb3": "Stable-Baselines3", "tianshou": "Tianshou", "torchrl": "TorchRL"}
+             "sb3": "Stable-Baselines3", "tianshou": "Tianshou", "torchrl": "TorchRL", "rllib": "RLlib", "cleanrl-envpool": "CleanRL's style on EnvPool"}
 
 
 def measured() -> list[tuple[str, str, dict[str, dict[Any, float]], list[dict[str, Any]]]]:

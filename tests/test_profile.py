@@ -160,6 +160,18 @@ def test_the_table_of_the_peers_is_fresh() -> None:
     assert done.returncode == 0, said(done)
 
 
+def test_every_peer_has_a_worker_and_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    "benchmarks/peers: a file does the work of each, and an environment that the pages use as well has the same packages there"
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    here = Path(__file__).parents[1] / "benchmarks/peers"
+    peers, pages = (runpy.run_path(str(here / f"{name}.py")) for name in ("__main__", "pages"))
+    named = {name for case in peers["CASES"].values() for name in case.peers}
+    assert named - {"cleanrl"} == set(peers["PACKAGES"]) and {"rllib", "cleanrl-envpool"} <= named
+    assert not [name for name in named if not (here / f"work_{'sb3' if name == 'sbx' else name.split('-')[0]}.py").is_file()]
+    homes: dict[str, list[str]] = {}
+    for name, packages in (*((name.split("-")[0], p) for name, p in peers["PACKAGES"].items()), *(value[:2] for value in pages["PEERS"].values())): assert homes.setdefault(name, packages) == packages, name
+
+
 def test_the_peers_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "benchmarks/peers: ratios are those within a round; what is stored is not made again; a peer that fails is left out, and the others go on"
     monkeypatch.setattr(sys, "path", list(sys.path))   # the script adds a folder

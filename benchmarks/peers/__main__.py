@@ -23,7 +23,8 @@ Observations and rewards are not normalised. The clock sees the training loop al
 filled. Every run is bound to the same cores and calculates with as many threads. In each round another library comes first. Equal work shows in equal settings, and in the returns.
 
 Each run is a line in results/peer_runs.jsonl at once, under the name of a session (the day); a run that is there is not made again. Only the ratio within a round means anything: a machine's speed drifts. A peer that cannot be installed, or
-fails, is told and left out. Its environment (build/peers) borrows torch, NumPy and Gymnasium from this one by a path; nothing is installed here.
+fails, is told and left out. Its environment (build/peers) borrows torch, NumPy and Gymnasium from this one by a path; nothing is installed here. RLlib asks for an older Gymnasium and gets it
+there: its worlds have the same versions. EnvPool's (`cleanrl-envpool`) have, too, and were compared with Gymnasium's: see work_cleanrl.py.
 """
 import argparse
 import json
@@ -66,6 +67,7 @@ class Case:
 
 PACKAGES = {   # peer → what its environment needs
     "sb3": ["stable-baselines3"], "sb3-subproc": ["stable-baselines3"], "sbx": ["sbx-rl"], "tianshou": ["tianshou"], "torchrl": ["torchrl"], "skrl": ["skrl"], "purejaxrl": ["jax[cpu]", "flax", "optax", "gymnax", "six"],
+    "rllib": ["ray[rllib]"], "cleanrl-envpool": ["envpool"],
 }
 OURS = {   # → engine, and what spreads the work over several cores
     "rlstudio": ("auto", ()), "rlstudio-compiled": ("compiled", ()), "rlstudio-parallel": ("compiled", ("train.parallel={cores}",)), "rlstudio-workers": ("compiled", ("env.backend=workers",)),
@@ -78,7 +80,7 @@ CASES = {
     "ppo": Case("ppo CartPole-v1, 8 × 128, 4 × 4, 64-64 tanh", "ppo/cartpole.yaml", (
         *PLAIN, "env.num_envs=8", "algo.num_steps=128", "algo.num_minibatches=4", "algo.num_epochs=4", "net.hidden=[64,64]", "net.activation=tanh",
         "algo.learning_rate=0.0003", "algo.gae_lambda=0.95", "algo.clip_range=0.2", "algo.ent_coef=0.0", "algo.vf_coef=0.5",
-        "algo.max_grad_norm=0.5", "algo.target_kl=null"), ("cleanrl", "sb3", "sbx", "tianshou", "torchrl", "skrl", "purejaxrl"), 102_400),
+        "algo.max_grad_norm=0.5", "algo.target_kl=null"), ("cleanrl", "cleanrl-envpool", "sb3", "sbx", "tianshou", "torchrl", "skrl", "rllib", "purejaxrl"), 102_400),
     "sac": Case("sac Pendulum-v1, 1 update per step, batch 256, 256-256 relu", "sac/pendulum.yaml", (
         *PLAIN, *REPLAY, "algo.train_every=1", "algo.update_ratio=1", "algo.batch_size=256", "net.hidden=[256,256]", "algo.learning_rate=0.001",
         "algo.learning_starts=100", "algo.tau=0.005", "algo.ent_coef=auto"), ("sb3", "sbx"), 4_608, warm=512, ratio=1.0, world="Pendulum-v1"),
@@ -99,8 +101,8 @@ CASES |= {f"ppo-{name.lower()}": Case(f"ppo {world}, 8 × 128, 4 × 4, 64-64 tan
 CLASSIC = [name for name in CASES if name.startswith("ppo-") and name != "ppo-pixels"]
 CASES |= {f"ppo-{n}": Case(f"ppo CartPole-v1, {n} × 128, 4 × 4, 64-64 tanh", "ppo/cartpole.yaml", (*CASES["ppo"].same, f"env.num_envs={n}"), ("sb3", "purejaxrl"), steps, envs=n)
           for n, steps in ((64, 409_600), (256, 983_040))}
-CASES |= {f"ppo-{name.lower()}": Case(f"ppo {world}, 8 × 128, 4 × 4, 64-64 tanh", f"ppo/{name.lower()}.yaml", CASES["ppo"].same, ("sb3", "sb3-subproc"), 40_960, episodes=2, world=world)
-          for name, world in (("LunarLander", "LunarLander-v3"), ("HalfCheetah", "HalfCheetah-v5"))}
+CASES |= {f"ppo-{name.lower()}": Case(f"ppo {world}, 8 × 128, 4 × 4, 64-64 tanh", f"ppo/{name.lower()}.yaml", CASES["ppo"].same, ("sb3", "sb3-subproc", *more), 40_960, episodes=2, world=world)
+          for name, world, more in (("LunarLander", "LunarLander-v3", ("cleanrl", "cleanrl-envpool", "rllib")), ("HalfCheetah", "HalfCheetah-v5", ()))}
 
 
 def rate_after(metrics: Path, warm: int) -> float:
@@ -134,7 +136,7 @@ def ours(name: str, case: str, seed: int, steps: int, cores: int) -> dict[str, A
 
 def theirs(python: Path, name: str, case: str, seed: int, steps: int, cores: int) -> dict[str, Any]:
     "One run of a peer"
-    c, worker = CASES[case], Path(__file__).parent / f"work_{'sb3' if name in ('sbx', 'sb3-subproc') else name}.py"
+    c, worker = CASES[case], Path(__file__).parent / f"work_{'sb3' if name == 'sbx' else name.split('-')[0]}.py"
     task = json.dumps(dict(library=name, case=case, seed=seed, steps=steps, warm=c.warm, episodes=c.episodes, world=c.world, envs=c.envs, cores=cores))
     found: dict[str, Any] = json.loads(child([str(python), "-P", str(worker), task], cores).splitlines()[-1])
     return found if c.ratio else {k: v for k, v in found.items() if k != "updates_per_second"}
@@ -147,7 +149,7 @@ def environments(names: list[str], folder: Path) -> dict[str, Path]:
         if name in OURS or name == "cleanrl": found[name] = Path(sys.executable)
         else:
             print(f"{name}: {', '.join(PACKAGES[name])}", file=sys.stderr, flush=True)
-            try: found[name] = make_venv(folder / name.split("-")[0], *PACKAGES[name], constrained=name.startswith("sb"))
+            try: found[name] = make_venv(folder / name.split("-")[0], *PACKAGES[name], constrained=name.startswith(("sb", "cleanrl")))
             except subprocess.CalledProcessError as e: print(f"{name} is left out: {e}", file=sys.stderr)
     return found
 
@@ -220,7 +222,7 @@ def newest_rows() -> dict[tuple[str, int], list[dict[str, Any]]]:
 
 
 COLUMNS = {"as it comes": ("rlstudio",), "`compiled`": ("rlstudio-compiled",), "`compiled`, several processes": ("rlstudio-parallel", "rlstudio-workers"),
-           "Stable-Baselines3": ("sb3", "sb3-subproc"), "SBX": ("sbx",), "PureJaxRL": ("purejaxrl",)}
+           "Stable-Baselines3": ("sb3", "sb3-subproc"), "SBX": ("sbx",), "PureJaxRL": ("purejaxrl",), "RLlib": ("rllib",), "one file on EnvPool": ("cleanrl-envpool",)}   # those that nobody has measured are left out
 
 
 def page(text: str, stored: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
@@ -230,7 +232,9 @@ def page(text: str, stored: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
         if best is None: return "–"
         speed = format(float(format(best["median"], ".3g")), ",.0f")
         return speed if best["library"] in OURS else f"{speed} ({best['ratio']:.2g} ×)"
-    table_, rounds, others = [f"| work, and what counts | cores | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)], set[int](), list[float]()
+    met = {r["library"] for rows in stored.values() for r in rows}
+    columns = {title: names for title, names in COLUMNS.items() if met & {*names}}
+    table_, rounds, others = [f"| work, and what counts | cores | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)], set[int](), list[float]()
     for name, c in CASES.items():
         for (_, cores), rows in sorted((k, v) for k, v in stored.items() if k[0] == name):
             lines = summary(rows, c.figure)
@@ -238,10 +242,11 @@ def page(text: str, stored: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
             if name in CLASSIC:   # a sentence for all of them
                 others += [x["ratio"] for x in lines if x["library"] == "sb3"]
                 continue
-            table_.append(f"| {c.title}: {c.figure.split('_per')[0].replace('_', ' ')}/s | {cores} | " + " | ".join(cell(lines, names) for names in COLUMNS.values()) + " |")
+            table_.append(f"| {c.title}: {c.figure.split('_per')[0].replace('_', ' ')}/s | {cores} | " + " | ".join(cell(lines, names) for names in columns.values()) + " |")
     where = sorted({f"{r['machine']['cpu']}, {max(str(x['time'])[:7] for x in rows)}" for rows in stored.values() for r in rows[-1:]})
     note = f"Medians of {min(rounds)} to {max(rounds)} rounds in turns ({'; '.join(where)}; [raw numbers](../../../benchmarks/results/peer_runs.jsonl), by [benchmarks/peers](../../../benchmarks/peers/__main__.py)). In brackets: how many times as fast RLStudio is at its best, within rounds. `8 × 128` are environments and steps of a rollout, `4 × 4` epochs and minibatches."
     if others: note += f" In the other classic worlds it is {min(others):.2g} to {max(others):.2g} × as fast as Stable-Baselines3."
+    if "cleanrl-envpool" in met: note += " One file on EnvPool: PPO in CleanRL's manner, with torch, whose worlds EnvPool steps."
     before, rest = text.split(BEGIN)
     return before + BEGIN + "\n" + "\n".join(table_) + "\n\n" + note + "\n" + END + rest.split(END)[1]
 

@@ -27,12 +27,18 @@ from test_pages import Block, blocks  # noqa: E402
 PAGES, ROWS = ROOT / "docs/pages/coming-from", RESULTS / "peer_pages.jsonl"
 PEERS: dict[str, tuple[str, list[str], list[str]]] = {   # page → environment, what it needs, whose versions are noted
     "cleanrl": ("cleanrl-files", ["tyro", "tensorboard"], ["gymnasium", "torch"]),
-    "rllib": ("rllib", ["ray[rllib,tune]"], ["ray", "gymnasium"]),
+    "rllib": ("rllib", ["ray[rllib]"], ["ray", "gymnasium"]),
     "stable-baselines3": ("sb3-zoo", ["stable-baselines3", "rl_zoo3"], ["stable_baselines3", "rl_zoo3"]),
     "tianshou": ("tianshou-pages", ["tianshou[eval]"], ["tianshou"]),
 }
 CLEANRL = "https://github.com/vwxyzjn/cleanrl"   # files, no package; a folder or another address may be given
-SETUP = {"rllib": "import ray\nray.init(num_cpus=4, include_dashboard=False, logging_level='error')"}   # before the first block: a small cluster, which starts on a busy machine, too
+SETUP = {"rllib": """import ray
+for left in range(9, -1, -1):
+    try: ray.init(num_cpus=4, include_dashboard=False, logging_level='error')
+    except Exception:
+        ray.shutdown()
+        if not left: raise
+    else: break"""}   # before the first block: a small cluster; a busy machine may need more than the half minute that Ray waits for itself
 LIMIT = 600   # seconds of a block
 
 
@@ -55,7 +61,7 @@ def child(command: list[str], folder: Path, python: Path) -> str:
     "Nothing, or what went wrong"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))} | dict(
         PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS="1", WANDB_MODE="offline", RAY_USAGE_STATS_ENABLED="0", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-        RAY_AIR_NEW_OUTPUT="0", RAY_raylet_start_wait_time_s="180", MPLBACKEND="agg", SDL_VIDEODRIVER="dummy")
+        RAY_AIR_NEW_OUTPUT="0", MPLBACKEND="agg", SDL_VIDEODRIVER="dummy")
     try: done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired: return f"not over after {LIMIT} s"
     lines = [line for line in (done.stderr.strip() or done.stdout.strip()).splitlines() if line.strip()]
