@@ -231,7 +231,7 @@ def page(text: str, stored: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
         best = max((x for x in lines if x["library"] in names), key=lambda x: x["median"], default=None)
         if best is None: return "–"
         speed = format(float(format(best["median"], ".3g")), ",.0f")
-        return speed if best["library"] in OURS else f"{speed} ({best['ratio']:.2g} ×)"
+        return speed if best["library"] in OURS else f"{speed} ({best['ratio']:{'.3g' if best['ratio'] < 2 else '.2g'}} ×)"
     met = {r["library"] for rows in stored.values() for r in rows}
     columns = {title: names for title, names in COLUMNS.items() if met & {*names}}
     table_, rounds, others = [f"| work, and what counts | cores | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)], set[int](), list[float]()

@@ -1452,7 +1452,7 @@ def known_networks(
 # %% ../../nbs/90_fast.kernels.ipynb #a572fb3c
 class Compiled:
     "An engine: gives the parts of a learner their kernels"
-    haste = 3   # as in `Kit`
+    haste = 6   # as in `Kit`
 
     def __init__(self,
         learner: Any,   # a `Learner` whose losses the tape can differentiate

@@ -811,7 +811,7 @@ def make_portable(
 # %% ../../nbs/92_fast.portable.ipynb #92b0a1c7
 class Portable:
     "The engine `portable`: gives the parts of a learner functions whose bits are the same everywhere"
-    haste = 3   # as in `Kit`
+    haste = 6   # as in `Kit`
     why = 'engine = portable: sums, products and roots in a fixed order, the same bits on every processor'
 
     def __init__(self,
