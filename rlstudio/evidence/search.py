@@ -683,6 +683,8 @@ def search_of(
         what is searched, and the config around it
     """
     if not study.search: raise SearchError('this study has no search; expected one: --search algo.gamma=0.9..0.999:logit')
+    if study.search.keys() & {'trials', 'sampler', 'pruner'} and 'space' not in study.search: raise SearchError(f'{" and ".join(f"--{k} {v}" for k, v in study.search.items() if k != "seed")}: given without --search, which says what is searched; '
+        'expected both, as in: rlstudio study ppo/cartpole --search algo.gamma=0.9..0.999:logit --trials 10; for ten seeds of one config: --seeds 1-10')
     if len(study.arms) != 1 or study.grid: raise SearchError(f'--search: given {len(study.arms)} configs{" and a grid" if study.grid else ""}, expected one config and no grid; make a study for each')
     config = next(iter(study.arms.values()))
     keys = {'space', 'trials', 'sampler', 'pruner', 'seed'}
