@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +30,7 @@ import numpy as np
 from ..core.files import printable
 from ..core.masks import MaskError, checked_mask
 from ..core.options import Config, ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
-from ..core.registry import PluginError, algos, broken_at, import_flags, imported
+from ..core.registry import PluginError, algos, broken_at, import_flags, imported, warn
 from ..core.seeding import Streams, global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
 from .backends import InProcess, described, is_flag, is_number, make_vector
@@ -1132,4 +1131,4 @@ def check_start(
         raise EnvError(f'{config.id}: {problems[0]}{more}') from (SystemExit() if 'sys.exit' in problems[0].given else None)
     for f in found:
         loud = f.check == 'generators' or (f.check.startswith('observation') and '…' in f.expected)
-        if f.status == 'warning' and loud: warnings.warn(f'{config.id}: {f}', stacklevel=2)
+        if f.status == 'warning' and loud: warn(f'{config.id}: {f}')

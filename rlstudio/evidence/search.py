@@ -30,7 +30,6 @@ import re
 import secrets
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,7 +40,7 @@ import numpy as np
 
 from ..core.files import FileError, append_to, open_own, own_folder, remove_tree
 from ..core.options import Config, ConfigError, as_text, yaml_scalar
-from ..core.registry import imported, suggest
+from ..core.registry import imported, suggest, warn
 from ..core.seeding import check_seed, make_generator, seed_sequence
 from .study import BUSY_CELL, Cell, StudyPlan, TellCell, cell_outcome, hand_over, planned_outcome, read_plan, run_cell
 from ..runs.config import home_of, with_overrides
@@ -1102,7 +1101,7 @@ def run_slurm(
     except ImportError as e: raise SearchError(f"the executor slurm needs the package {e.name or 'submitit'}: pip install 'rlstudio[slurm]'; or --executor local") from e
     home = own_folder(own_folder(Path(study_folder) / 'logs', make=True) / f'slurm-{secrets.token_hex(8)}', make=True)
     cluster = submitit.AutoExecutor(folder=home)
-    if cluster.cluster != 'slurm': warnings.warn('no Slurm here (no srun); submitit runs the jobs as processes of this machine', stacklevel=2)
+    if cluster.cluster != 'slurm': warn('no Slurm here (no srun); submitit runs the jobs as processes of this machine')
     cluster.update_parameters(name=f'rlstudio {Path(study_folder).name}'[:60], timeout_min=7 * 24 * 60, cpus_per_task=1, tasks_per_node=1)
     def look(job: Any) -> str | None:
         if not job.done(): return None

@@ -1378,6 +1378,6 @@ def asked_study(
     typed = dict(overrides=changes, seeds=seeds, grid=grid_of(grid), name=name, search=search, runs_dir=runs_dir, stack=stack)
     asked = asked_in(Path(old)) if old and is_study_file(old) else dict(configs=given)
     if old and not is_study_file(old) and not config_file(old): check_no_typo(old, Path(runs_dir or load_settings().runs_dir))
-    if search and isinstance(asked.get('search'), Mapping): typed['search'] = {**asked['search'], **search}   # more trials of what the file searches
+    if search and isinstance(found := asked.get('search'), Mapping): typed['search'] = {**found, **search}   # more trials of what the file searches
     if asked.get('overrides'): typed['overrides'] = [*as_overrides(asked['overrides']), *changes]
     return Study.from_configs(**asked | {k: v for k, v in typed.items() if v})

@@ -504,7 +504,7 @@ def made_encoder(
     width = width_of(encoder.eval(), spec)
     if getattr(encoder, 'out', width) != width: raise SpecError(
         f'net.encoder: given {name} with out = {encoder.out}, expected {width}, what its forward gives; fix: leave out away')
-    encoder.out = width
+    encoder.out = width   # type: ignore[assignment]
     return encoder
 
 def make_encoder(

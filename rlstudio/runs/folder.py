@@ -32,7 +32,6 @@ import secrets
 import shlex
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -48,7 +47,7 @@ import rlstudio
 from ..core.arithmetic import changed_facts
 from ..core.files import at_home, MAX_FILE, FileError, Needed, NoFileError, check_shape, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
 from ..core.options import Config
-from ..core.registry import allowed, imported, suggest
+from ..core.registry import allowed, imported, suggest, warn
 from .config import Settings, packaged_configs
 from ..train.metrics import ASIDE, CURRENT, metric_files, read_metrics
 
@@ -569,7 +568,7 @@ class Hashes:
     def load(self) -> Record | None:
         "The record; None, and a warning, if it is damaged"
         try: return read_record(self.folder)
-        except FileError as e: warnings.warn(f'{e}; what it said about other files is lost', stacklevel=3)
+        except FileError as e: warn(f'{e}; what it said about other files is lost')
         return None
 
     def save(self,
@@ -642,7 +641,7 @@ class Hashes:
             data: its content
         """
         try: check_hash(self.folder, name)
-        except RunError as e: warnings.warn(f'{e}; now it is written anew', stacklevel=2)   # what is in there may live on
+        except RunError as e: warn(f'{e}; now it is written anew')   # what is in there may live on
         with self.changing({name: stamp_of(data)}): put_file(self.folder / name, data)
 
     def grow(self,
