@@ -187,16 +187,16 @@ def flag_findings(
 
 def fits_float32(
     x: Any,     # one number
-) -> bool:      # no: NaN, infinity, or beyond 3.4e38
+) -> bool:      # no: NaN, infinity, or so far out that its square is infinite
     """Does a number stay finite where it is learned from?
 
     Args:
         x: one number
 
     Returns:
-        no: NaN, infinity, or beyond 3.4e38
+        no: NaN, infinity, or so far out that its square is infinite
     """
-    try: return bool(abs(float(x)) <= float(np.finfo(np.float32).max))
+    try: return bool(abs(float(x)) <= float(np.finfo(np.float32).max)**.5)
     except OverflowError: return False   # an integer of hundreds of digits
 
 
@@ -220,7 +220,7 @@ def step_findings(
     if not is_number(reward): found.append(Finding('problem', 'reward', described(reward), 'one number', 'float(reward)'))
     elif not fits_float32(reward):
         real = isinstance(reward, float | np.floating)
-        expected = 'a finite number' if real and not np.isfinite(reward) else 'a number within ±3.4e38 (float32)'
+        expected = 'a finite number' if real and not np.isfinite(reward) else 'a number within ±1.8e19, whose square is finite in float32'
         found.append(Finding('problem', 'reward', f'{reward}' if real else described(reward), expected, 'look at how the env computes it there'))
     elif isinstance(reward, bool | np.bool_ | np.ndarray): found.append(Finding('warning', 'reward', described(reward), 'a float', 'float(reward)'))
     if not isinstance(info, dict): found.append(Finding('problem', 'info', described(info), 'a dict', 'return {} as the fifth value'))
