@@ -586,7 +586,7 @@ def run_head(
     tiles = dict(algorithm=story.of('algo', 'name'), world=story.of('env', 'id'), seed=story.of('train', 'seed'), status=story.status,
                  level=story.manifest.get('level'), **{'env steps': f'{steps:,.0f}' if steps is not None else None,
                  'training time': None if seconds is None else f'{seconds:,.0f} s' if seconds < 600 else f'{seconds / 60:,.0f} min'},
-                 untrained=None if (u := _number(story.result, 'untrained')) is None else f'{u:,.1f}')
+                 untrained=None if (u := _number(story.result, 'untrained')) is None else f'{u:,.1f}, sampled')
     more = command_html('rlstudio', 'study', story.folder / 'config.yaml', '--seeds', '1-10')
     caution = f'This is one seed, and another one may end elsewhere. How sure is it? {more}' if story.status == 'completed' else ''
     return page_head('Run', story.folder.name, mood, sentence, tiles, caution)

@@ -217,10 +217,10 @@ def locked(
 _NUMBER, _TEXT = float | None, str | None
 SHAPES: dict[str, Any] = {
     'manifest.json': dict(status=str, created=str, level=str, why=str, resume=str, engine=str, engine_why=str, env_steps=int, versions={'*': str}, machine={'*': str}, config_hash=str,
-                          config={'*': dict}, legs=list, imports=list, env=dict, start_from=dict, untrained=(type(None), dict(mean=_NUMBER)), error=str, stopped_by=str,
+                          config={'*': dict}, legs=list, imports=list, env=dict, start_from=dict, untrained=(type(None), dict(mean=_NUMBER, greedy=bool)), error=str, stopped_by=str,
                           stopped_early=_TEXT, weights_sha256=str),
     'result.json': dict(run=str, algo=str, env=str, seed=int, status=Needed(str), total_steps=Needed(int), train_seconds=Needed(float), eval_return_mean=Needed(_NUMBER),
-                        eval_return_std=Needed(_NUMBER), eval_episodes=Needed(int), goal=Needed(_NUMBER), solved=bool | None, eval_cut=int, untrained=_NUMBER, level=_TEXT,
+                        eval_return_std=Needed(_NUMBER), eval_episodes=Needed(int), goal=Needed(_NUMBER), solved=bool | None, eval_cut=int, eval_greedy=bool | None, untrained=_NUMBER, untrained_greedy=bool | None, level=_TEXT,
                         env_steps_per_second=_NUMBER, imports=list, stopped_early=_TEXT, weights_sha256=str),
     'evaluations.json': [dict(env_steps=Needed(int), mean=Needed(float), std=Needed(float), returns=Needed([float]), lengths=[int], cut=[int], greedy=bool, seed=int)]}
 

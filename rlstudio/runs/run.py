@@ -1049,7 +1049,7 @@ def take_over(
 def first_score(
     run: 'Run',        # a new one
     trainer: Trainer,  # at its start
-) -> dict[str, Any] | None:  # mean, std, episodes, cut; None: not evaluated
+) -> dict[str, Any] | None:  # mean, std, episodes, cut, greedy; None: not evaluated
     """The score of the first weights, for the manifest; whatever goes wrong with it is a warning
 
     Args:
@@ -1057,14 +1057,14 @@ def first_score(
         trainer: at its start
 
     Returns:
-        mean, std, episodes, cut; None: not evaluated
+        mean, std, episodes, cut, greedy; None: not evaluated
     """
     if not run.config.eval.episodes: return None
     try: e = untrained_score(trainer.algo.module, run.config)
     except (Exception, SystemExit) as why:
         warn(f'the untrained agent was not evaluated: {type(why).__name__}: {why}')
         return None
-    return dict(mean=e.mean, std=e.std, episodes=len(e.returns), cut=len(e.cut))
+    return dict(mean=e.mean, std=e.std, episodes=len(e.returns), cut=len(e.cut), greedy=e.greedy)
 
 # %% ../../nbs/67_runs.run.ipynb #7d8cdbcb
 def set_out(
@@ -1220,7 +1220,7 @@ def summarize(
     Returns:
         JSON-able
     """
-    t, c, goal = trainer, run.config, goal_return(run.config.env, run.config.eval)
+    t, c, goal, begun = trainer, run.config, goal_return(run.config.env, run.config.eval), run.manifest.get('untrained') or {}
     return dict(run=str(run.folder), algo=c.algo.name, env=c.env.id, seed=c.train.seed,
         status=status, total_steps=t.env_steps, iterations=t.iteration, episodes=t.episodes,
         env_steps_per_second=round(t.watch.rate, 1), train_seconds=round(t.watch.total, 3),
@@ -1230,7 +1230,8 @@ def summarize(
         solved=result.mean >= goal if result and goal is not None else None,
         weights_sha256=weights_sha256(t.algo.module), level=run.files.manifest.get('level'),
         eval_cut=len(result.cut) if result else 0, imports=noted_imports(run.manifest),
-        untrained=(run.manifest.get('untrained') or {}).get('mean'), stopped_early=stopped_early)
+        untrained=begun.get('mean'), stopped_early=stopped_early,
+        eval_greedy=result.greedy if result else None, untrained_greedy=begun.get('greedy', False) if begun else None)
 
 # %% ../../nbs/67_runs.run.ipynb #a13f0077
 def judge(
