@@ -831,7 +831,7 @@ def verdict(
     if word == 'interrupted':
         return f'interrupted {when}; go on with: {command("resume", s["run"], *own_imports(s))}'
     if word == 'not evaluated': return f'not evaluated, {when}'
-    def kind(name: str) -> str: return {True: 'greedy ', False: 'sampled '}.get(s.get(f'{name}_greedy'), '')   # an older run does not say
+    def kind(name: str) -> str: return '' if (greedy := s.get(f'{name}_greedy')) is None else 'greedy ' if greedy else 'sampled '   # an older run does not say
     said = (f'eval {mean_std(s["eval_return_mean"], s["eval_return_std"])} '
             f'over {s["eval_episodes"]} {kind("eval")}episodes')
     if s.get('eval_cut'): said += f', {s["eval_cut"]} of them cut (eval.max_steps)'
