@@ -1,4 +1,8 @@
 "An agent in one's hands does what an evaluation does, in the world's own terms, and needs neither the world nor the memory."
+import copy
+import inspect
+import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from support import run, said
 
+import rlstudio
 from rlstudio.core.finite import NonFiniteError
 from rlstudio.core.masks import MaskError
 from rlstudio.core.options import Config, EnvConfig, EvalConfig, config_from_dict
@@ -336,3 +341,34 @@ def test_a_trainer_goes_on_without_its_agent() -> None:
 def test_evaluation_config_says_how_it_acts() -> None:
     c = config_from_dict(dict(env=dict(id="Diary-v0"), algo=dict(name="ppo") | SMALL["ppo"], eval=dict(greedy=False)))
     assert not agent_of(Trainer(c)).greedy and EnvConfig(id="x").num_envs
+
+
+# Names that other libraries have
+
+@pytest.mark.filterwarnings("ignore:no video")
+def test_a_name_of_another_library_is_answered_with_ours(tmp_path: Path) -> None:
+    "agent.predict, run.learn, trainer.learn; and what asks whether there is such a name hears no"
+    config = config_from_dict(dict(env=dict(id="rlstudio/Bandit-v0", num_envs=2), algo=dict(name="ppo", num_steps=8), net=dict(hidden=[8]), train=dict(total_steps=16), eval=dict(episodes=1)))
+    r = Run.from_config(config, runs_dir=tmp_path)
+    r.train()
+    agent, trainer = r.agent(), r.restored()
+    for thing, name, ours in ((agent, "predict", "agent(obs), or agent.act(obs, greedy=False)"), (agent, "save", "rlstudio.export_agent(agent, PATH)"), (agent, "policy", "agent.module"), (agent, "learn", "run.train()"), (r, "learn", "run.train()"), (r, "predict", "run.agent()"),
+                              (r, "save", "run.folder: a run writes itself"), (r, "load", "Run.open(FOLDER)"), (r, "evaluate_policy", "run.evaluate()"), (trainer, "learn", "trainer.train()"), (trainer, "num_timesteps", "trainer.env_steps"), (trainer, "policy", "trainer.algo.module"), (trainer, "logger", "trainer.log(")):
+        with pytest.raises(AttributeError, match=rf"^'{type(thing).__name__}' object has no attribute '{name}'; here it is {re.escape(ours)}"): getattr(thing, name)
+        assert not hasattr(thing, name) and getattr(thing, name, 7) == 7
+        with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"): _ = thing.nothing
+    obs = np.zeros(agent.spec.observation.shape, np.float32)
+    for same in (copy.copy(agent), copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))): assert same(obs) == agent(obs)
+    assert copy.copy(r).folder == r.folder and copy.copy(trainer).env_steps == trainer.env_steps
+
+
+def test_every_hint_is_a_name_that_is_not_there() -> None:
+    "A hint would hide a name of ours; and what it says to write is there"
+    for cls in (Agent, Run, Trainer):
+        hints = inspect.getclosurevars(cls.__getattr__).nonlocals["names"]   # type: ignore[attr-defined]
+        assert len(hints) > 15 and not [name for name in hints if hasattr(cls, name)]
+        for said_ in hints.values():
+            for owner, name in re.findall(r"(?<![\w.])(agent|run|trainer|rlstudio)\.(\w+)", said_):
+                here = dict(agent=Agent, run=Run, trainer=Trainer, rlstudio=rlstudio)[owner]
+                own = inspect.getsource(here.__init__) if owner != "rlstudio" else ""
+                assert hasattr(here, name) or re.search(rf"self\.{name}\b", own) or (owner, name) == ("rlstudio", "train"), said_

@@ -1,5 +1,6 @@
 "Ready-made callbacks and the best checkpoint: each stop is for good, is remembered, and survives a kill at any point."
 import json
+import math
 import os
 import re
 import signal
@@ -8,7 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from support import run, said
 
 from rlstudio.core.options import ConfigError, config_from_dict, config_hash
@@ -17,7 +20,7 @@ from rlstudio.runs.config import find_config, load_config
 from rlstudio.runs.run import FilmEvery, Run, RunError
 from rlstudio.train.callbacks import CallbackError, EarlyStop, LinearAnneal, TimeLimit, can_anneal
 from rlstudio.train.evaluate import Evaluate
-from rlstudio.train.metrics import GLOSSARY, UNEXPLAINED, read_metrics
+from rlstudio.train.metrics import GLOSSARY, UNEXPLAINED, MetricError, read_metrics
 from rlstudio.train.trainer import Callback, Trainer
 
 FAST = ["train.total_steps=8192", "eval.episodes=4", "checkpoint.every=2048", "env.num_envs=8"]
@@ -351,3 +354,37 @@ def test_two_callbacks_of_one_name_keep_two_states(tmp_path: Path) -> None:
     first[0].waited, first[1].waited = 7, 3
     Trainer(config, second).load_state_dict(trainer.state_dict())
     assert [c.waited for c in second] == [7, 3]
+
+
+# What a user types
+
+@pytest.mark.parametrize("value", [1, True, 2.5, np.float32(.5), np.int64(3), np.bool_(True), np.ones(()), np.ones((1, 1)), torch.tensor(2.), torch.ones(1, requires_grad=True), math.nan])
+def test_one_number_is_logged(value: Any, tmp_path: Path) -> None:
+    class Note(Callback):
+        def on_iteration_end(self, trainer: Trainer) -> None: trainer.log("mine/x", value)
+
+    r = fresh(tmp_path, "train.total_steps=1024", "eval.episodes=0")
+    r.train([Note()])
+    assert type(r.history[-1]["mine/x"]) in (bool, int, float, type(None)) and (r.history[-1]["mine/x"] == value or math.isnan(float(value)))
+
+
+@pytest.mark.parametrize("value, given", [("text", "given 'text'"), (None, "given None"), ([1, 2], r"given \[1, 2\]"), (np.ones(3), "given a ndarray of 3 numbers"), (torch.ones(2), "given a Tensor of 2 numbers"), (np.array("a"), r"given array\('a', dtype='<U1'\)")])
+def test_what_is_no_number_is_not_logged(value: Any, given: str) -> None:
+    "The metric is named, and so is what was given; not hours later, where a sink meets it"
+    trainer = Trainer(load_config(find_config("ppo/cartpole"), FAST)[0])
+    with pytest.raises(MetricError, match=f"'mine/x': {given}, expected one number; fix: "): trainer.log("mine/x", value)
+    assert "mine/x" not in trainer.logged
+    trainer.env.close()
+
+
+def test_a_warning_points_at_the_line_of_the_script(tmp_path: Path) -> None:
+    "Not into the package: what starts the training, the callback that did it, and Python's own display of it"
+    file = tmp_path / "mine.py"
+    file.write_text("import random\nfrom rlstudio import Callback, Run\n\nclass Draw(Callback):\n    def on_iteration_end(self, trainer): random.random()\n\n"
+                    "run = Run.from_config('ppo/cartpole', ['train.total_steps=2048', 'eval.episodes=2', 'eval.max_steps=2'])\nrun.train(Draw(),\n          display='silent')\n")
+    done = run(sys.executable, file, cwd=tmp_path, coverage=False)
+    lines = [line for line in done.stderr.splitlines() if "Warning: " in line]
+    assert done.returncode == 0 and len(lines) >= 2 and any("global generator" in line for line in lines) and any("eval.max_steps" in line for line in lines), said(done)
+    assert all(re.match(rf"{re.escape(str(file))}:8: UserWarning: ", line) for line in lines) and "run.train(Draw()," in done.stderr, said(done)
+    done = run(sys.executable, "-W", "error::UserWarning:__main__", file, cwd=tmp_path, coverage=False)
+    assert done.returncode == 1 and "UserWarning" in done.stderr, "a filter by module sees the user's"

@@ -11,6 +11,7 @@ from support import run
 from rlstudio.core.options import config_from_dict
 from rlstudio.evidence import compare as c
 from rlstudio.evidence.stats import StatsError, iqm
+from rlstudio.evidence.study import Study
 from rlstudio.runs.config import to_yaml
 from rlstudio.runs.folder import RunError
 from rlstudio.runs.run import Run
@@ -179,3 +180,31 @@ def test_holm_is_monotone() -> None:
     p = list(np.random.default_rng(0).random(6) / 5)
     found = c.holm(p)
     assert all(f >= q for f, q in zip(found, p)) and all(found[i] <= found[j] for i, j in pairwise(sorted(range(6), key=p.__getitem__)))
+
+
+def test_the_sentence_and_the_interval_do_not_contradict_each_other(tmp_path: Path) -> None:
+    "p decides who is better, the interval by how much; where one of them is sure alone, sentence and note say so"
+    for k, (a, b) in enumerate(zip((400, 200, 100, 400, 400), (300, 500, 500, 500, 500)), 1): place(tmp_path / f"a/s{k}", k, a), place(tmp_path / f"b/s{k}", k, b, gamma=.9)
+    found = c.compare_sides([tmp_path / "a", tmp_path / "b"])
+    assert found.contrasts[0].p < .05 and found.contrasts[0].gap is not None and 0 in found.contrasts[0].gap
+    assert found.verdicts()[0].endswith("(p = 0.032), by how much is open") and "contains 0, and p = 0.032: two questions" in "\n".join(found.notes()) and "by how much the iqm differs" in str(found)
+    one, two = side("A", [300, 500, 200, 300, 200, 200]), side("B", [500, 500, 300, 400, 500, 400])
+    seems = c.contrast(one, two, iqm)
+    assert seems.p > .05 and c.at_odds(seems) and "B seems better" in c.sentence(seems) and "open" not in c.sentence(seems)
+    said = c.Comparison("score", "iqm", .95, (one, two), (seems,), (seems.p,), {}, {}).notes()
+    assert any("leaves out 0" in n and "decides the sentence" in n for n in said)
+    better = c.contrast(side("A", [1, 2, 3, 4, 5]), side("B", [11, 12, 13, 14, 15]), iqm, lower=True)
+    assert not c.at_odds(better) and c.at_odds(better, .06), "less is better, and the interval is below 0"
+
+
+def test_arms_of_a_study_come_as_typed(tmp_path: Path) -> None:
+    "Not by the alphabet: A is the first one, as in `rlstudio show`"
+    gammas, configs = (.99, .9), {name: dict(env=dict(id="CartPole-v1"), algo=dict(name="ppo", learning_rate=rate)) for name, rate in (("plain", 1e-3), ("faster", 1e-2))}
+    study = Study.from_configs(configs, seeds=2, grid={"algo.gamma": gammas}, name="both", runs_dir=tmp_path)
+    for cell in study.cells: place(cell.folder, cell.config.train.seed, 10., gamma=cell.config.algo.gamma, learning_rate=cell.config.algo.learning_rate)
+    typed = [f"{arm} algo.gamma={gamma:g}" for arm in configs for gamma in gammas]
+    def labels(path: Path) -> list[str]: return [s.label for s in c.compare_sides([path]).sides]
+    assert labels(study.folder) == typed == labels(tmp_path), "also in a folder around it"
+    assert [row["arm"].replace("_", " ", 1) for row in study.results()] == typed
+    (study.folder / "study.yaml").write_text("arms: [")
+    assert sorted(labels(study.folder)) == sorted(typed), "a plan that cannot be read decides nothing"

@@ -12,11 +12,13 @@ import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from support import ROOT, child_env, run, said
 
-from rlstudio.core.options import ConfigError
+from rlstudio.core.options import CONVERSIONS, NOT_HERE, SYNONYMS, Config, ConfigError, build_config, field_specs
+from rlstudio.core.registry import algos
 from rlstudio.runs.config import resolve
 from rlstudio.runs.yaml import Source
 
@@ -140,6 +142,37 @@ def test_names_of_other_libraries(algo: str, written: str, answer: str) -> None:
     parts = re.split(r" (?=\w+\.)", written) if written else []
     with pytest.raises(ConfigError) as e: resolve(source, parts)
     assert answer in str(e.value), str(e.value)
+
+
+LIBRARIES = dict(   # what people type who come from Stable-Baselines3, CleanRL, RLlib, Tianshou and Spinning Up → what the answer must name
+    n_steps="algo.num_steps", n_epochs="algo.num_epochs", batch_size="algo.num_minibatches", clip_coef="algo.clip_range", clip_param="algo.clip_range", clip_ratio="algo.clip_range", eps_clip="algo.clip_range", ent_coeff="algo.ent_coef",
+    entropy_coeff="algo.ent_coef", lr="algo.learning_rate", lambda_="algo.gae_lambda", total_timesteps="train.total_steps", warmup_steps="algo.learning_starts", start_timesteps="algo.learning_starts", random_steps="algo.learning_starts",
+    update_after="algo.learning_starts", learning_starts="learning_starts is a key of dqn", train_freq="algo.train_every", target_network_update_freq="algo.target_every", exploration_fraction="algo.epsilon_fraction", policy_kwargs="section net",
+    vf_loss_coeff="algo.vf_coef", rollout_fragment_length="algo.num_steps", train_batch_size="env.num_envs × algo.num_steps", sgd_minibatch_size="algo.num_minibatches", num_sgd_iter="algo.num_epochs", repeat_per_collect="algo.num_epochs",
+    grad_clip="algo.max_grad_norm", discount_factor="algo.gamma", step_per_epoch="train.total_steps", step_per_collect="divide by env.num_envs", training_num="env.num_envs", num_workers="env.backend=workers", estimation_step="algo.n_step",
+    replay_size="algo.buffer_size", target_update_freq="algo.target_every", norm_obs="net.normalize_obs", fcnet_hiddens="net.hidden", actor_lr="algo.actor_learning_rate", policy_freq="algo.policy_delay", kl_coeff="algo.target_kl")
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_what_the_key_means_is_named(name: str) -> None:
+    "Not the key that looks most like it: `warmup_steps` is no `num_steps`"
+    with pytest.raises(ConfigError) as e: resolve(Source({"env": {"id": "CartPole-v1"}, "algo": {"name": "ppo"}}, {}, []), [f"algo.{name}=3"])
+    assert LIBRARIES[name] in str(e.value) and "did you mean" not in str(e.value) and "expected one of" not in str(e.value), str(e.value)
+
+
+def test_every_foreign_name_leads_somewhere() -> None:
+    "In every algorithm, to a key that exists"
+    ours = {f"{section}.{key}" for section, cls in get_type_hints(Config).items() if section != "algo" for key in field_specs(cls)} | {f"algo.{key}" for algo in ("ppo", "a2c", "dqn", "sac", "td3") for key in field_specs(algos.get(algo).Config)}
+    assert {*SYNONYMS.values()} <= ours, {*SYNONYMS.values()} - ours
+    assert not {key.partition(".")[2] for key in ours if key.startswith("algo.")} & (SYNONYMS.keys() | NOT_HERE.keys()) - {"frame_stack"}, "what is a key of ours means that"
+    for algo in ("ppo", "a2c", "dqn", "sac", "td3"):
+        for name in SYNONYMS | NOT_HERE | CONVERSIONS:
+            if name in field_specs(algos.get(algo).Config): continue
+            faults = build_config({"env": {"id": "CartPole-v1"}, "algo": {"name": algo, name: 3}})[1]
+            why = next(why for path, why in faults if path[-1] == name)
+            named = re.findall(r"\b(?:env|algo|net|train|eval|checkpoint|log)\.[a-z_]+", why)
+            assert "expected one of" not in why and "did you mean" not in why or name in ("num_envs", "steps"), (algo, name, why)
+            assert {*named} <= ours and (named or name in NOT_HERE), (algo, name, why)
 
 
 @pytest.mark.parametrize("option, answer", [("--total-timesteps", "train.total_steps=…"), ("--num-envs", "env.num_envs=…"), ("--cuda", "--device cuda")])

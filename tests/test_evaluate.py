@@ -74,8 +74,9 @@ def test_the_untrained_score(trained: Run) -> None:
     again = untrained_score(Trainer(config).algo.module, config)
     assert (noted["mean"], noted["episodes"]) == (again.mean, 4) and result["untrained"] == noted["mean"]
     assert noted["mean"] == trained.evaluate(checkpoint=0, greedy=False).mean < 100, "that of the first checkpoint, sampled: greedy it would be 500, a whim of seed 1"
+    assert noted["greedy"] is result["untrained_greedy"] is False and result["eval_greedy"] is True
     said_ = run("rlstudio", "show", trained.folder).stdout
-    assert f"untrained {noted['mean']:,.1f}" in said_
+    assert f"untrained {noted['mean']:,.1f} sampled" in said_ and "greedy episodes" in said_, "a sampled score beside a greedy verdict: each says what it is"
 
 
 @pytest.mark.faults(28)

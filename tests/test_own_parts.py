@@ -13,6 +13,7 @@ from torch import nn
 
 from rlstudio.algos.common import LossError
 from rlstudio.algos.ppo import PPO
+from rlstudio.core.finite import NonFiniteError
 from rlstudio.core.options import Config, ConfigError, EnvConfig, EvalConfig, config_from_dict
 from rlstudio.core.registry import ModuleError, algos, import_own, nets, wrappers
 from rlstudio.core.spec import SpecError
@@ -308,12 +309,48 @@ def test_an_id_with_a_vector_env_alone() -> None:
     finally: del gym.registry["parts/Many-v0"]
 
 
-@pytest.mark.parametrize("reward, given", [(1e39, "1e\\+39"), (-1e300, "-1e\\+300"), (10**400, "1000.* \\(int\\)"), (np.float64(1e200), "1e\\+200")])
+@pytest.mark.parametrize("reward, given", [(1e39, "1e\\+39"), (-1e300, "-1e\\+300"), (10**400, "1000.* \\(int\\)"), (np.float64(1e200), "1e\\+200"), (3e38, "3e\\+38"), (-1e20, "-1e\\+20")])
 def test_a_reward_that_float32_cannot_hold(reward: Any, given: str) -> None:
-    why = f"reward: given {given} in step 1 with action ., expected a number within ±3.4e38"
+    why = f"reward: given {given} in step 1 with action ., expected a number within ±1.8e19"
     id = world(reward=reward)
     with pytest.raises(ConfigError, match=why): make_trainer(config(id), Settings(), {})
     assert re.search(why, str(check_env(id)))
+
+
+class Late(Count):
+    "Later than a first look at it, a reward or an observation is far out"
+    def __init__(self, late_reward: float = 1., late_obs: float = 0., **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.late_reward, self.late_obs, self.steps = late_reward, late_obs, 0
+
+    def seen(self) -> Any: return super().seen() + (self.late_obs if self.steps > 22 else 0)
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        obs, reward, *rest = super().step(action)
+        return obs, self.late_reward if self.steps > 22 else reward, *rest
+
+
+@pytest.mark.parametrize("algo, normalize", [("ppo", False), ("ppo", True), ("a2c", False), ("dqn", False)])
+def test_a_far_reward_is_refused_where_it_comes(algo: str, normalize: bool) -> None:
+    "Not as a loss that is infinite, some updates later: finite in float32, and its square is not"
+    trainer = Trainer(config(world(Late, late_reward=-3e38), algo, dict(normalize_reward=normalize)))
+    with pytest.raises(NonFiniteError, match=r"^reward: given -3e\+38 at \[0\] \(env step 46\), expected finite numbers, and their squares too .*scale it down in a wrapper"): trainer.train()
+    trainer.env.close()
+    fine = Trainer(config(world(Late, late_reward=1e15), algo, dict(normalize_reward=normalize)))
+    fine.train(64)
+    fine.env.close()
+
+
+def test_a_far_observation_of_64_bits_is_refused_where_it_comes() -> None:
+    "At the first reset, or at its step: the moments of the normaliser would be infinite an update later, and name no observation"
+    wide = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    class Far(Count):
+        def seen(self) -> Any: return np.array([0, 1e300])
+    with pytest.raises(NonFiniteError, match=r"^observation: given 1e\+300 at \[0, 1\] \(env step 0\), expected finite numbers, and their squares too"): Trainer(config(world(Far, observation=wide), net=dict(normalize_obs=True)))
+    trainer = Trainer(config(world(Late, late_obs=-1e300, observation=wide), net=dict(normalize_obs=True)))
+    with pytest.raises(NonFiniteError, match=r"^observation: given -1e\+300 at \[0, 0\] \(env step 46\)"): trainer.train()
+    trainer.env.close()
 
 
 @pytest.mark.parametrize("reward", [True, np.bool_(True), np.uint8(1), np.array(True), np.float16(1), 10**0])

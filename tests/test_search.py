@@ -32,7 +32,7 @@ from rlstudio.evidence.search import (
     search_lines,
     trials,
 )
-from rlstudio.evidence.study import Study, StudyError, run_cell
+from rlstudio.evidence.study import Study, StudyError, asked_study, run_cell
 from rlstudio.runs.config import any_config, with_overrides
 from rlstudio.runs.run import Run
 
@@ -161,6 +161,16 @@ def test_no_folder_is_made_for_a_search_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=why): study(tmp_path, **wrong)
     with pytest.raises(SearchError, match="no grid"): Study.from_configs(dict(a=SMALL), grid="gamma=0.9,0.99", seeds=1, runs_dir=tmp_path, search=dict(space=SPACE))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_trials_need_a_search(tmp_path: Path) -> None:
+    "--trials alone is answered with --search, not with the keys of a dict; in a file that searches, it asks for more"
+    for option, value in (("--trials", "10"), ("--sampler", "random"), ("--pruner", "asha")):
+        done = run("rlstudio", "study", "ppo/cartpole", "a2c/cartpole", option, value, cwd=tmp_path, coverage=False)
+        assert done.returncode == 2 and done.stderr.startswith(f"{option} {value}: given without --search") and "--search algo.gamma=0.9..0.999:logit --trials 10" in done.stderr, said(done)
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+    (tmp_path / "mine.yaml").write_text("arms: {it: ppo/cartpole}\nsearch: {space: algo.gamma=0.9..0.999, trials: 3, seed: 7}\n")
+    assert asked_study([str(tmp_path / "mine.yaml")], name="mine", runs_dir=tmp_path / "runs", search=dict(trials=5)).plan.search == dict(space=["algo.gamma=0.9..0.999"], trials=5, sampler="tpe", pruner="none", seed=7)
 
 
 def test_proposals_move_no_global_generator(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 # %% ../../nbs/02_core.finite.ipynb #0de1517c
 _CURES: dict[str, str] = {
     'observation': 'look at what the environment tells there (beyond 3.4e38, the end of float32, a number is infinite)',
-    'reward': 'look at how the environment computes it there (beyond 3.4e38, the end of float32, a number is infinite)',
+    'reward': 'look at how the environment computes it there (beyond 3.4e38, the end of float32, a number is infinite), or scale it down in a wrapper',
     'action': 'lower algo.learning_rate; look at the log of the standard deviation',
     'loss': 'lower algo.learning_rate; look at the rewards and the ratio',
     'gradient': 'lower algo.learning_rate, or algo.max_grad_norm',
@@ -47,7 +47,8 @@ class NonFiniteError(FloatingPointError):
         self.source, self.value, self.index, self.step = source, value, index, step
         when = '' if step is None else f' (env step {step})'
         at = f' at {list(index)}' if index else ''
-        super().__init__(f'{source}: given {value}{at}{when}, expected finite numbers; '
+        expected = 'finite numbers, and their squares too (up to 1.8e19 in float32, 1.3e154 in float64)' if isfinite(value) else 'finite numbers'
+        super().__init__(f'{source}: given {value:g}{at}{when}, expected {expected}; '
                          f'fix: {_CURES.get(source.split(".")[0], "find where it comes from")}')
 
 # %% ../../nbs/02_core.finite.ipynb #0632a17a
@@ -56,7 +57,7 @@ def check_finite(
     x: Any,                    # a number, an array or a tensor; integers and bools pass
     step: int | None = None,   # env steps so far, for the message
 ) -> None:
-    """Raise a `NonFiniteError` at the first NaN or infinity in x
+    """Raise a `NonFiniteError` at the first NaN or infinity in x, and at a reward or a float64 observation whose square is infinite
 
     Args:
         source: what x is: observation, reward, action, loss, gradient, …
@@ -68,7 +69,9 @@ def check_finite(
         x = x.detach().double().cpu().numpy()
     x = np.asarray(x)
     if x.dtype.kind != 'f' or isfinite(np.vdot(x, x)): return
-    finite = np.isfinite(x)
-    if finite.all(): return
-    index = tuple(np.argwhere(~finite)[0].tolist())
+    squared = source == 'reward' or source.startswith('observation') and x.dtype == np.float64   # by the loss, and by the normaliser
+    most = float(np.finfo(x.dtype).max)
+    fine = np.abs(x) <= (most**.5 if squared else most)   # no, for NaN
+    if fine.all(): return
+    index = tuple(np.argwhere(~fine)[0].tolist())
     raise NonFiniteError(source, float(x[index]), index, step)

@@ -640,18 +640,44 @@ def goal_steps(
     return -(-config.train.total_steps // each) * each
 
 # %% ../../nbs/06_core.options.ipynb #901f7cd9
-# names of Stable-Baselines3, its zoo and CleanRL (with _ for -) → the key here that takes the same value
-SYNONYMS = {
-    'n_envs': 'env.num_envs', 'num_envs': 'env.num_envs', 'env_id': 'env.id', 'env_wrapper': 'env.wrappers', 'env_kwargs': 'env.kwargs', 'total_timesteps': 'train.total_steps', 'n_timesteps': 'train.total_steps', 'timesteps': 'train.total_steps', 'steps': 'train.total_steps', 'hidden_sizes': 'net.hidden',
-    'learning_rate': 'algo.learning_rate', 'n_steps': 'algo.num_steps', 'n_epochs': 'algo.num_epochs', 'update_epochs': 'algo.num_epochs', 'clip_coef': 'algo.clip_range', 'norm_adv': 'algo.normalize_advantage',
-    'train_freq': 'algo.train_every', 'train_frequency': 'algo.train_every', 'exploration_initial_eps': 'algo.epsilon_start', 'start_e': 'algo.epsilon_start',
-    'exploration_final_eps': 'algo.epsilon_end', 'end_e': 'algo.epsilon_end', 'exploration_fraction': 'algo.epsilon_fraction', 'polyak': 'algo.tau', 'lr': 'algo.learning_rate',
-    'q_lr': 'algo.learning_rate', 'policy_lr': 'algo.actor_learning_rate', 'alpha': 'algo.ent_coef', 'policy_frequency': 'algo.policy_delay', 'policy_noise': 'algo.target_noise',
-    'target_policy_noise': 'algo.target_noise', 'noise_clip': 'algo.target_noise_clip', 'net_arch': 'net.hidden', 'use_sde': 'net.sde', 'sde_sample_freq': 'net.sde_every', 'n_eval_episodes': 'eval.episodes', 'eval_freq': 'eval.every'}
+# the key here that takes the same value → what Stable-Baselines3, its zoo, CleanRL, RLlib, Tianshou, Spinning Up and others call it (with _ for -)
+_THEIRS = {
+    'env.id': 'env_id env_name game task', 'env.num_envs': 'n_envs num_envs n_env nenvs training_num num_envs_per_worker num_envs_per_env_runner', 'env.wrappers': 'env_wrapper', 'env.kwargs': 'env_kwargs env_config',
+    'env.max_episode_steps': 'max_ep_len max_episode_length episode_length horizon time_limit',
+    'train.total_steps': 'total_timesteps n_timesteps timesteps steps max_timesteps num_timesteps total_env_steps num_env_steps total_frames num_frames max_frames stop_timesteps',
+    'net.hidden': 'hidden_sizes', 'net.activation': 'activation_fn fcnet_activation nonlinearity', 'net.sde': 'use_sde', 'net.sde_every': 'sde_sample_freq',
+    'net.normalize_obs': 'norm_obs obs_norm normalize_observation normalize_observations', 'net.normalize_reward': 'norm_reward norm_rew rew_norm reward_normalization normalize_rewards',
+    'algo.learning_rate': 'lr q_lr critic_lr', 'algo.actor_learning_rate': 'policy_lr actor_lr', 'algo.ent_coef_learning_rate': 'alpha_lr ent_coef_lr', 'algo.gamma': 'discount discount_factor discount_rate',
+    'algo.gae_lambda': 'lambda lambda_ lam', 'algo.num_steps': 'n_steps nsteps rollout_fragment_length rollout_length rollout_steps n_rollout_steps num_rollout_steps unroll_length',
+    'algo.num_epochs': 'n_epochs update_epochs noptepochs num_sgd_iter repeat_per_collect ppo_epoch ppo_epochs', 'algo.num_minibatches': 'nminibatches n_minibatches num_mini_batch num_mini_batches',
+    'algo.clip_range': 'clip_coef clip_param clip_ratio clip_eps clip_epsilon eps_clip cliprange clip', 'algo.clip_range_vf': 'vf_clip_param cliprange_vf',
+    'algo.ent_coef': 'alpha ent_coeff entropy_coef entropy_coeff entropy_beta entropy_cost', 'algo.vf_coef': 'vf_loss_coeff vf_loss_coef vf_coeff value_coef value_coeff value_loss_coef value_loss_coeff critic_coef',
+    'algo.max_grad_norm': 'grad_clip gradient_clip clip_grad_norm max_gradient_norm grad_norm_clipping', 'algo.target_kl': 'kl_target', 'algo.normalize_advantage': 'norm_adv normalize_advantages advantage_normalization',
+    'algo.learning_starts': 'learning_start warmup_steps warmup start_timesteps start_steps random_steps initial_random_steps update_after min_replay_history replay_start_size num_steps_sampled_before_learning_starts',
+    'algo.buffer_size': 'buffer_capacity replay_size replay_buffer_size replay_capacity memory_size', 'algo.train_every': 'train_freq train_frequency train_interval update_every update_freq update_frequency update_period',
+    'algo.update_ratio': 'update_per_step utd_ratio replay_ratio updates_per_step', 'algo.tau': 'polyak target_tau soft_tau', 'algo.target_every': 'target_update_freq', 'algo.n_step': 'nstep n_step_return multi_step estimation_step',
+    'algo.epsilon_start': 'exploration_initial_eps start_e eps_train eps_start initial_epsilon initial_eps epsilon_initial epsilon_max exploration_rate', 'algo.epsilon_end': 'exploration_final_eps end_e eps_end final_epsilon final_eps epsilon_final epsilon_min min_epsilon',
+    'algo.epsilon_fraction': 'exploration_fraction', 'algo.double': 'double_q double_dqn is_double', 'algo.dueling': 'dueling_dqn', 'algo.quantiles': 'num_atoms n_atoms num_quantiles n_quantiles', 'algo.prioritized': 'prioritized_replay use_per per',
+    'algo.priority_alpha': 'prioritized_replay_alpha per_alpha', 'algo.priority_beta': 'prioritized_replay_beta per_beta', 'algo.policy_delay': 'policy_frequency policy_freq policy_update_freq actor_update_freq update_actor_freq',
+    'algo.target_noise': 'policy_noise target_policy_noise', 'algo.target_noise_clip': 'noise_clip target_policy_noise_clip', 'algo.exploration_noise': 'expl_noise noise_std action_noise_std exploration_sigma',
+    'eval.episodes': 'n_eval_episodes num_eval_episodes eval_episodes evaluation_duration', 'eval.every': 'eval_freq eval_frequency eval_interval', 'eval.num_envs': 'test_num n_eval_envs',
+    'checkpoint.every': 'save_freq save_interval checkpoint_freq checkpoint_frequency checkpoint_interval', 'log.every': 'log_interval log_freq'}
+SYNONYMS = {name: key for key, names in _THEIRS.items() for name in names.split()}
 
 # … and those that have no such key
+_WIDTHS, _BUDGET = 'here it is net.hidden=[64, 64], a width for each layer', 'here the budget is train.total_steps, env steps in all: epochs × the steps of each'
+_PROCESSES, _DECAY = 'here it is env.num_envs environments, in processes of their own with env.backend=workers', 'here epsilon falls in a straight line: algo.epsilon_fraction is the share of train.total_steps that it takes'
+_AUTO, _ADAM = 'here it is algo.ent_coef=auto, the default of sac', 'leave it out: the optimizer is Adam, with algo.learning_rate and algo.learning_rate_schedule'
+_EVERYWHERE = 'it counts the steps of all environments together; algo.num_steps counts those of each (so does algo.train_every of dqn, sac and td3): divide by env.num_envs'
 NOT_HERE = {
-    'hidden_size': 'here it is net.hidden=[64, 64], a width for each layer', 'width': 'here it is net.hidden=[64, 64], a width for each layer',
+    'hidden_size': _WIDTHS, 'width': _WIDTHS, 'hidden_dim': _WIDTHS, 'n_hidden': _WIDTHS, 'num_layers': _WIDTHS, 'units': _WIDTHS, 'hidden_units': _WIDTHS,
+    'epoch': _BUDGET, 'epochs': _BUDGET, 'max_epoch': _BUDGET, 'max_epochs': _BUDGET, 'step_per_epoch': _BUDGET, 'steps_per_epoch': _BUDGET, 'step_per_collect': _EVERYWHERE, 'steps_per_collect': _EVERYWHERE,
+    'num_workers': _PROCESSES, 'n_workers': _PROCESSES, 'num_env_runners': _PROCESSES, 'num_cpu': _PROCESSES, 'epsilon_decay': _DECAY, 'eps_decay': _DECAY, 'epsilon_decay_steps': _DECAY, 'epsilon_timesteps': _DECAY, 'exploration_timesteps': _DECAY,
+    'autotune': _AUTO, 'auto_alpha': _AUTO, 'tune_alpha': _AUTO, 'auto_entropy_tuning': _AUTO, 'automatic_entropy_tuning': _AUTO, 'optimizer': _ADAM, 'weight_decay': _ADAM, 'adam_eps': _ADAM,
+    'train_batch_size': 'here a rollout has env.num_envs × algo.num_steps rows; of dqn, sac and td3 it is algo.batch_size', 'lr_schedule': 'here it is algo.learning_rate_schedule, constant or linear',
+    'use_gae': 'leave it out: it is always used, and algo.gae_lambda=1 makes it the plain return', 'kl_coeff': 'there is no such penalty here; algo.target_kl ends the passes over a rollout early',
+    'eps_test': 'leave it out: an evaluation is greedy, unless eval.greedy=false', 'noisy': 'there are no noisy layers here; algo.epsilon_start, algo.epsilon_end and algo.epsilon_fraction explore',
+    'action_noise': 'here it is algo.exploration_noise, its standard deviation, and algo.exploration=ou for a correlated one', 'reward_scale': 'here net.normalize_reward=true divides by the spread of the returns; a fixed factor is a wrapper of yours',
     'policy_kwargs': 'its parts are keys of the section net: net_arch is net.hidden, activation_fn is net.activation', 'policy': 'networks are described by the section net',
     'frame_stack': 'here it is a wrapper: env.wrappers=[{name: FrameStackObservation, stack_size: 4}]', 'normalize': 'here it is net.normalize_obs and net.normalize_reward',
     'optimize_memory_usage': 'leave it out: each frame is stored once anyway', 'verbose': 'leave it out; --quiet says less',
@@ -751,6 +777,7 @@ def as_minibatches(
         the conversion
     """
     (envs, steps), how = _rows(numbers), f'{name}={tidy(size)}'
+    if 'algo.update_ratio' in numbers: return as_here(how, 'algo.batch_size', tidy(size))
     if 'algo.num_minibatches' not in numbers: return f'{how}: here each update takes the whole rollout of {tidy(envs)} × {tidy(steps)} = {tidy(envs * steps)} rows; change algo.num_steps'
     parts, told = envs * steps / size, f'{tidy(envs)} × {tidy(steps)} / {tidy(size)}'
     if parts == round(parts): return as_here(how, 'algo.num_minibatches', tidy(parts), told)
@@ -854,14 +881,16 @@ def as_value_clip(
     return as_here(f'{name}={as_text(value)}', 'algo.clip_range_vf', 'null' if value in (False, 0) else tidy(clip))
 
 CONVERSIONS: dict[str, Callable[[str, Any, Numbers], str]] = {
-    'batch_size': as_minibatches, 'minibatch_size': as_minibatches, 'gradient_steps': as_update_ratio, 'target_update_interval': as_target_every,
-    'target_network_frequency': as_target_every, 'net_arch': as_hidden, 'anneal_lr': as_schedule, 'clip_vloss': as_value_clip}
+    'batch_size': as_minibatches, 'minibatch_size': as_minibatches, 'mini_batch_size': as_minibatches, 'sgd_minibatch_size': as_minibatches, 'gradient_steps': as_update_ratio, 'target_update_interval': as_target_every,
+    'target_network_frequency': as_target_every, 'target_network_update_freq': as_target_every, 'target_update_period': as_target_every, 'target_update': as_target_every,
+    'net_arch': as_hidden, 'fcnet_hiddens': as_hidden, 'hidden_dims': as_hidden, 'hidden_layers': as_hidden, 'anneal_lr': as_schedule, 'lr_decay': as_schedule, 'use_linear_lr_decay': as_schedule, 'clip_vloss': as_value_clip, 'value_clip': as_value_clip}
 _FORMULAS: dict[Callable[[str, Any, Numbers], str], str] = {as_minibatches: 'algo.num_minibatches = env.num_envs × algo.num_steps / {}', as_update_ratio: 'algo.update_ratio = {} / (algo.train_every × env.num_envs)',
              as_target_every: 'algo.target_every = {} × algo.update_ratio', as_hidden: 'net.hidden', as_schedule: 'algo.learning_rate_schedule: linear', as_value_clip: 'algo.clip_range_vf'}
 _OFF, _ON = 'dqn, sac and td3', 'ppo and a2c'
-_FAMILY = dict.fromkeys(('learning_starts', 'buffer_size', 'tau', 'train_every', 'update_ratio', 'prioritized', 'n_step'), _OFF) | dict.fromkeys(
-    ('gae_lambda', 'vf_coef', 'normalize_advantage', 'sequence_length'), _ON) | dict.fromkeys(('clip_range', 'num_minibatches', 'num_epochs', 'target_kl'), 'ppo') | dict.fromkeys(
-    ('epsilon_start', 'epsilon_end', 'epsilon_fraction', 'target_every', 'quantiles'), 'dqn')
+_FAMILY = dict.fromkeys(('learning_starts', 'buffer_size', 'tau', 'train_every', 'update_ratio', 'prioritized', 'priority_alpha', 'priority_beta', 'n_step', 'hindsight'), _OFF) | dict.fromkeys(
+    ('gae_lambda', 'vf_coef', 'normalize_advantage', 'sequence_length'), _ON) | dict.fromkeys(('clip_range', 'num_minibatches', 'num_epochs', 'target_kl', 'clip_range_vf'), 'ppo') | dict.fromkeys(
+    ('epsilon_start', 'epsilon_end', 'epsilon_fraction', 'target_every', 'quantiles', 'double', 'dueling'), 'dqn') | dict.fromkeys(('policy_delay', 'target_noise', 'target_noise_clip', 'exploration_noise'), 'td3') | dict.fromkeys(
+    ('target_entropy', 'actor_learning_rate', 'ent_coef_learning_rate'), 'sac')
 
 def translated(
     name: str,         # a key of another library, words joined by _
@@ -880,7 +909,8 @@ def translated(
     """
     if name in NOT_HERE: return NOT_HERE[name]
     if name == 'n_steps' and 'algo.n_step' in numbers: return as_here(f'{name}={as_text(value)}', 'algo.n_step', as_text(value))
-    convert, home = CONVERSIONS.get(name), SYNONYMS.get(name, '')
+    convert = CONVERSIONS.get(name)
+    home = SYNONYMS.get(name, 'algo.clip_range_vf' if convert is as_value_clip else 'algo.target_every' if convert is as_target_every else '')
     section, _, key = home.partition('.')
     if numbers and section == 'algo' and home not in numbers:
         return f'here it is {home}, {f"a key of {_FAMILY[key]}, and" if key in _FAMILY else "which is"} not of {numbers.get("algo.name", "this algorithm")}'
@@ -888,7 +918,7 @@ def translated(
     takes_number = convert in (as_minibatches, as_update_ratio, as_target_every)
     usable = isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0 if takes_number else value is not None
     if usable and numbers:
-        if convert in (as_update_ratio, as_target_every) and 'algo.update_ratio' not in numbers: return f'{name} is for {_OFF}; {numbers.get("algo.name", "this algorithm")} learns from each rollout once, in algo.num_epochs passes'
+        if convert is as_update_ratio and 'algo.update_ratio' not in numbers: return f'{name} is for {_OFF}; {numbers.get("algo.name", "this algorithm")} learns from each rollout once, in algo.num_epochs passes'
         return convert(name, value, numbers)
     return f'here it is {_FORMULAS[convert].format(name)}'
 

@@ -17,11 +17,12 @@ Errors: `UnknownName` with a suggestion, `DuplicateName`, `PluginError`, `Module
 
 # %% auto #0
 __all__ = ['T', 'Claims', 'API_GROUP', 'registries', 'algos', 'envs', 'nets', 'sinks', 'wrappers', 'displays', 'backends',
-           'commands', 'engines', 'F', 'UnknownName', 'DuplicateName', 'PluginError', 'ModuleError', 'suggest',
+           'commands', 'engines', 'F', 'C', 'UnknownName', 'DuplicateName', 'PluginError', 'ModuleError', 'suggest',
            'or_yours', 'entry_points_in', 'changed_at', 'installed_claims', 'same_name', 'load', 'choose_claim',
-           'api_of', 'api_fault', 'check_api', 'goes_with', 'Successor', 'Registry', 'owner', 'check_registered',
-           'check_free', 'check_plugin', 'allow', 'allowed', 'broken_at', 'import_one', 'import_own', 'import_flags',
-           'imported', 'deprecated', 'renamed_arguments', 'renamed', 'collector_rests']
+           'api_of', 'api_fault', 'check_api', 'warn', 'goes_with', 'Successor', 'Registry', 'owner',
+           'check_registered', 'check_free', 'check_plugin', 'allow', 'allowed', 'broken_at', 'import_one',
+           'import_own', 'import_flags', 'imported', 'deprecated', 'renamed_arguments', 'renamed', 'with_hints',
+           'collector_rests']
 
 # %% ../../nbs/05_core.registry.ipynb #8541f591
 import gc
@@ -259,6 +260,24 @@ def check_api(
     """
     if (why := api_fault(api_of(dist))): raise PluginError(f'plugin {dist!r} {why}, or take it out of `plugins` in settings.ini')
 
+# %% ../../nbs/05_core.registry.ipynb #9ba900d4
+_OURS, _PYTHON = Path(str(sys.modules['rlstudio'].__file__)).parent, Path(sysconfig.get_paths()['stdlib'])
+_NOBODYS = f'{_OURS}{os.sep}', f'{_PYTHON}{os.sep}', '<frozen '   # where a file begins that the user did not write
+
+def warn(
+    message: str,                           # what is wrong, and the fix
+    category: type[Warning] = UserWarning,  # what may be filtered
+) -> None:
+    """Warn, and point at the line of the user's that led here
+
+    Args:
+        message: what is wrong, and the fix
+        category: what may be filtered
+    """
+    frame = sys._getframe(1)
+    while frame.f_back and (frame.f_code.co_filename.startswith(_NOBODYS) or 'site-packages' in frame.f_code.co_filename): frame = frame.f_back
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get('__name__', '__main__'), frame.f_globals.setdefault('__warningregistry__', {}))
+
 # %% ../../nbs/05_core.registry.ipynb #40adf46f
 def goes_with(
     since: str,  # a version of RLStudio: '0.2' or '0.2.1'
@@ -295,7 +314,7 @@ class Successor(NamedTuple):
         Returns:
             what to write now
         """
-        warnings.warn(f'{what} goes with RLStudio {goes_with(self.since)}; write {self.new!r}', FutureWarning, stacklevel=3)
+        warn(f'{what} goes with RLStudio {goes_with(self.since)}; write {self.new!r}', FutureWarning)
         return self.new
 
 # %% ../../nbs/05_core.registry.ipynb #f3cf1707
@@ -527,8 +546,6 @@ def allowed() -> list[str]:  # their names, sorted
     return sorted(_let_in)
 
 # %% ../../nbs/05_core.registry.ipynb #b53a9157
-_OURS, _PYTHON = Path(str(sys.modules['rlstudio'].__file__)).parent, Path(sysconfig.get_paths()['stdlib'])
-
 def _is_users(
     file: str,  # of code that runs
 ) -> bool:      # not ours, not Python's, not installed, not a cell
@@ -641,7 +658,7 @@ def deprecated(
         called = thing.__init__ if is_class else thing
         @wraps(called)
         def _told(*args: Any, **kwargs: Any) -> Any:
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            warn(text, DeprecationWarning)
             return called(*args, **kwargs)
         if is_class: thing.__init__ = _told
         marked: Any = thing if is_class else _told
@@ -669,8 +686,8 @@ def renamed_arguments(
             for old in names.keys() & kwargs.keys():
                 value, new = kwargs.pop(old), names[old]
                 if new in kwargs: raise TypeError(f'{called.__qualname__}: given {old} and {new}, which are one argument; write {new} alone')
-                warnings.warn(f'{called.__qualname__}: the argument {old} goes with RLStudio {goes_with(since)}; {f"write {new}" if new else "leave it out"}',
-                              DeprecationWarning, stacklevel=2)
+                warn(f'{called.__qualname__}: the argument {old} goes with RLStudio {goes_with(since)}; {f"write {new}" if new else "leave it out"}',
+                              DeprecationWarning)
                 if new: kwargs[new] = value
             return called(*args, **kwargs)
         return _told
@@ -694,10 +711,35 @@ def renamed(
     """
     def _find(name: str) -> Any:
         if name not in names: raise AttributeError(f'module {module!r} has no attribute {name!r}')
-        warnings.warn(f'{module}.{name} goes with RLStudio {goes_with(since)}; write {names[name]}', DeprecationWarning, stacklevel=2)
+        warn(f'{module}.{name} goes with RLStudio {goes_with(since)}; write {names[name]}', DeprecationWarning)
         home, _, new = names[name].rpartition('.')
         return getattr(import_module(home), new)
     return _find
+
+# %% ../../nbs/05_core.registry.ipynb #6313c280
+C = TypeVar('C', bound=type[Any])   # the class that is marked
+
+def with_hints(
+    **names: str,       # a name that other libraries have: what to write here
+) -> Callable[[C], C]:  # a decorator of a class
+    """Answer a name that a class has not, and others have, with what to write here
+
+    Args:
+        **names: a name that other libraries have: what to write here
+
+    Returns:
+        a decorator of a class
+    """
+    def _mark(cls: C) -> C:
+        def _missing(self: Any, name: str) -> Any:
+            try: return object.__getattribute__(self, name)   # once more, for its message: a property may have failed inside
+            except AttributeError as e:
+                if name not in names: raise
+                raise AttributeError(f'{e}; here it is {names[name]}') from None
+        marked: Any = cls
+        marked.__getattr__ = _missing   # not in the class itself, where a type checker would believe every name
+        return cls
+    return _mark
 
 # %% ../../nbs/05_core.registry.ipynb #de0b6d78
 @contextmanager

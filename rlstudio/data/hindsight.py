@@ -15,13 +15,13 @@ __all__ = ['RUNNING', 'DOUBTS', 'Episodes', 'reached_ahead', 'hindsight_return',
            'EndRule', 'check_goal', 'width_of_goal', 'check_places_of_goals', 'Hindsight']
 
 # %% ../../nbs/35_data.hindsight.ipynb #1162b58b
-import warnings
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..core.batch import Batch
+from ..core.registry import warn
 from ..core.spec import ArraySpec, Spec
 from .replay import Relabeller, discount_table, n_step_return, put_finals
 from .rollout import put
@@ -235,9 +235,9 @@ class EndRule:
         real, before = batch.fields.get('valid', True), self.ended < np.inf and not self.holds
         self.ended = float(batch.reward.min(initial=self.ended, where=batch.terminated & real))
         self.went_on = float(batch.reward.max(initial=self.went_on, where=~batch.terminated & real))
-        if self.ended < np.inf and not self.holds and not before: warnings.warn(
+        if self.ended < np.inf and not self.holds and not before: warn(
             'hindsight: episodes of this env terminate, and neither its compute_terminated (there is none) nor its rewards say where; '
-            'rows with another goal keep their ends; fix: give the env compute_terminated(achieved, desired, info)', stacklevel=2)
+            'rows with another goal keep their ends; fix: give the env compute_terminated(achieved, desired, info)')
 
     def completed(self,
         goal: Goal,   # of an env

@@ -19,7 +19,6 @@ __all__ = ['described', 'is_number', 'is_flag', 'check_signals', 'sub_env_failed
 
 # %% ../../nbs/15_envs.backends.ipynb #1a2bfa0e
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -33,7 +32,7 @@ from ..core.batch import Batch
 from ..core.files import printable
 from ..core.masks import MASK_KEY, MaskedEnv, mask_source, mask_spec
 from ..core.options import EnvConfig
-from ..core.registry import PluginError, backends, broken_at, envs as native_envs
+from ..core.registry import PluginError, backends, broken_at, envs as native_envs, warn
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, spec_from_space
 from .goals import find_goal
@@ -312,7 +311,7 @@ def trial_of(
         with watched_entropy() as drawn: found = try_snapshots(make)
     except (Exception, SystemExit) as e:
         found = SnapshotTrial(f'its snapshots could not be tried ({printable(f"{type(e).__name__}: {e}")})')
-        warnings.warn(f"{env_id}: {found.why}; they are of level 'boundary'", stacklevel=4)
+        warn(f"{env_id}: {found.why}; they are of level 'boundary'")
     if drawn: found = SnapshotTrial(f"it draws from the system's entropy ({' and '.join(sorted(drawn))}: a generator without a seed)")
     if moved := moved_generators(before): found = SnapshotTrial(f'it draws from the global generator of {" and ".join(moved)}')
     return found

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +30,7 @@ import numpy as np
 from ..core.files import printable
 from ..core.masks import MaskError, checked_mask
 from ..core.options import Config, ConfigError, EnvConfig, as_lines, config_from_dict, to_dict
-from ..core.registry import PluginError, algos, broken_at, import_flags, imported
+from ..core.registry import PluginError, algos, broken_at, import_flags, imported, warn
 from ..core.seeding import Streams, global_states, moved_generators
 from ..core.spec import ArraySpec, Spec, SpecError, one_line, spec_from_space
 from .backends import InProcess, described, is_flag, is_number, make_vector
@@ -188,16 +187,16 @@ def flag_findings(
 
 def fits_float32(
     x: Any,     # one number
-) -> bool:      # no: NaN, infinity, or beyond 3.4e38
+) -> bool:      # no: NaN, infinity, or so far out that its square is infinite
     """Does a number stay finite where it is learned from?
 
     Args:
         x: one number
 
     Returns:
-        no: NaN, infinity, or beyond 3.4e38
+        no: NaN, infinity, or so far out that its square is infinite
     """
-    try: return bool(abs(float(x)) <= float(np.finfo(np.float32).max))
+    try: return bool(abs(float(x)) <= float(np.finfo(np.float32).max)**.5)
     except OverflowError: return False   # an integer of hundreds of digits
 
 
@@ -221,7 +220,7 @@ def step_findings(
     if not is_number(reward): found.append(Finding('problem', 'reward', described(reward), 'one number', 'float(reward)'))
     elif not fits_float32(reward):
         real = isinstance(reward, float | np.floating)
-        expected = 'a finite number' if real and not np.isfinite(reward) else 'a number within ±3.4e38 (float32)'
+        expected = 'a finite number' if real and not np.isfinite(reward) else 'a number within ±1.8e19, whose square is finite in float32'
         found.append(Finding('problem', 'reward', f'{reward}' if real else described(reward), expected, 'look at how the env computes it there'))
     elif isinstance(reward, bool | np.bool_ | np.ndarray): found.append(Finding('warning', 'reward', described(reward), 'a float', 'float(reward)'))
     if not isinstance(info, dict): found.append(Finding('problem', 'info', described(info), 'a dict', 'return {} as the fifth value'))
@@ -1132,4 +1131,4 @@ def check_start(
         raise EnvError(f'{config.id}: {problems[0]}{more}') from (SystemExit() if 'sys.exit' in problems[0].given else None)
     for f in found:
         loud = f.check == 'generators' or (f.check.startswith('observation') and '…' in f.expected)
-        if f.status == 'warning' and loud: warnings.warn(f'{config.id}: {f}', stacklevel=2)
+        if f.status == 'warning' and loud: warn(f'{config.id}: {f}')

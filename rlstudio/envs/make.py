@@ -33,7 +33,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from ..core.options import EnvConfig
-from ..core.registry import PluginError, broken_at, envs, or_yours, same_name, suggest, wrappers
+from ..core.registry import PluginError, broken_at, envs, or_yours, same_name, suggest, wrappers, warn
 from .toy import register_toys
 
 # %% ../../nbs/11_envs.make.ipynb #7a1e5dfc
@@ -328,7 +328,7 @@ def quiet_mujoco() -> Iterator[None]:
     try: yield
     finally: mujoco.set_mju_user_warning(before)
     for text in said:
-        if 'deprecated' not in text: warnings.warn(f'MuJoCo: {text}', stacklevel=4)
+        if 'deprecated' not in text: warn(f'MuJoCo: {text}')
 
 # %% ../../nbs/11_envs.make.ipynb #415597c2
 _TOLD: set[str] = set()   # in this process
@@ -345,7 +345,7 @@ def calm_gymnasium() -> Iterator[None]:
         for w in heard:
             text = re.sub(r'\x1b\[[0-9;]*m', '', str(w.message))
             if not text.startswith('WARN: '): warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
-            elif text not in _TOLD: warnings.warn(text.removeprefix('WARN: '), stacklevel=5)
+            elif text not in _TOLD: warn(text.removeprefix('WARN: '))
             if text.startswith('WARN: '): _TOLD.add(text)
 
 # %% ../../nbs/11_envs.make.ipynb #18d4d139

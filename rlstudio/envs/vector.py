@@ -17,7 +17,6 @@ __all__ = ['flag_spec', 'step_fields', 'VectorEnv', 'check_seeds', 'check_action
            'none_lost', 'seen_spec', 'with_precision', 'seen_obs', 'seen_parts', 'TreeRows', 'rows_to_write']
 
 # %% ../../nbs/14_envs.vector.ipynb #cbf26c05
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..core.batch import Batch, allocate, field_names, leaf_arrays
+from ..core.registry import warn
 from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, flat_spec, flatten, leaves, take_apart
 from .goals import Goal
 from .make import EnvError
@@ -242,7 +242,7 @@ def give_up(
         why: for people
     """
     env.anew[rows], env.inexact = True, why
-    warnings.warn(why, stacklevel=4)
+    warn(why)
 
 def warn_boundary(
     env: VectorEnv,  # that cannot be restored within an episode

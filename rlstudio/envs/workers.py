@@ -46,7 +46,7 @@ import numpy as np
 from ..core.batch import Batch, as_schema
 from ..core.files import printable
 from ..core.options import EnvConfig
-from ..core.registry import allow, envs, import_own, imported, wrappers
+from ..core.registry import allow, envs, import_own, imported, wrappers, warn
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import ArraySpec
 from .backends import InProcess, native_env
@@ -939,7 +939,7 @@ def wait_for_all(
         if idle > SLOW and not told:
             k, told = min(owing), True
             what = what_was_lost(pool.tasks[k].rows, shared.at[k], pool.seeds, shared.action)
-            warnings.warn(f'{pool.tasks[k].config.id}: a worker has not answered for {idle:.0f} s: {what}', stacklevel=6)
+            warn(f'{pool.tasks[k].config.id}: a worker has not answered for {idle:.0f} s: {what}')
 
 # %% ../../nbs/19_envs.workers.ipynb #0e9a73e3
 def receive(
@@ -1000,7 +1000,7 @@ def checked(
     for k in sorted(answers):
         for text, category in answers[k].get('said', ()):
             kind = getattr(builtins, category, UserWarning)
-            warnings.warn(text, kind if isinstance(kind, type) and issubclass(kind, Warning) else UserWarning, stacklevel=5)
+            warn(text, kind if isinstance(kind, type) and issubclass(kind, Warning) else UserWarning)
     bad = next((answers[k] for k in sorted(answers) if 'failed' in answers[k]), None)
     if bad: raise EnvError(bad['failed']) from (SystemExit() if bad['exits'] else None)
     return answers

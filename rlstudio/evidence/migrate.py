@@ -24,7 +24,6 @@ import re
 import secrets
 import shutil
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from typing import Any
 
 from ..core.files import LEFTOVER, FileError, NoFileError, new_file, open_plain, put_file, put_json, sync_folder, write_all
 from ..core.options import Config, ConfigError, config_from_dict, config_hash
+from ..core.registry import warn
 from .verify import verify
 from ..runs.checkpoint import (
     BEST, MANIFEST, MIGRATIONS, CheckpointError, checkpoint_version, checkpoints, latest_checkpoint, load_checkpoint,
@@ -282,7 +282,7 @@ def try_migrated(
     saved = latest_checkpoint(new / 'checkpoints')[0]
     try: trainer = make_trainer(config_from_dict(saved.meta['config']), Settings(), {})
     except ConfigError as e:
-        warnings.warn(f'{new.name}: not tried, since its world cannot be made here: {e}', stacklevel=2)
+        warn(f'{new.name}: not tried, since its world cannot be made here: {e}')
         return {}
     try:
         trainer.load_state_dict(saved.state)
@@ -448,5 +448,5 @@ def migrate_run(
         except (OSError, FileError, CheckpointError) as e: raise RunError(f'{folder}: not migrated; it is as it was ({e})') from e
         finally: shutil.rmtree(new, ignore_errors=True)
         try: sync_folder(folder.parent)
-        except OSError as e: warnings.warn(f'{folder} is migrated, but its name may not be on the disk yet ({e})', stacklevel=2)
+        except OSError as e: warn(f'{folder} is migrated, but its name may not be on the disk yet ({e})')
     return Migrated(folder, version, tuple(plan), kept)

@@ -36,7 +36,7 @@ import numpy as np
 
 from ..core.files import FileError, is_regular, put_file, read_file, safe
 from ..core.options import as_text
-from .compare import Contrast, Side, contrast, holm, make_side, sentence, settled
+from .compare import Contrast, Side, at_odds, contrast, holm, make_side, sentence, settled
 from .search import importance, ranked, search_of, trials
 from .stats import Interval, in_digits, interval, iqm, profile, profile_band
 from .study import is_study, read_plan
@@ -586,7 +586,7 @@ def run_head(
     tiles = dict(algorithm=story.of('algo', 'name'), world=story.of('env', 'id'), seed=story.of('train', 'seed'), status=story.status,
                  level=story.manifest.get('level'), **{'env steps': f'{steps:,.0f}' if steps is not None else None,
                  'training time': None if seconds is None else f'{seconds:,.0f} s' if seconds < 600 else f'{seconds / 60:,.0f} min'},
-                 untrained=None if (u := _number(story.result, 'untrained')) is None else f'{u:,.1f}')
+                 untrained=None if (u := _number(story.result, 'untrained')) is None else f'{u:,.1f}, sampled')
     more = command_html('rlstudio', 'study', story.folder / 'config.yaml', '--seeds', '1-10')
     caution = f'This is one seed, and another one may end elsewhere. How sure is it? {more}' if story.status == 'completed' else ''
     return page_head('Run', story.folder.name, mood, sentence, tiles, caution)
@@ -904,7 +904,7 @@ def settled_by(
         a few words
     """
     if c.middle == 0 and c.wins == .5: return 'alike'
-    if settled(c, p): return 'settled'
+    if settled(c, p): return 'settled' + ', but not by how much' * at_odds(c, p)
     if c.needed is None: return 'more seeds' if c.seeds < 2 else 'more than 1,000 seeds a side'
     return f'about {max(c.needed, c.seeds + 1):,} seeds a side'
 

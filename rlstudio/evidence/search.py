@@ -30,7 +30,6 @@ import re
 import secrets
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,7 +40,7 @@ import numpy as np
 
 from ..core.files import FileError, append_to, open_own, own_folder, remove_tree
 from ..core.options import Config, ConfigError, as_text, yaml_scalar
-from ..core.registry import imported, suggest
+from ..core.registry import imported, suggest, warn
 from ..core.seeding import check_seed, make_generator, seed_sequence
 from .study import BUSY_CELL, Cell, StudyPlan, TellCell, cell_outcome, hand_over, planned_outcome, read_plan, run_cell
 from ..runs.config import home_of, with_overrides
@@ -683,6 +682,8 @@ def search_of(
         what is searched, and the config around it
     """
     if not study.search: raise SearchError('this study has no search; expected one: --search algo.gamma=0.9..0.999:logit')
+    if study.search.keys() & {'trials', 'sampler', 'pruner'} and 'space' not in study.search: raise SearchError(f'{" and ".join(f"--{k} {v}" for k, v in study.search.items() if k != "seed")}: given without --search, which says what is searched; '
+        'expected both, as in: rlstudio study ppo/cartpole --search algo.gamma=0.9..0.999:logit --trials 10; for ten seeds of one config: --seeds 1-10')
     if len(study.arms) != 1 or study.grid: raise SearchError(f'--search: given {len(study.arms)} configs{" and a grid" if study.grid else ""}, expected one config and no grid; make a study for each')
     config = next(iter(study.arms.values()))
     keys = {'space', 'trials', 'sampler', 'pruner', 'seed'}
@@ -1100,7 +1101,7 @@ def run_slurm(
     except ImportError as e: raise SearchError(f"the executor slurm needs the package {e.name or 'submitit'}: pip install 'rlstudio[slurm]'; or --executor local") from e
     home = own_folder(own_folder(Path(study_folder) / 'logs', make=True) / f'slurm-{secrets.token_hex(8)}', make=True)
     cluster = submitit.AutoExecutor(folder=home)
-    if cluster.cluster != 'slurm': warnings.warn('no Slurm here (no srun); submitit runs the jobs as processes of this machine', stacklevel=2)
+    if cluster.cluster != 'slurm': warn('no Slurm here (no srun); submitit runs the jobs as processes of this machine')
     cluster.update_parameters(name=f'rlstudio {Path(study_folder).name}'[:60], timeout_min=7 * 24 * 60, cpus_per_task=1, tasks_per_node=1)
     def look(job: Any) -> str | None:
         if not job.done(): return None

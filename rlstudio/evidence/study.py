@@ -126,7 +126,7 @@ def grid_of(
     for key, values in grid.items():
         if key == 'train.seed': raise StudyError('grid: given train.seed, expected another key; seeds are a part of every study: --seeds 1-10')
         if key == 'algo.name': raise StudyError('grid: given algo.name, expected another key; each algorithm has keys of its own: give a config for each')
-        if '.' not in key or not values or any(v is None for v in values): raise StudyError(f'grid: given {printable(key)[:60]}={as_text(values)}, expected a key and its values, such as algo.gamma=0.9,0.99')
+        if '.' not in key or not values or any(v is None for v in values): raise StudyError(f'grid: given {printable(key)[:60]}{"" if values == [None] else f"={as_text(values)}"}, expected a key and its values, such as algo.gamma=0.9,0.99')
         if len({json.dumps(v) for v in values}) < len(values): raise StudyError(f'grid: {key} has a value twice: {as_text(values)}; expected each once')
     return grid
 
@@ -1378,5 +1378,6 @@ def asked_study(
     typed = dict(overrides=changes, seeds=seeds, grid=grid_of(grid), name=name, search=search, runs_dir=runs_dir, stack=stack)
     asked = asked_in(Path(old)) if old and is_study_file(old) else dict(configs=given)
     if old and not is_study_file(old) and not config_file(old): check_no_typo(old, Path(runs_dir or load_settings().runs_dir))
+    if search and isinstance(found := asked.get('search'), Mapping): typed['search'] = {**found, **search}   # more trials of what the file searches
     if asked.get('overrides'): typed['overrides'] = [*as_overrides(asked['overrides']), *changes]
     return Study.from_configs(**asked | {k: v for k, v in typed.items() if v})

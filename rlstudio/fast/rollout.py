@@ -25,7 +25,6 @@ import hashlib
 import inspect
 import math
 import re
-import warnings
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -40,6 +39,7 @@ from numba.np.unsafe import ndarray as small
 
 from ..core.batch import Batch
 from ..core.finite import check_finite
+from ..core.registry import warn
 from ..data.rollout import Stepper, collect
 from ..envs.classic import Classic, either
 from ..nets.dists import HALF_LOG_2PI
@@ -611,8 +611,8 @@ def try_step(
     except (NumbaError, NotImplementedError) as e:
         reasons = re.findall(r"Unknown attribute '\w+'|Untyped global name '\w+'|No implementation of function Function\(<(?:built-in )?function \w+|Use of unsupported .*", str(e))
         why = reasons[-1].replace('No implementation of function Function(<', 'it does not know the ') if reasons else str(e).splitlines()[0]
-        warnings.warn(f'{env.env_id}: the compiler cannot read its rule, so it is stepped in Python ({why[:200]}); '
-                      'fix: plain arithmetic, and functions of numbers such as np.sin, np.exp and np.minimum', stacklevel=4)
+        warn(f'{env.env_id}: the compiler cannot read its rule, so it is stepped in Python ({why[:200]}); '
+                      'fix: plain arithmetic, and functions of numbers such as np.sin, np.exp and np.minimum')
         return None
 
 class CompiledLoop(Compiled):

@@ -23,7 +23,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from contextvars import copy_context
 from pathlib import Path
@@ -34,6 +33,7 @@ import gymnasium as gym
 
 from ..core.files import printable
 from ..core.options import Config
+from ..core.registry import warn
 from ..envs.vector import VectorEnv
 from .checkpoint import SaveCheckpoints
 from ..train.callbacks import TimeLimit
@@ -99,7 +99,7 @@ class Controls(Callback):
         if self.save_asked:
             why, self.save_asked = self.save_asked, ''
             save_now(trainer)
-            warnings.warn(f'{why}: a checkpoint of step {trainer.env_steps:,} is written, and the training goes on', stacklevel=2)
+            warn(f'{why}: a checkpoint of step {trainer.env_steps:,} is written, and the training goes on')
         if self.paused: self.hold(trainer)
         if self.asked and not trainer.stop_asked: trainer.stop(self.asked, interrupt=True)
 
@@ -407,7 +407,7 @@ class Shielded(Display):
             if not self.broken: getattr(self.display, event)(about)
         except Exception as e:
             self.broken = True
-            warnings.warn(f'{type(self.display).__name__} shows nothing more: {type(e).__name__}: {e}; the training goes on', stacklevel=3)
+            warn(f'{type(self.display).__name__} shows nothing more: {type(e).__name__}: {e}; the training goes on')
 
     def on_train_start(self, trainer: Trainer) -> None: "passed on"; self.tell('on_train_start', trainer)      # passed on
     def on_collect_end(self, trainer: Trainer) -> None: "passed on"; self.tell('on_collect_end', trainer)      # passed on

@@ -32,7 +32,6 @@ import secrets
 import shlex
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -48,7 +47,7 @@ import rlstudio
 from ..core.arithmetic import changed_facts
 from ..core.files import at_home, MAX_FILE, FileError, Needed, NoFileError, check_shape, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json, sweep
 from ..core.options import Config
-from ..core.registry import allowed, imported, suggest
+from ..core.registry import allowed, imported, suggest, warn
 from .config import Settings, packaged_configs
 from ..train.metrics import ASIDE, CURRENT, metric_files, read_metrics
 
@@ -218,10 +217,10 @@ def locked(
 _NUMBER, _TEXT = float | None, str | None
 SHAPES: dict[str, Any] = {
     'manifest.json': dict(status=str, created=str, level=str, why=str, resume=str, engine=str, engine_why=str, env_steps=int, versions={'*': str}, machine={'*': str}, config_hash=str,
-                          config={'*': dict}, legs=list, imports=list, env=dict, start_from=dict, untrained=(type(None), dict(mean=_NUMBER)), error=str, stopped_by=str,
+                          config={'*': dict}, legs=list, imports=list, env=dict, start_from=dict, untrained=(type(None), dict(mean=_NUMBER, greedy=bool)), error=str, stopped_by=str,
                           stopped_early=_TEXT, weights_sha256=str),
     'result.json': dict(run=str, algo=str, env=str, seed=int, status=Needed(str), total_steps=Needed(int), train_seconds=Needed(float), eval_return_mean=Needed(_NUMBER),
-                        eval_return_std=Needed(_NUMBER), eval_episodes=Needed(int), goal=Needed(_NUMBER), solved=bool | None, eval_cut=int, untrained=_NUMBER, level=_TEXT,
+                        eval_return_std=Needed(_NUMBER), eval_episodes=Needed(int), goal=Needed(_NUMBER), solved=bool | None, eval_cut=int, eval_greedy=bool | None, untrained=_NUMBER, untrained_greedy=bool | None, level=_TEXT,
                         env_steps_per_second=_NUMBER, imports=list, stopped_early=_TEXT, weights_sha256=str),
     'evaluations.json': [dict(env_steps=Needed(int), mean=Needed(float), std=Needed(float), returns=Needed([float]), lengths=[int], cut=[int], greedy=bool, seed=int)]}
 
@@ -569,7 +568,7 @@ class Hashes:
     def load(self) -> Record | None:
         "The record; None, and a warning, if it is damaged"
         try: return read_record(self.folder)
-        except FileError as e: warnings.warn(f'{e}; what it said about other files is lost', stacklevel=3)
+        except FileError as e: warn(f'{e}; what it said about other files is lost')
         return None
 
     def save(self,
@@ -642,7 +641,7 @@ class Hashes:
             data: its content
         """
         try: check_hash(self.folder, name)
-        except RunError as e: warnings.warn(f'{e}; now it is written anew', stacklevel=2)   # what is in there may live on
+        except RunError as e: warn(f'{e}; now it is written anew')   # what is in there may live on
         with self.changing({name: stamp_of(data)}): put_file(self.folder / name, data)
 
     def grow(self,

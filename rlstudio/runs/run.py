@@ -26,7 +26,6 @@ import shlex
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -41,7 +40,7 @@ from ..core.arithmetic import arithmetic_threads, identity, odd_settings
 from ..core.files import FileError, Needed, check_shape, free_name, interruption, printable, put_file
 from ..core.options import (
     Config, ConfigError, Problem, config_from_dict, config_hash, to_dict)
-from ..core.registry import PluginError, displays, import_flags, import_own, imported, sinks, suggest
+from ..core.registry import PluginError, displays, import_flags, import_own, imported, sinks, suggest, warn, with_hints
 from ..core.seeding import global_states, moved_generators
 from ..core.spec import SpecError
 from ..envs.snapshot import watched_entropy
@@ -283,6 +282,12 @@ def find_run(
     return folder, config, settings, places
 
 # %% ../../nbs/67_runs.run.ipynb #00b28ffb
+_AGENT, _JOB = 'run.agent(): agent = run.agent(), and then agent(obs)', 'job = run.start(), which trains in a thread: job.stop(), job.pause(), job.wait()'
+
+@with_hints(learn='run.train()', fit='run.train()', resume='run.train()', run='run.train()', predict=_AGENT, act=_AGENT, policy='run.agent().module', model='run.agent().module', load='Run.open(FOLDER)',
+            save='run.folder: a run writes itself; rlstudio.export_agent(run.agent(), PATH) writes the agent alone', export='rlstudio.export_agent(run.agent(), PATH)', evaluate_policy='run.evaluate()', test='run.evaluate()', score='run.evaluate()',
+            render='run.video()', enjoy='run.video()', metrics='run.history', logger='run.history', result='run.done()', results='run.done()', num_timesteps="run.manifest['env_steps']", env_steps="run.manifest['env_steps']",
+            name='run.folder.name', path='run.folder', seed='run.config.train.seed', env='rlstudio.make_vector(run.config.env)', get_env='rlstudio.make_vector(run.config.env)', stop=_JOB, pause=_JOB, wait=_JOB)
 class Run:
     "A config, its folder, and everything that came of it."
     def __init__(self,
@@ -643,8 +648,7 @@ def restore_point(
                               f'start a new one: rlstudio run {files.path}/config.yaml')
     saved, rejected = latest_checkpoint(folder)
     for path, reason in rejected:
-        warnings.warn(f'{path.name} is damaged: {reason}; using the one of step {saved.step:,}',
-                      stacklevel=2)
+        warn(f'{path.name} is damaged: {reason}; using the one of step {saved.step:,}')
     with content_of(saved): began = config_from_dict(saved.meta['config'])
     check_leg(files.path, leg_changes(began, config), saved.step, config.env)
     return saved, [path for path, _ in rejected]
@@ -849,7 +853,7 @@ class WatchGenerators(Callback):
             by, fix = (f'the {layers} of the network, {env}', f'leave {layers} out of the network') if layers else (env, fix)
             why = f'the global generator of {" and ".join(used)} was used while training (by {by}, or other code in this process)'
         else: return
-        warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); {fix}', stacklevel=2)
+        warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1); {fix}')
         lower_level(self.files, self.facts, 'L1', why)
         self.before = {}
         self.watch.close()
@@ -882,7 +886,7 @@ class WatchArithmetic(Callback):
         turned = ', '.join(sorted({*now} ^ {*self.before}))
         why = f'the arithmetic was changed while training ({turned}), by a callback, {trainer.env.env_id} or other code in this process'
         self.before = now
-        if lower_level(self.files, self.facts, 'L2', why): warnings.warn(f'{why}: the run goes on, but is no longer exact (level L2)', stacklevel=2)
+        if lower_level(self.files, self.facts, 'L2', why): warn(f'{why}: the run goes on, but is no longer exact (level L2)')
 
 # %% ../../nbs/67_runs.run.ipynb #1edc0ab2
 def ledgers(
@@ -901,7 +905,7 @@ def ledgers(
         one, or none
     """
     def parted(why: str) -> None:
-        if lower_level(files, facts, 'L1', why): warnings.warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1)', stacklevel=2)
+        if lower_level(files, facts, 'L1', why): warn(f'{why}: the run goes on, but cannot be repeated exactly (level L1)')
     known = facts | dict(threads=settings.threads, device=settings.device)
     return [] if settings.ledger == 'off' else [Ledger(files.path / LEDGER, known, settings.ledger, parted)]
 
@@ -924,9 +928,9 @@ def register(
     """
     then, e = files.manifest, trainer.env
     if facts['level'] < before:
-        warnings.warn(f'{facts["why"]}: the run goes on, but is no longer exact '
-                      f'(level {facts["level"]})', stacklevel=2)
-    elif not before and e.why: warnings.warn(f'{e.why}: the run cannot be repeated exactly (level {facts["level"]})', stacklevel=2)
+        warn(f'{facts["why"]}: the run goes on, but is no longer exact '
+                      f'(level {facts["level"]})')
+    elif not before and e.why: warn(f'{e.why}: the run cannot be repeated exactly (level {facts["level"]})')
     over = 'error', 'stopped_by', 'ended', 'stopped_early'    # of an earlier process
     files.write('manifest.json', {k: v for k, v in then.items() if k not in over})
     files.note(schema_version=RUN_VERSION, status='running', created=then.get('created') or now(),
@@ -1022,8 +1026,8 @@ def check_listeners(
     """
     here = {name for name, _ in trainer.named()} | {'time_limit', 'best', 'ledger'}   # keys of the config and of the settings
     lost = sorted(saved.state['callbacks'].keys() - here)
-    if lost: warnings.warn(f'the run had callbacks that are not here ({", ".join(lost)}), and goes on without them; '
-                           'give them again: Run.open(folder).train([…])', stacklevel=2)
+    if lost: warn(f'the run had callbacks that are not here ({", ".join(lost)}), and goes on without them; '
+                           'give them again: Run.open(folder).train([…])')
 
 # %% ../../nbs/67_runs.run.ipynb #b1c1a7a5
 def take_over(
@@ -1045,7 +1049,7 @@ def take_over(
 def first_score(
     run: 'Run',        # a new one
     trainer: Trainer,  # at its start
-) -> dict[str, Any] | None:  # mean, std, episodes, cut; None: not evaluated
+) -> dict[str, Any] | None:  # mean, std, episodes, cut, greedy; None: not evaluated
     """The score of the first weights, for the manifest; whatever goes wrong with it is a warning
 
     Args:
@@ -1053,14 +1057,14 @@ def first_score(
         trainer: at its start
 
     Returns:
-        mean, std, episodes, cut; None: not evaluated
+        mean, std, episodes, cut, greedy; None: not evaluated
     """
     if not run.config.eval.episodes: return None
     try: e = untrained_score(trainer.algo.module, run.config)
     except (Exception, SystemExit) as why:
-        warnings.warn(f'the untrained agent was not evaluated: {type(why).__name__}: {why}', stacklevel=2)
+        warn(f'the untrained agent was not evaluated: {type(why).__name__}: {why}')
         return None
-    return dict(mean=e.mean, std=e.std, episodes=len(e.returns), cut=len(e.cut))
+    return dict(mean=e.mean, std=e.std, episodes=len(e.returns), cut=len(e.cut), greedy=e.greedy)
 
 # %% ../../nbs/67_runs.run.ipynb #7d8cdbcb
 def set_out(
@@ -1091,7 +1095,7 @@ def set_out(
             for path in damaged: path.rename(free_name(path.with_name(f'damaged_{path.name}')))
         legs, leg = begin_leg(files, c, saved, run.again)
         run.again = False
-        if leg and leg.notes: warnings.warn('; '.join(leg.notes), stacklevel=2)
+        if leg and leg.notes: warn('; '.join(leg.notes))
         opened, known = open_sinks(run, saved, undo), claims(files, saved)
         facts = facts_of(trainer, s, known, saved) | dict(config=to_dict(c), legs=legs, hashes=1)   # its files are covered by a record
         kept = dict(facts)   # in each checkpoint
@@ -1122,8 +1126,8 @@ def note_failure(
     files.failure = f'{type(error).__name__}: {error}'   # known here, also if the disk is full
     try: files.note(status='failed', error=files.failure, env_steps=env_steps)
     except Exception as e:
-        warnings.warn(f'{files.path}: the failure could not be noted in manifest.json ({e}), so the run counts as killed; '
-                      'fix: free some space, then rlstudio resume', stacklevel=2)
+        warn(f'{files.path}: the failure could not be noted in manifest.json ({e}), so the run counts as killed; '
+                      'fix: free some space, then rlstudio resume')
 
 # %% ../../nbs/67_runs.run.ipynb #71b12c59
 def note_interruption(
@@ -1139,7 +1143,7 @@ def note_interruption(
         more: further facts
     """
     try: files.note(status='interrupted', stopped_by=reason, **more)
-    except (FileError, OSError) as e: warnings.warn(f'{files.path}: the interruption could not be noted in manifest.json ({e}); the run counts as killed', stacklevel=2)
+    except (FileError, OSError) as e: warn(f'{files.path}: the interruption could not be noted in manifest.json ({e}); the run counts as killed')
 
 # %% ../../nbs/67_runs.run.ipynb #b1bfb435
 @contextmanager
@@ -1155,7 +1159,7 @@ def closing(
     """
     def tidy(what: Any, *args: Any) -> None:
         try: what(*args)
-        except (Exception, KeyboardInterrupt) as e: warnings.warn(f'{type(e).__name__} on tidying up: {e}', stacklevel=3)
+        except (Exception, KeyboardInterrupt) as e: warn(f'{type(e).__name__} on tidying up: {e}')
     try: yield
     except (Exception, SystemExit) as e:
         note_failure(files, e, trainer.env_steps)
@@ -1191,7 +1195,7 @@ class FilmEvery(Callback):
             frames = rollout_frames(trainer.algo.module, trainer.config.env, trainer.config.train.seed_of('eval'))
             name = f'videos/step_{self.seen:012d}.webp'
             with Hashes(self.folder).changing([name]): save_webp(frames, self.folder / name)
-        except (Exception, SystemExit) as e: warnings.warn(f'no video at {self.seen:,} steps: {type(e).__name__}: {e}', stacklevel=2)
+        except (Exception, SystemExit) as e: warn(f'no video at {self.seen:,} steps: {type(e).__name__}: {e}')
 
     def state_dict(self) -> dict[str, Any]: "env steps"; return dict(seen=self.seen)  # env steps
     def load_state_dict(self, state: dict[str, Any]) -> None: "films on from there"; self.seen = state['seen']  # films on from there
@@ -1216,7 +1220,7 @@ def summarize(
     Returns:
         JSON-able
     """
-    t, c, goal = trainer, run.config, goal_return(run.config.env, run.config.eval)
+    t, c, goal, begun = trainer, run.config, goal_return(run.config.env, run.config.eval), run.manifest.get('untrained') or {}
     return dict(run=str(run.folder), algo=c.algo.name, env=c.env.id, seed=c.train.seed,
         status=status, total_steps=t.env_steps, iterations=t.iteration, episodes=t.episodes,
         env_steps_per_second=round(t.watch.rate, 1), train_seconds=round(t.watch.total, 3),
@@ -1226,7 +1230,8 @@ def summarize(
         solved=result.mean >= goal if result and goal is not None else None,
         weights_sha256=weights_sha256(t.algo.module), level=run.files.manifest.get('level'),
         eval_cut=len(result.cut) if result else 0, imports=noted_imports(run.manifest),
-        untrained=(run.manifest.get('untrained') or {}).get('mean'), stopped_early=stopped_early)
+        untrained=begun.get('mean'), stopped_early=stopped_early,
+        eval_greedy=result.greedy if result else None, untrained_greedy=begun.get('greedy', False) if begun else None)
 
 # %% ../../nbs/67_runs.run.ipynb #a13f0077
 def judge(
@@ -1278,7 +1283,7 @@ def film(
         with run.files.hashes.changing([f'videos/{name}.webp']): save_webp(frames, run.folder / 'videos' / f'{name}.webp')
     except (Exception, SystemExit) as e:
         why = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
-        warnings.warn(f'no video: {why}', stacklevel=2)
+        warn(f'no video: {why}')
 
 # %% ../../nbs/67_runs.run.ipynb #01478acf
 def last_score(
@@ -1299,7 +1304,7 @@ def last_score(
     just = [e for e in done if e.env_steps == trainer.env_steps and len(e.returns) == run.config.eval.episodes and not e.cut]
     try: result = just[0] if just else judge(run, trainer)
     except (Exception, SystemExit) as e:  # what was learned is not lost over it
-        warnings.warn(f'not evaluated: {e}', stacklevel=2)
+        warn(f'not evaluated: {e}')
         return None
     for c in trainer.callbacks:
         if isinstance(c, SaveBest): c.offer(trainer, result.mean)
@@ -1394,11 +1399,11 @@ def train_to_end(
             return finish(run, trainer, None if trainer.finished else reason)
     except BaseException as e:
         if not (pressed := interruption(e)): raise
-        if pressed is not e: warnings.warn(f'{type(e).__name__} on the way out: {e}', stacklevel=2)
+        if pressed is not e: warn(f'{type(e).__name__} on the way out: {e}')
         reason = str(pressed) or 'SIGINT'   # of the second one
         saved = max((int(p.name[5:]) for p in checkpoints(run.folder / 'checkpoints')), default=None)
-        warnings.warn(f'{run.folder}: ended at once at step {trainer.env_steps:,}; resume goes on from ' +
-                      ('the beginning, since nothing was saved yet' if saved is None else f'the checkpoint of step {saved:,}'), stacklevel=2)
+        warn(f'{run.folder}: ended at once at step {trainer.env_steps:,}; resume goes on from ' +
+                      ('the beginning, since nothing was saved yet' if saved is None else f'the checkpoint of step {saved:,}'))
     with undisturbed(): run.leave_word(reason, env_steps=trainer.env_steps)
     return summarize(run, trainer, 'interrupted')
 

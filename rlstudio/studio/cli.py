@@ -847,7 +847,7 @@ def evaluate_run(
             emit(row)
         if len(rows) == 1: return
         for row in rows: row.pop('said')
-        shown = ('run', 'env', 'total_steps', 'eval_return_mean', 'eval_return_std', 'eval_episodes', 'eval_cut', 'greedy', 'goal', 'solved', 'untrained')
+        shown = ('run', 'env', 'total_steps', 'eval_return_mean', 'eval_return_std', 'eval_episodes', 'eval_cut', 'greedy', 'goal', 'solved', 'untrained', 'untrained_greedy')
         say(table([{k: row[k] for k in shown} for row in rows]))
         emit(rows)
 

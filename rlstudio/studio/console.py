@@ -831,10 +831,11 @@ def verdict(
     if word == 'interrupted':
         return f'interrupted {when}; go on with: {command("resume", s["run"], *own_imports(s))}'
     if word == 'not evaluated': return f'not evaluated, {when}'
+    def kind(name: str) -> str: return '' if (greedy := s.get(f'{name}_greedy')) is None else 'greedy ' if greedy else 'sampled '   # an older run does not say
     said = (f'eval {mean_std(s["eval_return_mean"], s["eval_return_std"])} '
-            f'over {s["eval_episodes"]} episodes')
+            f'over {s["eval_episodes"]} {kind("eval")}episodes')
     if s.get('eval_cut'): said += f', {s["eval_cut"]} of them cut (eval.max_steps)'
-    began = '' if s.get('untrained') is None else f'untrained {s["untrained"]:,.1f}'
+    began = '' if s.get('untrained') is None else f'untrained {s["untrained"]:,.1f} {kind("untrained")}'.rstrip()
     if word == 'no goal known': return f'no goal known: {said}{began and f" ({began})"}, {when}'
     short = '' if word == 'solved' else f', {s["goal"] - s["eval_return_mean"]:,.1f} short'
     return f'{word}, {said} (goal {s["goal"]:,g}{short}{began and f", {began}"}), {when}'

@@ -23,7 +23,6 @@ import math
 import sys
 import threading
 import time
-import warnings
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.files import is_regular, printable, read_file
 from ..core.options import goal_steps
+from ..core.registry import warn
 from ..runs.background import Display
 from ..runs.pictures import BLUE, GREY, RED, ChartAxes, axes_svg
 from .console import (
@@ -426,7 +426,7 @@ class Mailbox:
         try: self.deliver()
         except Exception as e:
             self.stream = None
-            warnings.warn(f'buttons wait until the cell has ended: {type(e).__name__}: {e}; the training goes on', stacklevel=2)
+            warn(f'buttons wait until the cell has ended: {type(e).__name__}: {e}; the training goes on')
 
     def deliver(self) -> None:
         "Take what has come, and hand what is kept to the kernel"

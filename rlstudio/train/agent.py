@@ -32,7 +32,7 @@ from ..core.batch import Batch, as_numpy, nested
 from ..core.finite import check_finite
 from ..core.masks import MASK_KEY, MaskError, checked_mask, obs_without_mask
 from ..core.options import Config, to_dict
-from ..core.registry import UnknownName, algos, or_yours
+from ..core.registry import UnknownName, algos, or_yours, with_hints
 from ..core.seeding import Streams
 from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, leaves, misfit, one_line, put_together, spec_from_dict, take_apart, to_env
 from ..data.rollout import begun_anew
@@ -249,6 +249,12 @@ class AgentSpec:
         return f'{one_line(self.observation)} → {one_line(self.action)}{more}'
 
 # %% ../../nbs/43_train.agent.ipynb #0073ad14
+_ACTS, _LEARNS = 'agent(obs), or agent.act(obs, greedy=False) for a sampled action', 'run.train(): an agent only acts, and its run learns'
+
+@with_hints(predict=_ACTS, select_action=_ACTS, get_action=_ACTS, choose_action=_ACTS, sample_action=_ACTS, compute_action=_ACTS, compute_single_action=_ACTS, compute_actions=_ACTS, forward=_ACTS,
+            predict_values='agent.value(obs)', get_value='agent.value(obs)', learn=_LEARNS, train=_LEARNS, fit=_LEARNS, policy='agent.module', model='agent.module', network='agent.module',
+            save='rlstudio.export_agent(agent, PATH)', export='rlstudio.export_agent(agent, PATH)', load='rlstudio.load_agent(PATH)', evaluate='rlstudio.evaluate(agent)', evaluate_policy='rlstudio.evaluate(agent)',
+            observation_space='agent.spec.observation', action_space='agent.spec.action', state_dict='agent.module.state_dict()', parameters='agent.module.parameters()')
 class Agent:
     "A trained network that acts in the world's own terms"
     def __init__(self,

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..core.options import Config, EnvConfig, EvalConfig, config_from_dict
+from ..core.registry import warn
 from ..core.seeding import Streams
 from ..core.spec import leaves, one_line
 from ..data.rollout import Stepper
@@ -256,10 +257,10 @@ def evaluate(
                              config.greedy, config.max_steps, _from_episode(s)) for s in starts]
     finally:
         try: worlds.close()
-        except (Exception, SystemExit) as e: warnings.warn(str(e), stacklevel=2)  # the episodes are played
+        except (Exception, SystemExit) as e: warn(str(e))  # the episodes are played
     returns, lengths, cut = (tuple(x for part in parts for x in part) for parts in zip(*rounds))
-    if all(cut): warnings.warn(f'{env.id}: no episode of the evaluation ended within {max(lengths):,} env steps (eval.max_steps); '
-                               'each counts up to there', stacklevel=2)
+    if all(cut): warn(f'{env.id}: no episode of the evaluation ended within {max(lengths):,} env steps (eval.max_steps); '
+                               'each counts up to there')
     return Evaluation(returns, lengths, config.greedy, env_steps, tuple(k for k, c in enumerate(cut) if c), seed)
 
 # %% ../../nbs/42_train.evaluate.ipynb #83e53ac8
@@ -369,7 +370,7 @@ class Evaluate(Callback):
         if not self.due(trainer, config): return
         try: self.last = result = evaluate(trainer.algo.module, config.env, on_the_way(config), config.train.seed_of('eval'), trainer.env_steps)
         except (Exception, SystemExit) as e:  # what was learned is not lost over it
-            warnings.warn(f'not evaluated at {trainer.env_steps:,} steps: {type(e).__name__}: {e}', stacklevel=2)
+            warn(f'not evaluated at {trainer.env_steps:,} steps: {type(e).__name__}: {e}')
             return
         self.history.append(result.to_dict())
         self.spent += sum(result.lengths)

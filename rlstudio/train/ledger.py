@@ -25,7 +25,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -37,6 +36,7 @@ import torch
 
 from ..core.batch import Batch
 from ..core.files import FileError, NoFileError, open_plain
+from ..core.registry import warn
 from .metrics import MAX_LINE, LineFile, whole_bytes
 from .trainer import Callback, Trainer
 
@@ -407,7 +407,7 @@ def open_ledger(
         keep = min(size, there) if size is not None else line_end(path, iteration) if there else 0
         if keep: keep = min(keep, whole_bytes(path))
         if size is not None and keep < size:
-            warnings.warn(f'{path}: {keep:,} whole bytes, the checkpoint saw {size:,}: the lines between are lost', stacklevel=2)
+            warn(f'{path}: {keep:,} whole bytes, the checkpoint saw {size:,}: the lines between are lost')
         if keep < there: os.ftruncate(out.fd, keep)
     except BaseException:
         out.close()

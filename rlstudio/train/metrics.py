@@ -11,26 +11,27 @@ byte; a resumed run never shows a step twice."""
 
 # %% auto #0
 __all__ = ['GLOSSARY', 'UNEXPLAINED', 'MAX_LINE', 'CURRENT', 'ASIDE', 'ENDLESS', 'MAX_FILMS', 'MetricError', 'check_name',
-           'Metric', 'Glossary', 'register_metric', 'note_metrics', 'undocumented', 'metric_value', 'encode', 'Sink',
-           'metric_files', 'LineFile', 'whole_bytes', 'move_aside', 'rewind', 'make_whole', 'rotate', 'begin',
-           'JSONLSink', 'lines', 'decode', 'read_metrics', 'series', 'RunSink', 'flat_config', 'results', 'as_gif',
-           'describe_run', 'conclude_run', 'TensorBoardSink']
+           'Metric', 'Glossary', 'register_metric', 'note_metrics', 'undocumented', 'as_number', 'metric_value',
+           'encode', 'Sink', 'metric_files', 'LineFile', 'whole_bytes', 'move_aside', 'rewind', 'make_whole', 'rotate',
+           'begin', 'JSONLSink', 'lines', 'decode', 'read_metrics', 'series', 'RunSink', 'flat_config', 'results',
+           'as_gif', 'describe_run', 'conclude_run', 'TensorBoardSink']
 
 # %% ../../nbs/40_train.metrics.ipynb #a65b7759
 import json
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from ..core.files import FileError, append_to, json_value, open_own, open_plain, read_file, sync_folder
+from ..core.registry import warn
 
 # %% ../../nbs/40_train.metrics.ipynb #40293fe9
 class MetricError(ValueError):
@@ -157,6 +158,28 @@ def undocumented(
     return sorted(n for n in set(record) if n not in GLOSSARY or GLOSSARY[n].formula == UNEXPLAINED)
 
 # %% ../../nbs/40_train.metrics.ipynb #c7bbeeea
+def as_number(
+    name: str,   # of a metric, for the message
+    value: Any,  # a number, or an array or a tensor that holds one
+) -> float:      # Python's own: a bool and an int stay what they are
+    """One number, or a `MetricError`
+
+    Args:
+        name: of a metric, for the message
+        value: a number, or an array or a tensor that holds one
+
+    Returns:
+        Python's own: a bool and an int stay what they are
+    """
+    if isinstance(value, float | int): return value
+    if isinstance(value, Real): return float(value)
+    size = getattr(value, 'numel', lambda: getattr(value, 'size', 0))()
+    found = value.item() if size == 1 and hasattr(value, 'item') else None   # NumPy, torch
+    if isinstance(found, float | int): return found
+    what = f'a {type(value).__name__} of {size} numbers' if isinstance(size, int) and size > 1 else ascii(value)[:60]
+    raise MetricError(f'{ascii(name)}: given {what}, expected one number; fix: one name for each number, or float(x.mean()) for an array')
+
+# %% ../../nbs/40_train.metrics.ipynb #16cba312
 def metric_value(
     value: Any,  # a number, bool, str, None, an array, or a list of them
 ) -> Any:        # the same with Python's own types only
@@ -345,8 +368,8 @@ def rewind(
     if here > size: dropped += move_aside(files[file], size)
     if file in files: os.rename(files[file], folder/CURRENT)
     if here < size:
-        warnings.warn(f'metrics file {file} holds {here} bytes, the checkpoint saw {size}: '
-                      'the records between are lost', stacklevel=2)
+        warn(f'metrics file {file} holds {here} bytes, the checkpoint saw {size}: '
+                      'the records between are lost')
     return dropped
 
 
@@ -534,8 +557,8 @@ def read_metrics(
             if (record := decode(line)) is not None: yield record
             else: bad.append(f'{path.name}:{number}')
     if skipped is None and bad:
-        warnings.warn(f'{folder}: {len(bad)} lines are no records and were skipped, the '
-                      f'first is {bad[0]}', stacklevel=2)
+        warn(f'{folder}: {len(bad)} lines are no records and were skipped, the '
+                      f'first is {bad[0]}')
 
 # %% ../../nbs/40_train.metrics.ipynb #87cc95a6
 def series(
@@ -660,7 +683,7 @@ def conclude_run(
         try:
             if hasattr(sink, 'conclude'): sink.conclude(summary, pictures)
         except (Exception, KeyboardInterrupt) as e:  # the run is complete, also for somebody who is tired of waiting
-            warnings.warn(f'{type(sink).__name__} did not take the verdict: {type(e).__name__}: {e}', stacklevel=2)
+            warn(f'{type(sink).__name__} did not take the verdict: {type(e).__name__}: {e}')
 
 # %% ../../nbs/40_train.metrics.ipynb #0078ba3a
 class TensorBoardSink:

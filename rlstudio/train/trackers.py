@@ -33,6 +33,7 @@ from time import monotonic, time
 from typing import Any
 
 from ..core.files import FileError, own_folder, put_json, read_json
+from ..core.registry import warn
 from .metrics import MetricError, as_gif, check_name, flat_config, metric_value, read_metrics, results
 
 # %% ../../nbs/45_train.trackers.ipynb #597a68be
@@ -124,8 +125,8 @@ def failed(
     except MetricError: raise
     except (Exception, SystemExit) as e:
         why = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
-        warnings.warn(f'{name} failed to {what} ({why}): the run goes on without it, its numbers are in {folder}; '
-                      f'what is missing is sent when the run is resumed', stacklevel=4)
+        warn(f'{name} failed to {what} ({why}): the run goes on without it, its numbers are in {folder}; '
+                      f'what is missing is sent when the run is resumed')
         return True
     return False
 

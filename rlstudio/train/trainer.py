@@ -35,14 +35,14 @@ from ..core.batch import Batch
 from ..core.finite import NonFiniteError
 from ..core.options import AlgoConfig, ConfigError, Problem, fault
 from ..core.options import Config as RunConfig
-from ..core.registry import Registry, algos
+from ..core.registry import Registry, algos, with_hints
 from ..core.seeding import Streams
 from ..data.rollout import Stepper
 from ..envs.backends import make_vector
 from ..envs.check import check_start
 from ..envs.vector import VectorEnv
 from ..nets.modules import RLModule
-from .metrics import Sink, note_metrics, register_metric
+from .metrics import Sink, as_number, note_metrics, register_metric
 
 # %% ../../nbs/41_train.trainer.ipynb #be9f7f69
 class Algorithm(Protocol):
@@ -336,6 +336,12 @@ def load_trainer_state(
     t.stop_asked, t.interrupted = state.get('stopped', ''), False  # for good is for good
 
 # %% ../../nbs/41_train.trainer.ipynb #c6144234
+_STEPS, _LOG = 'trainer.env_steps', 'trainer.log(NAME, NUMBER)'
+
+@with_hints(learn='trainer.train()', fit='trainer.train()', run='trainer.train()', predict='rlstudio.train.agent.agent_of(trainer)(obs)', act='rlstudio.train.agent.agent_of(trainer)(obs)', agent='rlstudio.train.agent.agent_of(trainer)',
+            policy='trainer.algo.module', model='trainer.algo.module', module='trainer.algo.module', save='trainer.state_dict(); a Run writes checkpoints by itself', load='trainer.load_state_dict(state)',
+            num_timesteps=_STEPS, timesteps=_STEPS, global_step=_STEPS, total_steps='trainer.config.train.total_steps', total_timesteps='trainer.config.train.total_steps', n_calls='trainer.iteration', epoch='trainer.iteration',
+            logger=_LOG, record=_LOG, log_metric=_LOG, log_metrics=_LOG, log_dict=_LOG, evaluate='rlstudio.evaluate(trainer.algo.module, trainer.config.env)', training_env='trainer.env', envs='trainer.env')
 class Trainer:
     "Collect, learn, tell; stop anywhere and go on bit for bit."
     team: ClassVar[str] = 'processes'   # a name in `teams`: how several processes train together
@@ -389,16 +395,16 @@ class Trainer:
 
     def log(self,
         name: str,     # such as 'reward/bonus'; `register_metric` explains it
-        value: float,  # of this iteration
+        value: Any,    # of this iteration: a number, or an array or a tensor with one
     ) -> None:
         """Add a number to this iteration's record
 
         Args:
             name: such as 'reward/bonus'; `register_metric` explains it
-            value: of this iteration
+            value: of this iteration: a number, or an array or a tensor with one
         """
         note_metrics([name])
-        self.logged[name] = value
+        self.logged[name] = as_number(name, value)
 
     def emit(self,
         event: str,  # one of EVENTS
