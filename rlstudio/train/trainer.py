@@ -336,9 +336,9 @@ def load_trainer_state(
     t.stop_asked, t.interrupted = state.get('stopped', ''), False  # for good is for good
 
 # %% ../../nbs/41_train.trainer.ipynb #c6144234
-_STEPS, _LOG = 'trainer.env_steps', 'trainer.log(NAME, NUMBER)'
+_STEPS, _LOG, _AGENT = 'trainer.env_steps', 'trainer.log(NAME, NUMBER)', 'agent_of(trainer)(obs), with agent_of of the chapter train.agent'
 
-@with_hints(learn='trainer.train()', fit='trainer.train()', run='trainer.train()', predict='rlstudio.train.agent.agent_of(trainer)(obs)', act='rlstudio.train.agent.agent_of(trainer)(obs)', agent='rlstudio.train.agent.agent_of(trainer)',
+@with_hints(learn='trainer.train()', fit='trainer.train()', run='trainer.train()', predict=_AGENT, act=_AGENT, agent=_AGENT,
             policy='trainer.algo.module', model='trainer.algo.module', module='trainer.algo.module', save='trainer.state_dict(); a Run writes checkpoints by itself', load='trainer.load_state_dict(state)',
             num_timesteps=_STEPS, timesteps=_STEPS, global_step=_STEPS, total_steps='trainer.config.train.total_steps', total_timesteps='trainer.config.train.total_steps', n_calls='trainer.iteration', epoch='trainer.iteration',
             logger=_LOG, record=_LOG, log_metric=_LOG, log_metrics=_LOG, log_dict=_LOG, evaluate='rlstudio.evaluate(trainer.algo.module, trainer.config.env)', training_env='trainer.env', envs='trainer.env')
