@@ -335,7 +335,7 @@ def test_the_last_evaluation_shows_progress(tmp_path: Path) -> None:
         seen = t.read(lambda s: re.search(r"eval    episode \d+ of 80", s.text) is not None).text
         end = t.read(lambda s: "rlstudio show" in s.text and s.rows[-1] == "").text
     finally: t.stop()
-    assert "of 80" in seen and "episode 7" not in end and "over 80 episodes" in end, end
+    assert "of 80" in seen and "episode 7" not in end and "over 80 greedy episodes" in end, end
 
 
 # Completion

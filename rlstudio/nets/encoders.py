@@ -199,7 +199,7 @@ def as_picture(
         'net.encoder: given variables of a tape, expected tensors: only autograd goes back through a convolution', 'engine = auto, which takes it')
     x = frames.movedim(-1, -3) if network.last else frames
     if x.ndim == 3: x = x[:, None]
-    order = torch.channels_last if torch.is_grad_enabled() else torch.preserve_format
+    order = torch.channels_last if torch.is_grad_enabled() or network.last else torch.contiguous_format   # the same for one picture as for many
     x, (low, high) = x.to(next(network.parameters()).dtype, memory_format=order, copy=True), network.bounds   # a copy, so the rest is in place
     if low: x -= low
     if high - low != 1: x /= high - low
