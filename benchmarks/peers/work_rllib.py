@@ -2,7 +2,7 @@
 
 One process does the work, as is best on few cores: a local env runner with all worlds in one vector, and a local learner; Ray's own processes idle beside it, on the same cores. CartPole-v1 is stepped in Gymnasium's NumPy form of it, a tenth
 faster here than a loop over eight; worlds without one are stepped in a loop. Actions are numbers, so nothing normalises or clips them. RLlib stops a rollout at the first vector step that fills it, so it has up to 7 steps too many, and 17
-minibatches for 16; what it sampled is what counts. It scales advantages over the rollout, not over a minibatch; the critic's ½ is in its weight. RLlib asks for an older Gymnasium than ours, with the same versions of these worlds.
+minibatches for 16; what it sampled is what counts. It scales advantages over the rollout, not over a minibatch; the critic's ½ is in its weight. Adam's ε and the first weights are RLlib's own. RLlib asks for an older Gymnasium than ours, with the same versions of these worlds.
 """
 import json
 import logging
