@@ -21,7 +21,7 @@ from support import ROOT, child_env, run, said
 from rlstudio.core.options import config_from_dict, to_dict
 from rlstudio.evidence.audit import AuditError, audit, compare_runs, pieces_of
 from rlstudio.nets.flat import weights_sha256
-from rlstudio.runs.config import Settings
+from rlstudio.runs.config import Settings, load_config
 from rlstudio.runs.run import Run
 from rlstudio.train import metrics
 from rlstudio.train.ledger import (
@@ -400,3 +400,13 @@ def test_the_cost_is_counted_the_same_everywhere(tmp_path: Path) -> None:
         lines.append([*read_ledger(tmp_path / name).records])
         time.sleep(.01)
     assert lines[0] == lines[1] and 2 < len(lines[0]) < 40 and np.diff(lines[0][:-1]).std() == 0
+
+
+def test_a_faster_engine_has_fewer_lines(tmp_path: Path) -> None:
+    "A line costs the same with every engine, so machine code, whose updates cost less, has fewer; the first and the last update have one"
+    def updates(engine: str) -> list[int]:
+        config = load_config("a2c/cartpole", ["train.total_steps=5120"])[0]
+        Trainer(config, [Ledger(tmp_path / engine)], engine=engine).train()
+        return list(read_ledger(tmp_path / engine).records)
+    many, few = updates("tape"), updates("compiled")
+    assert len(many) > len(few) >= 2 and (many[0], many[-1]) == (few[0], few[-1]) == (1, 80)
