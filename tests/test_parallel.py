@@ -33,7 +33,13 @@ def config(processes: int, **more: Any) -> Config:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    "The other ranks are threads of this process, joined by the same memory and pipes: no second is lost on starting"
+    """The other ranks are threads of this process, joined by the same memory and pipes: no second is lost on starting
+
+    What they share beyond that, processes would not: torch's global generator, which a learner lends to its layers while it is made, and which the check of a world watches. So they are made one after the other."""
+    made = threading.Lock()
+    def make(*args: Any, **more: Any) -> Trainer:
+        with made: return Trainer(*args, **more)
+    monkeypatch.setattr(parallel, "Trainer", make)
     def find(trainer: Trainer) -> SharedRanks:
         size, room, started, ours = trainer.config.train.parallel, 1 << 16, [], []
         memory = shared_bytes(SharedMeeting(None, 0, size, room).bytes, get_context("spawn"))
