@@ -19,6 +19,7 @@ from common import RESULTS, ROOT, append, history, numbers, record, table
 OUT = RESULTS / "tuning.jsonl"
 EIGHT = ["env.num_envs=8", "algo.train_every=1", "algo.num_steps=125"]   # the same updates per step, collected from eight worlds at a time
 LONGER = ["train.total_steps=250000", "algo.buffer_size=250000"]
+WIDE = [*LONGER, "algo.batch_size=128", "algo.epsilon_end=0.02", "net.hidden=[256, 256]"]
 ARMS: dict[str, dict[str, list[str]]] = {
     "lunarlander": {
         "longer": LONGER,
@@ -26,6 +27,9 @@ ARMS: dict[str, dict[str, list[str]]] = {
         "greedy": [*LONGER, "algo.epsilon_end=0.02"],
         "128+greedy": [*LONGER, "algo.batch_size=128", "algo.epsilon_end=0.02"],
         "128+greedy+eight": [*LONGER, *EIGHT, "algo.batch_size=128", "algo.epsilon_end=0.02"],
+        "wide": WIDE,
+        "wide+dueling": [*WIDE, "algo.dueling=true"],
+        "wide+quantiles": [*WIDE, "algo.quantiles=32"],
     },
     "mountaincar": {
         "today": [],
