@@ -30,6 +30,7 @@ ARMS: dict[str, dict[str, list[str]]] = {
         "wide": WIDE,
         "wide+dueling": [*WIDE, "algo.dueling=true"],
         "wide+quantiles": [*WIDE, "algo.quantiles=32"],
+        "wide+quantiles+twice": [*WIDE, "algo.quantiles=32", "train.total_steps=500000"],
     },
     "mountaincar": {
         "today": [],

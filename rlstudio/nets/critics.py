@@ -27,7 +27,7 @@ from ..core.options import NetConfig
 from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, flatten, leaves, policy_spec, to_env
 from .dists import Array, like
 from .encoders import make_encoder
-from .layers import MLP
+from .layers import MLP, at_hand
 
 # %% ../../nbs/26_nets.critics.ipynb #d1b4421d
 def middle_and_half(
@@ -220,6 +220,7 @@ class TwinCritics(nn.Module):
         sizes = self.encoder.out + action_dim, *net.hidden, 1
         self.nets = nn.ModuleList(MLP(sizes, rng, net.activation, .1, net.layer_norm)
                                   for _ in range(num))
+        at_hand(self)
 
     def forward(self,
         x: Array,      # observations, normalised, (B, *shape)
@@ -325,6 +326,7 @@ class QNetwork(nn.Module):
         self.encoder = make_encoder(net, observation_spec, rng)
         sizes = self.encoder.out, *net.hidden, (n + dueling) * quantiles
         self.mlp = MLP(sizes, rng, net.activation, .01, net.layer_norm)
+        at_hand(self)
 
     def __call__(self, x: Array) -> Array:   # as in `MLP`
         "as in `MLP`"

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from ..core.spec import ArraySpec, SpecError, TreeSpec, leaves
-from .tape import Var, node, plain_array
+from .tape import Var, node, over_rows, plain_array
 
 Array: TypeAlias = Any   # NumPy array, torch tensor or tape variable; what comes in goes out
 
@@ -84,8 +84,8 @@ def log_softmax(
         their log-probabilities, (*lead, n)
     """
     if not isinstance(logits, np.ndarray): return logits.log_softmax(-1)
-    z = logits - np.maximum.reduce(logits, -1, keepdims=True)
-    return z - np.log(np.add.reduce(np.exp(z), -1, keepdims=True))
+    z = logits - over_rows(np.maximum, logits, -1)
+    return z - np.log(over_rows(np.add, np.exp(z), -1))
 
 # %% ../../nbs/21_nets.dists.ipynb #e434bd9d
 def pick_rows(
@@ -158,7 +158,7 @@ def entropy_node(
     y = logp.value
     p = np.exp(y)
     def pull(G: np.ndarray, _: Any) -> None: logp.receive(p * (y + 1) * -G[..., None])
-    return node(-np.add.reduce(p * y, -1), pull, logp)
+    return node(-over_rows(np.add, p * y, -1)[..., 0], pull, logp)
 
 # %% ../../nbs/21_nets.dists.ipynb #33b7ac23
 def inverse_cdf(

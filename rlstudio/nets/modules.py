@@ -40,7 +40,7 @@ from ..core.spec import ArraySpec, Spec, SpecError, leaves, policy_spec, to_env
 from .critics import PolicyActions, QNetwork, TwinCritics, UnitActions, expected_q
 from .dists import ActionDist, Array, DiagGaussian, Joint, dist_for, masked
 from .encoders import as_float, is_frames, make_encoder
-from .layers import MLP, SDEMLP, GaussianMLP
+from .layers import MLP, SDEMLP, GaussianMLP, at_hand
 from .normalize import RewardScale, RunningNorm, TreeNorm
 from .squashed import SquashedGaussian, within_bounds
 
@@ -480,6 +480,7 @@ class ActorCritic(PolicyValue):
         self.encoder = make_encoder(net, observation_spec, rng)
         self.actor = policy_head(self.dist, self.encoder.out, net, rng)
         self.critic = MLP((self.encoder.out, *net.hidden, 1), rng, net.activation, layer_norm=net.layer_norm)
+        at_hand(self)
 
     def features(self, obs: Array) -> Array:   # (B, *shape) → (B, out)
         """What both networks see
@@ -552,6 +553,7 @@ class QModule(RLModule):
             'one value for each action; fix: an algorithm with a policy (sac, td3, ppo)')
         n = action_spec.nvec[0]
         self.q = QNetwork(observation_spec, n, net, rng, dueling, quantiles)
+        at_hand(self)
         self.register_buffer('_epsilon', torch.ones((), dtype=torch.float32))
 
     @property
@@ -661,6 +663,7 @@ class SquashedModule(RLModule):
         self.critics = TwinCritics(observation_spec, self.units.n, net, rng)
         self.actor = policy_head(self.dist, self.critics.encoder.out, net, rng)
         self.temperature = nn.ParameterDict(dict(log_alpha=torch.tensor(math.log(alpha), dtype=torch.float32)))
+        at_hand(self)
 
     @property
     def log_alpha(self) -> nn.Parameter: "log α"; return self.temperature['log_alpha']  # log α
@@ -753,6 +756,7 @@ class DeterministicModule(RLModule):
         self.critics = TwinCritics(observation_spec, self.units.n, net, rng, num_critics)
         sizes = self.critics.encoder.out, *net.hidden, self.units.n
         self.actor = MLP(sizes, rng, net.activation, .01, net.layer_norm)
+        at_hand(self)
 
     def initial_state(self, num_envs: int) -> Batch | None:  # where the noise starts: at 0
         "where the noise starts: at 0"

@@ -15,8 +15,8 @@ Values and gradients equal autograd's to rounding. `torch.no_grad` is respected.
 
 # %% auto #0
 __all__ = ['Pull', 'TORCH_FUNCTIONS', 'SPENT', 'TapeError', 'GradientSink', 'unbroadcast', 'on_tape', 'node', 'parameter_var',
-           'array_of', 'operand', 'unary', 'binary', 'comparison', 'plain_array', 'still', 'Var', 'is_default',
-           'tape_of', 'Spent', 'Tape']
+           'array_of', 'operand', 'unary', 'binary', 'comparison', 'plain_array', 'still', 'over_rows', 'Var',
+           'is_default', 'tape_of', 'Spent', 'Tape']
 
 # %% ../../nbs/20_nets.tape.ipynb #5b8d81d7
 from collections.abc import Callable, Iterable, Iterator
@@ -161,7 +161,10 @@ def node(
         the result, with its history if somebody needs it
     """
     for p in parents:
-        if p.needs and torch.is_grad_enabled(): return on_tape(value, pull, p.tape)
+        if p.needs and torch.is_grad_enabled():
+            out = Var(value, p.tape, True)
+            p.tape.append((out, pull))
+            return out
     return Var(value, parents[0].tape)
 
 # %% ../../nbs/20_nets.tape.ipynb #b79c12a5
@@ -256,10 +259,12 @@ def binary(
         a, b = self.value, o.value
         if not (self.needs or o.needs): return Var(f(a, b), self.tape)   # nobody to go back to
         def pull(G: np.ndarray, _: GradientSink) -> None:   # G: of the shape of f(a, b)
-            for v, x, back in (self, a, back_a), (o, b, back_b):
-                if not v.needs: continue
-                g = back(G, a, b)
-                v.receive(g if g.shape == x.shape else unbroadcast(g, x.shape))
+            if self.needs:
+                g = back_a(G, a, b)
+                self.receive(g if g.shape == a.shape else unbroadcast(g, a.shape))
+            if o.needs:
+                g = back_b(G, a, b)
+                o.receive(g if g.shape == b.shape else unbroadcast(g, b.shape))
         return node(f(a, b), pull, self if self.needs else o)
     return method
 
@@ -348,15 +353,37 @@ def _amin(self: 'Var', dim: int) -> 'Var':   # equal ones share the gradient
         self.receive(least * (np.expand_dims(G, dim) / share))
     return node(y.squeeze(dim), pull, self)
 
+# %% ../../nbs/20_nets.tape.ipynb #92fd9d4b
+def over_rows(
+    f: np.ufunc,      # of two operands: np.add, np.maximum
+    x: np.ndarray,    # (…, n)
+    dim: int,         # over this axis
+) -> np.ndarray:      # with an axis of size 1 in its place
+    """`f.reduce(x, dim, keepdims=True)`; of many short rows column by column: the same order and bits, up to ten times as fast
+
+    Args:
+        f: of two operands: np.add, np.maximum
+        x: (…, n)
+        dim: over this axis
+
+    Returns:
+        with an axis of size 1 in its place
+    """
+    n = x.shape[-1]
+    if dim not in (-1, x.ndim - 1) or not 1 < n < 8: return f.reduce(x, dim, keepdims=True)
+    y = f(x[..., 0], x[..., 1])
+    for i in range(2, n): y = f(y, x[..., i])
+    return y[..., None]
+
 # %% ../../nbs/20_nets.tape.ipynb #8fc100da
 def _log_softmax(x: np.ndarray, dim: int) -> np.ndarray:
-    z = x - np.maximum.reduce(x, dim, keepdims=True)
-    return z - np.log(np.add.reduce(np.exp(z), dim, keepdims=True))
+    z = x - over_rows(np.maximum, x, dim)
+    return z - np.log(over_rows(np.add, np.exp(z), dim))
 
 def _log_softmax_var(self: 'Var', dim: int) -> 'Var':   # log-probabilities
     y = _log_softmax(self.value, dim)
     def pull(G: np.ndarray, _: GradientSink) -> None:   # G: of the shape of x
-        self.receive(G - np.exp(y) * np.add.reduce(G, dim, keepdims=True))
+        self.receive(G - np.exp(y) * over_rows(np.add, G, dim))
     return node(y, pull, self)
 
 # %% ../../nbs/20_nets.tape.ipynb #4dcea5fe
@@ -626,7 +653,7 @@ class Tape(list[tuple[Var, Pull]]):
         Returns:
             a beginning
         """
-        return Var(np.asarray(x), self, needs)
+        return Var(x if type(x) is np.ndarray else np.asarray(x), self, needs)
 
     def backward(self,
         loss: Var,                       # one number

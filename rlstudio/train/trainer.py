@@ -204,7 +204,8 @@ def mean_of(
     """
     if len(rounds) == 1: return rounds[0]
     names = {name: None for r in rounds for name in r}  # in the order in which they come
-    return {name: float(np.mean([r[name] for r in rounds if name in r])) for name in names}
+    values = {name: [r[name] for r in rounds if name in r] for name in names}
+    return {name: float(np.add.reduce(x) / len(x)) for name, x in values.items()}   # as np.mean, which takes ten times as long for a few numbers
 
 # %% ../../nbs/41_train.trainer.ipynb #fc3bdfb3
 def check_fit(
