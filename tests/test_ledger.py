@@ -25,7 +25,9 @@ from rlstudio.runs.config import Settings, load_config
 from rlstudio.runs.run import Run
 from rlstudio.train import metrics
 from rlstudio.train.ledger import (
+    GLANCE,
     LEDGER,
+    RATIO,
     Learned,
     Ledger,
     LedgerError,
@@ -204,7 +206,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     command = [Path(sys.executable).parent / "rlstudio", "run", file, "--runs-dir", tmp_path, "--name", "killed", "--quiet"]
     child = subprocess.Popen([str(a) for a in command], env=child_env(coverage=False), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
-    while time.monotonic() < end and not ((folder / LEDGER).is_file() and (folder / LEDGER).stat().st_size > 8_000): time.sleep(.01)
+    while time.monotonic() < end and not ((folder / LEDGER).is_file() and (folder / LEDGER).stat().st_size > 4_000): time.sleep(.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
     Run.open(folder).train()
@@ -400,6 +402,83 @@ def test_the_cost_is_counted_the_same_everywhere(tmp_path: Path) -> None:
         lines.append([*read_ledger(tmp_path / name).records])
         time.sleep(.01)
     assert lines[0] == lines[1] and 2 < len(lines[0]) < 40 and np.diff(lines[0][:-1]).std() == 0
+
+
+def aged(state: dict[str, Any]) -> dict[str, Any]:
+    "A checkpoint from when a ledger did not name its ratio and took no glances"
+    ledger = {k: x for k, x in state["callbacks"]["ledger"].items() if k != "glances"}
+    return state | dict(callbacks=state["callbacks"] | dict(ledger=ledger | dict(pace={k: n for k, n in ledger["pace"].items() if k != "ratio"})))
+
+
+def test_an_older_ledger_goes_on_as_it_began(tmp_path: Path) -> None:
+    "Which updates have a line is part of its chain: one that names no ratio has the lines it always had; a new one has fewer, and glances"
+    def lines(name: str, **how: Any) -> dict[int, Any]:
+        Trainer(config("a2c", 4096), [Ledger(tmp_path / name, **how)]).train()
+        return read_ledger(tmp_path / name).records
+    whole, new = lines("whole", ratio=GLANCE), lines("new")
+    assert len(whole) > 1.7 * len(new) and read_ledger(tmp_path / "new").begins[0]["ratio"] == RATIO
+    state = Trainer(config("a2c", 4096), [Ledger(tmp_path / "half", ratio=GLANCE)]).train(1600).state_dict()
+    t = Trainer(config("a2c", 4096), [Ledger(tmp_path / "half")])
+    t.load_state_dict(aged(state))
+    t.train()
+    assert read_ledger(tmp_path / "half").records == whole and t.state_dict()["callbacks"]["ledger"]["pace"]["ratio"] == GLANCE
+
+
+def test_glances_are_part_of_a_chain_that_was_cut(tmp_path: Path) -> None:
+    "Stopped between a glance and its line, and resumed: the chain of the run that never stopped"
+    def trainer(name: str) -> Trainer: return Trainer(config("a2c", 4096), [Ledger(tmp_path / name)])
+    trainer("whole").train()
+    want = read_ledger(tmp_path / "whole").records
+    gap, held = [*want][2] - [*want][1], 0
+    for part in 4, 2:
+        step = ([*want][1] + gap - gap // part) * 32
+        state = trainer(f"half{part}").train(step).state_dict()
+        held += len(state["callbacks"]["ledger"]["glances"])
+        t = trainer(f"half{part}")
+        t.load_state_dict(state)
+        t.train()
+        assert read_ledger(tmp_path / f"half{part}").records == want and not check_ledger(tmp_path / f"half{part}", want[[*want][-2]]["chain"])
+    assert held
+
+
+def test_a_moment_that_heals_between_two_lines_is_seen_by_a_glance(tmp_path: Path) -> None:
+    class Blink(Callback):
+        "Adam's first moment is another one at the end of one update, and the old one again at the next"
+        name = "blink"
+        def __init__(self, at: int) -> None: self.at = at
+        def on_iteration_end(self, trainer: Trainer) -> None:
+            mean = trainer.algo.parts["agent"].adam.mean
+            if trainer.iteration == self.at: self.old, mean[0] = mean[0].clone(), torch.nextafter(mean[0], torch.tensor(9.))
+        def on_collect_end(self, trainer: Trainer) -> None:
+            if trainer.iteration == self.at: trainer.algo.parts["agent"].adam.mean[0] = self.old
+    def lines(name: str, *callbacks: Callback, **how: Any) -> Any:
+        Trainer(load_config("a2c/cartpole", ["train.total_steps=5120"])[0], [*callbacks, Ledger(tmp_path / name, **how)]).train()
+        return read_ledger(tmp_path / name)
+    plain = lines("plain")
+    first, second = [*plain.records][:2]
+    names = {i: str(first_difference(plain, lines(f"blink{i}", Blink(i)))) for i in range(first + 1, second)}
+    seen = [i for i, found in names.items() if found != "None"]
+    assert len(seen) == 2 and all("optimizer" in names[i] and f"update {second}" in names[i] for i in seen), names   # its two glances
+    old = lines("old", ratio=GLANCE)
+    assert {i for i in old.records if first < i < second} == set(seen)   # where an older ledger had lines
+
+
+def test_a_run_whose_ledger_names_no_ratio_is_audited_with_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlstudio.train import ledger
+    with monkeypatch.context() as m:
+        m.setattr(ledger.Ledger.__init__, "__defaults__", (None, "on", None, GLANCE))
+        run_ = made("a2c", tmp_path, "old", 4096, settings=Settings())
+    text = (run_.folder / LEDGER).read_text()
+    assert f'"ratio":{GLANCE}' in text
+    (run_.folder / LEDGER).write_text(text.replace(f',"ratio":{GLANCE}', ""))
+    found = audit(run_, process=False)
+    assert found.identical and found.lines == len(read_ledger(run_.folder).records) and not found.notes
+
+
+@pytest.mark.parametrize("odd", [dict(pace=dict(points=1, work=0, line=-1)), dict(pace=dict(points=1, work=0, line=1, ratio="9")), dict(pace=dict(more=1)), dict(glances=[["a"]]), dict(glances=[-1])])
+def test_a_pace_from_anybody(odd: dict[str, Any], tmp_path: Path) -> None:
+    state = Ledger(tmp_path / LEDGER).state_dict()
+    with pytest.raises(ValueError, match=f"ledger: {next(iter(odd))}: given"): Ledger(tmp_path / LEDGER).load_state_dict(state | odd)
 
 
 def test_a_faster_engine_has_fewer_lines(tmp_path: Path) -> None:

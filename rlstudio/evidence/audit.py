@@ -34,7 +34,7 @@ from ..runs.config import Settings, load_config, load_settings, open_workspace
 from ..runs.folder import RunFolder, locate_run
 from ..runs.legs import kept_start, warm_start
 from ..runs.run import check_imports, facts_of, make_trainer, noted_imports
-from ..train.ledger import COMPONENTS, LEDGER, Difference, Ledger, LedgerFile, check_ledger, first_difference, read_ledger
+from ..train.ledger import COMPONENTS, LEDGER, SINCE, Difference, Ledger, LedgerFile, check_ledger, first_difference, ratio_of, read_ledger
 from ..train.trainer import Callback, Trainer
 
 # %% ../../nbs/71_evidence.audit.ipynb #7a921f92
@@ -115,7 +115,7 @@ class Beside(Callback):
         theirs = self.stored.records.get(trainer.iteration)
         if theirs and theirs.get('end') and self.ledger.last < trainer.iteration: self.ledger.record(trainer, end=True)   # a callback had ended it here
         ours = self.ledger.newest if self.ledger.last == trainer.iteration else None
-        self.parted = bool(theirs and ours and any(theirs[k] != ours[k] for k in COMPONENTS))
+        self.parted = bool(theirs and ours and any(theirs[k] != ours[k] for k in COMPONENTS if k not in SINCE))   # these may go back to another line
         if self.parted or trainer.iteration >= self.until: trainer.stop('audited', interrupt=True)
 
 # %% ../../nbs/71_evidence.audit.ipynb #9db27c8d
@@ -158,7 +158,7 @@ def execute(
         settings = settings_of(stored.begins[0], load_settings())
         trainer = make_trainer(piece.config, settings, {})
         facts = facts_of(trainer, settings, []) | dict(threads=settings.threads, device=settings.device)
-        ledger = Ledger(target, facts, settings.ledger)
+        ledger = Ledger(target, facts, settings.ledger, ratio=ratio_of(stored.begins[0]))
         beside = Beside(ledger, stored, until)
         trainer.callbacks = [*callbacks, ledger, beside]
         try:
