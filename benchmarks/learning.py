@@ -47,18 +47,23 @@ def summary(config: Path, rows: list[dict[str, Any]], threshold: float | None) -
     return f"\n{table(head, body)}\n\n{line}\n"
 
 
-PUBLISHED = {  # (algo, env) → return ± its spread over episodes [training steps]: Stable-Baselines3 zoo, benchmark.md, one run each
+PUBLISHED = {  # (algo, env or name of the config) → return ± its spread over episodes [training steps]: Stable-Baselines3 zoo, benchmark.md, one run each
     ("a2c", "CartPole-v1"): "500 ± 0 [500k]", ("a2c", "Acrobot-v1"): "-83.4 ± 17.2 [500k]",
     ("ppo", "CartPole-v1"): "500 ± 0 [100k]", ("ppo", "Acrobot-v1"): "-73.5 ± 18.2 [1M]", ("ppo", "MountainCar-v0"): "-110.4 ± 19.5 [1M]",
-    ("ppo", "Pendulum-v1"): "-172.2 ± 104.2 [100k]", ("ppo", "LunarLander-v3"): "242.1 ± 31.8 [1M]",
+    ("ppo", "Pendulum-v1"): "-172.2 ± 104.2 [100k]", ("ppo", "LunarLander-v3"): "242.1 ± 31.8 [1M]", ("ppo", "lunarlandercontinuous"): "270.9 ± 32.1 [1M]",
     ("ppo", "HalfCheetah-v5"): "5819 ± 664 [1M]", ("ppo", "Hopper-v5"): "2410 ± 10 [1M]", ("ppo", "Walker2d-v5"): "3479 ± 822 [1M]",
     ("dqn", "CartPole-v1"): "500 ± 0 [50k]", ("dqn", "Acrobot-v1"): "-76.6 ± 11.8 [100k]", ("dqn", "MountainCar-v0"): "-100.8 ± 9.9 [120k]",
     ("dqn", "LunarLander-v3"): "154.4 ± 79.2 [100k]",
-    ("sac", "Pendulum-v1"): "-157.0 ± 88.7 [20k]", ("sac", "LunarLander-v3"): "260.4 ± 65.5 [500k]",
+    ("sac", "Pendulum-v1"): "-157.0 ± 88.7 [20k]", ("sac", "lunarlandercontinuous"): "260.4 ± 65.5 [500k]",
     ("sac", "HalfCheetah-v5"): "9535 ± 100 [1M]", ("sac", "Hopper-v5"): "2326 ± 1130 [1M]", ("sac", "Walker2d-v5"): "3863 ± 254 [1M]",
-    ("td3", "Pendulum-v1"): "-151.9 ± 90.2 [20k]", ("td3", "LunarLander-v3"): "207.5 ± 67.6 [300k]",
+    ("td3", "Pendulum-v1"): "-151.9 ± 90.2 [20k]", ("td3", "lunarlandercontinuous"): "207.5 ± 67.6 [300k]",
     ("td3", "HalfCheetah-v5"): "9656 ± 970 [1M]", ("td3", "Hopper-v5"): "3606 ± 4 [1M]", ("td3", "Walker2d-v5"): "4718 ± 46 [1M]",
-}  # theirs are LunarLander-v2 (for SAC and TD3 the continuous one, as ours) and MuJoCo's -v3
+}  # theirs are LunarLander-v2 and MuJoCo's -v3
+
+
+def published(algo: str, env: str, name: str) -> str:
+    "What others have published for the config of this name, such as ppo/lunarlandercontinuous; –: nothing"
+    return PUBLISHED.get((algo, name.rpartition("/")[2]), PUBLISHED.get((algo, env), "–"))
 
 
 def latest(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +81,7 @@ def results_table(algo: str = "*") -> Any:
         means = [r["eval_return_mean"] for r in rows]
         name = path.relative_to(RESULTS).with_suffix("").as_posix()
         lines.append(f"| `{name}` | {rows[0]['total_steps']:,} | {len(rows)} | {statistics.fmean(means):.1f} | {statistics.pstdev(means):.1f} "
-                     f"| {min(means):.1f} | {PUBLISHED.get((rows[0]['algo'], rows[0]['env']), '–')} |")
+                     f"| {min(means):.1f} | {published(rows[0]['algo'], rows[0]['env'], name)} |")
     return Markdown("\n".join(lines))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
-from learning import PUBLISHED  # noqa: E402
+from learning import published  # noqa: E402
 from long import long_figure  # noqa: E402
 from long import stored as long_runs  # noqa: E402
 from zoo import entries, family, stored, wanted  # noqa: E402
@@ -45,7 +45,7 @@ def row(name: str, path: Path, config: Any, rows: list[dict[str, Any]]) -> tuple
     except StatsError: found = None
     between = f"{number(found.low)} … {number(found.high)}" if found else "–"
     return (config.env.id, config.algo.name.upper(), str(len(rows)) + ("" if len(rows) >= wanted(config) else f" of {wanted(config)}"), number(float(iqm(scores))), between, number(min(scores)),
-            PUBLISHED.get((config.algo.name, config.env.id), "–"), f"{rows[0]['total_steps']:,}", min(r.get("level", "?") for r in rows), f"`rlstudio run {name} --seed 1`")
+            published(config.algo.name, config.env.id, name), f"{rows[0]['total_steps']:,}", min(r.get("level", "?") for r in rows), f"`rlstudio run {name} --seed 1`")
 
 
 def tables() -> dict[str, list[tuple[str, ...]]]:
