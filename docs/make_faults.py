@@ -43,7 +43,7 @@ CASES: dict[int, tuple[str, str]] = {  # number → the fault, what happens
     27: ("one that is slow", "no error, and the same bits"),
     28: ("NaN, infinity, wrong type, shape or space, a reward that is no number", "refused where it appears: env, field, given, expected"),
     29: ("a gradient that is not finite", "the update is not applied; the message names the step"),
-    30: ("an environment that is not deterministic", "found by the trial at the start: level L1"),
+    30: ("an environment that is not deterministic", "found by the trial at the start, which plays twice, the second time on another day; or, where only another process shows it, at a resume: level L1"),
     31: ("an environment that draws from a global generator", "named; level L1"),
     32: ("metrics cut at each byte; a rotation that is killed", "readable and appendable; the torn tail is put aside and counted"),
     33: ("a sweep whose worker or driver is killed", "each trial exactly once"),

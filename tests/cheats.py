@@ -5,13 +5,16 @@ import os
 import random
 import threading
 import time
+import uuid
 from array import array
 from collections import Counter as Tally
 from collections import defaultdict, deque, namedtuple
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import gymnasium as gym
@@ -23,6 +26,13 @@ LATER = 560  # the same, beyond the kill
 FROM_ENTROPY = np.random.default_rng()  # made at import, by nobody's seed
 FROM_SEED = np.random.default_rng(7)  # made at import, the same in every process
 RESETS = [0]  # of all envs in the process
+
+
+@functools.lru_cache(None)
+def remembered(x: float) -> float: return x
+
+
+def today() -> date: return date.today()
 
 
 class Honest(gym.Env):
@@ -420,6 +430,84 @@ class Hidden(Honest):
     def luck(self) -> float:
         self.seen[0] += 1
         return 1e-4 * float(self.seen[0]) if self.life > LATER else 0.0
+
+
+class Seconds(Honest):
+    "The time of day in whole seconds: the same for all that happens within one"
+    def luck(self) -> float: return int(time.time()) % 97 / 970
+
+
+class Today(Honest):
+    "The date, by a name of its own"
+    def luck(self) -> float: return today().toordinal() % 97 / 970
+
+
+class Hour(Honest):
+    "The hour"
+    def begin(self) -> None: self.x += datetime.now().hour / 99
+
+
+class Ticks(Honest):
+    "A clock under the name under which it was imported"
+    def luck(self) -> float: return int(monotonic()) % 97 / 970
+
+
+class Process(Honest):
+    "The number of the process"
+    def luck(self) -> float: return os.getpid() % 97 / 970
+
+
+class Noted(Honest):
+    "Honest: it notes the day, the process and how fast it is, and waits now and then; nothing depends on it"
+    def begin(self) -> None: self.day, self.second, self.process = date.today(), int(time.time()), os.getpid()
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        *rest, info = super().step(action)
+        if self.t % 20 == 0: time.sleep(1e-6)
+        return *rest, info | dict(when=datetime.now(), fps=1 / (1 + abs(time.perf_counter() - self.second)))   # type: ignore[return-value]
+
+
+class Waits(Honest):
+    "Honest: it waits for the clock before each episode"
+    def begin(self) -> None:
+        end = time.monotonic() + 1e-4
+        while time.monotonic() < end: pass
+
+
+class Device(Honest):
+    "The system's entropy as a file, after the resume"
+    def luck(self) -> float:
+        if self.life <= LATER or self.life % 97: return 0.0
+        with Path("/dev/urandom").open("rb") as f: return f.read(1)[0] / 999
+
+
+class Ticket(Honest):
+    "A name that no other has"
+    def luck(self) -> float: return uuid.uuid4().int % 97 / 970
+
+
+class Memo(Honest):
+    "How much a cache of the module holds"
+    def luck(self) -> float:
+        remembered(round(self.x, 3))
+        return 1e-4 * remembered.cache_info().currsize
+
+
+class OwnFile(Honest):
+    "Counts its episodes in a file of its own"
+    path = Path("own-file")
+    def begin(self) -> None:
+        self.x += 0.001 * (n := int(self.path.read_text() if self.path.exists() else 0))
+        self.path.write_text(str(n + 1))
+
+
+class Order(Honest):
+    "The order of a set of texts, which each process salts anew"
+    def luck(self) -> float: return ord(next(iter({"a", "f", "m", "t", "z"}))) % 97 / 970
+
+
+class Variable(Honest):
+    "A variable of the process"
+    def luck(self) -> float: return len(os.environ.get("CHEAT_RAISES", "")) / 10
 
 
 WORLDS = {k: c for k, c in list(globals().items()) if isinstance(c, type) and issubclass(c, Honest)}

@@ -1,8 +1,12 @@
 "Snapshots of real worlds: MuJoCo, Box2D and Atari go on bit for bit, old states load, and the running fingerprint costs next to nothing"
+import datetime
+import os
 import time
+from contextlib import nullcontext
 from typing import Any
 from zlib import crc32
 
+import cheats
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,8 +14,8 @@ import pytest
 import rlstudio.envs.snapshot as module
 from rlstudio.core.batch import leaf_arrays
 from rlstudio.core.options import EnvConfig
-from rlstudio.envs.backends import InProcess, fold_held, unfold_held
-from rlstudio.envs.snapshot import Recorder, checksums, extend_trace, held_by
+from rlstudio.envs.backends import InProcess, fold_held, trial_of, unfold_held
+from rlstudio.envs.snapshot import Recorder, another_day, checksums, extend_trace, held_by, own_modules, watched_entropy
 
 
 def actions(env: InProcess, rng: np.random.Generator) -> np.ndarray: return env.action_spec.sample(rng, (env.num_envs,))
@@ -138,3 +142,58 @@ def test_the_state_of_another_simulator_is_refused() -> None:
     state["envs"]["0"]["simulator"]["integration"] = np.zeros(3)
     with pytest.warns(UserWarning, match="1 of 1 episodes in flight could not be replayed, and new ones begun"): two.load_state_dict(state)
     assert two.anew.all() and two.envs[0].length == 0
+
+
+# A second play on another day
+
+@pytest.mark.faults(30)
+@pytest.mark.parametrize("world", ["Seconds", "Today", "Hour", "Ticks", "Process"])
+def test_the_trial_plays_on_another_day_and_in_another_process(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A world of a coarse clock is not exact; on one day, all that is played within a second is alike"
+    trial = trial_of(world, cheats.WORLDS[world])
+    assert trial.level == "boundary" and "should equal the snapshot's, but differ" in trial.why, trial
+    monkeypatch.setattr(module, "another_day", lambda env: nullcontext())
+    assert any(trial_of(world, cheats.WORLDS[world]).level == "exact" for _ in range(3))
+
+
+@pytest.mark.parametrize("world", ["Honest", "Timed", "Noted", "Waits"])
+def test_a_clock_that_is_only_read_lowers_nothing(world: str) -> None:
+    trial = trial_of(world, cheats.WORLDS[world])
+    assert (trial.level, trial.why, trial.remembers) == ("exact", "", "")
+
+
+def test_another_day_is_over_whatever_happens() -> None:
+    "The env's own modules are as before, also after an error; nobody else has noticed; and a new process has a number of its own"
+    env, before, clock = gym.make("Cheat/Noted-v0"), dict(vars(cheats)), (time.time, time.monotonic, datetime.datetime, os.getpid)
+    assert {"cheats", "gymnasium.core"} <= {m.__name__ for m in own_modules(env)}
+    with pytest.raises(KeyError), another_day(env):
+        assert cheats.time.time() < time.time() - 1e7 and cheats.monotonic() < time.monotonic() - 1e7 and cheats.os.getpid() != os.getpid()
+        assert cheats.time.strftime("%Y") != time.strftime("%Y") and cheats.time.localtime(0) == time.localtime(0) and cheats.os.environ is os.environ
+        assert cheats.date.today() < datetime.date.today() and cheats.datetime.now(datetime.UTC).tzinfo is datetime.UTC
+        day = cheats.datetime(2020, 1, 2)
+        assert type(day) is datetime.datetime and isinstance(day, cheats.datetime) and isinstance(day, cheats.date) and issubclass(datetime.datetime, cheats.datetime)
+        assert (time.time, time.monotonic, datetime.datetime, os.getpid) == clock
+        raise KeyError
+    assert vars(cheats) == before
+
+
+def test_whoever_waits_for_the_late_clock_does_not_wait_long() -> None:
+    start = time.perf_counter()
+    with another_day(cheats.Noted()):
+        began = cheats.time.time()
+        while cheats.time.time() < began + 86_400: pass
+        cheats.time.sleep(1e9)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.faults(30)
+def test_entropy_that_is_read_as_a_file_is_seen() -> None:
+    "By an env that is stepped, and only while somebody watches"
+    rec = Recorder(cheats.Device())
+    rec.reset(1)
+    rec.env.unwrapped.life = cheats.LATER // 97 * 97 + 97 - 1
+    with watched_entropy() as seen:
+        open("/dev/urandom", "rb").close()
+        assert not seen
+        rec.step(np.int64(1))
+    assert seen == {"/dev/urandom"}
