@@ -58,10 +58,10 @@ class RunFailed(RuntimeError):
     "A command ended with an error; the message holds what it said"
 
 
-def rlstudio(*args: object) -> tuple[dict[str, Any], float]:
-    "Run one `rlstudio … --json` to its end: its JSON object, and seconds from the start of the process to its end"
+def rlstudio(*args: object, cwd: Path | None = None) -> tuple[dict[str, Any], float]:
+    "Run one `rlstudio … --json` to its end, in a workspace: its JSON object, and seconds from the start of the process to its end"
     command, start = [str(RLSTUDIO), *map(str, args), "--json"], time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=cwd)
     seconds = time.perf_counter() - start
     if done.returncode: raise RunFailed(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr[-3000:]}")
     return json.loads(done.stdout), seconds

@@ -3,10 +3,11 @@
 
     python benchmarks/learning.py configs/ppo/cartpole.yaml --seeds 1-10 --threshold 475 eval.episodes=100
 
-Each line of benchmarks/results/<algo>/<env>.jsonl is one run as `rlstudio run --json` told it, with versions and with the seconds
+Each line of benchmarks/results/<algo>/<env>.jsonl is one run as `rlstudio run --json` told it, with versions, with its engine, and with the seconds
 from the start of the process to the verdict. Runs that share cores take longer: `--jobs 1` when the time matters.
 """
 import argparse
+import json
 import statistics
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +24,19 @@ def results_path(config: Path) -> Path:
     return (RESULTS / name).with_suffix(".jsonl")
 
 
-def measure(config: Path, seed: int, overrides: list[str], runs: str, jobs: int, store: bool) -> dict[str, Any]:
-    "One run of one seed"
+def workspace(folder: str, engine: str) -> Path:
+    "A folder whose settings ask for this engine"
+    (Path(folder) / "settings.ini").write_text(f"[DEFAULT]\nengine = {engine}\n")
+    return Path(folder)
+
+
+def measure(config: Path, seed: int, overrides: list[str], runs: Path, jobs: int, store: bool) -> dict[str, Any]:
+    "One run of one seed in a workspace"
     from rlstudio.core.options import config_hash  # chapters that only show a table need none of it
     from rlstudio.runs.config import load_config
-    result, seconds = rlstudio("run", config, f"train.seed={seed}", *overrides, "--runs-dir", runs)
-    row = record(config=config.stem, config_sha256=sha256(config), config_hash=config_hash(load_config(config, overrides)[0]), overrides=overrides, jobs=jobs, wall_seconds=round(seconds, 3),
+    result, seconds = rlstudio("run", config.resolve(), f"train.seed={seed}", *overrides, cwd=runs)
+    engine = json.loads((runs / result["run"] / "manifest.json").read_text())["engine"]
+    row = record(config=config.stem, config_sha256=sha256(config), config_hash=config_hash(load_config(config, overrides)[0]), overrides=overrides, engine=engine, jobs=jobs, wall_seconds=round(seconds, 3),
                  **figures(result))
     if store: append(results_path(config), row)
     print(f"{config.stem} seed {seed}: {row['eval_return_mean']:.1f} ± {row['eval_return_std']:.1f} "
@@ -67,9 +75,9 @@ def published(algo: str, env: str, name: str) -> str:
 
 
 def latest(path: Path) -> list[dict[str, Any]]:
-    "The newest line of each seed, of the newest config"
-    rows = [r for r in history(path) if not r["overrides"]]
-    return list({r["seed"]: r for r in rows if r["config_sha256"] == rows[-1]["config_sha256"]}.values())
+    "The newest line of each seed, of the newest config, at the newest length of training"
+    rows = [r for r in history(path) if all(o.startswith("train.total_steps=") for o in r["overrides"])]
+    return list({r["seed"]: r for r in rows if [r[k] for k in ("config_sha256", "overrides")] == [rows[-1][k] for k in ("config_sha256", "overrides")]}.values())
 
 
 def results_table(algo: str = "*") -> Any:
@@ -91,12 +99,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=numbers, default=[1, 2, 3], help="such as 1-10 or 1,4,7 (default: 1-3)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--threshold", type=float, help="count the seeds that reach this return")
+    parser.add_argument("--engine", default="auto", help="as in settings.ini (default: auto)")
     parser.add_argument("--no-store", action="store_true", help="a trial: print the figures, leave the stored history alone")
     options = parser.parse_intermixed_args()
     overrides = [c for c in options.configs if "=" in c]
     configs = [Path(c) for c in options.configs if "=" not in c]
     with tempfile.TemporaryDirectory() as runs, ThreadPoolExecutor(options.jobs) as pool:
-        todo = {c: [pool.submit(measure, c, s, overrides, runs, options.jobs, not options.no_store) for s in options.seeds] for c in configs}
+        todo = {c: [pool.submit(measure, c, s, overrides, workspace(runs, options.engine), options.jobs, not options.no_store) for s in options.seeds] for c in configs}
         for config, futures in todo.items(): print(summary(config, [f.result() for f in futures], options.threshold), flush=True)
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""The studies by which DQN's two hard worlds are tuned: named arms, each a change of the packaged config, over the same seeds.
+"""The studies by which DQN's two hard worlds are tuned: named arms, each a change of the config that the study began with (`BASE`), over the same seeds.
 
     python benchmarks/tuning.py                                             # what was found so far, and what each arm changes
     nice python benchmarks/tuning.py --run lunarlander --arms longer,greedy --seeds 101-105 --jobs 2
     python benchmarks/tuning.py --collect RUNS/STUDY …                      # take rows from studies that were run by hand
 
-Each world is one `rlstudio study` in --runs-dir: killed, the same command goes on. Rows go to benchmarks/results/tuning.jsonl: what differs from the packaged config, the engine, the mean return over the last evaluation's episodes, and how
+Each world is one `rlstudio study` in --runs-dir: killed, the same command goes on. Rows go to benchmarks/results/tuning.jsonl: what differs from the base, the engine, the mean return over the last evaluation's episodes, and how
 the bad episodes ended. Seeds from 101 on are for looking; a verdict needs seeds that no arm was chosen by: `benchmarks/learning.py configs/dqn/lunarlander.yaml --seeds 1-10`.
 """
 import argparse
@@ -17,6 +17,10 @@ from typing import Any
 from common import RESULTS, ROOT, append, history, numbers, record, table
 
 OUT = RESULTS / "tuning.jsonl"
+BASE = {  # over the packaged config, which has the settings that the study found
+    "lunarlander": ["train.total_steps=150000", "algo.buffer_size=150000", "algo.batch_size=64", "algo.epsilon_end=0.1", "algo.quantiles=1", "net.hidden=[128, 128]"],
+    "mountaincar": [],
+}
 EIGHT = ["env.num_envs=8", "algo.train_every=1", "algo.num_steps=125"]   # the same updates per step, collected from eight worlds at a time
 LONGER = ["train.total_steps=250000", "algo.buffer_size=250000"]
 WIDE = [*LONGER, "algo.batch_size=128", "algo.epsilon_end=0.02", "net.hidden=[256, 256]"]
@@ -58,7 +62,7 @@ def row_of(folder: Path) -> dict[str, Any] | None:
     config, *_ = load_config(folder / "config.yaml")
     manifest, last = (json.loads(read_file(folder / name)) for name in ("manifest.json", "evaluations.json"))
     world = config.env.id.split("-")[0].lower()
-    usual, mine = (flat(read_yaml(to_yaml(c)).values) for c in (load_config(f"dqn/{world}")[0], config))
+    usual, mine = (flat(read_yaml(to_yaml(c)).values) for c in (load_config(f"dqn/{world}", BASE[world])[0], config))
     changes = {k: v for k, v in mine.items() if v != usual.get(k) and k not in IGNORED}
     returns, lengths, limit = last[-1]["returns"], last[-1]["lengths"], BAD[config.env.id]
     longest = 1000 if world == "lunarlander" else 200
@@ -82,7 +86,7 @@ def run(world: str, arms: list[str], seeds: list[int], jobs: int, runs_dir: Path
     "One study: arms over seeds"
     from rlstudio.evidence.study import Study
     from rlstudio.runs.config import load_config
-    configs = {name: load_config(ROOT / "configs" / "dqn" / f"{world}.yaml", ARMS[world][name])[0] for name in arms}
+    configs = {name: load_config(ROOT / "configs" / "dqn" / f"{world}.yaml", [*BASE[world], *ARMS[world][name]])[0] for name in arms}
     study = Study.from_configs(configs, seeds=seeds, name=f"tuning-{world}", runs_dir=runs_dir)
     study.run(jobs=jobs)
     print(f"{collect([study.folder])} new rows")
@@ -91,7 +95,7 @@ def run(world: str, arms: list[str], seeds: list[int], jobs: int, runs_dir: Path
 def said(changes: dict[str, Any]) -> str:
     "The changes in a few words"
     changes = {k: v for k, v in changes.items() if k != "algo.buffer_size" or v != changes.get("train.total_steps")}   # a memory of all steps needs no word
-    return ", ".join(f"{k.partition('.')[2]}={v:,}" if isinstance(v, int) and not isinstance(v, bool) else f"{k.partition('.')[2]}={json.dumps(v)}" for k, v in changes.items()) or "as packaged"
+    return ", ".join(f"{k.partition('.')[2]}={v:,}" if isinstance(v, int) and not isinstance(v, bool) else f"{k.partition('.')[2]}={json.dumps(v)}" for k, v in changes.items()) or "nothing"
 
 
 def groups(world: str) -> dict[str, list[dict[str, Any]]]:

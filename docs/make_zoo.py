@@ -13,13 +13,13 @@ sys.path[:0] = [str(ROOT / "benchmarks")]
 from learning import published  # noqa: E402
 from long import long_figure  # noqa: E402
 from long import stored as long_runs  # noqa: E402
-from zoo import entries, family, stored, wanted  # noqa: E402
+from zoo import entries, family, overrides, stored, wanted  # noqa: E402
 
 from rlstudio.evidence.stats import StatsError, interval, iqm  # noqa: E402
 
 PAGE = ROOT / "docs" / "zoo.md"
 FAMILIES = {"classic": "Classic control and small worlds", "box2d": "Box2D", "mujoco": "MuJoCo", "atari": "Atari"}
-HEAD = ("world", "algorithm", "seeds", "IQM", "95 % interval", "worst seed", "published", "env steps", "level", "command")
+HEAD = ("world", "algorithm", "seeds", "IQM", "95 % interval", "worst seed", "published", "env steps", "level", "engine", "command")
 TEXT = """# The zoo of results
 
 *Written by docs/make_zoo.py from [benchmarks/results](../benchmarks/results): change the measurements, not this page.*
@@ -27,6 +27,8 @@ TEXT = """# The zoo of results
 How well each packaged config learns. The score of a run is the mean return of its greedy evaluation after training, over 100 fresh episodes. IQM is the mean of the middle half of the seeds, with its 95 % interval
 (arXiv:2108.13264; Student's t, chapter [stats](../nbs/74_evidence.stats.ipynb)). *Worst seed* is what you may get in a single run. With fewer than {few} seeds an interval covers less than it says, so there is none. Published values are those of the
 Stable-Baselines3 zoo: one run each, with the training steps in brackets, on older versions of some worlds.
+
+*Engine* is what `settings.ini` was asked for, where the line says so: it changes the last bits of a run, not how well a config learns.
 
 `python benchmarks/zoo.py` says what is missing, `--run` measures it, and `python docs/make_zoo.py` writes this page.
 """
@@ -44,8 +46,8 @@ def row(name: str, path: Path, config: Any, rows: list[dict[str, Any]]) -> tuple
     try: found = interval(scores) if len(scores) >= FEW else None
     except StatsError: found = None
     between = f"{number(found.low)} … {number(found.high)}" if found else "–"
-    return (config.env.id, config.algo.name.upper(), str(len(rows)) + ("" if len(rows) >= wanted(config) else f" of {wanted(config)}"), number(float(iqm(scores))), between, number(min(scores)),
-            published(config.algo.name, config.env.id, name), f"{rows[0]['total_steps']:,}", min(r.get("level", "?") for r in rows), f"`rlstudio run {name} --seed 1`")
+    return (config.env.id, config.algo.name.upper(), str(len(rows)) + ("" if len(rows) >= wanted(name, config) else f" of {wanted(name, config)}"), number(float(iqm(scores))), between, number(min(scores)),
+            published(config.algo.name, config.env.id, name), f"{rows[0]['total_steps']:,}", min(r.get("level", "?") for r in rows), ", ".join(sorted({r.get("engine", "tape") for r in rows})), f"`{' '.join(['rlstudio run', name, *overrides(name)])} --seed 1`")
 
 
 def tables() -> dict[str, list[tuple[str, ...]]]:
