@@ -41,6 +41,11 @@ ARMS: dict[str, dict[str, list[str]]] = {
         "linear": ["algo.learning_rate_schedule=linear"],
         "linear+4": ["algo.learning_rate_schedule=linear", "algo.n_step=4"],
         "linear+longer": ["algo.learning_rate_schedule=linear", "train.total_steps=200000"],
+        "linear+memory": ["algo.learning_rate_schedule=linear", "algo.buffer_size=50000"],
+        "linear+quantiles": ["algo.learning_rate_schedule=linear", "algo.quantiles=32"],
+        "linear+often": ["algo.learning_rate_schedule=linear", "algo.train_every=8"],
+        "linear+longer+memory": ["algo.learning_rate_schedule=linear", "train.total_steps=200000", "algo.buffer_size=50000"],
+        "linear+longer+quantiles+memory": ["algo.learning_rate_schedule=linear", "train.total_steps=200000", "algo.buffer_size=50000", "algo.quantiles=32"],
     },
 }
 IGNORED = ("train.seed", "eval.every", "checkpoint.every")   # change no result
