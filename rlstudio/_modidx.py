@@ -493,6 +493,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rlstudio.core.registry.imported': ('core.registry.html#imported', 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.installed_claims': ( 'core.registry.html#installed_claims',
                                                                                      'rlstudio/core/registry.py'),
+                                        'rlstudio.core.registry.keep_for_good': ( 'core.registry.html#keep_for_good',
+                                                                                  'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.load': ('core.registry.html#load', 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.or_yours': ('core.registry.html#or_yours', 'rlstudio/core/registry.py'),
                                         'rlstudio.core.registry.owner': ('core.registry.html#owner', 'rlstudio/core/registry.py'),

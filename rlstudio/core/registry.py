@@ -22,9 +22,10 @@ __all__ = ['T', 'Claims', 'API_GROUP', 'registries', 'algos', 'envs', 'nets', 's
            'api_of', 'api_fault', 'check_api', 'warn', 'goes_with', 'Successor', 'Registry', 'owner',
            'check_registered', 'check_free', 'check_plugin', 'allow', 'allowed', 'broken_at', 'import_one',
            'import_own', 'import_flags', 'imported', 'deprecated', 'renamed_arguments', 'renamed', 'with_hints',
-           'collector_rests']
+           'collector_rests', 'keep_for_good']
 
 # %% ../../nbs/05_core.registry.ipynb #8541f591
+import atexit
 import gc
 import os
 import re
@@ -750,3 +751,9 @@ def collector_rests() -> Iterator[None]:
     try: yield
     finally:
         if on: gc.enable()
+
+# %% ../../nbs/05_core.registry.ipynb #c2678374
+def keep_for_good() -> None:
+    "What is there stays until this process ends, and nobody looks through it for garbage. For a process of ours, never for somebody's notebook"
+    gc.freeze()
+    atexit.register(gc.freeze)

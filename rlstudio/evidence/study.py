@@ -54,7 +54,7 @@ import torch
 from ..core.arithmetic import odd_settings
 from ..core.files import FileError, Needed, is_regular, json_value, open_plain, own_folder, printable, put_file, read_file, read_json
 from ..core.options import Config, ConfigError, as_text, diff, plain, to_dict
-from ..core.registry import Registry, imported, suggest
+from ..core.registry import Registry, imported, keep_for_good, suggest
 from .audit import python_apart
 from .stats import in_digits, range_text, score_facts
 from ..runs.config import Overrides, any_config, as_overrides, config_file, load_config, load_settings, open_workspace, packaged_configs, short_name, to_yaml, with_overrides, with_section
@@ -602,6 +602,7 @@ def speak_into(
 def work_on_cells() -> None:
     "What a worker process does: a stack of cells, and an end like SIGTERM when its driver is gone"
     folder, stack, name, *modules = sys.argv[1:]
+    keep_for_good()
     line, names, before = socket.socket(fileno=os.dup(0)), SimpleQueue[str](), odd_settings()
     os.dup2(nothing := os.open(os.devnull, os.O_RDONLY), 0)   # the line is ours: a child of ours must not read from it
     os.close(nothing)
@@ -614,6 +615,7 @@ def work_on_cells() -> None:
         code = end_of_cell(folder, name, modules)
         if code or not left or odd_settings() != before: sys.exit(code)
         gc.collect()
+        gc.freeze()   # what is left now stays
         line.send(b'+')
         name = names.get()
         speak_into(cell_log(folder, name))

@@ -632,10 +632,12 @@ def at_work(
     Returns:
         to say something, and to print the object
     """
-    from rlstudio.core.registry import collector_rests
+    from rlstudio.core.registry import collector_rests, keep_for_good
+    fresh = 'rlstudio.runs.run' not in sys.modules   # a process of ours, not somebody's notebook
     with answering(as_json, quiet) as (say, emit):
         if first: say(first)
         with importing(emit), collector_rests(): import_module('rlstudio.runs.run')   # torch and gymnasium come with it
+        if fresh: keep_for_good()
         let_in(modules)
         yield say, emit
 
