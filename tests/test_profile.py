@@ -172,6 +172,16 @@ def test_every_peer_has_a_worker_and_an_environment(monkeypatch: pytest.MonkeyPa
     for name, packages in (*((name.split("-")[0], p) for name, p in peers["PACKAGES"].items()), *(value[:2] for value in pages["PEERS"].values())): assert homes.setdefault(name, packages) == packages, name
 
 
+def test_the_way_to_a_solved_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    "benchmarks/peers/solve.py: what fell short of the goal has no time, cold runs are told apart, ratios are those within a round"
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    solve = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/peers/solve.py"))
+    def row(library: str, round_: int, seconds: float, score: float = 500.) -> dict[str, Any]:
+        return dict(session="s", library=library, round=round_, cold=round_ == 0, seconds=seconds, score=score) | (dict(whole=seconds + 1) if library.startswith("rlstudio") else {})
+    rows = [row("sb3", 0, 30.), row("sb3", 1, 20.), row("sb3", 2, 1., 474.), row("sb3", 3, 24.), *(row("rlstudio-compiled", k, s) for k, s in enumerate((15., 2., 1., 3.))), row("sbx", 1, 9., 20.)]
+    assert solve["summary"](rows) == [["rlstudio-compiled", "3 of 3", 2., 1., 3., 1., 3., 15.], ["sb3", "2 of 3", 22., 20., 24., 9., "–", 30.]]
+
+
 def test_the_peers_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "benchmarks/peers: ratios are those within a round; what is stored is not made again; a peer that fails is left out, and the others go on"
     monkeypatch.setattr(sys, "path", list(sys.path))   # the script adds a folder

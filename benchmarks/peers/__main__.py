@@ -19,6 +19,8 @@
 | ppo-pixels | ALE/Pong-v5 as 84 × 84 × 4, 8 environments × 128 steps, 4 minibatches, 4 epochs, the Nature network | env steps per second |
 | dqn-pixels | the same frames, one environment, one update per 4 env steps, batch 32 | env steps per second |
 
+How long it takes from nothing to a solved CartPole is told by solve.py.
+
 Observations and rewards are not normalised. The clock sees the training loop alone: start-up and evaluation are outside, compilation is told apart, and of SAC and DQN only what comes after the first steps counts, in which a memory is
 filled. Every run is bound to the same cores and calculates with as many threads. In each round another library comes first. Equal work shows in equal settings, and in the returns.
 
@@ -38,9 +40,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # the other scripts
+sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (1, 0)]   # the other scripts
 
 from common import RESULTS, RLSTUDIO, ROOT, RunFailed, append, history, make_venv, one_thread, record, table  # noqa: E402
+from solve import sentence  # noqa: E402
 
 ROWS, PICTURE, PAGE = RESULTS / "peer_runs.jsonl", ROOT / "docs" / "images" / "peers.svg", ROOT / "docs" / "pages" / "howto" / "fast.md"
 BEGIN, END = "<!-- peers: written by benchmarks/peers --page -->\n", "<!-- end of peers -->\n"
@@ -247,6 +250,7 @@ def page(text: str, stored: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
     note = f"Medians of {min(rounds)} to {max(rounds)} rounds in turns ({'; '.join(where)}; [raw numbers](../../../benchmarks/results/peer_runs.jsonl), by [benchmarks/peers](../../../benchmarks/peers/__main__.py)). In brackets: how many times as fast RLStudio is at its best, within rounds. `8 × 128` are environments and steps of a rollout, `4 × 4` epochs and minibatches."
     if others: note += f" In the other classic worlds it is {min(others):.2g} to {max(others):.2g} × as fast as Stable-Baselines3."
     if "cleanrl-envpool" in met: note += " One file on EnvPool: PPO in CleanRL's manner, with torch, whose worlds EnvPool steps."
+    if solved := sentence(): note += f" {solved}"
     before, rest = text.split(BEGIN)
     return before + BEGIN + "\n" + "\n".join(table_) + "\n\n" + note + "\n" + END + rest.split(END)[1]
 
