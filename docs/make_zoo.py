@@ -46,7 +46,8 @@ def row(name: str, path: Path, config: Any, rows: list[dict[str, Any]]) -> tuple
     try: found = interval(scores) if len(scores) >= FEW else None
     except StatsError: found = None
     between = f"{number(found.low)} … {number(found.high)}" if found else "–"
-    return (config.env.id, config.algo.name.upper(), str(len(rows)) + ("" if len(rows) >= wanted(name, config) else f" of {wanted(name, config)}"), number(float(iqm(scores))), between, number(min(scores)),
+    world = config.env.id + (", continuous" if config.env.kwargs.get("continuous") else "")
+    return (world, config.algo.name.upper(), str(len(rows)) + ("" if len(rows) >= wanted(name, config) else f" of {wanted(name, config)}"), number(float(iqm(scores))), between, number(min(scores)),
             published(config.algo.name, config.env.id, name), f"{rows[0]['total_steps']:,}", min(r.get("level", "?") for r in rows), ", ".join(sorted({r.get("engine", "tape") for r in rows})), f"`{' '.join(['rlstudio run', name, *overrides(name)])} --seed 1`")
 
 
