@@ -110,6 +110,7 @@ class Classic(VectorEnv):
     rule: Any = None   # (state…, action…, option…) → `Next`; of numbers, or of arrays (N,)
     sight: Any = None  # (state…) → what is seen; None: the state itself
     option: tuple[float, ...] = ()   # numbers that the rule takes last
+    numbers = True     # is a single copy stepped with numbers, which are faster than arrays of one?
 
     def __init__(
         self,
@@ -151,7 +152,9 @@ class Classic(VectorEnv):
             state, action → Next: (k, N), (N, …)
         """
         acts = action.astype(np.float64)
-        after, reward, terminated = self.rule(*state, *(acts[None] if acts.ndim == 1 else acts.T), *self.option)
+        given = [*state, *(acts[None] if acts.ndim == 1 else acts.T)]
+        if self.numbers and len(action) == 1: given = [x[0] for x in given]
+        after, reward, terminated = self.rule(*given, *self.option)
         return in_rows(after, state), reward, terminated
 
     def observe(self, state: np.ndarray) -> np.ndarray:  # (k, M) → (d, M)

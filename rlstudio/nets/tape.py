@@ -15,8 +15,8 @@ Values and gradients equal autograd's to rounding. `torch.no_grad` is respected.
 
 # %% auto #0
 __all__ = ['Pull', 'TORCH_FUNCTIONS', 'SPENT', 'TapeError', 'GradientSink', 'unbroadcast', 'on_tape', 'node', 'parameter_var',
-           'array_of', 'operand', 'unary', 'binary', 'comparison', 'plain_array', 'still', 'over_rows', 'Var',
-           'is_default', 'tape_of', 'Spent', 'Tape']
+           'array_of', 'operand', 'unary', 'binary', 'comparison', 'plain_array', 'still', 'average', 'over_rows',
+           'Var', 'is_default', 'tape_of', 'Spent', 'Tape']
 
 # %% ../../nbs/20_nets.tape.ipynb #5b8d81d7
 from collections.abc import Callable, Iterable, Iterator
@@ -311,6 +311,19 @@ def still(
         its values without a gradient: an array; on a GPU a tensor, so that nobody waits for it
     """
     return x.detach() if isinstance(x, torch.Tensor) and x.is_cuda else plain_array(x)
+
+def average(
+    x: Any,   # array, tensor, or a variable
+) -> Any:     # one number, of its kind
+    """`x.mean()`, which takes three times as long for a small array
+
+    Args:
+        x: array, tensor, or a variable
+
+    Returns:
+        one number, of its kind
+    """
+    return np.add.reduce(x, None) / x.size if isinstance(x, np.ndarray) else x.mean()
 
 # %% ../../nbs/20_nets.tape.ipynb #5312e224
 def _pow(self: 'Var', exponent: Any) -> 'Var':   # a number: x ** exponent
