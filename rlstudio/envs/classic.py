@@ -48,9 +48,9 @@ def in_rows(
     Returns:
         one row for each part, (len(parts), N) float64
     """
-    rows = np.empty((len(parts), like.shape[1]))
-    for row, x in zip(rows, parts): row[...] = x
-    return rows
+    shape = len(parts), like.shape[1]
+    try: return np.array(parts, float).reshape(shape)
+    except ValueError: return np.array([np.broadcast_to(x, shape[1:]) for x in parts], float)   # numbers among them
 
 # %% ../../nbs/16_envs.classic.ipynb #49cbe9aa
 def gymnasium_generator(

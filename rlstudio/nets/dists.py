@@ -125,7 +125,7 @@ def pick(
         x[..., index], (*lead,)
     """
     if isinstance(x, torch.Tensor): return x.gather(-1, index[..., None]).squeeze(-1)
-    if isinstance(x, Var): return pick_rows(x, index)
+    if isinstance(x, Var) or x.ndim == 2: return pick_rows(x, index)
     rows = x.reshape(-1, x.shape[-1])
     return rows[np.arange(len(rows)), index.reshape(-1)].reshape(index.shape)
 
