@@ -3584,6 +3584,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'rlstudio.nets.tape.GradientSink.add': ('nets.tape.html#gradientsink.add', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.GradientSink.add_product': ( 'nets.tape.html#gradientsink.add_product',
                                                                                      'rlstudio/nets/tape.py'),
+                                    'rlstudio.nets.tape.GradientSink.add_sum': ( 'nets.tape.html#gradientsink.add_sum',
+                                                                                 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.GradientSink.fill': ('nets.tape.html#gradientsink.fill', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.GradientSink.wants': ('nets.tape.html#gradientsink.wants', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.Spent': ('nets.tape.html#spent', 'rlstudio/nets/tape.py'),

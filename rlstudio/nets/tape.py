@@ -101,6 +101,23 @@ class GradientSink:
             np.dot(a, b, out=at)
             self.written.add(key)
 
+    def add_sum(self,
+        parameter: torch.Tensor,   # on the CPU, (n,)
+        rows: np.ndarray,          # (B, n)
+    ) -> None:
+        """Take the gradient Σ rows, likewise
+
+        Args:
+            parameter: on the CPU, (n,)
+            rows: (B, n)
+        """
+        key = id(parameter)
+        if (at := self.places.get(key)) is None: return
+        if key in self.written or rows.dtype != at.dtype: self.add(parameter, np.add.reduce(rows, 0))
+        else:
+            np.add.reduce(rows, 0, None, at)
+            self.written.add(key)
+
     def fill(self) -> None:
         "Zero where nothing arrived"
         for key, at in self.places.items():
