@@ -288,4 +288,4 @@ class PPO(OnPolicy):
         """
         rows, parts = len(data), self.config.num_minibatches
         order = self.streams['minibatch'].permutation(rows)[:rows - rows % parts]
-        return data[order].split(parts)
+        return data.map(lambda x: x.take(order, 0)).split(parts)   # twice as fast as data[order]

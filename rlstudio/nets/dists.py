@@ -174,8 +174,13 @@ def inverse_cdf(
     Returns:
         the index whose interval holds u, (*lead,) int64
     """
-    c = p.cumsum(-1)
-    return (u * c[..., -1:] >= c[..., :-1]).sum(-1)
+    if not isinstance(p, np.ndarray) or p.shape[-1] >= 8:
+        c = p.cumsum(-1)
+        return (u * c[..., -1:] >= c[..., :-1]).sum(-1)
+    *below, total = accumulate(p[..., i] for i in range(p.shape[-1]))   # short rows column by column: the same order, half the time
+    at, index = u[..., 0] * total, np.zeros(p.shape[:-1], np.int64)
+    for edge in below: index += at >= edge
+    return index
 
 # %% ../../nbs/21_nets.dists.ipynb #3b8644d8
 class ActionDist(Protocol):
