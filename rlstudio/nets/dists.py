@@ -178,7 +178,7 @@ def inverse_cdf(
         c = p.cumsum(-1)
         return (u * c[..., -1:] >= c[..., :-1]).sum(-1)
     *below, total = accumulate(p[..., i] for i in range(p.shape[-1]))   # short rows column by column: the same order, half the time
-    at, index = u[..., 0] * total, np.zeros(p.shape[:-1], np.int64)
+    at, index = (u * total[..., None])[..., 0], np.zeros(p.shape[:-1], np.int64)
     for edge in below: index += at >= edge
     return index
 

@@ -177,7 +177,7 @@ def affine(
     y = x.dot(W)
     y += b
     def pull(G: np.ndarray, sink: GradientSink, inputs: bool = True) -> np.ndarray | None:   # G: (B, out); inputs: is ∂L/∂x wanted?
-        held = layer._parameters   # faster than layer.weight
+        held: Any = layer._parameters   # faster than layer.weight
         sink.add_product(held['weight'], G.T, x)
         sink.add_sum(held['bias'], G)
         return G.dot(W.T) if inputs else None

@@ -115,7 +115,7 @@ class GradientSink:
         if (at := self.places.get(key)) is None: return
         if key in self.written or rows.dtype != at.dtype: self.add(parameter, np.add.reduce(rows, 0))
         else:
-            np.add.reduce(rows, 0, None, at)
+            np.add.reduce(rows, 0, out=at)
             self.written.add(key)
 
     def fill(self) -> None:
@@ -252,6 +252,7 @@ def unary(
     def method(self: 'Var') -> 'Var':
         x = self.value
         y = f(x)
+        if not self.needs: return Var(y, self.tape)   # nobody to go back to
         return node(y, lambda G, _: self.receive(G * slope(x, y)), self)
     return method
 
@@ -370,6 +371,7 @@ def _mean(self: 'Var', dim: Any = None, keepdim: bool = False) -> 'Var':   # dim
     if dim is not None:
         total = _sum(self, dim, keepdim)
         return total * (total.value.size / x.size)
+    if not self.needs: return Var(average(x), self.tape)
     n = x.size
     def pull(G: Any, _: GradientSink) -> None: self.receive(np.full(x.shape, G / n, x.dtype))   # G: one number
     return node(np.add.reduce(x, None) / n, pull, self)
