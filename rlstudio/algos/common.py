@@ -332,6 +332,7 @@ def prepared(
     tape = None if engine == 'autograd' else Tape()
     seen = batch.to(learner.device) if tape is None else batch.map(tape.variable)
     with torch.no_grad(): aims = learner.targets(batch if tape is not None and learner.takes_arrays else seen)
+    if not aims: return seen
     if tape is not None: aims = {name: tape.variable(plain_array(x)) for name, x in aims.items()}
     return seen.replace(**aims)
 

@@ -21,6 +21,7 @@ __all__ = ['Rows', 'updates_due', 'between', 'random_actions', 'OffPolicyConfig'
 
 # %% ../../nbs/54_algos.off_policy.ipynb #42c68e08
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -377,7 +378,7 @@ def forget_beyond(
     Args:
         batch: of `sample`; changed in place
     """
-    over = np.flatnonzero(batch.discount == 0)
+    over = (batch.discount == 0).nonzero()[0]
     if len(over): put(batch.next_obs, over, batch.obs[over])
 
 # %% ../../nbs/54_algos.off_policy.ipynb #5a1ed602
@@ -409,6 +410,7 @@ class OffPolicy(Learner):
     config: OffPolicyConfig
     updates = 0         # gradient updates so far
     error: Any = None   # TD error of each row, (B,); `losses` sets it, a prioritised memory reads it
+    drawn: Iterator[Batch] = iter(())   # rows for the updates that are due
     gather: Any = None  # (stepper) → did it fill the buffer, in the place of `data.rollout.collect`? An engine may set it
 
     def __init__(self,
@@ -507,7 +509,10 @@ class OffPolicy(Learner):
             part.adam.lr = anneal(part.learning_rate, c.learning_rate_schedule, self.progress)
         if isinstance(sampler := self.replay.sampler, Prioritized):
             sampler.beta = c.priority_beta + (1 - c.priority_beta) * self.progress
-        return mean_of([self.learn() for _ in range(due)])
+        self.drawn = self.replay.samples(due, c.batch_size, self.streams['replay'])
+        metrics = mean_of([self.learn() for _ in range(due)])
+        self.drawn = iter(())
+        return metrics
 
     def learn(self) -> dict[str, float]:   # metrics
         """One update: a step for each loss, on rows of the memory
@@ -516,7 +521,8 @@ class OffPolicy(Learner):
             metrics
         """
         self.updates += 1
-        batch, scale = self.replay.sample(self.config.batch_size, self.streams['replay']), self.module.reward_scale
+        batch, scale = next(self.drawn, None), self.module.reward_scale
+        if batch is None: batch = self.replay.sample(self.config.batch_size, self.streams['replay'])
         if scale is not None: batch = batch.replace(reward=scale.array(batch.reward))
         forget_beyond(batch)
         metrics = self.descend(batch)

@@ -39,6 +39,7 @@ from ..nets.dists import Array
 from ..nets.memory import RecurrentActorCritic
 from ..nets.modules import ActorCritic, RLModule, SDEActorCritic
 from ..nets.normalize import RewardScale
+from ..nets.tape import average
 
 # %% ../../nbs/51_algos.on_policy.ipynb #508d2f92
 def sequence_problems(
@@ -212,8 +213,8 @@ def normalize_advantage(
     Returns:
         mean 0, standard deviation 1, (B,)
     """
-    centred = advantage - advantage.mean()
-    return centred / ((centred * centred).mean() ** .5 + eps)
+    centred = advantage - average(advantage)
+    return centred / (average(centred * centred) ** .5 + eps)
 
 # %% ../../nbs/51_algos.on_policy.ipynb #2b953b11
 def explained_variance(

@@ -265,7 +265,9 @@ class Batch:
         Returns:
             the results under the same names
         """
-        return type(self)(**{k: x.map(f) if isinstance(x, Batch) else f(x) for k, x in vars(self).items()})
+        out = object.__new__(type(self))   # the names are known to be good
+        vars(out).update({k: x.map(f) if isinstance(x, Batch) else f(x) for k, x in vars(self).items()})
+        return out
 
     def replace(self,
         **fields: Any,  # arrays to add, or to put in the place of others

@@ -65,7 +65,7 @@ def check_finite(
         step: env steps so far, for the message
     """
     if isinstance(x, float) and -1e150 < x < 1e150: return
-    if hasattr(x, 'detach'):
+    if not isinstance(x, np.ndarray) and hasattr(x, 'detach'):
         if not x.is_floating_point() or isfinite(x.detach().sum()): return
         x = x.detach().double().cpu().numpy()
     x = np.asarray(x)

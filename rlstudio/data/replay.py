@@ -22,7 +22,7 @@ __all__ = ['FIELDS', 'check_whole', 'check_settings', 'check_field', 'check_obse
            'check_replay_state', 'ReplayBuffer']
 
 # %% ../../nbs/33_data.replay.ipynb #63d34ccd
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -928,6 +928,18 @@ class ReplayBuffer:
         if change := self.relabel:
             change.change(batch, self.sampler.subset(round(change.ratio * n), n, rng), rng)
         return batch
+
+    def samples(self, num: int, n: int, rng: np.random.Generator) -> Iterator[Batch]:  # how many batches; as for `sample`
+        """`num` times `sample`: at once, up to eight, where nobody can tell the difference, since that takes half the time
+
+        Args:
+            num, n, rng → Iterator[Batch]: how many batches; as for `sample`
+        """
+        alike = type(self.sampler) is Uniform and not (self.relabel or self.memory.gaps or self.memory.arrays.frames is not None)
+        for first in range(0, num, at_once := 8 if alike else 1):
+            k = min(at_once, num - first)
+            if k == 1: yield self.sample(n, rng)
+            else: yield from self.sample(k * n, rng).split(k)
 
     def gather(self, index: np.ndarray) -> Batch:  # (n,) integers, as `index` of a sample
         """Chosen transitions as they happened: as `sample`, without `weight`

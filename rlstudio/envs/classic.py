@@ -48,9 +48,9 @@ def in_rows(
     Returns:
         one row for each part, (len(parts), N) float64
     """
-    rows = np.empty((len(parts), like.shape[1]))
-    for row, x in zip(rows, parts): row[...] = x
-    return rows
+    shape = len(parts), like.shape[1]
+    try: return np.array(parts, float).reshape(shape)
+    except ValueError: return np.array([np.broadcast_to(x, shape[1:]) for x in parts], float)   # numbers among them
 
 # %% ../../nbs/16_envs.classic.ipynb #49cbe9aa
 def gymnasium_generator(
@@ -110,6 +110,7 @@ class Classic(VectorEnv):
     rule: Any = None   # (state…, action…, option…) → `Next`; of numbers, or of arrays (N,)
     sight: Any = None  # (state…) → what is seen; None: the state itself
     option: tuple[float, ...] = ()   # numbers that the rule takes last
+    numbers = True     # is a single copy stepped with numbers, which are faster than arrays of one?
 
     def __init__(
         self,
@@ -151,7 +152,9 @@ class Classic(VectorEnv):
             state, action → Next: (k, N), (N, …)
         """
         acts = action.astype(np.float64)
-        after, reward, terminated = self.rule(*state, *(acts[None] if acts.ndim == 1 else acts.T), *self.option)
+        given = [*state, *(acts[None] if acts.ndim == 1 else acts.T)]
+        if self.numbers and len(action) == 1: given = [x[0] for x in given]
+        after, reward, terminated = self.rule(*given, *self.option)
         return in_rows(after, state), reward, terminated
 
     def observe(self, state: np.ndarray) -> np.ndarray:  # (k, M) → (d, M)

@@ -85,6 +85,7 @@ class ScalarWorld(Classic):
     start: ClassVar[Callable[..., Any]]               # a generator → the first state
     draw: ClassVar[Callable[..., Any] | None] = None  # state → a picture
     settings: ClassVar[MappingProxyType[str, float]]  # last numbers of the rule, by name, and what they are unless a config says otherwise
+    numbers = False   # a power of a number may have other last bits than that of an array
 
     def __init__(
         self,

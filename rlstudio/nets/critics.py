@@ -124,9 +124,10 @@ class PolicyActions:
         self.spec: Any = spec
         self.squash = squash
         self.parts = [PolicyActions(leaf, squash) for leaf in leaves(spec)] if isinstance(spec, TreeSpec) else []
-        self.scaled = np.zeros(0, bool)   # which components?, (n,)
+        self.scaled, self.plain = np.zeros(0, bool), True   # which components?, (n,); none?
         if not (isinstance(spec, ArraySpec) and spec.kind == 'box'): return
         self.scaled = scaled_components(spec, squash)
+        self.plain = not self.scaled.any()
         c, h = middle_and_half(spec)
         self.centre, self.half = np.where(self.scaled, c, 0), np.where(self.scaled, h, 1)
 
@@ -142,7 +143,7 @@ class PolicyActions:
             as a vector env takes it
         """
         if isinstance(self.spec, TreeSpec): return self.joined(action)
-        if not self.scaled.any(): return to_env(self.spec, action)
+        if self.plain: return to_env(self.spec, action)
         u = action.reshape(len(action), -1)
         unit = np.tanh(u) if self.squash == 'tanh' else u.clip(-1, 1)
         world = self.centre + self.half * np.where(self.scaled, unit, u)

@@ -125,7 +125,7 @@ def pick(
         x[..., index], (*lead,)
     """
     if isinstance(x, torch.Tensor): return x.gather(-1, index[..., None]).squeeze(-1)
-    if isinstance(x, Var): return pick_rows(x, index)
+    if isinstance(x, Var) or x.ndim == 2: return pick_rows(x, index)
     rows = x.reshape(-1, x.shape[-1])
     return rows[np.arange(len(rows)), index.reshape(-1)].reshape(index.shape)
 
@@ -174,8 +174,13 @@ def inverse_cdf(
     Returns:
         the index whose interval holds u, (*lead,) int64
     """
-    c = p.cumsum(-1)
-    return (u * c[..., -1:] >= c[..., :-1]).sum(-1)
+    if not isinstance(p, np.ndarray) or p.shape[-1] >= 8:
+        c = p.cumsum(-1)
+        return (u * c[..., -1:] >= c[..., :-1]).sum(-1)
+    *below, total = accumulate(p[..., i] for i in range(p.shape[-1]))   # short rows column by column: the same order, half the time
+    at, index = (u * total[..., None])[..., 0], np.zeros(p.shape[:-1], np.int64)
+    for edge in below: index += at >= edge
+    return index
 
 # %% ../../nbs/21_nets.dists.ipynb #3b8644d8
 class ActionDist(Protocol):
