@@ -19,7 +19,7 @@ from common import RESULTS, ROOT, append, history, numbers, record, table
 OUT = RESULTS / "tuning.jsonl"
 BASE = {  # over the packaged config, which has the settings that the study found
     "lunarlander": ["train.total_steps=150000", "algo.buffer_size=150000", "algo.batch_size=64", "algo.epsilon_end=0.1", "algo.quantiles=1", "net.hidden=[128, 128]"],
-    "mountaincar": [],
+    "mountaincar": ["algo.learning_rate_schedule=constant", "algo.n_step=1"],
 }
 EIGHT = ["env.num_envs=8", "algo.train_every=1", "algo.num_steps=125"]   # the same updates per step, collected from eight worlds at a time
 LONGER = ["train.total_steps=250000", "algo.buffer_size=250000"]
