@@ -65,16 +65,17 @@ def row_of(folder: Path) -> dict[str, Any] | None:
     from rlstudio.runs.yaml import read_yaml
     if not (folder / "result.json").exists(): return None
     config, *_ = load_config(folder / "config.yaml")
-    manifest, last = (json.loads(read_file(folder / name)) for name in ("manifest.json", "evaluations.json"))
+    manifest, evaluations = (json.loads(read_file(folder / name)) for name in ("manifest.json", "evaluations.json"))
+    last = max(evaluations, key=lambda e: (e["env_steps"], len(e["returns"])))   # those during training have fewer episodes, the last one too
     world = config.env.id.split("-")[0].lower()
     usual, mine = (flat(read_yaml(to_yaml(c)).values) for c in (load_config(f"dqn/{world}", BASE[world])[0], config))
     changes = {k: v for k, v in mine.items() if v != usual.get(k) and k not in IGNORED}
-    returns, lengths, limit = last[-1]["returns"], last[-1]["lengths"], BAD[config.env.id]
+    returns, lengths, limit = last["returns"], last["lengths"], BAD[config.env.id]
     longest = 1000 if world == "lunarlander" else 200
     failed = [n for r, n in zip(returns, lengths) if r < limit]
     ended = [r for r, n in zip(returns, lengths) if r >= limit and n < longest]
     return dict(world=world, changes=changes, seed=config.train.seed, engine=manifest["engine"],
-                total_steps=last[-1]["env_steps"], mean=round(last[-1]["mean"], 2), std=round(last[-1]["std"], 2), worst_episode=round(min(returns), 1), episodes=len(returns),
+                total_steps=last["env_steps"], mean=round(last["mean"], 2), std=round(last["std"], 2), worst_episode=round(min(returns), 1), episodes=len(returns),
                 crashed=sum(n < longest for n in failed) if world == "lunarlander" else 0, timeouts=sum(n >= longest for n in lengths), landed=round(statistics.fmean(ended), 1) if ended else None)
 
 
@@ -82,8 +83,8 @@ def collect(folders: list[Path]) -> int:
     "Store what is new in some studies: how many rows"
     known = {json.dumps([r["world"], r["changes"], r["seed"], r["engine"]], sort_keys=True) for r in history(OUT)}
     found = [r for folder in folders for f in sorted(folder.iterdir()) if (f / "config.yaml").exists() and (r := row_of(f))]
-    new = [r for r in found if json.dumps([r["world"], r["changes"], r["seed"], r["engine"]], sort_keys=True) not in known]
-    for row in new: append(OUT, record(**row))
+    new = {key: r for r in found if (key := json.dumps([r["world"], r["changes"], r["seed"], r["engine"]], sort_keys=True)) not in known}   # once, if it is in two studies
+    for row in new.values(): append(OUT, record(**row))
     return len(new)
 
 
