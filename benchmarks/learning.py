@@ -24,9 +24,9 @@ def results_path(config: Path) -> Path:
     return (RESULTS / name).with_suffix(".jsonl")
 
 
-def workspace(folder: str, engine: str) -> Path:
-    "A folder whose settings ask for this engine"
-    (Path(folder) / "settings.ini").write_text(f"[DEFAULT]\nengine = {engine}\n")
+def workspace(folder: str, engine: str, device: str = "cpu") -> Path:
+    "A folder whose settings ask for this engine and device"
+    (Path(folder) / "settings.ini").write_text(f"[DEFAULT]\nengine = {engine}\ndevice = {device}\n")
     return Path(folder)
 
 

@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so long")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--engine", default="auto", help="as in settings.ini (default: auto)")
+    parser.add_argument("--device", default="cpu", help="as in settings.ini; for the engine graphs: cuda (default: cpu)")
     parser.add_argument("--configs", action="store_true", help="write benchmarks/results/configs.json anew")
     options = parser.parse_args()
     if options.configs: return find_wordings()
@@ -108,7 +109,7 @@ def main() -> None:
     if not options.run: return
     def one(name: str, path: Path, seed: int) -> None:
         if time.monotonic() > end: return
-        try: measure(path, seed, overrides(name), workspace(runs, options.engine), options.jobs, True)
+        try: measure(path, seed, overrides(name), workspace(runs, options.engine, options.device), options.jobs, True)
         except RunFailed as e: print(e, flush=True)   # such as a world that is not installed
     with tempfile.TemporaryDirectory() as runs, ThreadPoolExecutor(options.jobs) as pool:
         for f in [pool.submit(one, name, path, s) for name, path, _, lacks in todo for s in lacks]: f.result()

@@ -31,6 +31,7 @@ from ..core.spec import ArraySpec, Spec
 from ..nets.critics import lowest, td_loss
 from ..nets.dists import Array, library, like
 from ..nets.modules import DeterministicModule, RLModule
+from ..nets.tape import average, still
 
 # %% ../../nbs/57_algos.td3.ipynb #4ac71640
 def policy_loss(
@@ -146,8 +147,8 @@ class TD3(OffPolicy):
         "(B, …), as `Learner`; the actor's only when it is its turn"
         c, m, x = self.config, self.module, self.module.normed(b.obs)
         q = m.critics(x, m.units.to_unit(b.action))
-        loss, self.error = td_loss(q, b.target, b.weight), (q.detach() - b.target).abs().mean(0)
-        yield 'critics', loss, {'loss/critic': loss, 'value/q_mean': q[0].mean()}
+        loss, self.error = td_loss(q, b.target, b.weight), abs(still(q) - still(b.target)).mean(0)
+        yield 'critics', loss, {'loss/critic': loss, 'value/q_mean': average(still(q)[0])}
         if self.updates % c.policy_delay: return
         loss = policy_loss(m.critics(x, m.policy(x), 1))
         yield 'actor', loss, {'loss/actor': loss}

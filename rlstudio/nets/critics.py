@@ -13,7 +13,7 @@ All of them take arrays, tensors and variables of a tape, with the same numbers 
 
 # %% auto #0
 __all__ = ['NO_BOUND', 'middle_and_half', 'UnitActions', 'scaled_components', 'PolicyActions', 'side_by_side', 'columns_as_rows',
-           'TwinCritics', 'lowest', 'td_loss', 'expected_q', 'dueling_q', 'QNetwork']
+           'TwinCritics', 'lowest', 'td_loss', 'td_node', 'expected_q', 'dueling_q', 'QNetwork']
 
 # %% ../../nbs/26_nets.critics.ipynb #2f39979f
 import math
@@ -28,6 +28,7 @@ from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, flatten, leaves, p
 from .dists import Array, like
 from .encoders import make_encoder
 from .layers import MLP, at_hand
+from .tape import Var, node, plain_array
 
 # %% ../../nbs/26_nets.critics.ipynb #d1b4421d
 def middle_and_half(
@@ -196,7 +197,10 @@ def columns_as_rows(
         (K, B)
     """
     if isinstance(columns[0], np.ndarray): return np.concatenate(columns, 1).T
-    return torch.stack([c.squeeze(-1) for c in columns])
+    if not isinstance(columns[0], Var): return torch.stack([c.squeeze(-1) for c in columns])
+    def pull(G: np.ndarray, _: Any) -> None:   # G: (K, B)
+        for c, g in zip(columns, G): c.receive(g[:, None])
+    return node(np.concatenate([c.value.T for c in columns]), pull, *columns)
 
 # %% ../../nbs/26_nets.critics.ipynb #2aaf1cf3
 class TwinCritics(nn.Module):
@@ -271,7 +275,28 @@ def td_loss(
     Returns:
         a number
     """
+    if isinstance(q, Var): return td_node(q, plain_array(target), plain_array(weight))
     return .5 * ((q - target).square() * weight).mean(-1).sum()
+
+def td_node(
+    q: Var,               # as in `td_loss`
+    target: np.ndarray,   # likewise
+    weight: np.ndarray,   # likewise
+) -> Var:                 # likewise
+    """`td_loss` as one node of the tape instead of six
+
+    Args:
+        q: as in `td_loss`
+        target: likewise
+        weight: likewise
+
+    Returns:
+        likewise
+    """
+    δ = q.value - target
+    share = np.float32(1 / len(target))
+    def pull(G: Any, _: Any) -> None: q.receive(.5 * G * share * weight * (2 * δ))   # G: one number
+    return node(.5 * (np.add.reduce(δ * δ * weight, -1) * share).sum(), pull, q)
 
 # %% ../../nbs/26_nets.critics.ipynb #28a8c7d5
 def expected_q(

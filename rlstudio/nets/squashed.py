@@ -13,20 +13,20 @@ the two bounds. So the normal number $u$ goes through $\tanh$, and every action 
 
 # %% auto #0
 __all__ = ['LOG_STD_BOUNDS', 'NEARLY_ONE', 'NODES', 'WEIGHTS', 'SHIFT', 'TRIALS', 'BOUNDED', 'log_one_minus_tanh2',
-           'mean_and_log_std', 'squashed_log_prob', 'SquashedGaussian', 'TanhGaussian', 'stirling', 'log_gamma',
-           'digamma', 'gamma_number', 'UnitBeta', 'within_bounds']
+           'mean_and_log_std', 'squashed_log_prob', 'SquashedGaussian', 'draw_nodes', 'TanhGaussian', 'stirling',
+           'log_gamma', 'digamma', 'gamma_number', 'UnitBeta', 'within_bounds']
 
 # %% ../../nbs/22_nets.squashed.ipynb #549c2dce
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from .dists import HALF_LOG_2PI, ActionDist, Array, DiagGaussian, Joint, library, like, log_sigmoid
-from .tape import Var, unary
+from .tape import Var, node, plain_array, unary
 
 # %% ../../nbs/22_nets.squashed.ipynb #45230a08
 def log_one_minus_tanh2(
@@ -123,6 +123,7 @@ class SquashedGaussian(ActionDist):
         Returns:
             actions (*lead, n), (*lead,)
         """
+        if isinstance(params, Var): return draw_nodes(params, plain_array(noise))
         xp, (μ, log_σ) = library(params), mean_and_log_std(params)
         u = μ + xp.exp(log_σ) * noise
         return xp.tanh(u), squashed_log_prob(noise, log_σ, u)
@@ -137,6 +138,36 @@ class SquashedGaussian(ActionDist):
         raise NotImplementedError(
             'SquashedGaussian.entropy: given parameters, expected samples: it has no closed '
             'form; use the mean of −log_prob of sample_and_log_prob')
+
+# %% ../../nbs/22_nets.squashed.ipynb #34b575a6
+def draw_nodes(
+    params: Var,         # all μ, then all log σ, (*lead, 2n)
+    noise: np.ndarray,   # (*lead, n)
+) -> tuple[Var, Var]:    # actions (*lead, n), their log-probabilities (*lead,)
+    """`sample_and_log_prob` as three nodes of the tape
+
+    Args:
+        params: all μ, then all log σ, (*lead, 2n)
+        noise: (*lead, n)
+
+    Returns:
+        actions (*lead, n), their log-probabilities (*lead,)
+    """
+    n, (μ, log_σ) = noise.shape[-1], mean_and_log_std(params.value)
+    σ, free = np.exp(log_σ), params.value[..., n:] == log_σ   # free: not held by the clip
+    u, direct = μ + σ * noise, list[np.ndarray]()
+    action = np.tanh(u)
+    def pull_u(G: np.ndarray, _: Any) -> None:   # G: (*lead, n)
+        d = G * noise * σ
+        if direct: d += direct.pop()
+        params.receive(np.concatenate([G, d * free], -1))
+    def pull_log_prob(G: Any, _: Any) -> None:   # G: (*lead,)
+        G = np.broadcast_to(G[..., None], u.shape)
+        direct.append(-G)
+        e = np.exp(-2 * np.abs(u))
+        inner.receive((2 * G * (1 / (1 + e)) * e * -2 + 2 * G) * np.sign(u))
+    inner = node(u, pull_u, params)
+    return node(action, lambda G, _: inner.receive(G * (1 - action * action)), inner), node(squashed_log_prob(noise, log_σ, u), pull_log_prob, inner)
 
 # %% ../../nbs/22_nets.squashed.ipynb #992c3353
 _nodes, _weights = np.polynomial.hermite_e.hermegauss(24)

@@ -608,9 +608,11 @@ def tape_of(
 def _cat(tensors: Iterable[Any], dim: int = 0) -> Var:
     tape = tape_of(tensors)
     parts = [operand(p, tape) for p in tensors]
-    ends = np.cumsum([p.value.shape[dim] for p in parts])[:-1]
     def pull(G: np.ndarray, _: GradientSink) -> None:   # G: all parts side by side
-        for p, g in zip(parts, np.split(G, ends, dim)): p.receive(g)
+        at, before = 0, (slice(None),) * (dim % G.ndim)
+        for p in parts:
+            p.receive(G[*before, at:at + p.value.shape[dim]])
+            at += p.value.shape[dim]
     return node(np.concatenate([p.value for p in parts], dim), pull, *parts)
 
 def _stack(tensors: Iterable[Any], dim: int = 0) -> Var:
