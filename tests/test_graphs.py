@@ -5,6 +5,7 @@ import torch
 
 from rlstudio.algos.common import EngineError
 from rlstudio.core.options import config_from_dict
+from rlstudio.fast.graphs import Graphs
 from rlstudio.nets.flat import weights_sha256
 from rlstudio.train.trainer import Trainer
 
@@ -34,6 +35,20 @@ def test_recorded_steps_lead_where_autograd_leads(algo, world, more):
             learner.descend(batch)
         ends.append(torch.cat([p.flat.vector.detach().cpu() for p in learner.parts.values()]))
     assert float((ends[0] - ends[1]).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize(("algo", "world", "more"), CASES[2:])
+def test_the_twin_acts_as_the_agent_would(algo, world, more):
+    ends = []
+    for by_twin in (False, True):
+        trainer = trainer_of(algo, world, more | dict(num_steps=48), "cpu", "autograd")
+        engine = Graphs.__new__(Graphs)   # its acting needs no GPU
+        engine.learner, engine.twin = trainer.algo, None
+        if by_twin: trainer.algo.gather = engine.gather
+        for _ in range(4): trainer.step()
+        assert trainer.algo.updates > 10 and trainer.algo.module is not getattr(engine.twin, "module", None)
+        ends.append(weights_sha256(trainer.algo.module))
+    assert ends[0] == ends[1]
 
 
 @gpu

@@ -14,9 +14,9 @@ remembers is saved from its parts, so a subclass has no code for it."""
 
 # %% auto #0
 __all__ = ['Schedule', 'Engine', 'Told', 'anneal', 'clip_gradient_', 'Part', 'differentiate', 'LossError', 'part_of',
-           'check_parts', 'number', 'loss_value', 'torch_seeded', 'learning', 'has_moods', 'register_rows', 'prepared',
-           'each_loss', 'own_error', 'try_tape', 'EngineError', 'Kit', 'fitted_out', 'choose_engine', 'check_masks',
-           'Learner']
+           'check_parts', 'number', 'loss_value', 'torch_seeded', 'learning', 'has_moods', 'register_rows',
+           'with_fresh', 'prepared', 'each_loss', 'own_error', 'try_tape', 'EngineError', 'Kit', 'fitted_out',
+           'choose_engine', 'check_masks', 'Learner']
 
 # %% ../../nbs/50_algos.common.ipynb #50fd0305
 from collections.abc import Iterator
@@ -314,11 +314,26 @@ def register_rows(
             if row[0] not in GLOSSARY: register_metric(*row)   # two algorithms may word it differently: the first one counts
 
 # %% ../../nbs/50_algos.common.ipynb #2856f5eb
+def with_fresh(
+    learner: 'Learner',   # knows what an update draws
+    batch: Batch,         # NumPy, (B, …)
+) -> Batch:               # with the fields of `fresh`
+    """A batch with the random numbers of its update
+
+    Args:
+        learner: knows what an update draws
+        batch: NumPy, (B, …)
+
+    Returns:
+        with the fields of `fresh`
+    """
+    return batch.replace(**fresh) if (fresh := learner.fresh(batch)) else batch
+
 def prepared(
     learner: 'Learner',   # knows its targets
     batch: Batch,         # NumPy, (B, …)
     engine: str,          # 'autograd', or one on the tape
-) -> Batch:               # with the fields of `targets`
+) -> Batch:               # with the fields of `fresh` and `targets`
     """A batch as the losses see it, tensors or variables, with what they aim at
 
     Args:
@@ -327,9 +342,9 @@ def prepared(
         engine: 'autograd', or one on the tape
 
     Returns:
-        with the fields of `targets`
+        with the fields of `fresh` and `targets`
     """
-    tape = None if engine == 'autograd' else Tape()
+    batch, tape = with_fresh(learner, batch), None if engine == 'autograd' else Tape()
     seen = batch.to(learner.device) if tape is None else batch.map(tape.variable)
     with torch.no_grad(): aims = learner.targets(batch if tape is not None and learner.takes_arrays else seen)
     if not aims: return seen
@@ -607,13 +622,26 @@ class Learner:
         """
         raise NotImplementedError(f'{type(self).__name__}: define build → {{name: Part}}')
 
+    def fresh(self,
+        batch: Batch,   # NumPy, (B, …)
+    ) -> dict[str, np.ndarray]:   # name → (B, …), further fields of the batch
+        """The random numbers of one update, from the learner's streams
+
+        Args:
+            batch: NumPy, (B, …)
+
+        Returns:
+            name → (B, …), further fields of the batch
+        """
+        return {}
+
     def targets(self,
-        batch: Batch,   # (B, …): arrays where the tape learns, else tensors
+        batch: Batch,   # (B, …), with the fields of `fresh`: arrays where the tape learns, else tensors
     ) -> dict[str, Any]:   # name → (B, …), further fields of the batch
         """What the losses aim at: computed once, without a gradient
 
         Args:
-            batch: (B, …): arrays where the tape learns, else tensors
+            batch: (B, …), with the fields of `fresh`: arrays where the tape learns, else tensors
 
         Returns:
             name → (B, …), further fields of the batch

@@ -28,7 +28,7 @@ from ..core.batch import Batch
 from ..core.options import Config, NetConfig, Positive, Problem
 from ..core.spec import ArraySpec, Spec
 from ..nets.critics import lowest, td_loss
-from ..nets.dists import Array, like
+from ..nets.dists import Array
 from ..nets.modules import RLModule, SDESquashedModule, SquashedModule
 from ..nets.tape import Var, average, node, still
 
@@ -179,13 +179,17 @@ class SAC(OffPolicy):
                     actor=Part(m.actor, c.actor_learning_rate or c.learning_rate),
                     temperature=Part(m.temperature, c.ent_coef_learning_rate or c.learning_rate))
 
-    def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`; also the noise of the actor's step
-        "(B, …), as `Learner`; also the noise of the actor's step"
+    def fresh(self, b: Batch) -> dict[str, np.ndarray]:   # (B, …), as `Learner`: the noise of actions here and of actions there
+        "(B, …), as `Learner`: the noise of actions here and of actions there"
+        now, later = self.module.dist.noise(self.streams['learn'], (2, len(b)))
+        return dict(noise=now, next_noise=later)
+
+    def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`
+        "(B, …), as `Learner`"
         m, x = self.module, self.module.normed(b.next_obs)
-        now, later = m.dist.noise(self.streams['learn'], (2, len(b)))
-        u, log_prob = m.dist.sample_and_log_prob(m.params(x), like(later, b.reward))
+        u, log_prob = m.dist.sample_and_log_prob(m.params(x), b.next_noise)
         next_q = lowest(self.parts['critics'].slow(x, u))
-        return dict(target=soft_target(b.reward, b.discount, next_q, log_prob, m.alpha), noise=like(now, b.reward))
+        return dict(target=soft_target(b.reward, b.discount, next_q, log_prob, m.alpha))
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`
         "(B, …), as `Learner`"

@@ -29,7 +29,7 @@ from ..core.batch import Batch
 from ..core.options import Config, Count, NetConfig, NonNegative, Positive, Problem
 from ..core.spec import ArraySpec, Spec
 from ..nets.critics import lowest, td_loss
-from ..nets.dists import Array, library, like
+from ..nets.dists import Array, library
 from ..nets.modules import DeterministicModule, RLModule
 from ..nets.tape import average, still
 
@@ -132,15 +132,17 @@ class TD3(OffPolicy):
         c, m = self.config, self.module
         return dict(critics=Part(m.critics, c.learning_rate, target=True), actor=Part(m.actor, c.learning_rate, target=True))
 
+    def fresh(self, b: Batch) -> dict[str, np.ndarray]:   # (B, …), as `Learner`: what smooths the targets
+        "(B, …), as `Learner`: what smooths the targets"
+        return dict(normals=self.module.noise(self.streams['target'], (len(b),))) if self.config.target_noise else {}
+
     def targets(self, b: Batch) -> dict[str, Any]:   # (B, …), as `Learner`
         "(B, …), as `Learner`"
-        c, m, x = self.config, self.module, self.module.normed(b.next_obs)
+        c, x = self.config, self.module.normed(b.next_obs)
         critics, actor = self.parts['critics'].slow, self.parts['actor'].slow
         z = actor(critics.encoder(x))
         u = library(z).tanh(z)
-        if c.target_noise:
-            normals = like(m.noise(self.streams['target'], (len(b),)), u)
-            u = smooth(u, normals, c.target_noise, c.target_noise_clip)
+        if c.target_noise: u = smooth(u, b.normals, c.target_noise, c.target_noise_clip)
         return dict(target=b.reward + b.discount * lowest(critics(x, u)))
 
     def losses(self, b: Any) -> Iterator[Told]:   # (B, …), as `Learner`; the actor's only when it is its turn

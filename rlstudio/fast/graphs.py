@@ -13,7 +13,7 @@ What holds: the loss is still stated once. The numbers are those of autograd on 
 
 # %% auto #0
 __all__ = ['ALIGN', 'WARM_UP', 'signature', 'Staged', 'adam_step', 'work_aside', 'record_graph', 'Recorded', 'check_decides',
-           'twin_of', 'Graphs']
+           'Twin', 'Graphs']
 
 # %% ../../nbs/94_fast.graphs.ipynb #a45cd397
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..algos.common import EngineError, each_loss, learning, part_of
+from ..algos.common import EngineError, each_loss, learning, part_of, with_fresh
+from ..algos.off_policy import OffPolicy
 from ..algos.on_policy import OnPolicy
 from ..core.batch import Batch, leaf_arrays
 from ..core.finite import check_finite
@@ -177,7 +178,9 @@ class Recorded:
             learner: on a GPU; on the CPU nothing is recorded, the work is done anew each time
             batch: NumPy, the kind of batch
         """
-        self.learner, self.staged, self.steps = learner, Staged(batch, learner.device), 0
+        before = learner.streams.state_dict()
+        self.learner, self.staged, self.steps = learner, Staged(with_fresh(learner, batch), learner.device), 0
+        learner.streams.load_state_dict(before)        # only the shapes were of interest
         self.graph: Any = None                         # the recording, of CUDA
         self.constants: dict[Any, torch.Tensor] = {}   # they live as long as the recording
         self.rates = {name: torch.tensor(part.adam.lr, device=learner.device) for name, part in learner.parts.items()}
@@ -196,7 +199,7 @@ class Recorded:
         Returns:
             (part, loss) of each step, and the metrics
         """
-        self.staged.put(batch)
+        self.staged.put(with_fresh(self.learner, batch))
         self.set_rates()
         if self.aims is None or self.draws: self.aim()
         self.steps += 1
@@ -258,20 +261,37 @@ def check_decides(
                           'which returns what they depend on besides batch and parts, () for nothing; fix: define it, or engine = autograd')
 
 # %% ../../nbs/94_fast.graphs.ipynb #9037463f
-def twin_of(
-    module: Any,   # an agent on a GPU
-) -> Any:          # its copy on the CPU
-    """A copy that has not been asked anything, so that it finds out for itself whether it can read arrays
+class Twin:
+    "The copy of an agent on the CPU, which acts in its place"
+    def __init__(self,
+        learner: Any,   # with its parts
+    ) -> None:
+        """
+        Args:
+            learner: with its parts
+        """
+        self.module = copy.deepcopy(learner.module).to('cpu')
+        self.module.takes_arrays = None   # it finds out for itself whether it can read arrays
+        names, self.pairs = {id(p): name for name, p in learner.module.named_parameters()}, list[tuple[torch.Tensor, torch.Tensor]]()
+        for part in learner.parts.values():   # the parameters of a part move in one copy
+            there = part.flat.vector.detach()
+            here = torch.zeros(there.shape, dtype=there.dtype, pin_memory=there.is_cuda)
+            for p, view in zip(part.flat.parameters(), part.flat.views(here).values()): self.module.get_parameter(names.pop(id(p))).data = view
+            self.pairs.append((here, there))
+        self.pairs += [(self.module.get_parameter(name).detach(), learner.module.get_parameter(name).detach()) for name in names.values()]   # those of no part
+        self.pairs += zip(self.module.buffers(), learner.module.buffers())
 
-    Args:
-        module: an agent on a GPU
+    def refresh(self) -> Any:   # the module
+        """Bring what the original has learned
 
-    Returns:
-        its copy on the CPU
-    """
-    twin = copy.deepcopy(module).to('cpu')
-    twin.takes_arrays = None
-    return twin
+        Returns:
+            the module
+        """
+        with torch.no_grad():
+            for here, there in self.pairs: here.copy_(there, non_blocking=True)
+        if any(there.is_cuda for _, there in self.pairs): torch.cuda.synchronize()
+        if getattr(self.module, 'obs_norm', None) is not None: self.module.load_state_dict(self.module.state_dict())
+        return self.module
 
 # %% ../../nbs/94_fast.graphs.ipynb #6babb373
 class Graphs:
@@ -291,6 +311,7 @@ class Graphs:
         check_decides(learner)
         self.learner, self.recordings = learner, dict[Any, Recorded]()
         self.twin: Any = None   # acts on the CPU
+        if isinstance(learner, OffPolicy): learner.gather = self.gather
         self.why = f'gradient steps are recorded, {torch.cuda.get_device_name(learner.device)}'
         learner.descend = self.descend
 
@@ -334,12 +355,40 @@ class Graphs:
             False: nothing was done
         """
         if any(learner.module.pixels): return False
-        if self.twin is None: self.twin = twin_of(learner.module)
-        with torch.no_grad():
-            for mine, theirs in zip(self.twin.state_dict().values(), learner.module.state_dict().values()): mine.copy_(theirs)
-        if getattr(self.twin, 'obs_norm', None) is not None: self.twin.load_state_dict(self.twin.state_dict())
-        act = self.twin.act
+        act = self.refreshed(learner).act
         collect(stepper, learner.buffer, lambda seen, t: act(seen, noise[t]))
         return True
+
+    def gather(self,
+        stepper: Any,   # the agent in its environments
+    ) -> bool:          # likewise
+        """The same for an off-policy learner, which decides by itself how to act with its agent
+
+        Args:
+            stepper: the agent in its environments
+
+        Returns:
+            likewise
+        """
+        learner = self.learner
+        if any(learner.module.pixels): return False
+        whole, learner.module = learner.module, self.refreshed(learner)
+        try: collect(stepper, learner.buffer, lambda seen, t: learner.act(seen))
+        finally: learner.module = whole
+        return True
+
+    def refreshed(self,
+        learner: Any,   # of this engine
+    ) -> Any:           # a module on the CPU
+        """The twin, with the weights of now
+
+        Args:
+            learner: of this engine
+
+        Returns:
+            a module on the CPU
+        """
+        if self.twin is None: self.twin = Twin(learner)
+        return self.twin.refresh()
 
     def remember(self, replay: Any) -> None: "The memory stays as it is\n\nArgs:\n    replay: of the learner"   # of the learner
