@@ -35,8 +35,8 @@ def measure(config: Path, seed: int, overrides: list[str], runs: Path, jobs: int
     from rlstudio.core.options import config_hash  # chapters that only show a table need none of it
     from rlstudio.runs.config import load_config
     result, seconds = rlstudio("run", config.resolve(), f"train.seed={seed}", *overrides, cwd=runs)
-    engine = json.loads((runs / result["run"] / "manifest.json").read_text())["engine"]
-    row = record(config=config.stem, config_sha256=sha256(config), config_hash=config_hash(load_config(config, overrides)[0]), overrides=overrides, engine=engine, jobs=jobs, wall_seconds=round(seconds, 3),
+    told = json.loads((runs / result["run"] / "manifest.json").read_text())
+    row = record(config=config.stem, config_sha256=sha256(config), config_hash=config_hash(load_config(config, overrides)[0]), overrides=overrides, engine=told["engine"], device=told["device"], jobs=jobs, wall_seconds=round(seconds, 3),
                  **figures(result))
     if store: append(results_path(config), row)
     print(f"{config.stem} seed {seed}: {row['eval_return_mean']:.1f} ± {row['eval_return_std']:.1f} "

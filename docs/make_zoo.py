@@ -28,7 +28,7 @@ How well each packaged config learns. The score of a run is the mean return of i
 (arXiv:2108.13264; Student's t, chapter [stats](../nbs/74_evidence.stats.ipynb)). *Worst seed* is what you may get in a single run. With fewer than {few} seeds an interval covers less than it says, so there is none. Published values are those of the
 Stable-Baselines3 zoo: one run each, with the training steps in brackets, on older versions of some worlds.
 
-*Engine* is what `settings.ini` was asked for, where the line says so: it changes the last bits of a run, not how well a config learns.
+*Engine* is what `settings.ini` was asked for, where the line says so: it changes the last bits of a run, not how well a config learns. `graphs` is for a GPU.
 
 `python benchmarks/zoo.py` says what is missing, `--run` measures it, and `python docs/make_zoo.py` writes this page.
 """
@@ -40,6 +40,12 @@ def number(x: float) -> str:
     return f"{x + 0.:,.1f}" if abs(x) < 1000 else f"{x:,.0f}"
 
 
+def on_device(rows: list[dict[str, Any]]) -> str:
+    "The option that asks for the device of the measurement; old lines do not say it, and were of the CPU"
+    device = rows[0].get("device", "cpu")
+    return "" if device == "cpu" else f" --device {device}"
+
+
 def row(name: str, path: Path, config: Any, rows: list[dict[str, Any]]) -> tuple[str, ...]:
     "One config over its seeds"
     scores = [r["eval_return_mean"] for r in rows]
@@ -48,7 +54,7 @@ def row(name: str, path: Path, config: Any, rows: list[dict[str, Any]]) -> tuple
     between = f"{number(found.low)} … {number(found.high)}" if found else "–"
     world = config.env.id + (", continuous" if config.env.kwargs.get("continuous") else "")
     return (world, config.algo.name.upper(), str(len(rows)) + ("" if len(rows) >= wanted(name, config) else f" of {wanted(name, config)}"), number(float(iqm(scores))), between, number(min(scores)),
-            published(config.algo.name, config.env.id, name), f"{rows[0]['total_steps']:,}", min(r.get("level", "?") for r in rows), ", ".join(sorted({r.get("engine", "tape") for r in rows})), f"`{' '.join(['rlstudio run', name, *overrides(name)])} --seed 1`")
+            published(config.algo.name, config.env.id, name), f"{rows[0]['total_steps']:,}", min(r.get("level", "?") for r in rows), ", ".join(sorted({r.get("engine", "tape") for r in rows})), f"`{' '.join(['rlstudio run', name, *overrides(name)])} --seed 1{on_device(rows)}`")
 
 
 def tables() -> dict[str, list[tuple[str, ...]]]:
