@@ -2561,6 +2561,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rlstudio.fast.graphs.check_decides': ('fast.graphs.html#check_decides', 'rlstudio/fast/graphs.py'),
                                       'rlstudio.fast.graphs.record_graph': ('fast.graphs.html#record_graph', 'rlstudio/fast/graphs.py'),
                                       'rlstudio.fast.graphs.signature': ('fast.graphs.html#signature', 'rlstudio/fast/graphs.py'),
+                                      'rlstudio.fast.graphs.twin_of': ('fast.graphs.html#twin_of', 'rlstudio/fast/graphs.py'),
                                       'rlstudio.fast.graphs.work_aside': ('fast.graphs.html#work_aside', 'rlstudio/fast/graphs.py')},
             'rlstudio.fast.kernels': { 'rlstudio.fast.kernels.Compiled': ('fast.kernels.html#compiled', 'rlstudio/fast/kernels.py'),
                                        'rlstudio.fast.kernels.Compiled.__init__': ( 'fast.kernels.html#compiled.__init__',

@@ -13,7 +13,7 @@ What holds: the loss is still stated once. The numbers are those of autograd on 
 
 # %% auto #0
 __all__ = ['ALIGN', 'WARM_UP', 'signature', 'Staged', 'adam_step', 'work_aside', 'record_graph', 'Recorded', 'check_decides',
-           'Twin', 'Graphs']
+           'twin_of', 'Twin', 'Graphs']
 
 # %% ../../nbs/94_fast.graphs.ipynb #a45cd397
 from collections.abc import Callable
@@ -261,6 +261,21 @@ def check_decides(
                           'which returns what they depend on besides batch and parts, () for nothing; fix: define it, or engine = autograd')
 
 # %% ../../nbs/94_fast.graphs.ipynb #9037463f
+def twin_of(
+    module: Any,   # an agent on a GPU
+) -> Any:          # its copy on the CPU
+    """A copy that has not been asked anything, so that it finds out for itself whether it can read arrays
+
+    Args:
+        module: an agent on a GPU
+
+    Returns:
+        its copy on the CPU
+    """
+    twin = copy.deepcopy(module).to('cpu')
+    twin.takes_arrays = None
+    return twin
+
 class Twin:
     "The copy of an agent on the CPU, which acts in its place"
     def __init__(self,
@@ -270,8 +285,7 @@ class Twin:
         Args:
             learner: with its parts
         """
-        self.module = copy.deepcopy(learner.module).to('cpu')
-        self.module.takes_arrays = None   # it finds out for itself whether it can read arrays
+        self.module = twin_of(learner.module)
         names, self.pairs = {id(p): name for name, p in learner.module.named_parameters()}, list[tuple[torch.Tensor, torch.Tensor]]()
         for part in learner.parts.values():   # the parameters of a part move in one copy
             there = part.flat.vector.detach()
