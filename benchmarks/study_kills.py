@@ -5,7 +5,7 @@
     python benchmarks/study_kills.py --seed 2       # other moments
     python benchmarks/study_kills.py --show         # only what is stored
 
-The study has two arms, PPO and DQN (whose replay memory is a part of each checkpoint), with ten seeds each, two processes at a time. Ten times SIGKILL goes to the driver or to one of its workers, after a time drawn from 1 to 15 s (for a worker, from the moment at
+The study has two arms, PPO and DQN (whose replay memory is a part of each checkpoint), with ten seeds each, two processes at a time. Ten times SIGKILL goes to the driver or to one of its workers, after a time drawn from 0.5 to 5 s (for a worker, from the moment at
 which there is one): while it starts, trains, saves, evaluates. A driver that was killed is started again by the same command, at once, so that it meets the workers of the dead one. Then the command runs to its end.
 It passes if the weights of all 20 runs have the SHA-256 of the same run done alone, if no record of metrics is missing or there twice, and if every file of every run is whole. Rows go to benchmarks/results/study_kills.jsonl.
 """
@@ -41,7 +41,7 @@ def kill_study(folder: Path, draw: random.Random, kills: int) -> tuple[list[str]
     "Ten kills and an end: what was killed and when, exit code, the last lines"
     done, driver = [], start(folder)
     while len(done) < kills and driver.poll() is None:
-        victim, wait = draw.choice(["driver", "worker", "worker"]), draw.uniform(1, 15)
+        victim, wait = draw.choice(["driver", "worker", "worker"]), draw.uniform(.5, 5)
         while victim == "worker" and not workers(driver.pid) and driver.poll() is None: time.sleep(.1)   # a slow machine takes long to start
         time.sleep(wait)
         pids = workers(driver.pid)
