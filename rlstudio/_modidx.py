@@ -3660,6 +3660,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'rlstudio.nets.tape.average': ('nets.tape.html#average', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.binary': ('nets.tape.html#binary', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.comparison': ('nets.tape.html#comparison', 'rlstudio/nets/tape.py'),
+                                    'rlstudio.nets.tape.is_constant': ('nets.tape.html#is_constant', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.is_default': ('nets.tape.html#is_default', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.node': ('nets.tape.html#node', 'rlstudio/nets/tape.py'),
                                     'rlstudio.nets.tape.on_tape': ('nets.tape.html#on_tape', 'rlstudio/nets/tape.py'),

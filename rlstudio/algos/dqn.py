@@ -33,7 +33,7 @@ from ..data.rollout import Stepper
 from ..nets.critics import expected_q
 from ..nets.dists import Array, like, masked, pick_rows
 from ..nets.modules import QModule, RLModule
-from ..nets.tape import Var, average, node, plain_array
+from ..nets.tape import Var, average, is_constant, node, plain_array
 
 # %% ../../nbs/55_algos.dqn.ipynb #c1d9a5b3
 def best_next(
@@ -140,7 +140,7 @@ def dqn_loss(
     Returns:
         loss, error y − Q(s, a) (B,) without gradient
     """
-    if isinstance(q, Var) and q.shape[2] == 1: return mean_loss_node(q, *map(plain_array, (action, target, weight)))
+    if isinstance(q, Var) and q.shape[2] == 1 and is_constant(target, weight): return mean_loss_node(q, *map(plain_array, (action, target, weight)))
     θ = pick_rows(q, action)
     δ = target - θ
     if θ.shape[1] == 1: return (weight * huber(δ).squeeze(-1)).mean(), δ.detach().squeeze(-1)

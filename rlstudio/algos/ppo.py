@@ -28,7 +28,7 @@ from ..core.batch import Batch
 from ..core.options import Config, Count, Positive, Problem
 from ..core.spec import ArraySpec, Spec
 from ..nets.dists import Array, library
-from ..nets.tape import Var, average, node, plain_array, still
+from ..nets.tape import Var, average, is_constant, node, plain_array, still
 from ..train.trainer import mean_of
 
 # %% ../../nbs/53_algos.ppo.ipynb #d688d37d
@@ -49,7 +49,7 @@ def clipped_surrogate(
     Returns:
         L^CLIP, a number to maximise
     """
-    if ratio is None and isinstance(log_ratio, Var): return surrogate_node(log_ratio, plain_array(advantage), clip_range)
+    if ratio is None and isinstance(log_ratio, Var) and is_constant(advantage): return surrogate_node(log_ratio, plain_array(advantage), clip_range)
     if ratio is None: ratio = log_ratio.exp()
     held = ratio.clamp(1 - clip_range, 1 + clip_range)
     return (ratio * advantage).minimum(held * advantage).mean()

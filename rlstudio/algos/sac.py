@@ -70,7 +70,7 @@ def actor_loss(
     Returns:
         a number
     """
-    if isinstance(q, Var): return actor_node(log_prob, q, alpha)
+    if isinstance(q, Var) and isinstance(log_prob, Var) and isinstance(alpha, float): return actor_node(log_prob, q, alpha)
     return (alpha * log_prob - lowest(q)).mean()
 
 def actor_node(

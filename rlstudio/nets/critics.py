@@ -28,7 +28,7 @@ from ..core.spec import ArraySpec, Spec, SpecError, TreeSpec, flatten, leaves, p
 from .dists import Array, like
 from .encoders import make_encoder
 from .layers import MLP, at_hand
-from .tape import Var, node, plain_array
+from .tape import Var, is_constant, node, plain_array
 
 # %% ../../nbs/26_nets.critics.ipynb #d1b4421d
 def middle_and_half(
@@ -275,7 +275,7 @@ def td_loss(
     Returns:
         a number
     """
-    if isinstance(q, Var): return td_node(q, plain_array(target), plain_array(weight))
+    if isinstance(q, Var) and is_constant(target, weight): return td_node(q, plain_array(target), plain_array(weight))
     return .5 * ((q - target).square() * weight).mean(-1).sum()
 
 def td_node(

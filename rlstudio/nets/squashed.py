@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from .dists import HALF_LOG_2PI, ActionDist, Array, DiagGaussian, Joint, library, like, log_sigmoid
-from .tape import Var, node, plain_array, unary
+from .tape import Var, is_constant, node, plain_array, unary
 
 # %% ../../nbs/22_nets.squashed.ipynb #45230a08
 def log_one_minus_tanh2(
@@ -123,7 +123,7 @@ class SquashedGaussian(ActionDist):
         Returns:
             actions (*lead, n), (*lead,)
         """
-        if isinstance(params, Var): return draw_nodes(params, plain_array(noise))
+        if isinstance(params, Var) and is_constant(noise): return draw_nodes(params, plain_array(noise))
         xp, (μ, log_σ) = library(params), mean_and_log_std(params)
         u = μ + xp.exp(log_σ) * noise
         return xp.tanh(u), squashed_log_prob(noise, log_σ, u)

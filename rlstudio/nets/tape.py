@@ -15,8 +15,8 @@ Values and gradients equal autograd's to rounding. `torch.no_grad` is respected.
 
 # %% auto #0
 __all__ = ['Pull', 'TORCH_FUNCTIONS', 'SPENT', 'TapeError', 'GradientSink', 'unbroadcast', 'on_tape', 'node', 'parameter_var',
-           'array_of', 'operand', 'unary', 'binary', 'comparison', 'plain_array', 'still', 'average', 'over_rows',
-           'Var', 'is_default', 'tape_of', 'Spent', 'Tape']
+           'array_of', 'operand', 'unary', 'binary', 'comparison', 'plain_array', 'still', 'is_constant', 'average',
+           'over_rows', 'Var', 'is_default', 'tape_of', 'Spent', 'Tape']
 
 # %% ../../nbs/20_nets.tape.ipynb #5b8d81d7
 from collections.abc import Callable, Iterable, Iterator
@@ -329,6 +329,19 @@ def still(
         its values without a gradient: an array; on a GPU a tensor, so that nobody waits for it
     """
     return x.detach() if isinstance(x, torch.Tensor) and x.is_cuda else plain_array(x)
+
+def is_constant(
+    *things: Any,   # variables, tensors, arrays, numbers
+) -> bool:          # no gradient goes to any of them
+    """May a node of several operations take them as plain numbers?
+
+    Args:
+        *things: variables, tensors, arrays, numbers
+
+    Returns:
+        no gradient goes to any of them
+    """
+    return not any(getattr(x, 'needs', False) or getattr(x, 'requires_grad', False) for x in things)
 
 def average(
     x: Any,   # array, tensor, or a variable
