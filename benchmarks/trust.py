@@ -6,9 +6,8 @@
 Both have a budget of about 20,000 steps. After each fifth of it the agent plays 20 fresh episodes; that changes nothing in the training. What is there already is not trained again.
 """
 import argparse
-import json
 
-from common import RESULTS
+from common import RESULTS, append, history, record
 
 AT = {"ppo/cartpole": (4096, 8192, 12288, 16384, 20480), "dqn/cartpole": (4000, 8000, 12000, 16000, 20000)}
 OUT = RESULTS / "trust.jsonl"
@@ -30,14 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     options = parser.parse_args()
-    known = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
-    done = {(row["config"], row["seed"]) for row in known}
-    with OUT.open("a") as out:
-        for seed in range(1, options.seeds + 1):
-            for name, at in AT.items():
-                if (name, seed) in done: continue
-                out.write(json.dumps(dict(config=name, seed=seed, at=at, scores=scores(name, seed))) + "\n")
-                out.flush()
+    done = {(row["config"], row["seed"]) for row in history(OUT)}
+    for seed in range(1, options.seeds + 1):
+        for name, at in AT.items():
+            if (name, seed) not in done: append(OUT, record(config=name, seed=seed, at=at, scores=scores(name, seed)))
 
 
 if __name__ == "__main__": main()

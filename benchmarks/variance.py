@@ -7,10 +7,9 @@ PPO on CartPole for 12,288 steps, when it is half-way up. Seeds 1 and 2 are the 
 is there already is not trained again. `rlstudio variance ppo/cartpole train.total_steps=12288 eval.episodes=20 --seeds 1-40` makes the same scores out of runs with folders.
 """
 import argparse
-import json
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, append, history, record
 
 CONFIG, STEPS = "ppo/cartpole", 12_288
 OUT = RESULTS / "variance.jsonl"
@@ -43,13 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=20)
     options = parser.parse_args()
-    known = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
-    done = {(row["pair"], row["side"]) for row in known}
-    with OUT.open("a") as out:
-        for row in wanted(options.pairs):
-            if (row["pair"], row["side"]) in done: continue
-            out.write(json.dumps(row | dict(score=score(row["seed"], row["streams"]))) + "\n")
-            out.flush()
+    done = {(row["pair"], row["side"]) for row in history(OUT)}
+    for row in wanted(options.pairs):
+        if (row["pair"], row["side"]) not in done: append(OUT, record(**row, score=score(row["seed"], row["streams"])))
 
 
 if __name__ == "__main__": main()

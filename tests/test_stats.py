@@ -148,7 +148,7 @@ def test_no_spread_is_no_failure() -> None:
     with np.errstate(all="raise"):
         assert (s.interval(full).low, s.interval(full).high) == (500, 500) and s.difference(full, full).low == 0
         assert s.permutation_test(full, full) == 1 and s.effect_size(full, full) == 0 and s.seeds_needed(full, full) is None
-        assert s.seeds_needed(full, [400.] * 10) == 2 and s.probability_of_improvement(full, full) == .5
+        assert s.seeds_needed(full, [400.] * 10) == s.seeds_for_test() == 4 and s.probability_of_improvement(full, full) == .5
 
 
 def test_few_seeds_are_noted() -> None:

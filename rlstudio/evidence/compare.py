@@ -33,8 +33,8 @@ from ..core.files import is_regular, printable
 from ..core.options import as_text
 from ..core.registry import suggest
 from .stats import (
-    STATISTICS, Interval, StatsError, area_under_curve, difference, improvement_interval, in_digits, joint_ranks, mean_ranks, normalized, pair_by_seed,
-    permutation_test, probability_of_improvement, profile, profile_band, range_text, score_facts, seeds_needed)
+    STATISTICS, Interval, StatsError, area_under_curve, difference, improvement_interval, in_digits, interval, joint_ranks, mean_ranks, normalized, pair_by_seed,
+    permutation_test, probability_of_improvement, profile, profile_band, range_text, score_facts, seeds_for_test, seeds_needed)
 from .table import COLORS, aligned, arms, curve, label_arms, read_table
 from ..runs.folder import RunError, RunFolder
 
@@ -93,7 +93,7 @@ class Contrast:
     Args:
         base: name of the first side
         side: name of the other
-        gap: statistic of the side minus that of the first, in the unit of the scores; None: a single seed
+        gap: statistic of the side minus that of the first, or of the differences within pairs, in the unit of the scores; None: a single seed
         middle: that difference itself
         wins: probability that a run of the side beats a run of the first, 0 … 1
         wins_range: of `wins`
@@ -102,14 +102,16 @@ class Contrast:
         pairs: seeds that both sides have, in all worlds
         pairs_won: of them, those in which the side is ahead
         pairs_lost: and those in which the first is
-        seeds: of the side that has fewer
+        seeds: in each world, of the side that has fewer; with pairs, of both
         needed: seeds a side that would settle it; None: more than 1000, or not known
+        fewest: seeds a side without which no scores could settle it
+        worlds: in how many worlds both are compared
         lower: less is better
         agrees: does the test see the same side ahead?
     """
     base: str              # name of the first side
     side: str              # name of the other
-    gap: Interval | None   # statistic of the side minus that of the first, in the unit of the scores; None: a single seed
+    gap: Interval | None   # statistic of the side minus that of the first, or of the differences within pairs, in the unit of the scores; None: a single seed
     middle: float          # that difference itself
     wins: float            # probability that a run of the side beats a run of the first, 0 … 1
     wins_range: Interval   # of `wins`
@@ -118,8 +120,10 @@ class Contrast:
     pairs: int             # seeds that both sides have, in all worlds
     pairs_won: int         # of them, those in which the side is ahead
     pairs_lost: int        # and those in which the first is
-    seeds: int             # of the side that has fewer
+    seeds: int             # in each world, of the side that has fewer; with pairs, of both
     needed: int | None     # seeds a side that would settle it; None: more than 1000, or not known
+    fewest: int            # seeds a side without which no scores could settle it
+    worlds: int = 1        # in how many worlds both are compared
     lower: bool = False    # less is better
     agrees: bool = True    # does the test see the same side ahead?
 
@@ -177,15 +181,17 @@ def contrast(
         raise StatsError(f'{base.name} ({base.label}) and {side.name} ({side.label}): {", ".join(odd)} on one side only; compare runs of the same worlds')
     x, y = side.values(scaled), {world: base.values(scaled)[world] for world in side.scores}
     better, worse = (y, x) if lower else (x, y)
-    common = [pair_by_seed(side.scores[w], base.scores[w])[:2] for w in side.scores]
+    common = [pair_by_seed(*(dict(zip(sorted(s.scores[w]), v[w])) for s, v in ((side, x), (base, y))))[:2] for w in side.scores]
     more, less = (sum(int(f(a, b).sum()) for a, b in common) for f in (np.greater, np.less))
     if paired and not all(len(a) for a, _ in common): raise StatsError(f'paired: {base.name} and {side.name} have no seed in common; leave --paired out')
-    ranks, seeds = joint_ranks(x, y), min(base.seeds, side.seeds)
-    left, right = (tuple(map(signed_ranks, common)), tuple(np.zeros(len(a)) for a, _ in common)) if paired else ranks
-    found = Contrast(base.name, side.name, difference(x, y, statistic, level) if seeds > 1 else None, float(statistic(x) - statistic(y)),
+    seeds, alpha = min(len(a) for a, _ in common) if paired else min(base.seeds, side.seeds), ALPHA / questions
+    left, right = (tuple(map(signed_ranks, common)), tuple(np.zeros(len(a)) for a, _ in common)) if paired else joint_ranks(x, y)
+    gaps = tuple(a - b for a, b in common)
+    def gap() -> Interval: return interval(gaps, statistic, level) if paired else difference(x, y, statistic, level)
+    found = Contrast(base.name, side.name, gap() if seeds > 1 else None, float(statistic(gaps) if paired else statistic(x) - statistic(y)),
                      probability_of_improvement(better, worse), improvement_interval(better, worse, level),
                      permutation_test(left, right, paired), paired, sum(len(a) for a, _ in common), *((less, more) if lower else (more, less)), seeds,
-                     seeds_needed(*ranks, alpha=ALPHA / questions) if seeds > 1 else None, lower)
+                     seeds_needed(left, right, alpha=alpha, paired=paired) if seeds > 1 else None, seeds_for_test(alpha, len(common), paired), len(common), lower)
     ahead = sum(a.mean() for a in left) - sum(b.mean() for b in right)
     return replace(found, agrees=bool((ahead > 0) != lower if found.better == side.name else (ahead < 0) != lower))
 
@@ -238,14 +244,15 @@ def sentence(
     p = c.p if p is None else p
     share = max(c.wins, 1 - c.wins)
     ahead = c.pairs_won if c.better == c.side else c.pairs_lost
-    pairs = f', ahead in {ahead} of {c.pairs} seeds' if c.pairs else ''
-    if c.middle == 0 and c.wins == .5: return f'{c.base} and {c.side} are alike in {"these" if c.seeds > 1 else "this"} {c.seeds} seed{"s" * (c.seeds > 1)}'
-    if c.seeds < 2: return f'{c.better} is ahead, but a side with a single seed says nothing about other seeds; run five or more of each: rlstudio study CONFIG --seeds 1-5'
+    pairs = f', ahead in {ahead} of {c.pairs} {"seeds" if c.worlds == 1 else "pairs of runs"}' if c.pairs else ''
+    what = 'pair' if c.paired else 'seed'
+    if c.middle == 0 and c.wins == .5: return f'{c.base} and {c.side} are alike in {"these" if c.seeds > 1 else "this"} {c.seeds} {what}{"s" * (c.seeds > 1)}'
+    if c.seeds < 2: return f'{c.better} is ahead, but a {"single pair" if c.paired else "side with a single seed"} says nothing about other seeds; run five or more of each: rlstudio study CONFIG --seeds 1-5'
     other = c.base if c.better == c.side else c.side
     if settled(c, p): return f'{c.better} is better than {other}: a run of it wins with probability {share:.2f}{pairs} (p = {p:.2g}){", by how much is open" * at_odds(c, p)}'
 
     more = None if c.needed is None else max(c.needed - c.seeds, 1)
-    wanted = 'more than 1,000 seeds a side would be needed to see a difference this small' if more is None else f'about {more} more seed{"s" * (more > 1)} a side would settle it'
+    wanted = 'more than 1,000 seeds a side would be needed to see a difference this small' if more is None else f'about {more} more {what}{"s" * (more > 1)}{" a side" * (not c.paired)} would settle it'
     return f'{c.better} seems better than {other}, with probability {share:.2f}{pairs}, but chance alone does as much (p = {p:.2g}); {wanted}'
 
 # %% ../../nbs/78_evidence.compare.ipynb #4f171db1
@@ -284,7 +291,7 @@ def value_of(
     """
     if metric == 'area':
         steps, values = curve(row['run'], 'episode/return_mean')
-        return area_under_curve(steps, values) if len(steps) else None
+        return area_under_curve(steps, values, max(steps[-1], row['train.total_steps'])) if len(steps) and row['status'] == 'completed' else None
     if metric in row:
         if not isinstance(row[metric], int | float | None): raise StatsError(f'metric: {metric} is {row[metric]!r} in {row["run"]}, expected a number')
         return None if row[metric] is None or not math.isfinite(row[metric]) else float(row[metric])
@@ -585,8 +592,11 @@ def warnings_about(
     for row in c.rows():
         if row['interval'] and row['interval']['note']: yield f'{row["side"]}: {row["interval"]["note"]}'
     for k, p in zip(c.contrasts, c.p):
-        if at_odds(k, p): yield (f'{k.side} - {k.base}: the interval of the difference {"contains" if k.gap and 0 in k.gap else "leaves out"} 0, and p = {p:.2g}: two questions. p asks whose runs win more often{", corrected for all sides" * (len(c.contrasts) > 1)}, and decides the sentence; '
-                                 f'the interval asks by how much the {c.statistic} differs, which a few far runs make wide')
+        if at_odds(k, p):
+            wide = bool(k.gap and 0 in k.gap)
+            why = ', which a few far runs make wide' if wide else f'; with fewer than {k.fewest} {"pairs" if k.paired else "seeds a side"} no order of the runs is rare enough for p < {ALPHA:g}' if k.seeds < k.fewest else ''
+            yield (f'{k.side} - {k.base}: the interval of the difference {"contains" if wide else "leaves out"} 0, and p = {p:.2g}: two questions. p asks whose runs win more often{", corrected for all sides" * (len(c.contrasts) > 1)}, and decides the sentence; '
+                   f'the interval asks by how much the {c.statistic} differs{why}')
     if len(c.contrasts) > 1: yield f'{len(c.contrasts)} sides against one: p-values are corrected for it (Holm), and so are the seeds that would settle it'
     for folder, why in c.broken.items(): yield printable(f'{folder}: cannot be read, {why}', lines=False)
 

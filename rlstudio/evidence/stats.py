@@ -15,11 +15,12 @@ Scores are `(seeds,)` of one world, `(seeds, worlds)` of several, or a dict from
 # %% auto #0
 __all__ = ['Scores', 'STATISTICS', 'CUTS', 'SEEDS_WANTED', 'SIGNS', 'REFERENCES', 'StatsError', 'as_worlds', 'trimmed_mean',
            'iqm', 'mean_score', 'median_score', 'optimality_gap', 'student_cdf', 'student_quantile', 'in_digits',
-           'Interval', 'range_text', 'bootstrap', 'standard_error', 'seeds_note', 'width_note', 'kind_of', 'interval',
-           'check_method', 'score_facts', 'difference', 'same_worlds', 'probability_of_improvement', 'wilson_end',
-           'improvement_interval', 'relabelled', 'permutation_test', 'mean_ranks', 'joint_ranks', 'pair_by_seed',
-           'effect_size', 'seeds_for_effect', 'seeds_needed', 'profile', 'profile_band', 'checked_curve',
-           'area_under_curve', 'steps_to', 'survival', 'median_steps', 'Reference', 'normalized', 'coverage']
+           'Interval', 'range_text', 'bootstrap', 'variance', 'standard_error', 'seeds_note', 'width_note', 'unseen',
+           'note_on', 'kind_of', 'interval', 'check_method', 'score_facts', 'difference', 'same_worlds',
+           'probability_of_improvement', 'wilson_end', 'improvement_interval', 'relabelled', 'permutation_test',
+           'mean_ranks', 'joint_ranks', 'pair_by_seed', 'effect_size', 'seeds_for_effect', 'seeds_for_test',
+           'seeds_needed', 'profile', 'profile_band', 'checked_curve', 'area_under_curve', 'steps_to', 'survival',
+           'median_steps', 'Reference', 'normalized', 'coverage']
 
 # %% ../../nbs/74_evidence.stats.ipynb #8e4328c6
 import math
@@ -55,6 +56,7 @@ def as_worlds(
     """
     if isinstance(scores, Mapping): worlds = tuple(np.asarray(s, float) for s in scores.values())
     elif isinstance(scores, tuple) and all(isinstance(s, np.ndarray) for s in scores): worlds = tuple(s.astype(float) for s in scores)
+    elif isinstance(scores, tuple) and any(np.ndim(s) for s in scores): raise StatsError('scores: given a tuple of lists, expected a dict from worlds to scores, or a list with a row for each seed')
     else:
         table = np.asarray(scores, float)
         if table.ndim not in (1, 2): raise StatsError(f'scores: given the shape {table.shape}, expected (seeds,) or (seeds, worlds)')
@@ -272,6 +274,19 @@ def bootstrap(
 # %% ../../nbs/74_evidence.stats.ipynb #93b67ba8
 CUTS: dict[Callable[[Scores], Any], float] = {mean_score: 0., iqm: .25}   # statistics that are trimmed means
 
+def variance(
+    w: np.ndarray,  # (…, seeds), two or more
+) -> np.ndarray:    # (…), exactly 0 where all are equal: 0.1 six times has a mean that is not 0.1
+    """Sample variance over the seeds of a world
+
+    Args:
+        w: (…, seeds), two or more
+
+    Returns:
+        (…), exactly 0 where all are equal: 0.1 six times has a mean that is not 0.1
+    """
+    return np.asarray((w - w[..., :1]).var(-1, ddof=1))
+
 def standard_error(
     scores: Scores,    # two or more seeds in each world
     cut: float = .25,  # of the trimmed mean of all worlds together; 0: the mean of the worlds' means
@@ -287,7 +302,7 @@ def standard_error(
     """
     worlds = as_worlds(scores)
     if not cut:   # the mean of the worlds' means, whatever their numbers of seeds
-        parts = [w.var(-1, ddof=1) / w.shape[-1] / len(worlds)**2 for w in worlds]
+        parts = [variance(w) / w.shape[-1] / len(worlds)**2 for w in worlds]
         total, spread = np.sum(parts, 0), np.sum([p**2 / (w.shape[-1] - 1) for p, w in zip(parts, worlds)], 0)
         with np.errstate(divide='ignore', invalid='ignore'): return np.sqrt(total)[()], np.where(spread > 0, total**2 / spread, 1)[()]
     pool = np.sort(np.concatenate(worlds, -1), -1)
@@ -296,30 +311,32 @@ def standard_error(
     h = n - 2 * g
     low, high = pool[..., g, None], pool[..., n - g - 1, None]
     shrink = (n - 1) * h / (n * (h - 1)) if h > 1 else math.inf
-    parts = [w.shape[-1] * np.clip(w, low, high).var(-1, ddof=1) * shrink / h**2 for w in worlds]
+    parts = [w.shape[-1] * variance(np.clip(w, low, high)) * shrink / h**2 for w in worlds]
     total = np.sum(parts, 0)
     spread = np.sum([p**2 / ((w.shape[-1] - 1) * (h - 1) / (n - 1)) for p, w in zip(parts, worlds)], 0)
     with np.errstate(divide='ignore', invalid='ignore'): dof = np.where(spread > 0, total**2 / spread, h - 1)
     return np.sqrt(total)[()], np.maximum(dof, 1)[()]
 
 # %% ../../nbs/74_evidence.stats.ipynb #77ef13ac
-SEEDS_WANTED: dict[str, int] = dict(iqm=5, mean=10, bootstrap=20, improvement=5)   # with fewer, an interval breaks its promise in some world of `benchmarks/intervals.py`; more is always better
+SEEDS_WANTED: dict[str, int] = dict(iqm=5, mean=10, bootstrap=20, improvement=5)   # with fewer, an interval breaks its promise in several worlds of `benchmarks/intervals.py`; more is always better
 
 def seeds_note(
     seeds: int,  # of the world that has the fewest
     kind: str,   # a key of `SEEDS_WANTED`: iqm and mean are Student's intervals
+    worlds: int = 1,  # how many there are
 ) -> str:        # '' where there are enough
     """What to think of an interval of so few seeds
 
     Args:
         seeds: of the world that has the fewest
         kind: a key of `SEEDS_WANTED`: iqm and mean are Student's intervals
+        worlds: how many there are
 
     Returns:
         '' where there are enough
     """
     wanted = SEEDS_WANTED[kind]
-    if kind == 'iqm' and seeds == 4: return 'of 4 seeds, the middle half are two, so this interval is far wider than that of 5 (given 4)'
+    if kind == 'iqm' and seeds == 4 and worlds == 1: return 'of 4 seeds, the middle half are two, so this interval is far wider than that of 5 (given 4)'
     return '' if seeds >= wanted else f'below {wanted} seeds this interval means less than it says (given {seeds})'
 
 def width_note(
@@ -339,8 +356,43 @@ def width_note(
     """
     if high > low: return ''
     if any(np.ptp(w) for w in worlds): return 'the scores that count are equal, so this interval has no width: it says nothing about the others'
-    unseen = 1 - .05**(1 / min(w.shape[-1] for w in worlds))   # so common, and still missed by all seeds in 5 of 100 studies
-    return f'all scores are equal, so this interval has no width: up to {unseen:.0%} of other seeds could still score otherwise'
+    return f'all scores are equal, so this interval has no width: {unseen(worlds)}'
+
+def unseen(
+    worlds: Sequence[np.ndarray],  # (seeds,) each, all scores of one alike
+) -> str:                          # what they may hide
+    """How common another score can be, and still be missed by all seeds in 5 of 100 studies
+
+    Args:
+        worlds: (seeds,) each, all scores of one alike
+
+    Returns:
+        what they may hide
+    """
+    return f'up to {1 - .05**(1 / min(len(w) for w in worlds)):.0%} of other seeds could still score otherwise'
+
+def note_on(
+    low: float,                    # lower end of the interval
+    high: float,                   # upper end
+    worlds: Sequence[np.ndarray],  # the scores behind it, (seeds,) each; of both sides, one after the other, for a difference
+    kind: str,                     # a key of `SEEDS_WANTED`
+    sides: int = 1,                # 2: a difference
+) -> str:                          # '' where it means what it says
+    """What to think of an interval
+
+    Args:
+        low: lower end of the interval
+        high: upper end
+        worlds: the scores behind it, (seeds,) each; of both sides, one after the other, for a difference
+        kind: a key of `SEEDS_WANTED`
+        sides: 2: a difference
+
+    Returns:
+        '' where it means what it says
+    """
+    equal = [w for w in worlds if not np.ptp(w)]
+    one = f'in {len(equal)} of {len(worlds)} groups all scores are equal, which adds no width: {unseen(equal)}' if equal else ''
+    return width_note(low, high, worlds) or seeds_note(min(map(len, worlds)), kind, len(worlds) // sides) or one
 
 def kind_of(
     method: str,                        # t or percentile
@@ -387,7 +439,7 @@ def interval(
         reach = student_quantile((1 + level) / 2, float(dof)) * error
         low, high = statistic(worlds) - reach, statistic(worlds) + reach
     else: low, high = np.quantile(bootstrap(worlds, statistic, draws, seed), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, how, fewest, width_note(low, high, worlds) or seeds_note(fewest, kind_of(how, statistic)))
+    return Interval(float(low), float(high), level, how, fewest, note_on(low, high, worlds, kind_of(how, statistic)))
 
 def check_method(
     method: str,                        # auto, t or percentile
@@ -467,7 +519,7 @@ def difference(
     else:
         drawn = bootstrap(xs, statistic, draws, seed) - bootstrap(ys, statistic, draws, seed + 1)
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, how, fewest, width_note(low, high, (*xs, *ys)) or seeds_note(fewest, kind_of(how, statistic)))
+    return Interval(float(low), float(high), level, how, fewest, note_on(low, high, (*xs, *ys), kind_of(how, statistic), 2))
 
 def same_worlds(
     x: Scores,  # one side
@@ -619,8 +671,8 @@ def permutation_test(
     lefts, rights = zip(*(relabelled(a, b, paired, sample, generator) for a, b in zip(xs, ys)))
     null, seen = np.asarray(statistic(lefts) - statistic(rights)), float(statistic(xs) - statistic(ys))
     null, seen = (SIGNS[alternative] * null, SIGNS[alternative] * seen) if alternative in SIGNS else (np.abs(null), abs(seen))
-    extra = int(sample > 0)
-    return (int((null >= seen - 1e-12 * max(1., abs(seen))).sum()) + extra) / (len(null) + extra)
+    extra, rounding = int(sample > 0), 1e-12 * max(abs(seen), *(float(np.abs(w).max()) for w in (*xs, *ys)))   # sums of the same scores in another order differ by so little
+    return (int((null >= seen - rounding).sum()) + extra) / (len(null) + extra)
 
 # %% ../../nbs/74_evidence.stats.ipynb #637f28ca
 def mean_ranks(
@@ -674,12 +726,14 @@ def pair_by_seed(
 def effect_size(
     x: Scores,  # this side …
     y: Scores,  # … minus this one, in the same worlds
+    paired: bool = False,  # x and y belong together, one by one
 ) -> float:     # 0: alike; inf: no spread at all
-    """Difference of the means in units of the spread, worlds together (Cohen 1988)
+    """Difference of the means in units of the spread, worlds together (Cohen 1988); of pairs: of the spread of their differences
 
     Args:
         x: this side …
         y: … minus this one, in the same worlds
+        paired: x and y belong together, one by one
 
     Returns:
         0: alike; inf: no spread at all
@@ -687,7 +741,8 @@ def effect_size(
     xs, ys = same_worlds(x, y)
     gap = float(np.mean([a.mean() - b.mean() for a, b in zip(xs, ys)]))
     if min(len(w) for w in (*xs, *ys)) < 2: raise StatsError('effect: given a single seed, whose spread is not known; run two or more')
-    spread = math.sqrt(np.mean([(a.var(ddof=1) * (len(a) - 1) + b.var(ddof=1) * (len(b) - 1)) / (len(a) + len(b) - 2) for a, b in zip(xs, ys)]) / len(xs))
+    each = [variance(a - b) if paired else (variance(a) * (len(a) - 1) + variance(b) * (len(b) - 1)) / (len(a) + len(b) - 2) for a, b in zip(xs, ys)]
+    spread = math.sqrt(np.mean(each) / len(xs))
     return gap / spread if spread else math.copysign(math.inf, gap) if gap else 0.
 
 def seeds_for_effect(
@@ -695,25 +750,47 @@ def seeds_for_effect(
     power: float = .8,   # probability to see it
     alpha: float = .05,  # probability to see it where it is not, two-sided
     most: int = 1000,    # more than these are not counted
+    paired: bool = False,  # an effect within pairs
 ) -> int | None:         # seeds a side, ≥ 2; None: more than `most`
-    """How many seeds a side show an effect of this size
+    """How many seeds a side, or pairs, show an effect of this size
 
     Args:
         effect: in units of the spread, of either sign
         power: probability to see it
         alpha: probability to see it where it is not, two-sided
         most: more than these are not counted
+        paired: an effect within pairs
 
     Returns:
         seeds a side, ≥ 2; None: more than `most`
     """
-    def wanted(a: float, b: float) -> float: return 2 * ((a + b) / effect)**2 if effect else math.inf
+    sides = 1 if paired else 2
+    def wanted(a: float, b: float) -> float: return sides * ((a + b) / effect)**2 if effect else math.inf
     z = NormalDist().inv_cdf
     low = wanted(z(1 - alpha / 2), z(power))
     if low > most: return None
     n = max(2, math.ceil(low))
-    while n < wanted(student_quantile(1 - alpha / 2, 2 * n - 2), student_quantile(power, 2 * n - 2)): n += 1
+    while n < wanted(student_quantile(1 - alpha / 2, sides * (n - 1)), student_quantile(power, sides * (n - 1))): n += 1
     return n if n <= most else None
+
+def seeds_for_test(
+    alpha: float = .05,    # chance must do as much more rarely than this
+    worlds: int = 1,       # how many, with as many seeds in each
+    paired: bool = False,  # labels are exchanged within pairs
+) -> int:                  # seeds a side in each world
+    """With fewer seeds a two-sided `permutation_test` cannot refuse chance, whatever the scores
+
+    Args:
+        alpha: chance must do as much more rarely than this
+        worlds: how many, with as many seeds in each
+        paired: labels are exchanged within pairs
+
+    Returns:
+        seeds a side in each world
+    """
+    n = 1
+    while 2 / (2**n if paired else math.comb(2 * n, n))**worlds >= alpha: n += 1
+    return n
 
 def seeds_needed(
     x: Scores,           # scores of a first look
@@ -721,7 +798,8 @@ def seeds_needed(
     power: float = .8,   # probability to see a difference of this size
     alpha: float = .05,  # probability to see one where there is none
     most: int = 1000,    # more than these are not counted
-) -> int | None:         # seeds a side, those at hand included; None: more than `most`
+    paired: bool = False,  # x and y belong together, one by one
+) -> int | None:         # seeds a side in each world, those at hand included; None: more than `most`
     """How many seeds would settle it, if the effect is what it seems
 
     Args:
@@ -730,11 +808,13 @@ def seeds_needed(
         power: probability to see a difference of this size
         alpha: probability to see one where there is none
         most: more than these are not counted
+        paired: x and y belong together, one by one
 
     Returns:
-        seeds a side, those at hand included; None: more than `most`
+        seeds a side in each world, those at hand included; None: more than `most`
     """
-    return seeds_for_effect(effect_size(x, y), power, alpha, most)
+    found = seeds_for_effect(effect_size(x, y, paired), power, alpha, most, paired)
+    return None if found is None else max(found, seeds_for_test(alpha, len(same_worlds(x, y)[0]), paired))
 
 # %% ../../nbs/74_evidence.stats.ipynb #659a911c
 def profile(
@@ -871,7 +951,8 @@ def median_steps(
         inf: less than half of the runs got there
     """
     at, left = survival(times, reached)
-    return float(at[(left <= .5).argmax()]) if (left <= .5).any() else math.inf
+    half = left <= .5 + 1e-9   # 12 of 24 are half, whatever a product of fractions says
+    return float(at[half.argmax()]) if half.any() else math.inf
 
 # %% ../../nbs/74_evidence.stats.ipynb #e28a46f0
 @dataclass(frozen=True)
