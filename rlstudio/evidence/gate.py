@@ -23,6 +23,7 @@ __all__ = ['RETURN', 'LATE', 'SILENT', 'QUICK', 'CONFIRM', 'ALARM', 'FAIL', 'Bas
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def measure_training(
     config: Mapping[str, Any],  # as `to_dict` gives it
     seed: int,                  # in the place of the config's own
 ) -> dict[str, float]:          # its measures; {} for a training that broke
-    """TrainSeeds once, from the beginning to the end
+    """Train once, from the beginning to the end
 
     Args:
         config: as `to_dict` gives it
@@ -514,11 +515,11 @@ class GateReport:
         Returns:
             one line
         """
-        bad, n = [r for r in self.rows if not r.ok], len(self.rows)
-        if not bad: return f'{n} of {n} trainings learn as they did' + (', to the last digit' if all(r.verdict == 'equal' for r in self.rows) else '')
-        worse = sum(r.verdict != 'changed' for r in bad)
-        what = f'{worse} of {n} learn worse' if worse else f'{len(bad)} of {n} do not learn as they did'
-        return f'{what}; a sound library gives that in less than {FAIL:.1%} of all gates. If it is meant: rlstudio gate {self.baseline} --write, and let the file be reviewed'
+        count, n = Counter(r.verdict for r in self.rows if not r.ok), len(self.rows)
+        if not count: return f'{n} of {n} trainings learn as they did' + (', to the last digit' if all(r.verdict == 'equal' for r in self.rows) else '')
+        moved = f'{count["worse"]} of {n} learn worse' if count['worse'] else f'{count["changed"]} of {n} do not learn as they did' if count['changed'] else ''
+        said = [f'{moved}; a sound library gives that in less than {FAIL:.1%} of all gates'] * bool(moved) + [f'{count["broken"]} of {n} broke, as no stored seed did'] * bool(count['broken'])
+        return f'{"; ".join(reversed(said))}. If it is meant: rlstudio gate {self.baseline} --write, and let the file be reviewed'
 
     def to_dict(self) -> dict[str, Any]:  # JSON-able
         """The report for programs

@@ -15,8 +15,8 @@ Scores are `(seeds,)` of one world, `(seeds, worlds)` of several, or a dict from
 # %% auto #0
 __all__ = ['Scores', 'STATISTICS', 'CUTS', 'SEEDS_WANTED', 'SIGNS', 'REFERENCES', 'StatsError', 'as_worlds', 'trimmed_mean',
            'iqm', 'mean_score', 'median_score', 'optimality_gap', 'student_cdf', 'student_quantile', 'in_digits',
-           'Interval', 'range_text', 'bootstrap', 'variance', 'standard_error', 'seeds_note', 'width_note', 'unseen',
-           'note_on', 'kind_of', 'interval', 'check_method', 'score_facts', 'difference', 'same_worlds',
+           'Interval', 'range_text', 'bootstrap', 'seed_variance', 'standard_error', 'seeds_note', 'width_note',
+           'unseen', 'note_on', 'kind_of', 'interval', 'check_method', 'score_facts', 'difference', 'same_worlds',
            'probability_of_improvement', 'wilson_end', 'improvement_interval', 'relabelled', 'permutation_test',
            'mean_ranks', 'joint_ranks', 'pair_by_seed', 'effect_size', 'seeds_for_effect', 'seeds_for_test',
            'seeds_needed', 'profile', 'profile_band', 'checked_curve', 'area_under_curve', 'steps_to', 'survival',
@@ -274,7 +274,7 @@ def bootstrap(
 # %% ../../nbs/74_evidence.stats.ipynb #93b67ba8
 CUTS: dict[Callable[[Scores], Any], float] = {mean_score: 0., iqm: .25}   # statistics that are trimmed means
 
-def variance(
+def seed_variance(
     w: np.ndarray,  # (…, seeds), two or more
 ) -> np.ndarray:    # (…), exactly 0 where all are equal: 0.1 six times has a mean that is not 0.1
     """Sample variance over the seeds of a world
@@ -302,7 +302,7 @@ def standard_error(
     """
     worlds = as_worlds(scores)
     if not cut:   # the mean of the worlds' means, whatever their numbers of seeds
-        parts = [variance(w) / w.shape[-1] / len(worlds)**2 for w in worlds]
+        parts = [seed_variance(w) / w.shape[-1] / len(worlds)**2 for w in worlds]
         total, spread = np.sum(parts, 0), np.sum([p**2 / (w.shape[-1] - 1) for p, w in zip(parts, worlds)], 0)
         with np.errstate(divide='ignore', invalid='ignore'): return np.sqrt(total)[()], np.where(spread > 0, total**2 / spread, 1)[()]
     pool = np.sort(np.concatenate(worlds, -1), -1)
@@ -311,7 +311,7 @@ def standard_error(
     h = n - 2 * g
     low, high = pool[..., g, None], pool[..., n - g - 1, None]
     shrink = (n - 1) * h / (n * (h - 1)) if h > 1 else math.inf
-    parts = [w.shape[-1] * variance(np.clip(w, low, high)) * shrink / h**2 for w in worlds]
+    parts = [w.shape[-1] * seed_variance(np.clip(w, low, high)) * shrink / h**2 for w in worlds]
     total = np.sum(parts, 0)
     spread = np.sum([p**2 / ((w.shape[-1] - 1) * (h - 1) / (n - 1)) for p, w in zip(parts, worlds)], 0)
     with np.errstate(divide='ignore', invalid='ignore'): dof = np.where(spread > 0, total**2 / spread, h - 1)
@@ -741,7 +741,7 @@ def effect_size(
     xs, ys = same_worlds(x, y)
     gap = float(np.mean([a.mean() - b.mean() for a, b in zip(xs, ys)]))
     if min(len(w) for w in (*xs, *ys)) < 2: raise StatsError('effect: given a single seed, whose spread is not known; run two or more')
-    each = [variance(a - b) if paired else (variance(a) * (len(a) - 1) + variance(b) * (len(b) - 1)) / (len(a) + len(b) - 2) for a, b in zip(xs, ys)]
+    each = [seed_variance(a - b) if paired else (seed_variance(a) * (len(a) - 1) + seed_variance(b) * (len(b) - 1)) / (len(a) + len(b) - 2) for a, b in zip(xs, ys)]
     spread = math.sqrt(np.mean(each) / len(xs))
     return gap / spread if spread else math.copysign(math.inf, gap) if gap else 0.
 
