@@ -1,5 +1,6 @@
 "The comparison: real runs on the command line, sides from whatever is typed, and sentences that never say more than the numbers."
 import json
+import shutil
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +53,23 @@ def test_real_runs_on_the_command_line(trained: Path) -> None:
     found = json.loads(run("rlstudio", "compare", "slow-*", "fast-*", "--json", cwd=trained).stdout)
     assert [s["seeds"] for s in found["sides"]] == [3, 3] and found["contrasts"][0]["verdict"] in said.stdout and list(found["differs"]) == ["algo.learning_rate"]
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_half_a_curve_is_no_value(trained: Path, tmp_path: Path) -> None:
+    "A run that failed, is on its way or lies damaged on the disk has no area and no last value, and the note says why"
+    runs = tmp_path / "runs"
+    shutil.copytree(trained / "runs", runs)
+    manifest = runs / "slow-1" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"completed"', '"failed"'))
+    (lines := runs / "slow-2" / "metrics.jsonl").write_bytes(lines.read_bytes()[:-40])
+    for metric in ("area", "loss/value"):
+        found = c.compare_sides([runs / "slow-*", runs / "fast-*"], metric)
+        assert [side.seeds for side in found.sides] == [1, 3] and sorted(found.sides[0].missing.values()) == ["damaged", "failed"]
+        assert f"2 of 3 runs have no {metric} (damaged, failed)" in found.notes()[0]
+    result = json.loads((runs / "fast-1" / "result.json").read_text())
+    (runs / "fast-1" / "hashes.json").unlink()
+    (runs / "fast-1" / "result.json").write_text(json.dumps(result | dict(eval_return_mean=None, eval_return_std=None)))
+    with pytest.raises(StatsError, match=r"none of its 1 runs has score \(completed, but not evaluated\)"): c.compare_sides([runs / "fast-1", runs / "fast-2"])
 
 
 @pytest.mark.parametrize(("args", "said"), [

@@ -16,8 +16,9 @@ A sound library fails the whole gate less than once in a thousand times, however
 __all__ = ['RETURN', 'LATE', 'SILENT', 'QUICK', 'CONFIRM', 'ALARM', 'FAIL', 'Baseline', 'TrainSeeds', 'GateError', 'measures_of',
            'measure_training', 'rank_sums', 'rank_test', 'Surprise', 'effect_on', 'surprises', 'GateCell', 'lock_hash',
            'as_cell', 'packaged_baselines', 'baseline_path', 'read_baseline', 'baseline_text', 'fresh_seeds',
-           'CellVerdict', 'one_verdict', 'train_here', 'check_cell', 'missing_measures', 'changes_since', 'GateReport',
-           'join_workspace', 'train_apart', 'chosen_trainings', 'run_gate', 'measure_cells', 'review_line']
+           'CellVerdict', 'one_verdict', 'train_here', 'check_cell', 'missing_measures', 'new_measures',
+           'changes_since', 'GateReport', 'join_workspace', 'train_apart', 'chosen_trainings', 'run_gate',
+           'measure_cells', 'review_line']
 
 # %% ../../nbs/80_evidence.gate.ipynb #c8636711
 import hashlib
@@ -442,8 +443,9 @@ def check_cell(
     values, seeds = to_dict(config), fresh_seeds(cell, round)
     if bits and same_arithmetic(cell.made.get('arithmetic', {}), here):
         again, trained = train(values, cell.seeds[:1])[0], 1
-        if all(again.get(m) == v for m, v in cell.stored(0).items()): return CellVerdict(name, 'equal', 1, (), notes)
+        if all(again.get(m) == v for m, v in cell.stored(0).items()): return CellVerdict(name, 'equal', 1, (), (*notes, *new_measures(cell, again)))
     fresh = train(values, seeds[:QUICK])
+    notes = (*notes, *new_measures(cell, fresh[0]))
     lost = missing_measures(cell, fresh)
     if all(fresh) and not lost and not surprises(cell.scores, fresh, ALARM): return CellVerdict(name, 'alike', trained + len(fresh), (), notes)
     if all(fresh) and not lost: fresh += train(values, seeds[QUICK:])
@@ -468,6 +470,21 @@ def missing_measures(
     """
     counts = {m: sum(m not in f for f in fresh) for m in cell.scores}
     return [f'{m} is missing in {n} of {len(fresh)} trainings, and in none of the stored ones' for m, n in counts.items() if n]
+
+def new_measures(
+    cell: GateCell,              # what is known
+    fresh: Mapping[str, float],  # measures of one seed
+) -> tuple[str, ...]:            # a note, if there are any
+    """What the baseline cannot speak of
+
+    Args:
+        cell: what is known
+        fresh: measures of one seed
+
+    Returns:
+        a note, if there are any
+    """
+    return tuple([f'not in the baseline, so not asked: {", ".join(new)}'] if (new := sorted(fresh.keys() - cell.scores.keys())) else [])
 
 def changes_since(
     cell: GateCell,   # of that day

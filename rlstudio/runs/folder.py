@@ -162,7 +162,7 @@ def locate_run(
     if not isinstance(given, str | Path): raise RunError(f'given {ascii(given)[:60]}, expected a folder of a run, its name, or a run')
     path, named = at_home(given), Path(runs_dir) / given
     inside = path.is_file() or path.parent.name == 'checkpoints' or path.name in ('checkpoints', 'plots', 'videos')
-    for folder in [path, *list(path.parents)[:3 * inside]] + [named] * (path.name == str(given)):
+    for folder in [path, *list(path.parents)[:3 * inside]] + [named] * (not path.is_absolute()):
         if is_regular(folder / 'config.yaml'): return folder
     for folder in (path, named):   # its process died at once
         if folder.is_dir() and os.listdir(folder) in ([], ['run.lock']):
