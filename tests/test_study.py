@@ -239,6 +239,7 @@ gym.register('Breaks-v0', Breaks, max_episode_steps=500)
     os.kill(int(began.read_text().split()[-1]), signal.SIGKILL)
     out = driver.communicate(timeout=120)[0]
     assert driver.returncode == 1 and "failed  pole_s1: EnvError: Breaks-v0" in out and "killed  pole_s3" in out and "3 of 4 done, 1 failed" in out, out
+    assert "next    rlstudio study runs/s --import my_env" in out and "not done yet" not in out, out
     assert len(set(began.read_text().split())) == 1 + 3 and read_plan(folder).stack == 4   # the driver, and a worker up to the failure, up to the kill, to the end
     alone = run("rlstudio", "run", "pole.yaml", "--seed", "3", "--import", "my_env", "--runs-dir", "alone", "--name", "a", cwd=tmp_path)
     assert alone.returncode == 0, said(alone)
@@ -247,6 +248,8 @@ gym.register('Breaks-v0', Breaks, max_episode_steps=500)
     for key in ("weights_sha256", "level", "why", "config_hash", "machine", "versions", "engine", "imports"): assert facts[0][key] == facts[1][key], key
     ledgers = [read_ledger(f) for f in (stacked, lone)]
     assert ledgers[0].records == ledgers[1].records and first_difference(*ledgers) is None and verify(stacked).whole
+    shown = run("rlstudio", "show", "runs/s", "--import", "my_env", cwd=tmp_path).stdout
+    assert "failed  pole_s1: EnvError: Breaks-v0" in shown and "the motor is hot" in shown, shown
 
 
 def test_a_stack_is_asked_in_a_file_and_refused_where_no_executor_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1558,8 +1558,9 @@ def after_study(
     Returns:
         commands
     """
-    from rlstudio.studio.console import command
-    if any(row['done'] < row['runs'] for row in rows): return [command('study', study.folder)]
+    from rlstudio.core.registry import imported
+    from rlstudio.studio.console import command, own_imports
+    if any(row['done'] < row['runs'] for row in rows): return [command('study', study.folder, *own_imports(dict(imports=imported())))]
     of = dict[str, list[str]]()
     for row in rows: of.setdefault(row['env'], []).append(row['arm'])
     arms = max(of.values(), key=len)   # of one world: the arms of several cannot be told apart by the folder
@@ -1587,8 +1588,9 @@ def work_through(
         emit: gets the results
         quiet: no progress
     """
+    from rlstudio.core.registry import imported
     from rlstudio.evidence.study import StudyStopped, default_jobs, disk_line, is_finished
-    from rlstudio.studio.console import command, labelled
+    from rlstudio.studio.console import command, labelled, own_imports
     cells, todo = study.cells, [c for c in study.cells if not is_finished(c)]
     first = f'{study.folder}: {len(cells)} runs' + (f', {len(cells) - len(todo)} of them done' if len(todo) < len(cells) else '')
     say(labelled('study', [first, *([f'{min(len(todo), jobs or default_jobs())} at a time, {disk_line(todo, study.folder)}'] if todo else [])]))
@@ -1598,12 +1600,13 @@ def work_through(
         say(str(e))
         rows = study.results()
     except KeyboardInterrupt:
-        say(labelled('next', [command('study', study.folder)]))
+        say(labelled('next', [command('study', study.folder, *own_imports(dict(imports=imported())))]))
         raise
     for line in result_lines(study, rows): print(line)
     for i, (name, why) in enumerate(study.errors.items()): say(f'{"failed" if not i else "":<8}{name}: {why}')
     left = sum(row['runs'] - row['done'] for row in rows)
-    if left > len(study.errors): say(f'        {left - len(study.errors)} runs were stopped on their way')
+    waiting = left - max(len(study.errors), sum(row['failed'] for row in rows))
+    if waiting > 0: say(f'        {waiting} of {len(cells)} runs are not done yet, and did not fail')
     say(labelled('next', after_study(study, rows)))
     emit(dict(study=str(study.folder), arms=rows, failed=study.errors))
     if left: raise typer.Exit(1)
@@ -1649,7 +1652,7 @@ def show_study(
         say: prints a line for people
         emit: gets the results
     """
-    from rlstudio.evidence.study import Study
+    from rlstudio.evidence.study import Study, planned_outcome
     from rlstudio.studio.catalog import study_row
     from rlstudio.studio.console import labelled
     study, counts = Study.open(folder), study_row(folder)
@@ -1659,8 +1662,10 @@ def show_study(
     facts = [f'{folder}: {counts["runs"]} runs, {counts["done"]} done' + ''.join(f', {counts[k]} {k}' for k in ('running', 'stopped', 'failed') if counts[k]), f'seeds {", ".join(map(str, seeds[:20]))}{"…" * (len(seeds) > 20)}']
     say(labelled('study', facts + [f'{key}: {", ".join(map(str, values))}' for key, values in grid.items()]))
     for line in result_lines(study, rows): say(line)
+    lost = {c.name: out['error'] for c in study.cells if counts['failed'] and (out := planned_outcome(c))['status'] in ('failed', 'damaged')}
+    if lost: say(labelled('failed', [f'{name}: {why}' for name, why in [*lost.items()][:10]] + [f'and {len(lost) - 10} more'] * (len(lost) > 10)))
     say(labelled('next', after_study(study, rows)))
-    emit(counts | dict(arms=rows))
+    emit(counts | dict(arms=rows, errors=lost))
 
 # %% ../../nbs/84_studio.cli.ipynb #bd05048b
 class Shell(StrEnum):
