@@ -288,15 +288,15 @@ def arms(
     Returns:
         label → its runs, one a seed, in order of seeds
     """
-    found = dict[str, dict[str, dict[str, Any]]]()
+    found = dict[str, dict[int, dict[str, Any]]]()
     def rank(row: dict[str, Any]) -> tuple[Any, ...]: return row['score'] is not None, row['status'] == 'completed', row['created'] or ''
-    def varied(row: dict[str, Any]) -> list[Any]: return sorted([k, v] for k, v in row.items() if k.startswith('train.streams.'))
+    def varied(row: dict[str, Any]) -> bool: return any(k.startswith('train.streams.') for k in row)
     rows = rows.rows if isinstance(rows, Table) else rows
     plain = {row['arm'] for row in rows if not varied(row)}
     for row in rows:
         if varied(row) and row['arm'] in plain: continue
-        seeds, key = found.setdefault(row['arm'], {}), json.dumps([row['seed'], varied(row)])
-        if key not in seeds or rank(row) > rank(seeds[key]): seeds[key] = row
+        seeds, seed = found.setdefault(row['arm'], {}), row['seed']
+        if seed not in seeds or rank(row) > rank(seeds[seed]): seeds[seed] = row
     return {label: sorted(seeds.values(), key=lambda row: row['seed']) for label, seeds in found.items()}
 
 # %% ../../nbs/75_evidence.table.ipynb #be37195c
@@ -685,7 +685,7 @@ def summary_text(
                      in_digits(f['worst']), in_digits(f['best']), '' if f['solved'] is None else f'{f["solved"]} of {f["scored"]}'))
     lines = aligned(rows) if len(rows) > 1 else []
     again = len(table) - sum(map(len, arms(table).values()))
-    if again: lines.append(f'{again} runs repeat the seed of another one of their arm, and do not count again')
+    if again: lines.append(f'{again} run{"s share" if again > 1 else " shares"} the seed or streams of another one of the arm, and do{"es" * (again == 1)} not count again')
     lines += [printable(f'broken: {why}' if folder in why else f'broken: {folder}: {why}', lines=False) for folder, why in table.broken.items()]
     return '\n'.join(lines) or 'no runs'
 
