@@ -2353,6 +2353,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/evidence/table.py'),
                                          'rlstudio.evidence.table.runs_below': ( 'evidence.table.html#runs_below',
                                                                                  'rlstudio/evidence/table.py'),
+                                         'rlstudio.evidence.table.seeds_text': ( 'evidence.table.html#seeds_text',
+                                                                                 'rlstudio/evidence/table.py'),
                                          'rlstudio.evidence.table.shorter_labels': ( 'evidence.table.html#shorter_labels',
                                                                                      'rlstudio/evidence/table.py'),
                                          'rlstudio.evidence.table.smoothed': ('evidence.table.html#smoothed', 'rlstudio/evidence/table.py'),
