@@ -944,7 +944,7 @@ def plot_arms(
         if kind == 'curves': draw_curves(ax, drawn, metric, x, smoothing)
         else: DRAWINGS[kind](ax, drawn)
         ax.set_title(printable(env, lines=False) + (f': the best {len(drawn)} of {len(groups)} arms' if len(drawn) < len(groups) else ''), fontsize='medium', parse_math=False)
-        if ax.get_legend_handles_labels()[0] and (len(drawn) > 1 or kind == 'curves'):
+        if ax.get_legend_handles_labels()[0]:
             for text in ax.legend(frameon=False, fontsize='x-small').get_texts(): text.set_parse_math(False)
         for side in ('top', 'right'): ax.spines[side].set_visible(False)
     return figure
