@@ -1862,6 +1862,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.grounds_html': ( 'evidence.report.html#grounds_html',
                                                                                      'rlstudio/evidence/report.py'),
+                                          'rlstudio.evidence.report.interval_notes': ( 'evidence.report.html#interval_notes',
+                                                                                       'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.many_head': ( 'evidence.report.html#many_head',
                                                                                   'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.many_page': ( 'evidence.report.html#many_page',
