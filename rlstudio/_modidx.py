@@ -1904,6 +1904,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.runs_html': ( 'evidence.report.html#runs_html',
                                                                                   'rlstudio/evidence/report.py'),
+                                          'rlstudio.evidence.report.runs_of_trial': ( 'evidence.report.html#runs_of_trial',
+                                                                                      'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.search_html': ( 'evidence.report.html#search_html',
                                                                                     'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.search_in': ( 'evidence.report.html#search_in',

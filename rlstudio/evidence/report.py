@@ -19,9 +19,9 @@ __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', '
            'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
            'ranked_arms', 'interval_notes', 'results_html', 'against_best', 'settled_by', 'against_html',
            'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys', 'value_text',
-           'differs_html', 'Searched', 'search_in', 'slice_html', 'search_html', 'search_verdict', 'typical_runs',
-           'world_html', 'runs_html', 'Many', 'read_many', 'many_head', 'many_page', 'read_grounds', 'put_page',
-           'report_target', 'write_report']
+           'differs_html', 'Searched', 'search_in', 'slice_html', 'search_html', 'search_verdict', 'runs_of_trial',
+           'typical_runs', 'world_html', 'runs_html', 'Many', 'read_many', 'many_head', 'many_page', 'read_grounds',
+           'put_page', 'report_target', 'write_report']
 
 # %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
@@ -38,7 +38,7 @@ import numpy as np
 from ..core.files import FileError, is_regular, put_file, read_file, safe
 from ..core.options import as_text
 from .compare import Contrast, Side, at_odds, contrast, holm, make_side, sentence, settled
-from .search import importance, ranked, search_of, trials
+from .search import Importance, importance, ranked, search_of, trials
 from .stats import Interval, in_digits, interval, iqm, profile, profile_band
 from .study import is_study, read_plan
 from .table import EVALUATION, arms, band, curves_of, find_runs, read_table, seeds_text
@@ -964,7 +964,7 @@ def verdict_of_arms(
     said = f'{best.label}: IQM {in_digits(best.middle)}' + (f' (95 % interval {_ends(best.interval)})' if best.interval else '') + f' over {seeds}'
     reached = sum(s >= goal for s in best.scores) if goal is not None else 0
     mood = '' if goal is None else 'good' if reached == len(best.rows) else 'warn'
-    if goal is not None: said += f'; {"all" if mood == "good" else f"{reached} of {len(best.rows)}"} reach the goal of {goal:,g}'
+    if goal is not None: said += f'; {"all" if mood == "good" else f"{reached} of {len(best.scores)}"} reach the goal of {goal:,g}'
     for _, c, p in against_best(found)[:1]: said += f'. {sentence(c, p)}'
     return mood, said + '.'
 
@@ -1128,12 +1128,14 @@ def search_in(
 def slice_html(
     found: Searched,  # any
     number: int,      # of a dimension
+    share: Importance | None = None,  # of it; None: not known
 ) -> str:             # HTML; '' without trials
     """The score against one parameter
 
     Args:
         found: any
         number: of a dimension
+        share: of it; None: not known
 
     Returns:
         HTML; '' without trials
@@ -1143,7 +1145,6 @@ def slice_html(
     def dots(some: Sequence[Any]) -> list[tuple[float, float]]: return [(t.places[number] * (len(words) - 1) if words else float(t.values[d.key]), t.score) for t in some]
     def names(some: Sequence[Any]) -> list[str]: return [f'{t.name}: {value_text(t.values[d.key])} gives {t.score:.5g}' for t in some]
     done, cut = ([t for t in shown if (t.state == 'completed') == ended] for ended in (True, False))
-    share = next((x for x in importance(found.tried, found.dimensions) if x.key == d.key), None)
     said = '' if share is None else f'{share.share:.0%} of the spread goes with it.' if share.p <= .05 else 'No more than chance would do.'
     marks = [Marks('stopped early' if cut else '', dots(cut), 'dots', 5, names=names(cut)), Marks('completed' if cut else '', dots(done), 'dots', 0, names=names(done)),
              Marks('the best', dots(done[:1]), 'dots', 1, names=names(done[:1]))]
@@ -1161,14 +1162,14 @@ def search_html(
         HTML; '' where there is none
     """
     if found is None: return ''
-    order = importance(found.tried, found.dimensions)
-    numbers = sorted(range(len(found.dimensions)), key=lambda k: next((i for i, x in enumerate(order) if x.key == found.dimensions[k].key), k))
-    scored = [t for t in found.tried if t.score is not None and abs(t.score) < BIGGEST]
-    course = chart_html([Marks('', [(float(i + 1), t.score) for i, t in enumerate(scored)], 'dots', names=[t.name for t in scored])],
-                        'score over trials', 'trial', caption='The course of the search.', height=200)
     keys = [d.key for d in found.dimensions]
+    shares = {x.key: x for x in importance(found.tried, found.dimensions)}   # the most important first
+    slices = [slice_html(found, keys.index(key), shares.get(key)) for key in shares or keys]
+    scored = [t for t in found.tried if t.score is not None and abs(t.score) < BIGGEST]
+    course = chart_html([Marks('', [(float(t.name.removeprefix('trial-')), t.score) for t in scored], 'dots', names=[t.name for t in scored])],
+                        'score over trials', 'trial', caption='The course of the search.', height=200)
     rows = [[t.name, t.score, t.state, f'{t.steps:,}', *(value_text(t.values[k]) for k in keys if k in t.values)] for t in ranked(found.tried)[:20]]
-    return section_html('The search', '<div class="grid">' + ''.join(slice_html(found, k) for k in numbers) + course + '</div>' if scored else '',
+    return section_html('The search', '<div class="grid">' + ''.join(slices) + course + '</div>' if scored else '',
                         table_html(['trial', 'score', 'status', 'env steps', *keys], [r for r in rows if len(r) == 4 + len(keys)]))
 
 def search_verdict(
@@ -1188,6 +1189,22 @@ def search_verdict(
     values = ', '.join(f'{k}={value_text(v)}' for k, v in best.values.items())
     return '', f'Best of {count}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
 
+# %% ../../nbs/81_evidence.report.ipynb #8630bfa3
+def runs_of_trial(
+    rows: Sequence[dict[str, Any]],  # of `read_table`
+    trial: str,                      # its name
+) -> list[dict[str, Any]]:           # one for each seed
+    """The runs of one trial of a search
+
+    Args:
+        rows: of `read_table`
+        trial: its name
+
+    Returns:
+        one for each seed
+    """
+    return [r for r in rows if re.fullmatch(re.escape(trial) + r'(_s\d+)?', str(r['name']))]
+
 # %% ../../nbs/81_evidence.report.ipynb #c66334db
 def typical_runs(
     arm: Arm,             # any
@@ -1202,7 +1219,7 @@ def typical_runs(
     """
     rows = sorted(arm.scored, key=lambda r: -float(r['score']))
     if not rows: return {}
-    named = {r['run']: what for what, r in (('middle', rows[len(rows) // 2]), ('worst', rows[-1]), ('best', rows[0]))}   # of two runs, the second is the worst
+    named = {r['run']: what for what, r in (('middle', rows[len(rows) // 2]), ('worst', rows[-1]), ('best' if len(rows) > 1 else 'only', rows[0]))}   # of two runs, the second is the worst
     return {f'{named[r["run"]]} seed of {arm.label}: {r["seed"]}, return {r["score"]:,.4g}': Path(r['run']) for r in rows if r['run'] in named}
 
 # %% ../../nbs/81_evidence.report.ipynb #3439664e
@@ -1307,7 +1324,7 @@ def many_head(
     caution = safe(f'{len(states)} of {many.total} runs are not complete ({repeated(states)}): this is what holds so far.', 600) if states else ''
     if many.search and many.search.best:
         first = max(many.search.seeds) + 1
-        run = next((Path(r['run']) for r in many.rows if str(r['name']).startswith(many.search.best[0].name)), many.search.best[0].name)
+        run = next((Path(r['run']) for r in runs_of_trial(many.rows, many.search.best[0].name)), many.search.best[0].name)
         caution += f' Fresh seeds decide: {command_html("rlstudio", "study", run, "--seeds", f"{first}-{first + 9}")}'
     worlds = list(dict.fromkeys(r['env'] for r in many.rows))
     tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=sum(map(len, many.worlds.values())) or None,
@@ -1329,7 +1346,7 @@ def many_page(
     """
     folder = Path(folder)
     many = read_many(folder)
-    best = {f'the best trial, {t.name}': folder / t.name for t in (many.search.best[:1] if many.search else [])}
+    best = next((typical_runs(Arm(f'the best trial, {t.name}', runs_of_trial(many.rows, t.name))) for t in (many.search.best if many.search else [])), {})
     stories = [read_grounds(Path(r['run'])) for r in thinned(many.rows, 200)] if many.rows else []
     first = Path(many.rows[0]['run']) if many.rows else folder
     body = [many_head(many), *(world_html(found) for found in list(many.worlds.values())[:12]), search_html(many.search), films_html(best),
