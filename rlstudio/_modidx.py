@@ -1810,6 +1810,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.Searched.best': ( 'evidence.report.html#searched.best',
                                                                                       'rlstudio/evidence/report.py'),
+                                          'rlstudio.evidence.report.Searched.shares': ( 'evidence.report.html#searched.shares',
+                                                                                        'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.Story': ('evidence.report.html#story', 'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.Story.of': ( 'evidence.report.html#story.of',
                                                                                  'rlstudio/evidence/report.py'),

@@ -30,6 +30,7 @@ import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -1105,6 +1106,10 @@ class Searched:
     def best(self) -> list[Any]:
         "Completed trials, the best first"
         return [t for t in ranked(self.tried) if t.state == 'completed' and abs(t.score or 0.) < BIGGEST]
+    @cached_property
+    def shares(self) -> dict[str, Importance]:
+        "How much each key mattered, the most important first; empty below eight trials with a score"
+        return {x.key: x for x in importance(self.tried, self.dimensions)}
 
 def search_in(
     folder: Path,  # perhaps of a study
@@ -1128,14 +1133,12 @@ def search_in(
 def slice_html(
     found: Searched,  # any
     number: int,      # of a dimension
-    share: Importance | None = None,  # of it; None: not known
 ) -> str:             # HTML; '' without trials
     """The score against one parameter
 
     Args:
         found: any
         number: of a dimension
-        share: of it; None: not known
 
     Returns:
         HTML; '' without trials
@@ -1145,6 +1148,7 @@ def slice_html(
     def dots(some: Sequence[Any]) -> list[tuple[float, float]]: return [(t.places[number] * (len(words) - 1) if words else float(t.values[d.key]), t.score) for t in some]
     def names(some: Sequence[Any]) -> list[str]: return [f'{t.name}: {value_text(t.values[d.key])} gives {t.score:.5g}' for t in some]
     done, cut = ([t for t in shown if (t.state == 'completed') == ended] for ended in (True, False))
+    share = found.shares.get(d.key)
     said = '' if share is None else f'{share.share:.0%} of the spread goes with it.' if share.p <= .05 else 'No more than chance would do.'
     marks = [Marks('stopped early' if cut else '', dots(cut), 'dots', 5, names=names(cut)), Marks('completed' if cut else '', dots(done), 'dots', 0, names=names(done)),
              Marks('the best', dots(done[:1]), 'dots', 1, names=names(done[:1]))]
@@ -1163,8 +1167,7 @@ def search_html(
     """
     if found is None: return ''
     keys = [d.key for d in found.dimensions]
-    shares = {x.key: x for x in importance(found.tried, found.dimensions)}   # the most important first
-    slices = [slice_html(found, keys.index(key), shares.get(key)) for key in shares or keys]
+    slices = [slice_html(found, keys.index(key)) for key in found.shares or keys]
     scored = [t for t in found.tried if t.score is not None and abs(t.score) < BIGGEST]
     course = chart_html([Marks('', [(float(t.name.removeprefix('trial-')), t.score) for t in scored], 'dots', names=[t.name for t in scored])],
                         'score over trials', 'trial', caption='The course of the search.', height=200)
