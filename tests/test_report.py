@@ -255,6 +255,26 @@ def test_the_page_of_a_search(search: Path, tmp_path: Path) -> None:
     assert "trial-0007" in harmless(write_report(copy).read_text())
 
 
+def test_a_search_with_several_seeds(pole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Each seed of the best trial has a folder and a film; a trial keeps its number, though one before it has no score; importance is computed once"
+    from rlstudio.evidence import report
+    plan = make_plan({"pole": dict(env=dict(id="CartPole-v1"), algo=dict(name="ppo"))}, [], [1, 2], None, dict(space=["algo.learning_rate=1e-6..1e-0:log", "algo.gamma=.9..1"], trials=10))
+    (tmp_path / "study.yaml").write_text(plan_text(plan))
+    for k, seed in ((k, seed) for k in range(10) for seed in (1, 2)):
+        at = made_up(tmp_path, f"trial-{k:04}_s{seed}", seed, 500.0 - 10 * (k - 7) ** 2, learning_rate=10.0 ** -k, gamma=.95)
+        (at / "manifest.json").write_text(json.dumps(json.loads((at / "manifest.json").read_text()) | dict(config=dict(algo=dict(learning_rate=10.0 ** -k, gamma=.95)))))
+        if k == 3: (at / "result.json").unlink()
+        if k == 7: shutil.copytree(pole / "videos", at / "videos")
+    asked, charts = list[Any](), dict[str, Any]()
+    importance, chart_html = report.importance, report.chart_html
+    monkeypatch.setattr(report, "importance", lambda *args: (asked.append(args), importance(*args))[1])
+    monkeypatch.setattr(report, "chart_html", lambda marks, title, *args, **kwargs: (charts.update({title: marks}), chart_html(marks, title, *args, **kwargs))[1])
+    page = write_report(tmp_path).read_text()
+    text = harmless(page)
+    assert page.count("data:image/webp") == 2 and "best seed of the best trial, trial-0007: 1" in text and "worst seed of the best trial, trial-0007: 2" in text
+    assert [x for x, _ in charts["score over trials"][0].points] == [k for k in range(10) if k != 3] and len(asked) == 1
+
+
 def test_a_search_in_a_browser(browser: Any, artefacts: Path, search: Path, tmp_path: Path) -> None:
     seen(browser, write_report(search, tmp_path / "report.html"), artefacts, "report-search")
 

@@ -11,8 +11,10 @@ import pytest
 from support import run, said
 from test_listing import made, trained
 
+from rlstudio.evidence.compare import make_side
 from rlstudio.evidence.table import (
     KEPT_FROM,
+    Table,
     arms,
     curve,
     facts_beside,
@@ -23,6 +25,7 @@ from rlstudio.evidence.table import (
     read_table,
     run_facts,
     shorter_labels,
+    summary,
 )
 from rlstudio.runs.folder import RunError
 
@@ -103,10 +106,14 @@ def test_an_arm_holds_each_seed_once(tmp_path: Path) -> None:
 
 
 def test_a_run_with_a_varied_stream_is_no_seed_more() -> None:
-    "It shares all other streams with its seed's own run; where there is none such, it counts"
-    def row(seed: int, **more: Any) -> dict[str, Any]: return dict(arm="pole", seed=seed, score=1., status="completed", created="") | more
+    "It shares all other streams with its seed's own run; where there is none such, one run a seed counts, in the table as in a comparison"
+    def row(seed: int, **more: Any) -> dict[str, Any]: return dict(arm="pole", algo="ppo", env="w", run=f"r{seed}", seed=seed, score=1., status="completed", created="", stopped=None, solved=None, goal=None) | more
     plain, mixed = [row(1), row(2)], [row(1, **{"train.streams.init": 2}), row(1, **{"train.streams.env": 2})]
-    assert arms([*mixed, *plain]) == {"pole": plain} and arms(mixed) == {"pole": mixed}
+    assert arms([*mixed, *plain]) == {"pole": plain} and arms(mixed) == {"pole": mixed[:1]}
+    assert arms([*mixed, row(3, **{"train.streams.env": 4})]) == {"pole": [mixed[0], row(3, **{"train.streams.env": 4})]}
+    table = Table(mixed)
+    assert [f["seeds"] for f in summary(table)] == [1] and "1 run shares the seed or streams" in str(table)
+    assert make_side("A", "pole", arms(mixed), "score").seeds == 1 == len(make_side("A", "pole", arms(mixed), "score").rows)
 
 
 def test_runs_of_strangers(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ The page holds no script and asks no other computer for anything; a browser that
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', 'DASHES', 'MAX_CHARTS', 'MAX_FILM', 'FOOT',
-           'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'axes_for', 'colour_of',
-           'marks_svg', 'marks_legend', 'chart_html', 'strip_svg', 'ends_of', 'Markup', 'table_html', 'tiles_html',
-           'folded_html', 'section_html', 'Story', 'text_beside', 'read_story', 'run_verdict', 'command_html',
-           'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure', 'films_html',
-           'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning', 'ranked_arms',
-           'results_html', 'against_best', 'settled_by', 'against_html', 'verdict_of_arms', 'arm_curves', 'curves_html',
-           'profile_html', 'differing_keys', 'value_text', 'differs_html', 'Searched', 'search_in', 'slice_html',
-           'search_html', 'search_verdict', 'typical_runs', 'world_html', 'runs_html', 'Many', 'read_many', 'many_head',
-           'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
+           'MAX_ROWS', 'MAX_AGAINST', 'MAX_ARMS', 'MAX_SEEDS', 'page_html', 'Marks', 'drawable', 'axes_for',
+           'colour_of', 'marks_svg', 'marks_legend', 'chart_html', 'strip_svg', 'ends_of', 'Markup', 'table_html',
+           'tiles_html', 'folded_html', 'section_html', 'Story', 'text_beside', 'read_story', 'run_verdict',
+           'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure',
+           'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
+           'ranked_arms', 'interval_notes', 'results_html', 'against_best', 'settled_by', 'against_html',
+           'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys', 'value_text',
+           'differs_html', 'Searched', 'search_in', 'slice_html', 'search_html', 'search_verdict', 'runs_of_trial',
+           'typical_runs', 'world_html', 'runs_html', 'Many', 'read_many', 'many_head', 'many_page', 'read_grounds',
+           'put_page', 'report_target', 'write_report']
 
 # %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
@@ -29,6 +30,7 @@ import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,10 @@ import numpy as np
 from ..core.files import FileError, is_regular, put_file, read_file, safe
 from ..core.options import as_text
 from .compare import Contrast, Side, at_odds, contrast, holm, make_side, sentence, settled
-from .search import importance, ranked, search_of, trials
+from .search import Importance, importance, ranked, search_of, trials
 from .stats import Interval, in_digits, interval, iqm, profile, profile_band
 from .study import is_study, read_plan
-from .table import EVALUATION, arms, band, curves_of, find_runs, read_table
+from .table import EVALUATION, arms, band, curves_of, find_runs, read_table, seeds_text
 from .verify import verify
 from ..runs.folder import RunFolder, is_busy, locate_run, locked
 from ..runs.pictures import ChartAxes, axes_svg, short_number, thinned, ticks
@@ -337,10 +339,10 @@ class Markup:
 
     Args:
         html: from `strip_svg`, `safe` and the like, never from a file
-        css: class of its cell: 'strip', 'k' (not broken), 'warn'
+        css: class of its cell: 'strip', 'k' (not broken), 'n' (a number), 'warn'
     """
     html: str           # from `strip_svg`, `safe` and the like, never from a file
-    css: str = 'strip'  # class of its cell: 'strip', 'k' (not broken), 'warn'
+    css: str = 'strip'  # class of its cell: 'strip', 'k' (not broken), 'n' (a number), 'warn'
 
 def _cell(value: Any) -> str:
     if isinstance(value, Markup): return f'<td class="{value.css}">{value.html}</td>'
@@ -363,7 +365,7 @@ def table_html(
         HTML; '' without rows
     """
     if not rows: return ''
-    def number(k: int) -> bool: return any(isinstance(r[k], int | float) for r in rows) and not any(isinstance(r[k], str | bool) for r in rows)
+    def number(k: int) -> bool: return any(isinstance(r[k], int | float) or getattr(r[k], 'css', '') == 'n' for r in rows) and not any(isinstance(r[k], str | bool) for r in rows)
     tops = ''.join(f'<th{" class=n" if number(k) else ""}>{safe(h, 80)}</th>' for k, h in enumerate(head))
     lines = ''.join(f'<tr>{"".join(map(_cell, row))}</tr>' for row in rows[:limit])
     more = f'<p class="dim small">and {len(rows) - limit:,} more</p>' if len(rows) > limit else ''
@@ -840,12 +842,31 @@ def ranked_arms(
     return [Arm(a.label, a.rows, k) for k, a in enumerate(found)]
 
 # %% ../../nbs/81_evidence.report.ipynb #d5036caf
+MAX_ROWS = 60   # arms in the table
+
 def _goal(found: Sequence[Arm]) -> float | None:
     return next((float(r['goal']) for a in found for r in a.rows if isinstance(r['goal'], int | float)), None)
 
 def _ends(i: Interval | None) -> str: return f'{in_digits(i.low)} … {in_digits(i.high)}' if i else ''
 
 def _line(text: str) -> Markup: return Markup(safe(text), 'k')   # not broken into two
+
+def interval_notes(
+    found: Sequence[Arm],  # of one world
+) -> list[str]:            # sentences
+    """What to think of the intervals, and of which of them
+
+    Args:
+        found: of one world
+
+    Returns:
+        sentences
+    """
+    noted = dict[str, list[str]]()
+    for a in found:
+        if a.interval and a.interval.note: noted.setdefault(a.interval.note, []).append(a.label)
+    def few(labels: list[str]) -> str: return ', '.join(labels[:3]) + (f' and {len(labels) - 3} more' if len(labels) > 3 else '')
+    return [f'{few(labels)}: {note}.' if len(labels) < len(found) else f'{note[:1].upper()}{note[1:]}.' for note, labels in noted.items()]
 
 def results_html(
     found: Sequence[Arm],  # of one world, the best one first
@@ -858,17 +879,18 @@ def results_html(
     Returns:
         HTML
     """
-    goal, shown = _goal(found), found[:60]
-    ends = ends_of([v for a in shown for v in a.scores] + ([goal] if goal is not None else []))
+    goal = _goal(found)
+    ends = ends_of([v for a in found[:MAX_ROWS] for v in a.scores] + ([goal] if goal is not None else []))
     rows = []
-    for a in shown:
+    for a in found:
         strip = strip_svg(a.scores, ends, [f'seed {r["seed"]}: {r["score"]:.5g}' for r in a.scored], a.middle,
                           (a.interval.low, a.interval.high) if a.interval else None, goal, a.colour)
         solved = f'{sum(s >= goal for s in a.scores)} of {len(a.scores)}' if goal is not None else None
-        rows.append([a.label, len(a.scores), a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, Markup(strip)])
-    note = next((a.interval.note for a in shown if a.interval and a.interval.note), '') or 'IQM: the mean of the middle half of the seeds.'
+        seeds = len(a.scores) if len(a.scores) == len(a.rows) else Markup(seeds_text(len(a.scores), len(a.rows)), 'n')
+        rows.append([a.label, seeds, a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, Markup(strip)])
     head = ['arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'at goal', f'a dot a seed, from {ends[0]:.4g} to {ends[1]:.4g}']
-    return table_html(head, rows) + f'<p class="dim small">{safe(note[:1].upper() + note[1:])}</p>'
+    notes = ['IQM: the mean of the middle half of the seeds.', *interval_notes(found[:MAX_ROWS])]
+    return table_html(head, rows, MAX_ROWS) + ''.join(f'<p class="dim small">{safe(note)}</p>' for note in notes)
 
 # %% ../../nbs/81_evidence.report.ipynb #5980bbd1
 MAX_AGAINST = 20   # arms that are compared with the best one
@@ -922,7 +944,8 @@ def against_html(
     rows = [[a.label, c.middle, _line(_ends(c.gap)), round(c.wins, 3), _line(_ends(c.wins_range)), round(p, 5), settled_by(c, p)] for a, c, p in against_best(found)]
     head = ['against', 'ahead by (IQM)', '95 % interval', 'wins with probability', '95 % interval', 'p by chance', 'is it settled?']
     chosen = f' It was chosen as the best after looking, so each p counts for all {math.comb(sum(bool(a.scores) for a in found), 2)} pairs of arms.' if len(rows) > 1 else ''
-    return f'<p>{safe(found[0].label)} against the others.{chosen}</p>' + table_html(head, rows) if rows else ''
+    others = 'the others' if len(found) <= MAX_AGAINST + 1 else f'the next {MAX_AGAINST}'
+    return f'<p>{safe(found[0].label)} against {others}.{chosen}</p>' + table_html(head, rows) if rows else ''
 
 # %% ../../nbs/81_evidence.report.ipynb #9cba6ad3
 def verdict_of_arms(
@@ -938,16 +961,16 @@ def verdict_of_arms(
     """
     best, goal = found[0], _goal(found)
     if best.middle is None: return 'warn', 'No run has a score yet.'
-    seeds = f'{len(best.scores)} seed{"s" * (len(best.scores) > 1)}'
+    seeds = f'{seeds_text(len(best.scores), len(best.rows))} seed{"s" * (len(best.rows) > 1)}'
     said = f'{best.label}: IQM {in_digits(best.middle)}' + (f' (95 % interval {_ends(best.interval)})' if best.interval else '') + f' over {seeds}'
     reached = sum(s >= goal for s in best.scores) if goal is not None else 0
-    mood = '' if goal is None else 'good' if reached == len(best.scores) else 'warn'
+    mood = '' if goal is None else 'good' if reached == len(best.rows) else 'warn'
     if goal is not None: said += f'; {"all" if mood == "good" else f"{reached} of {len(best.scores)}"} reach the goal of {goal:,g}'
     for _, c, p in against_best(found)[:1]: said += f'. {sentence(c, p)}'
     return mood, said + '.'
 
 # %% ../../nbs/81_evidence.report.ipynb #d4b3b265
-MAX_ARMS, MAX_SEEDS = 6, 30   # on one chart
+MAX_ARMS, MAX_SEEDS = 6, 30   # on one chart: arms, and thin lines of each
 
 def arm_curves(
     arm: Arm,             # any
@@ -964,10 +987,11 @@ def arm_curves(
     Returns:
         thin lines, then the line with its band; [] where nothing was noted
     """
-    lines = [(x, np.where(np.abs(y) < BIGGEST, y, np.nan)) for x, y in curves_of(arm.rows[:MAX_SEEDS], metric)]
-    faint = [Marks('', _pairs(x, y), 'faint', arm.colour, names=[f'{arm.label}, seed {row["seed"]}']) for row, (x, y) in zip(arm.rows, lines) if len(x) > 1]
-    x, middle, low, high = band([(x[keep], y[keep]) for x, y in lines if (keep := np.isfinite(y)).sum() > 1], points)
-    return [*faint, Marks(arm.label, _pairs(x, middle), 'line', arm.colour, _pairs(low, high) if len(faint) > 2 else [])]
+    lines = [(x, np.where(np.abs(y) < BIGGEST, y, np.nan)) for x, y in curves_of(arm.rows, metric)]
+    faint = [Marks('', _pairs(x, y), 'faint', arm.colour, names=[f'{arm.label}, seed {row["seed"]}']) for row, (x, y) in zip(arm.rows[:MAX_SEEDS], lines) if len(x) > 1]
+    seeds = [(x[keep], y[keep]) for x, y in lines if (keep := np.isfinite(y)).sum() > 1]
+    x, middle, low, high = band(seeds, points)
+    return [*faint, Marks(f'{arm.label} ({seeds_text(len(seeds), len(lines))})', _pairs(x, middle), 'line', arm.colour, _pairs(low, high) if len(seeds) > 2 else [])]
 
 def curves_html(
     found: Sequence[Arm],  # of one world, the best one first
@@ -985,8 +1009,9 @@ def curves_html(
     metric, what = (EVALUATION, 'evaluations') if counts and sorted(counts)[len(counts) // 2] > 2 else ('episode/return_mean', 'training, mean of the last 100 episodes')
     marks = sorted((m for a in shown for m in arm_curves(a, metric)), key=lambda m: m.kind != 'faint')
     rest = f' The best {MAX_ARMS} of {len(found)} arms.' if len(found) > MAX_ARMS else ''
+    thin = f'the first {MAX_SEEDS} seeds' if any(len(a.rows) > MAX_SEEDS for a in shown) else 'each seed'
     return chart_html(marks, 'Return over env steps', goal=_goal(found),
-                      caption=f'Return in {what}. Line: IQM of the seeds; band: its 95 % interval at each step; thin lines: each seed.{rest}')
+                      caption=f'Return in {what}. Line: IQM of the seeds; band: its 95 % interval at each step; thin lines: {thin}.{rest}')
 
 def _is_readable(folder: str) -> bool:
     try: RunFolder(folder).evaluations
@@ -1008,7 +1033,7 @@ def profile_html(
     if not shown: return ''
     low, high = ends_of([v for a in shown for v in a.scores])
     levels = np.linspace(low - (high - low) * .03, high, 80)
-    marks = [Marks(a.label, _pairs(levels, profile(a.scores, levels)), 'line', a.colour, _pairs(*profile_band(a.scores, levels))) for a in shown]
+    marks = [Marks(f'{a.label} ({seeds_text(len(a.scores), len(a.rows))})', _pairs(levels, profile(a.scores, levels)), 'line', a.colour, _pairs(*profile_band(a.scores, levels))) for a in shown]
     return chart_html(marks, 'Performance profile', 'score',
                       caption='Profile: the part of the seeds that score above each value, with 95 % intervals. Higher is better everywhere.')
 
@@ -1081,6 +1106,10 @@ class Searched:
     def best(self) -> list[Any]:
         "Completed trials, the best first"
         return [t for t in ranked(self.tried) if t.state == 'completed' and abs(t.score or 0.) < BIGGEST]
+    @cached_property
+    def shares(self) -> dict[str, Importance]:
+        "How much each key mattered, the most important first; empty below eight trials with a score"
+        return {x.key: x for x in importance(self.tried, self.dimensions)}
 
 def search_in(
     folder: Path,  # perhaps of a study
@@ -1119,7 +1148,7 @@ def slice_html(
     def dots(some: Sequence[Any]) -> list[tuple[float, float]]: return [(t.places[number] * (len(words) - 1) if words else float(t.values[d.key]), t.score) for t in some]
     def names(some: Sequence[Any]) -> list[str]: return [f'{t.name}: {value_text(t.values[d.key])} gives {t.score:.5g}' for t in some]
     done, cut = ([t for t in shown if (t.state == 'completed') == ended] for ended in (True, False))
-    share = next((x for x in importance(found.tried, found.dimensions) if x.key == d.key), None)
+    share = found.shares.get(d.key)
     said = '' if share is None else f'{share.share:.0%} of the spread goes with it.' if share.p <= .05 else 'No more than chance would do.'
     marks = [Marks('stopped early' if cut else '', dots(cut), 'dots', 5, names=names(cut)), Marks('completed' if cut else '', dots(done), 'dots', 0, names=names(done)),
              Marks('the best', dots(done[:1]), 'dots', 1, names=names(done[:1]))]
@@ -1137,14 +1166,13 @@ def search_html(
         HTML; '' where there is none
     """
     if found is None: return ''
-    order = importance(found.tried, found.dimensions)
-    numbers = sorted(range(len(found.dimensions)), key=lambda k: next((i for i, x in enumerate(order) if x.key == found.dimensions[k].key), k))
-    scored = [t for t in found.tried if t.score is not None and abs(t.score) < BIGGEST]
-    course = chart_html([Marks('', [(float(i + 1), t.score) for i, t in enumerate(scored)], 'dots', names=[t.name for t in scored])],
-                        'score over trials', 'trial', caption='The course of the search.', height=200)
     keys = [d.key for d in found.dimensions]
+    slices = [slice_html(found, keys.index(key)) for key in found.shares or keys]
+    scored = [t for t in found.tried if t.score is not None and abs(t.score) < BIGGEST]
+    course = chart_html([Marks('', [(float(t.name.removeprefix('trial-')), t.score) for t in scored], 'dots', names=[t.name for t in scored])],
+                        'score over trials', 'trial', caption='The course of the search.', height=200)
     rows = [[t.name, t.score, t.state, f'{t.steps:,}', *(value_text(t.values[k]) for k in keys if k in t.values)] for t in ranked(found.tried)[:20]]
-    return section_html('The search', '<div class="grid">' + ''.join(slice_html(found, k) for k in numbers) + course + '</div>' if scored else '',
+    return section_html('The search', '<div class="grid">' + ''.join(slices) + course + '</div>' if scored else '',
                         table_html(['trial', 'score', 'status', 'env steps', *keys], [r for r in rows if len(r) == 4 + len(keys)]))
 
 def search_verdict(
@@ -1164,6 +1192,22 @@ def search_verdict(
     values = ', '.join(f'{k}={value_text(v)}' for k, v in best.values.items())
     return '', f'Best of {count}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
 
+# %% ../../nbs/81_evidence.report.ipynb #8630bfa3
+def runs_of_trial(
+    rows: Sequence[dict[str, Any]],  # of `read_table`
+    trial: str,                      # its name
+) -> list[dict[str, Any]]:           # one for each seed
+    """The runs of one trial of a search
+
+    Args:
+        rows: of `read_table`
+        trial: its name
+
+    Returns:
+        one for each seed
+    """
+    return [r for r in rows if re.fullmatch(re.escape(trial) + r'(_s\d+)?', str(r['name']))]
+
 # %% ../../nbs/81_evidence.report.ipynb #c66334db
 def typical_runs(
     arm: Arm,             # any
@@ -1178,7 +1222,7 @@ def typical_runs(
     """
     rows = sorted(arm.scored, key=lambda r: -float(r['score']))
     if not rows: return {}
-    named = {r['run']: what for what, r in (('middle', rows[len(rows) // 2]), ('worst', rows[-1]), ('best', rows[0]))}   # of two runs, the second is the worst
+    named = {r['run']: what for what, r in (('middle', rows[len(rows) // 2]), ('worst', rows[-1]), ('best' if len(rows) > 1 else 'only', rows[0]))}   # of two runs, the second is the worst
     return {f'{named[r["run"]]} seed of {arm.label}: {r["seed"]}, return {r["score"]:,.4g}': Path(r['run']) for r in rows if r['run'] in named}
 
 # %% ../../nbs/81_evidence.report.ipynb #3439664e
@@ -1283,7 +1327,7 @@ def many_head(
     caution = safe(f'{len(states)} of {many.total} runs are not complete ({repeated(states)}): this is what holds so far.', 600) if states else ''
     if many.search and many.search.best:
         first = max(many.search.seeds) + 1
-        run = next((Path(r['run']) for r in many.rows if str(r['name']).startswith(many.search.best[0].name)), many.search.best[0].name)
+        run = next((Path(r['run']) for r in runs_of_trial(many.rows, many.search.best[0].name)), many.search.best[0].name)
         caution += f' Fresh seeds decide: {command_html("rlstudio", "study", run, "--seeds", f"{first}-{first + 9}")}'
     worlds = list(dict.fromkeys(r['env'] for r in many.rows))
     tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=sum(map(len, many.worlds.values())) or None,
@@ -1305,7 +1349,7 @@ def many_page(
     """
     folder = Path(folder)
     many = read_many(folder)
-    best = {f'the best trial, {t.name}': folder / t.name for t in (many.search.best[:1] if many.search else [])}
+    best = next((typical_runs(Arm(f'the best trial, {t.name}', runs_of_trial(many.rows, t.name))) for t in (many.search.best if many.search else [])), {})
     stories = [read_grounds(Path(r['run'])) for r in thinned(many.rows, 200)] if many.rows else []
     first = Path(many.rows[0]['run']) if many.rows else folder
     body = [many_head(many), *(world_html(found) for found in list(many.worlds.values())[:12]), search_html(many.search), films_html(best),

@@ -17,8 +17,8 @@ __all__ = ['RUN_FILES', 'VARIED', 'STEM', 'KEPT_FROM', 'RACY', 'KEPT_VERSION', '
            'warm_start_of', 'run_facts', 'arm_key', 'arm_name', 'label_arms', 'arms', 'Table', 'read_table',
            'facts_or_reason', 'stamps_of', 'kept_path', 'read_kept', 'keep', 'facts_of_all', 'facts_beside',
            'tidy_column', 'library_of_frames', 'frame_of', 'csv_text', 'parquet_bytes', 'write_table', 'arm_facts',
-           'summary', 'aligned', 'summary_text', 'table_document', 'curve', 'readable_curve', 'smoothed', 'band',
-           'curves_of', 'draw_curves', 'draw_scores', 'draw_profile', 'plot_arms', 'shorter_labels']
+           'summary', 'seeds_text', 'aligned', 'summary_text', 'table_document', 'curve', 'readable_curve', 'smoothed',
+           'band', 'curves_of', 'draw_curves', 'draw_scores', 'draw_profile', 'plot_arms', 'shorter_labels']
 
 # %% ../../nbs/75_evidence.table.ipynb #efe71f6d
 import csv
@@ -288,15 +288,15 @@ def arms(
     Returns:
         label → its runs, one a seed, in order of seeds
     """
-    found = dict[str, dict[str, dict[str, Any]]]()
+    found = dict[str, dict[int, dict[str, Any]]]()
     def rank(row: dict[str, Any]) -> tuple[Any, ...]: return row['score'] is not None, row['status'] == 'completed', row['created'] or ''
-    def varied(row: dict[str, Any]) -> list[Any]: return sorted([k, v] for k, v in row.items() if k.startswith('train.streams.'))
+    def varied(row: dict[str, Any]) -> bool: return any(k.startswith('train.streams.') for k in row)
     rows = rows.rows if isinstance(rows, Table) else rows
     plain = {row['arm'] for row in rows if not varied(row)}
     for row in rows:
         if varied(row) and row['arm'] in plain: continue
-        seeds, key = found.setdefault(row['arm'], {}), json.dumps([row['seed'], varied(row)])
-        if key not in seeds or rank(row) > rank(seeds[key]): seeds[key] = row
+        seeds, seed = found.setdefault(row['arm'], {}), row['seed']
+        if seed not in seeds or rank(row) > rank(seeds[seed]): seeds[seed] = row
     return {label: sorted(seeds.values(), key=lambda row: row['seed']) for label, seeds in found.items()}
 
 # %% ../../nbs/75_evidence.table.ipynb #be37195c
@@ -650,6 +650,22 @@ def summary(
     found = [arm_facts(label, group) for label, group in arms(table).items()]
     return sorted(found, key=lambda f: (f['env'], f['iqm'] is None, -(f['iqm'] or 0)))
 
+# %% ../../nbs/75_evidence.table.ipynb #5c46271b
+def seeds_text(
+    shown: int,  # seeds that a number or a line is made of
+    every: int,  # seeds of the arm
+) -> str:        # '5', or '3 of 5'
+    """How many seeds something is made of
+
+    Args:
+        shown: seeds that a number or a line is made of
+        every: seeds of the arm
+
+    Returns:
+        '5', or '3 of 5'
+    """
+    return f'{every}' if shown == every else f'{shown} of {every}'
+
 # %% ../../nbs/75_evidence.table.ipynb #759116df
 def aligned(
     rows: Sequence[Sequence[str]],  # cells; the first row is the head
@@ -679,13 +695,13 @@ def summary_text(
     """
     rows = [('arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'solved')]
     for f in summary(table):
-        seeds = f'{f["seeds"]}' if f['scored'] == f['seeds'] else f'{f["scored"]} of {f["seeds"]}'
+        seeds = seeds_text(f['scored'], f['seeds'])
         if f['stopped']: seeds += ', stopped early' if f['stopped'] == f['seeds'] else f', {f["stopped"]} stopped early'
         rows.append((printable(f['arm'], lines=False), seeds, in_digits(f['iqm']), f'{in_digits(f["low"])} … {in_digits(f["high"])}' if f['low'] is not None else '',
                      in_digits(f['worst']), in_digits(f['best']), '' if f['solved'] is None else f'{f["solved"]} of {f["scored"]}'))
     lines = aligned(rows) if len(rows) > 1 else []
     again = len(table) - sum(map(len, arms(table).values()))
-    if again: lines.append(f'{again} runs repeat the seed of another one of their arm, and do not count again')
+    if again: lines.append(f'{again} run{"s share" if again > 1 else " shares"} the seed or streams of another one of the arm, and do{"es" * (again == 1)} not count again')
     lines += [printable(f'broken: {why}' if folder in why else f'broken: {folder}: {why}', lines=False) for folder, why in table.broken.items()]
     return '\n'.join(lines) or 'no runs'
 
@@ -782,7 +798,7 @@ def band(
     points: int = 100,    # at most so many
     level: float = .95,   # of the interval
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # x, IQM, lower end, upper end: (K,) each; the ends are NaN for one seed
-    """The IQM of several curves where all of them are known, with its interval
+    """The IQM of several curves where all of them are known, with its interval; those without points are left out
 
     Args:
         curves: of `curve`, one a seed
@@ -849,7 +865,7 @@ def draw_curves(
         for steps, values in curves if len(curves) > 1 else (): ax.plot(steps, values, color=color, lw=.6, alpha=.35)
         at, middle, low, high = band(curves)
         if not len(at): continue
-        ax.plot(at, middle, color=color, lw=1.8, label=f'{label} ({len(curves)})')
+        ax.plot(at, middle, color=color, lw=1.8, label=f'{label} ({seeds_text(sum(len(c[0]) > 0 for c in curves), len(curves))})')
         ax.fill_between(at, low, high, color=color, alpha=.18, lw=0)
     if not ax.has_data(): ax.text(.5, .5, 'nothing to draw', transform=ax.transAxes, ha='center')
     ax.set(xlabel='env steps' if x == 'step' else x, ylabel='mean return of an evaluation' if metric == EVALUATION else metric)
@@ -871,7 +887,7 @@ def draw_scores(
         ax.scatter(scores, [place - .06 * (i % 5 - 2) for i in range(len(scores))], s=14, color=color, alpha=.8, lw=0, zorder=3)
         if len(scores) > 1: ax.plot([(found := interval(scores)).low, found.high], [place] * 2, color=color, lw=7, alpha=.25, solid_capstyle='butt')
         if scores: ax.plot([iqm(scores)] * 2, [place - .25, place + .25], color=color, lw=2)
-    ax.set_yticks(range(len(groups)), [f'{label} ({len(group)})' for label, group in groups.items()], fontsize='small', parse_math=False)
+    ax.set_yticks(range(len(groups)), [f'{label} ({seeds_text(sum(row["score"] is not None for row in group), len(group))})' for label, group in groups.items()], fontsize='small', parse_math=False)
     ax.set_ylim(len(groups) - .5, -.5)
     ax.set(xlabel='score: mean return of the last evaluation')
 
@@ -889,7 +905,7 @@ def draw_profile(
     every = [s for some in scores.values() for s in some] or [0.]
     levels = np.linspace(min(every) - 1e-9 - .02 * (max(every) - min(every)), max(every), 200)
     for color, (label, some) in zip(COLORS, scores.items()):
-        if some: ax.step(levels, profile(some, levels), color=color, lw=1.8, where='post', label=f'{label} ({len(some)})')
+        if some: ax.step(levels, profile(some, levels), color=color, lw=1.8, where='post', label=f'{label} ({seeds_text(len(some), len(groups[label]))})')
         if len(some) > 1: ax.fill_between(levels, *profile_band(some, levels), color=color, alpha=.18, lw=0, step='post')
     ax.set(xlabel='score', ylabel='part of the runs above it', ylim=(-.02, 1.02))
 
@@ -928,7 +944,7 @@ def plot_arms(
         if kind == 'curves': draw_curves(ax, drawn, metric, x, smoothing)
         else: DRAWINGS[kind](ax, drawn)
         ax.set_title(printable(env, lines=False) + (f': the best {len(drawn)} of {len(groups)} arms' if len(drawn) < len(groups) else ''), fontsize='medium', parse_math=False)
-        if ax.get_legend_handles_labels()[0] and (len(drawn) > 1 or kind == 'curves'):
+        if ax.get_legend_handles_labels()[0]:
             for text in ax.legend(frameon=False, fontsize='x-small').get_texts(): text.set_parse_math(False)
         for side in ('top', 'right'): ax.spines[side].set_visible(False)
     return figure
