@@ -54,12 +54,14 @@ class Side:
         scores: world → seed → value of the metric, finite
         rows: its runs, as `run_facts` gives them
         missing: run without a value → why
+        repeated: more runs of seeds that count already
     """
     name: str                             # A, B, …: what sentences call it
     label: str                            # which runs these are
     scores: dict[str, dict[int, float]]   # world → seed → value of the metric, finite
     rows: tuple[Row, ...]                 # its runs, as `run_facts` gives them
     missing: dict[str, str] = field(default_factory=dict)   # run without a value → why
+    repeated: int = 0                     # more runs of seeds that count already
 
     @property
     def seeds(self) -> int:  # of the world that has the fewest
@@ -432,11 +434,13 @@ def sides_of(
     """
     tables = [(str(p), read_table([p], runs_dir)) for p in paths]
     label_arms([row for _, t in tables for row in t.rows])
-    found = [(given, parts) for given, t in tables for parts in split_argument(arms(as_planned(t.rows)), given) if parts]
-    labels = [side_label(parts, given) for given, parts in found]
-    labels = [label if labels.count(label) == 1 else f'{given} ({label})' for label, (given, _) in zip(labels, found)]
+    found = [(given, parts, t) for given, t in tables for parts in split_argument(arms(as_planned(t.rows)), given) if parts]
+    labels = [side_label(parts, given) for given, parts, _ in found]
+    labels = [label if labels.count(label) == 1 else f'{given} ({label})' for label, (given, _, _) in zip(labels, found)]
     if len(set(labels)) < len(labels): raise RunError(f'compare: {", ".join(map(str, paths))} hold the same runs twice; give each side once')
-    return [make_side(letter(k), label, parts, metric) for k, (label, (_, parts)) in enumerate(zip(labels, found))], {k: v for _, t in tables for k, v in t.broken.items()}
+    sides = [make_side(letter(k), label, parts, metric) for k, (label, (_, parts, _)) in enumerate(zip(labels, found))]
+    sides = [replace(side, repeated=sum(row['arm'] in parts for row in t.rows) - len(side.rows)) for side, (_, parts, t) in zip(sides, found)]
+    return sides, {k: v for _, t in tables for k, v in t.broken.items()}
 
 # %% ../../nbs/78_evidence.compare.ipynb #0b376059
 UNFAIR = ('train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.episodes', 'eval.greedy', 'eval.max_steps',
@@ -604,6 +608,7 @@ def warnings_about(
     if odd := unfair(list(c.differs)): yield f'{", ".join(odd)} differ{"s" * (len(odd) == 1)}: this compares two questions, not two answers'
     for s in c.sides:
         if s.missing: yield f'{s.name}: {len(s.missing)} of {len(s.rows)} runs have no {c.metric} ({", ".join(sorted(set(s.missing.values())))}) and are left out, which flatters it if they failed'
+        if s.repeated: yield f'{s.name}: {s.repeated} more run{"s" * (s.repeated > 1)} of seeds that count already; of each seed, the newest one that has ended counts'
         if odd_facts := mixed_facts(s):
             said = [f'{k} ({", ".join(f"{v}: {count}" for v, count in found.items())})' for k, found in odd_facts.items()]
             yield f'{s.name}: its own runs are not alike in {", ".join(said[:3])}{"; …" * (len(said) > 3)}: these are two things under one name'
