@@ -746,7 +746,7 @@ def hand_over(
             deaths[name] += 1
             again = deaths[name] <= RETRIES
             out = dict(status='killed' if again else 'failed', error=f'{word}{"; begun again" if again else f", {RETRIES + 1} times"}')
-            if again: queue.append(name)
+            if again: (queue.appendleft if name in planned and planned[name].searched else queue.append)(name)
         elif out['status'] not in ('completed', 'interrupted'): out['status'] = 'failed'
         told(name, out)
     try:
