@@ -758,34 +758,39 @@ def cells_by_trial(
 
 # %% ../../nbs/77_evidence.search.ipynb #37645bfa
 def score_of_trial(
-    cells: Sequence[Cell],  # of one trial
+    study: StudyPlan,    # with a search
+    folder: str | Path,  # of the study
+    number: int,         # of a trial
 ) -> tuple[float | None, bool] | None:  # score, and was it stopped? None: some of its runs are not complete
     """How a trial went, as the folders of its runs say
 
     Args:
-        cells: of one trial
+        study: with a search
+        folder: of the study
+        number: of a trial
 
     Returns:
         score, and was it stopped? None: some of its runs are not complete
     """
-    results = [planned_outcome(cell) for cell in cells]
-    if any(r['status'] != 'completed' for r in results): return None
+    results = [planned_outcome(cell) for cell in cells_by_trial(study, folder).get(f'trial-{number:04}', [])]
+    if not results or any(r['status'] != 'completed' for r in results): return None
     scores = [s for r in results if isinstance(s := r.get('eval_return_mean'), int | float)]
     return float(np.mean(scores)) if len(scores) == len(results) else None, any(str(r.get('stopped_early') or '').startswith(STOPPED) for r in results)
 
 def tell_scores(
-    journal: Journal,                     # of the search
-    cells: Mapping[str, Sequence[Cell]],  # of `cells_by_trial`
+    journal: Journal,    # of the search
+    study: StudyPlan,    # with the search
+    folder: str | Path,  # of the study
 ) -> None:
     """Tell a journal how those trials went that have ended, if it does not know it
 
     Args:
         journal: of the search
-        cells: of `cells_by_trial`
+        study: with the search
+        folder: of the study
     """
     for trial in journal.trials():
-        runs = cells.get(f'trial-{trial.number:04}')
-        if runs and not trial.state.is_finished() and (went := score_of_trial(runs)): journal.tell(trial.number, *went)
+        if not trial.state.is_finished() and (went := score_of_trial(study, folder, trial.number)): journal.tell(trial.number, *went)
 
 def run_trial(
     folder: str | Path,                   # of the study
@@ -804,8 +809,8 @@ def run_trial(
     """
     study = read_plan(folder)
     search, config = search_of(study)
-    number, journal, cells = int(cell.arm.removeprefix('trial-')), Journal(folder, search), cells_by_trial(study, folder)
-    tell_scores(journal, cells)   # of a process that was killed before it could
+    number, journal = int(cell.arm.removeprefix('trial-')), Journal(folder, search)
+    tell_scores(journal, study, folder)   # of a process that was killed before it could
     values = journal.ask(number)
     try:
         made = with_overrides(config, [f'{key}={value}' for key, value in values.items()])[0]
@@ -814,7 +819,7 @@ def run_trial(
     except (ConfigError, FloatingPointError):
         journal.tell(number, None)
         raise
-    tell_scores(journal, cells)
+    tell_scores(journal, study, folder)
     return summary
 
 # %% ../../nbs/77_evidence.search.ipynb #7adff603

@@ -510,18 +510,20 @@ def cell_outcome(
 
 def planned_outcome(
     cell: Cell,       # planned
+    why: str = '',    # what its process said last
 ) -> dict[str, Any]:  # as `cell_outcome`; damaged, if another run is in its place
     """How a planned cell stands: only the run that the study means counts
 
     Args:
         cell: planned
+        why: what its process said last
 
     Returns:
         as `cell_outcome`; damaged, if another run is in its place
     """
     try: odd = off_plan(cell)
     except (ConfigError, RunError, FileError) as e: odd = str(e)
-    return dict(status='damaged', error=odd) if odd else cell_outcome(cell.folder)
+    return dict(status='damaged', error=odd) if odd else cell_outcome(cell.folder, why)
 
 def is_finished(
     cell: Cell,  # planned
@@ -741,7 +743,7 @@ def hand_over(
     def settle(name: str, word: str) -> None:
         del running[name]
         if word == BUSY_CELL: return put_aside(name)
-        out = cell_outcome(Path(study_folder, name), word)
+        out = planned_outcome(planned[name], word) if name in planned else cell_outcome(Path(study_folder, name), word)
         if word.startswith(KILLED) and out['status'] != 'completed':
             deaths[name] += 1
             again = deaths[name] <= RETRIES
