@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import child_env, run, said
 
+from rlstudio.evidence import study as module
 from rlstudio.evidence.study import Study, StudyError, asked_study, note_unbegun, read_plan, run_cell, steps_so_far
 from rlstudio.evidence.verify import verify
 from rlstudio.runs.run import Run
@@ -146,6 +148,23 @@ def test_an_old_question_finds_its_folder_although_the_config_file_has_changed(t
     Path("lift.yaml").write_text("env: {id: CartPole-v1}\nalgo: {name: ppo, gamma: 0.9}\n")
     assert asked_study(["lift.yaml"]).folder.name == "lift-2"
     assert asked_study(["lift"]).cells[0].config.algo.gamma != .9      # of the folder, not of the file
+
+
+def test_two_shells_that_add_seeds_at_one_moment_lose_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The second one comes between the reading and the writing of the first"
+    def asked(seeds: str) -> Study: return Study.from_configs("ppo/cartpole", SMALL, seeds, name="s", runs_dir=tmp_path)
+    right, others = module.put_file, [threading.Thread(target=asked, args=["4-5"]), threading.Thread(target=asked, args=["6"])]
+
+    def put(path: Path, data: bytes) -> Path:
+        if threading.current_thread() is threading.main_thread() and data.startswith(b"version") and others[0].ident is None and (tmp_path / "s").exists():
+            for other in others: other.start(); other.join(1)
+        return right(path, data)
+
+    monkeypatch.setattr(module, "put_file", put)
+    asked("1")
+    first = asked("2-3")
+    for other in others: other.join(60)
+    assert set(read_plan(first.folder).seeds) == {1, 2, 3, 4, 5, 6} and [p.name for p in first.folder.iterdir()] == ["study.yaml"]
 
 
 def test_only_runs_of_the_plan_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

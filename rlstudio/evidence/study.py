@@ -19,11 +19,12 @@ __all__ = ['Grid', 'STUDY_VERSION', 'STUDY_FILE', 'PROPOSER', 'searches', 'TellC
            'note_unbegun', 'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome', 'is_finished',
            'end_of_cell', 'cell_log', 'speak_into', 'work_on_cells', 'CellProcess', 'stop_workers', 'hand_over',
            'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line', 'in_time', 'StudyProgress',
-           'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs', 'place_study', 'StudyStopped',
-           'Study', 'default_jobs', 'stacking', 'sweep_new', 'cell_line', 'is_study_file', 'asked_in', 'check_no_typo',
-           'asked_study']
+           'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs', 'plan_locked', 'more_of',
+           'place_study', 'StudyStopped', 'Study', 'default_jobs', 'stacking', 'sweep_new', 'cell_line',
+           'is_study_file', 'asked_in', 'check_no_typo', 'asked_study']
 
 # %% ../../nbs/76_evidence.study.ipynb #5fb579af
+import fcntl
 import gc
 import hashlib
 import inspect
@@ -1101,6 +1102,39 @@ def what_differs(
     return keys + ['the grid'] * (old.grid != new.grid) + ['the search'] * (searched(old) != searched(new)) + ['the seeds of the search'] * (bool(old.search) and old.seeds != new.seeds)
 
 # %% ../../nbs/76_evidence.study.ipynb #dfe2308d
+@contextmanager
+def plan_locked(
+    folder: Path,  # of a study
+) -> Iterator[None]:
+    """Keep other processes from changing what a study asks for, while inside
+
+    Args:
+        folder: of a study
+    """
+    path = folder / STUDY_FILE
+    while True:
+        with os.fdopen(open_plain(path, os.O_RDWR), 'rb') as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            if not os.path.samestat(os.fstat(f.fileno()), os.stat(path)): continue   # another process has replaced it meanwhile
+            yield
+            return
+
+def more_of(
+    known: StudyPlan,  # of a folder
+    asked: StudyPlan,  # the same question, perhaps for more seeds or trials
+) -> StudyPlan:        # equal to `known` if there is nothing to add
+    """A plan with what is asked for in addition
+
+    Args:
+        known: of a folder
+        asked: the same question, perhaps for more seeds or trials
+
+    Returns:
+        equal to `known` if there is nothing to add
+    """
+    if not asked.search: return replace(known, seeds=tuple(dict.fromkeys([*known.seeds, *asked.seeds])), stack=asked.stack)
+    return replace(known, search=asked.search | dict(trials=max(searches.get(PROPOSER)['check'](known)['trials'], asked.search['trials'])))
+
 def place_study(
     asked: StudyPlan,      # a new question, or an old one
     runs_dir: Path,        # where runs live
@@ -1129,9 +1163,10 @@ def place_study(
         if differs := what_differs(known, asked):
             if name: raise StudyError(f'{folder}: this study asks something else ({"; ".join(differs[:3])}); choose another --name')
             continue
-        merged = replace(known, seeds=tuple(dict.fromkeys([*known.seeds, *asked.seeds])), stack=asked.stack)
-        if asked.search: merged = replace(known, search=asked.search | dict(trials=max(searches.get(PROPOSER)['check'](known)['trials'], asked.search['trials'])))
-        if merged != known: put_file(folder / STUDY_FILE, plan_text(merged).encode())
+        if more_of(known, asked) == known: return folder, known
+        with plan_locked(folder):
+            merged = more_of(read_plan(folder), asked)   # others may have added something since
+            put_file(folder / STUDY_FILE, plan_text(merged).encode())
         return folder, merged
     raise StudyError(f'{runs_dir}: 10,000 studies named {base}; choose a --name')
 
