@@ -548,7 +548,7 @@ class Journal:
         number: int,   # of the trial
         mark: int,     # which evaluation, ≥ 1
         value: float,  # its mean return
-    ) -> tuple[dict[int, float], list[dict[int, float]]]:  # reports of this trial, and of each other one
+    ) -> tuple[dict[int, float], list[dict[int, float]]]:  # reports of this trial up to this mark, and all of each other one
         """Note an evaluation on the way
 
         Args:
@@ -557,12 +557,12 @@ class Journal:
             value: its mean return
 
         Returns:
-            reports of this trial, and of each other one
+            reports of this trial up to this mark, and all of each other one
         """
         with sound(self.path):
             mine = self.trials()[number]
             if not mine.state.is_finished() and mark not in mine.intermediate_values: self.storage.set_trial_intermediate_value(mine._trial_id, mark, value)
-            return dict(self.trials()[number].intermediate_values), [dict(t.intermediate_values) for t in self.trials() if t.number != number]
+            return {m: v for m, v in self.trials()[number].intermediate_values.items() if m <= mark}, [dict(t.intermediate_values) for t in self.trials() if t.number != number]
 
     def tell(self,
         number: int,          # of the trial
