@@ -167,6 +167,24 @@ def test_two_shells_that_add_seeds_at_one_moment_lose_none(tmp_path: Path, monke
     assert set(read_plan(first.folder).seeds) == {1, 2, 3, 4, 5, 6} and [p.name for p in first.folder.iterdir()] == ["study.yaml"]
 
 
+def test_two_workers_at_one_cell_share_its_log(tmp_path: Path) -> None:
+    "The one that finds it busy ends in silence, and takes no word from the other"
+    s = Study.from_configs("ppo/cartpole", ["train.total_steps=20_000_000"], "1", name="s", runs_dir=tmp_path)
+    log = module.cell_log(s.folder, s.cells[0].name)
+    pair = [module.CellProcess(str(s.folder), s.cells[0].name) for _ in range(2)]
+    try:
+        log.write_text("words of one of them\n")
+        until(lambda: any(w.ended() is not None for w in pair), "one of the two has found it busy")
+        assert sorted(map(str, (w.ended() for w in pair))) == ["75", "None"] and log.read_text() == "words of one of them\n"
+        assert pair[0].last_words() == pair[1].last_words() == "words of one of them"
+        late = module.CellProcess(str(s.folder), s.cells[0].name)
+        until(lambda: late.ended() is not None, "a third one has found it busy")
+        assert late.ended() == module.BUSY and late.last_words() == "" and log.read_text() == "words of one of them\n"
+    finally:
+        for w in pair: w.kill(); w.process.wait(); w.ended()
+    assert log.exists()
+
+
 def test_only_runs_of_the_plan_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "A study.yaml that somebody has edited, a run whose config is gone, one without its result, one that failed before it had a folder: none of them is done"
     from typer.testing import CliRunner

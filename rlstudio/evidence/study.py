@@ -17,10 +17,10 @@ __all__ = ['Grid', 'STUDY_VERSION', 'STUDY_FILE', 'PROPOSER', 'searches', 'TellC
            'grid_of', 'grid_points', 'Cell', 'in_a_name', 'name_of_arm_at', 'plan', 'StudyPlan', 'plan_text',
            'check_arm', 'check_stack', 'is_study', 'study_values', 'read_plan', 'find_cell', 'off_plan', 'begin_cell',
            'note_unbegun', 'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome', 'is_finished',
-           'end_of_cell', 'cell_log', 'speak_into', 'work_on_cells', 'CellProcess', 'stop_workers', 'hand_over',
-           'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line', 'in_time', 'StudyProgress',
-           'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs', 'plan_locked', 'more_of',
-           'place_study', 'StudyStopped', 'Study', 'default_jobs', 'stacking', 'sweep_new', 'cell_line',
+           'end_of_cell', 'cell_log', 'open_log', 'speak_into', 'work_on_cells', 'CellProcess', 'stop_workers',
+           'hand_over', 'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line', 'in_time',
+           'StudyProgress', 'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs', 'plan_locked',
+           'more_of', 'place_study', 'StudyStopped', 'Study', 'default_jobs', 'stacking', 'sweep_new', 'cell_line',
            'is_study_file', 'asked_in', 'check_no_typo', 'asked_study']
 
 # %% ../../nbs/76_evidence.study.ipynb #5fb579af
@@ -589,16 +589,29 @@ def cell_log(
     """
     return own_folder(Path(study_folder, 'logs'), make=True) / f'{name}.txt'
 
-def speak_into(
-    log: Path,  # made anew
-) -> None:
-    """From here on, what this process prints goes to this file
+def open_log(
+    log: Path,  # of a cell; made if it is not there
+) -> int:       # a file descriptor; what is written goes to the end
+    """Open a log that other workers may write to as well
 
     Args:
-        log: made anew
+        log: of a cell; made if it is not there
+
+    Returns:
+        a file descriptor; what is written goes to the end
+    """
+    return open_plain(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+def speak_into(
+    log: Path,  # of a cell
+) -> None:
+    """From here on, what this process prints goes to the end of this file
+
+    Args:
+        log: of a cell
     """
     sys.stdout.flush(); sys.stderr.flush()
-    said = open_plain(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    said = open_log(log)
     for number in (1, 2): os.dup2(said, number)
     os.close(said)
 
@@ -639,7 +652,8 @@ class CellProcess:
         """
         self.folder, self.name, self.left, self.idle = study_folder, name, stack - 1, False
         code = 'from rlstudio.core.registry import collector_rests\nwith collector_rests(): from rlstudio.evidence.study import work_on_cells\nwork_on_cells()'
-        with os.fdopen(open_plain(cell_log(study_folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
+        self.said_before = self.said_so_far()   # bytes in its log that others have written
+        with os.fdopen(open_log(cell_log(study_folder, name)), 'wb') as said:
             self.line, its_end = socket.socketpair()
             self.line.setblocking(False)
             self.process = subprocess.Popen(**python_apart(code, study_folder, stack, name, *imported()),
@@ -655,6 +669,7 @@ class CellProcess:
             name: of a cell
         """
         self.name, self.left, self.idle = name, self.left - 1, False
+        self.said_before = self.said_so_far()
         with suppress(OSError): self.line.send(name.encode())   # one that has died meanwhile is found by `ended`
 
     def ended(self) -> int | None:  # 0, the exit code of its process, negative of a signal; None: it runs
@@ -668,9 +683,13 @@ class CellProcess:
         elif self.left and not self.idle:
             with suppress(OSError): self.idle = self.line.recv(1) == b'+'
             code = 0 if self.idle else None
-        log = Path(self.folder, 'logs', f'{self.name}.txt')
-        if code is not None and is_regular(log) and not log.stat().st_size: log.unlink()
+        if code == 0 and self.said_so_far() == self.said_before: self.log.unlink(missing_ok=True)   # else another worker may be writing
         return code
+
+    @property
+    def log(self) -> Path: "of its cell"; return Path(self.folder, 'logs', f'{self.name}.txt')   # of its cell
+
+    def said_so_far(self) -> int: "bytes in that"; return self.log.stat().st_size if is_regular(self.log) else 0   # bytes in that
 
     def last_words(self) -> str:  # '' if it was silent
         """The last line that it said of its cell
@@ -678,7 +697,7 @@ class CellProcess:
         Returns:
             '' if it was silent
         """
-        said = [line for line in tail(Path(self.folder, 'logs', f'{self.name}.txt')).splitlines() if line.strip()]
+        said = [line for line in tail(self.log, max(0, min(4096, self.said_so_far() - self.said_before))).splitlines() if line.strip()]
         return printable(said[-1].strip(), lines=False)[:300] if said else ''
 
     def kill(self) -> None:
