@@ -2434,6 +2434,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'rlstudio/evidence/variance.py'),
                                             'rlstudio.evidence.variance.kill_midway': ( 'evidence.variance.html#kill_midway',
                                                                                         'rlstudio/evidence/variance.py'),
+                                            'rlstudio.evidence.variance.kill_twice': ( 'evidence.variance.html#kill_twice',
+                                                                                       'rlstudio/evidence/variance.py'),
                                             'rlstudio.evidence.variance.mean_reach': ( 'evidence.variance.html#mean_reach',
                                                                                        'rlstudio/evidence/variance.py'),
                                             'rlstudio.evidence.variance.measure_variance': ( 'evidence.variance.html#measure_variance',
