@@ -3,13 +3,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from rlstudio.evidence import variance
-from rlstudio.evidence.study import StudyError, begin_cell, cell_outcome, executors, run_cell
+from rlstudio.evidence.study import StudyError, begin_cell, cell_outcome, executors, run_bytes, run_cell
 from rlstudio.evidence.variance import (
     VarianceReport,
     alone_share,
@@ -27,7 +28,7 @@ from rlstudio.evidence.variance import (
     varied_streams,
     visible_difference,
 )
-from rlstudio.runs.config import load_config
+from rlstudio.runs.config import any_config, load_config
 from rlstudio.runs.run import Run
 from rlstudio.studio.cli import app
 
@@ -87,6 +88,13 @@ def test_names_of_streams_and_wrong_questions(tmp_path):
     assert [(c.config.train.seed, c.config.train.streams) for c in cells] == [(1, dict(env=2)), (3, dict(env=4))], "a seed without a partner waits for one"
     for wrong in (dict(seeds="10"), dict(overrides="eval.episodes=0"), dict(streams=["x"])):
         with pytest.raises(StudyError): plan_variance("a2c/cartpole", **wrong, runs_dir=tmp_path)
+    assert not [*tmp_path.iterdir()], "what is refused leaves no folder"
+
+
+def test_the_runs_between_the_seeds_need_room_too(tmp_path, monkeypatch):
+    one = run_bytes(any_config("a2c/cartpole", TINY)[0])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(5.5 * one)))    # enough for four seeds, not for two more runs
+    with pytest.raises(StudyError, match="given 6 runs that take .* make room"): plan_variance("a2c/cartpole", TINY, "1-4", ["init"], runs_dir=tmp_path)
     assert not [*tmp_path.iterdir()], "what is refused leaves no folder"
 
 

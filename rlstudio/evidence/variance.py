@@ -39,8 +39,8 @@ from ..core.registry import algos, imported, suggest
 from ..core.seeding import make_generator
 from .audit import python_apart
 from .stats import Interval, seeds_for_effect, student_quantile
-from .study import STUDY_FILE, Cell, Study, StudyError, StudyPlan, arm_names, begin_cell, cell_outcome, plan_text, planned_outcome, run_cell, seed_list
-from ..runs.config import Overrides, any_config
+from .study import STUDY_FILE, Cell, Study, StudyError, StudyPlan, arm_names, begin_cell, cell_outcome, disk_line, is_finished, plan, plan_text, planned_outcome, run_cell, seed_list
+from ..runs.config import Overrides, any_config, load_settings, open_workspace
 from ..runs.folder import now, put_folder
 from ..runs.pictures import BLUE, RED
 from ..train.trainer import Callback, Trainer
@@ -638,8 +638,8 @@ def nothing_else(
         what was changed → were the bits equal? None: the run has failed, or was not killed twice, so nobody knows
     """
     first = study.cells[0]
-    folder, plan = study.folder / 'checks', StudyPlan(check_configs(first.config), (first.config.train.seed,), created=now())
-    if not os.path.lexists(folder): put_folder(folder, lambda new: put_file(new / STUDY_FILE, plan_text(plan).encode()))
+    folder, asked = study.folder / 'checks', StudyPlan(check_configs(first.config), (first.config.train.seed,), created=now())
+    if not os.path.lexists(folder): put_folder(folder, lambda new: put_file(new / STUDY_FILE, plan_text(asked).encode()))
     checks = Study(own_folder(folder))
     cells = {c.arm: c for c in checks.cells}
     kills = kill_twice(cells['killed']) if 'killed' in cells else 0
@@ -725,7 +725,11 @@ def plan_variance(
     if not made.eval.episodes: raise StudyError('variance: given eval.episodes=0, so that no run has a score; expected at least one, such as eval.episodes=20')
     wanted = varied_streams(made, streams)
     arm = next(iter(arm_names(config)))
-    planned = Study.from_configs({arm: made}, (), numbers, name=name or f'variance-{arm}', runs_dir=runs_dir)
+    open_workspace(settings := load_settings())
+    home = Path(runs_dir or settings.runs_dir, name or f'variance-{arm}')
+    cells = [*plan({arm: made}, {}, numbers, home), *mixed_cells(home, arm, made, numbers, wanted)]
+    disk_line([c for c in cells if not is_finished(c)], home)   # all of them must fit, before a folder is made
+    planned = Study.from_configs({arm: made}, (), numbers, name=name or home.name, runs_dir=runs_dir)
     study = VarianceStudy(planned.folder, planned.plan)
     study.streams = wanted
     return study
