@@ -18,8 +18,8 @@ __all__ = ['SCALES', 'Dimension', 'EXAMPLES', 'SAMPLERS', 'PRUNERS', 'JOURNAL', 
            'check_dimension', 'Search', 'make_search', 'mend_tail', 'JournalLock', 'optuna_ready', 'propose', 'sound',
            'open_journal', 'Journal', 'reached', 'behind_rung', 'below_median', 'StopHopeless', 'search_of',
            'check_search', 'trial_names', 'trial_cells', 'cells_by_trial', 'score_of_trial', 'tell_scores', 'run_trial',
-           'SearchTrial', 'trials', 'ranked', 'between_groups', 'Importance', 'importance', 'search_figure',
-           'search_lines', 'cell_apart', 'ray_cluster', 'run_ray', 'CellJob', 'run_slurm']
+           'SearchTrial', 'trials', 'standing', 'ranked', 'between_groups', 'Importance', 'importance', 'search_figure',
+           'search_lines', 'cell_apart', 'ray_cluster', 'run_ray', 'CellJob', 'last_line', 'run_slurm']
 
 # %% ../../nbs/77_evidence.search.ipynb #49929856
 import fcntl
@@ -169,7 +169,8 @@ class Range:
         return (z - low) / (high - low)
 
     def __str__(self) -> str:
-        ends = f'{int(self.low)}..{int(self.high)}' if self.whole else f'{self.low:g}..{self.high:g}'
+        def number(x: float) -> str: return f'{int(x)}' if self.whole else f'{x:g}' if float(f'{x:g}') == x else f'{x!r}'   # x: an end; every digit that counts
+        ends = f'{number(self.low)}..{number(self.high)}'
         return f'{self.key}={ends}' + ':int' * self.whole + (f':{self.scale}' if self.scale != 'linear' else '')
 
 # %% ../../nbs/77_evidence.search.ipynb #526b4172
@@ -874,6 +875,20 @@ def trials(
     tried = [_one_trial(search, arm, cells) for arm, cells in cells_by_trial(study, folder).items()]
     return [t for t in tried if t.state != 'new']   # one that failed before it had a folder has begun, too
 
+def standing(
+    trial: SearchTrial,   # with a score
+) -> tuple[bool, int, float]:   # the smallest is the best; equal where nothing tells two trials apart
+    """Where a trial stands: completed before stopped, of the stopped ones those that came further first, then by score
+
+    Args:
+        trial: with a score
+
+    Returns:
+        the smallest is the best; equal where nothing tells two trials apart
+    """
+    done = trial.state == 'completed'
+    return not done, 0 if done else -trial.steps, -(trial.score or 0.)
+
 def ranked(
     tried: Sequence[SearchTrial],  # of one search
 ) -> list[SearchTrial]:            # those with a score, the best first
@@ -885,7 +900,7 @@ def ranked(
     Returns:
         those with a score, the best first
     """
-    return sorted([t for t in tried if t.score is not None and t.places], key=lambda t: (t.state != 'completed', 0 if t.state == 'completed' else -t.steps, -(t.score or 0.)))
+    return sorted([t for t in tried if t.score is not None and t.places], key=standing)
 
 # %% ../../nbs/77_evidence.search.ipynb #e2bfa76b
 def between_groups(
@@ -942,7 +957,9 @@ def importance(
     """
     order = ranked(tried)
     if len(order) < 8: return []
-    ranks = np.arange(len(order), 0, -1, dtype=float)
+    place = {key: i for i, key in enumerate(dict.fromkeys(map(standing, order)))}
+    tie = np.array([place[standing(t)] for t in order])
+    ranks = (np.bincount(tie, np.arange(len(order), 0, -1.)) / np.bincount(tie))[tie]   # equal results, equal ranks
     draw = make_generator('numpy', 0, 'importance')
     shuffled = np.stack([ranks, *(draw.permutation(ranks) for _ in range(shuffles))])
     found = list[Importance]()
@@ -1014,7 +1031,7 @@ def search_lines(
     if found := importance(tried, search.dimensions):
         lines.append('matters ' + ', '.join(f'{x.key} {x.share:.0%}' for x in found if x.p <= .05) + ('' if any(x.p <= .05 for x in found) else 'no key more than chance'))
     first, best = max(study.seeds) + 1, Path(folder) / trial_names(study, int(order[0].name[6:]))[0]
-    lines.append(f'confirm the best of {len(order)} was lucky, too; fresh seeds decide: rlstudio study {shlex.quote(str(best))} --seeds {first}-{first + 9}')
+    lines.append(f'confirm the best of {len(tried)} was lucky, too; fresh seeds decide: rlstudio study {shlex.quote(str(best))} --seeds {first}-{first + 9}')
     return lines
 
 SEARCH_PARTS = dict(check=check_search, cells=trial_cells, run=run_trial, lines=search_lines)   # what a study with a search calls; found by name in `searches`
@@ -1116,6 +1133,19 @@ class CellJob:
         import submitit
         return submitit.helpers.DelayedSubmission(self, *args)
 
+def last_line(
+    error: BaseException,  # of a job; submitit's has the traceback of the job in it
+) -> str:                  # at most 300 characters; its kind, if it has no text
+    """What an error says last
+
+    Args:
+        error: of a job; submitit's has the traceback of the job in it
+
+    Returns:
+        at most 300 characters; its kind, if it has no text
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+
 def run_slurm(
     study_folder: str,     # of a study
     names: Sequence[str],  # of its cells
@@ -1139,6 +1169,6 @@ def run_slurm(
     def look(job: Any) -> str | None:
         if not job.done(): return None
         error = job.exception()
-        return str(job.result()) if error is None else str(error).strip().splitlines()[-1][:300]
+        return str(job.result()) if error is None else last_line(error)
     hand_over(study_folder, names, jobs, told, lambda name: cluster.submit(CellJob(), study_folder, name, *_around()), look, lambda jobs: [job.cancel() for job in jobs])
     remove_tree(home)

@@ -14,14 +14,14 @@ Each run is a normal run: exact, resumable, and with the bits that it would have
 # %% auto #0
 __all__ = ['Grid', 'STUDY_VERSION', 'STUDY_FILE', 'PROPOSER', 'searches', 'TellCell', 'Executor', 'executors', 'BUSY',
            'PATIENCE_OF_DRIVER', 'RETRIES', 'BUSY_CELL', 'KILLED', 'ASKED', 'StudyError', 'seed_list', 'split_values',
-           'grid_of', 'grid_points', 'Cell', 'in_a_name', 'name_of_arm_at', 'plan', 'StudyPlan', 'plan_text',
-           'check_arm', 'check_stack', 'is_study', 'study_values', 'read_plan', 'find_cell', 'off_plan', 'begin_cell',
-           'note_unbegun', 'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome', 'is_finished',
-           'end_of_cell', 'cell_log', 'open_log', 'speak_into', 'work_on_cells', 'CellProcess', 'stop_workers',
-           'hand_over', 'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line', 'in_time',
-           'StudyProgress', 'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs', 'plan_locked',
-           'more_of', 'place_study', 'StudyStopped', 'Study', 'default_jobs', 'stacking', 'sweep_new', 'cell_line',
-           'is_study_file', 'asked_in', 'check_no_typo', 'asked_study']
+           'grid_of', 'grid_points', 'Cell', 'in_a_name', 'with_hash', 'name_of_arm_at', 'plan', 'StudyPlan',
+           'plan_text', 'check_arm', 'check_stack', 'is_study', 'study_values', 'read_plan', 'find_cell', 'off_plan',
+           'begin_cell', 'note_unbegun', 'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome',
+           'is_finished', 'end_of_cell', 'cell_log', 'open_log', 'speak_into', 'work_on_cells', 'CellProcess',
+           'stop_workers', 'hand_over', 'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line',
+           'in_time', 'StudyProgress', 'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs',
+           'plan_locked', 'more_of', 'place_study', 'StudyStopped', 'Study', 'default_jobs', 'stacking', 'sweep_new',
+           'cell_line', 'is_study_file', 'asked_in', 'check_no_typo', 'asked_study']
 
 # %% ../../nbs/76_evidence.study.ipynb #5fb579af
 import fcntl
@@ -181,6 +181,21 @@ def in_a_name(
     text = value if isinstance(value, str) else f'{value:g}' if isinstance(value, float) else as_text(value)
     return re.sub(r'[^A-Za-z0-9.+]+', '-', text).strip('-') or '-'
 
+def with_hash(
+    name: str,              # of a cell, without its seed
+    point: dict[str, Any],  # of the grid
+) -> str:                   # at most 149 characters
+    """A name that no other point of the grid has
+
+    Args:
+        name: of a cell, without its seed
+        point: of the grid
+
+    Returns:
+        at most 149 characters
+    """
+    return f'{name[:140]}-{hashlib.sha256(json.dumps(point).encode()).hexdigest()[:8]}'
+
 def name_of_arm_at(
     arm: str,               # name of a config
     point: dict[str, Any],  # of the grid
@@ -196,7 +211,7 @@ def name_of_arm_at(
     """
     name = '_'.join([arm, *(f'{key}={in_a_name(value)}' for key, value in point.items())])
     exact = all(in_a_name(v) == str(v) for v in point.values()) and len(name) <= 150
-    return name if exact or len(name) <= 150 and all(isinstance(v, float | list) for v in point.values()) else f'{name[:140]}-{hashlib.sha256(json.dumps(point).encode()).hexdigest()[:8]}'
+    return name if exact or len(name) <= 150 and all(isinstance(v, float | list) for v in point.values()) else with_hash(name, point)
 
 # %% ../../nbs/76_evidence.study.ipynb #cd24c816
 def plan(
@@ -216,8 +231,11 @@ def plan(
     Returns:
         seed by seed, so that every arm has its first results early
     """
-    points = {name_of_arm_at(arm, point): (config, [f'{k}={json.dumps(v)}' for k, v in point.items()]) for arm, config in arms.items() for point in grid_points(grid)}
-    if len(points) < len(arms) * len(grid_points(grid)): raise StudyError('two cells of the grid have one name; expected values that differ in more than their punctuation')
+    pairs = [(arm, point) for arm in arms for point in grid_points(grid)]
+    often = Counter(name_of_arm_at(*pair) for pair in pairs)
+    names = [name if often[name := name_of_arm_at(*pair)] == 1 else with_hash(name, pair[1]) for pair in pairs]   # values that differ in their seventh digit, or in their punctuation
+    if len({*names}) < len(pairs): raise StudyError(f'two cells of the grid have one name ({next(n for n in names if names.count(n) > 1)}); rename an arm')
+    points = {name: (arms[arm], [f'{k}={json.dumps(v)}' for k, v in point.items()]) for name, (arm, point) in zip(names, pairs)}
     made = {arm: with_overrides(config, point)[0] for arm, (config, point) in points.items()}
     return [Cell(f'{arm}_s{seed}', replace(config, train=replace(config.train, seed=seed)), Path(folder) / f'{arm}_s{seed}', arm) for seed in seeds for arm, config in made.items()]
 
