@@ -259,7 +259,7 @@ for at in range(first, last + 1):
 @pytest.mark.parametrize("how", ["exchange", "two renames"])
 def test_killed_at_every_call_that_changes_the_disk(tmp_path: Path, how: str) -> None:
     "The old run is there with every byte, and its name is that of a run; the next migration brings it to its end"
-    first, calls, stages = (1 if how == "exchange" else 100), 140, []
+    first, calls, stages = (1 if how == "exchange" else 100), 160, []
     source = FIXTURES / "v1" / "ppo-normalised"
     before = snapshot(source)
     for at in range(calls + 1): shutil.copytree(source, tmp_path / str(at) / "r")
@@ -275,11 +275,56 @@ def test_killed_at_every_call_that_changes_the_disk(tmp_path: Path, how: str) ->
         elif at % 3: continue  # a third of them is enough for what follows
         else: assert migrate_run(home / "r").kept
         assert run_version(home / "r") == SCHEMA_VERSION and not list(home.glob(".migrating-*")) and verify(home / "r").whole
-        assert any(snapshot(p) == before for p in home.glob("r.v1*"))
+        assert sorted(p.name for p in home.iterdir() if p.is_dir()) == ["r", "r.v1"] and snapshot(home / "r.v1") == before, at
     order = ["old", "between", "new"]
     assert stages == sorted(stages, key=order.index) and set(stages) == ({"old", "new"} if how == "exchange" else set(order)), stages
     assert (tmp_path / str(calls) / "done").exists()  # and the last was late enough to miss
     with pytest.warns(UserWarning, match="no longer exact"): Run.open(tmp_path / "102" / "r").train()
+
+
+TWICE = """
+import os, sys
+from pathlib import Path
+from rlstudio.evidence import migrate
+run, die = Path(sys.argv[1]), lambda *a: os._exit(9)
+if sys.argv[2] == 'before the exchange': migrate.exchange = die
+else:
+    migrate.exchange, right = lambda a, b: False, os.rename
+    def rename(a, b):
+        right(a, b)
+        if Path(a) == run: die()
+    os.rename = rename
+migrate.migrate_run(run)
+"""
+
+
+@pytest.mark.faults(22)
+def test_killed_twice_at_the_swap(tmp_path: Path) -> None:
+    "Before the exchange, then on a system without one between two renames; and once more, beside an older copy"
+    folder = copied("ppo-normalised", tmp_path)
+    before = snapshot(folder)
+    assert child(TWICE, folder, "before the exchange", check=False).returncode == 9
+    assert run_version(tmp_path / "ppo-normalised.v1") == SCHEMA_VERSION and snapshot(folder) == before
+    assert child(TWICE, folder, "between the renames", check=False).returncode == 9
+    assert not folder.exists() and snapshot(tmp_path / "ppo-normalised.v1") == before
+    assert migrate_run(folder).kept == tmp_path / "ppo-normalised.v1" and sorted(os.listdir(tmp_path)) == ["ppo-normalised", "ppo-normalised.v1"]
+    assert verify(folder).whole and not verify(folder).uncovered and snapshot(tmp_path / "ppo-normalised.v1") == before
+
+    shutil.rmtree(folder)
+    copied("ppo-normalised", tmp_path)
+    assert child(TWICE, folder, "between the renames", check=False).returncode == 9
+    assert not folder.exists() and (tmp_path / "ppo-normalised.v1-2").exists()
+    assert migrate_run(folder).kept == tmp_path / "ppo-normalised.v1-2" and verify(folder).whole
+
+
+def test_a_run_that_somebody_keeps_beside_is_not_taken_for_what_a_kill_left(tmp_path: Path) -> None:
+    "RUN.v1 was migrated by hand: it is of this version, and nobody's leftover"
+    folder = copied("td3-interrupted", tmp_path)
+    kept = tmp_path / "td3-interrupted.v1"
+    shutil.copytree(folder, kept)
+    migrate_run(kept)
+    mine = snapshot(kept)
+    assert migrate_run(folder).kept == tmp_path / "td3-interrupted.v1-2" and snapshot(kept) == mine
 
 
 @pytest.mark.faults(8, 22)

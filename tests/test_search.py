@@ -30,9 +30,10 @@ from rlstudio.evidence.search import (
     propose,
     ray_cluster,
     search_lines,
+    search_of,
     trials,
 )
-from rlstudio.evidence.study import Study, StudyError, asked_study, run_cell
+from rlstudio.evidence.study import KILLED, Study, StudyError, asked_study, hand_over, run_cell
 from rlstudio.runs.config import any_config, with_overrides
 from rlstudio.runs.run import Run
 
@@ -283,3 +284,26 @@ def test_a_range_gives_values_that_the_config_takes() -> None:
             assert d.low <= value <= d.high and -1e-6 <= d.place(value) <= 1 + 1e-6
             with_overrides(base, [f"{d.key}={value}"])
     assert len({json.dumps(propose(TOY, [], n)) for n in range(20)}) == 20
+
+
+def test_a_trial_whose_worker_was_killed_is_begun_again_before_another_is_proposed(tmp_path: Path) -> None:
+    s, begun = study(tmp_path, trials=2), []
+
+    def look(name: str) -> str:
+        if begun == ["trial-0000"]: return KILLED + "SIGKILL"
+        run_cell(str(s.folder), name)
+        return ""
+
+    hand_over(str(s.folder), [c.name for c in s.cells], 1, lambda name, what: None, lambda name: begun.append(name) or name, look, lambda handles: None, pause=0)
+    assert begun == ["trial-0000", "trial-0000", "trial-0001"]
+
+
+def test_a_foreign_run_in_the_place_of_a_trial_has_no_score(tmp_path: Path) -> None:
+    s = study(tmp_path, trials=3)
+    run_cell(str(s.folder), "trial-0000")
+    journal = Journal(s.folder, search_of(s.plan)[0])
+    journal.ask(1)
+    other = with_overrides(Run.open(s.folder / "trial-0000").config, ["net.hidden=[4]"])[0]
+    Run.from_config(other, runs_dir=s.folder, name="trial-0001").train(display="silent")
+    run_cell(str(s.folder), "trial-0002")
+    assert [t.state.name for t in journal.trials()] == ["COMPLETE", "RUNNING", "COMPLETE"]

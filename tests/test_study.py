@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import child_env, run, said
 
+from rlstudio.evidence import study as module
 from rlstudio.evidence.study import Study, StudyError, asked_study, note_unbegun, read_plan, run_cell, steps_so_far
 from rlstudio.evidence.verify import verify
 from rlstudio.runs.run import Run
@@ -146,6 +148,41 @@ def test_an_old_question_finds_its_folder_although_the_config_file_has_changed(t
     Path("lift.yaml").write_text("env: {id: CartPole-v1}\nalgo: {name: ppo, gamma: 0.9}\n")
     assert asked_study(["lift.yaml"]).folder.name == "lift-2"
     assert asked_study(["lift"]).cells[0].config.algo.gamma != .9      # of the folder, not of the file
+
+
+def test_two_shells_that_add_seeds_at_one_moment_lose_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The second one comes between the reading and the writing of the first"
+    def asked(seeds: str) -> Study: return Study.from_configs("ppo/cartpole", SMALL, seeds, name="s", runs_dir=tmp_path)
+    right, others = module.put_file, [threading.Thread(target=asked, args=["4-5"]), threading.Thread(target=asked, args=["6"])]
+
+    def put(path: Path, data: bytes) -> Path:
+        if threading.current_thread() is threading.main_thread() and data.startswith(b"version") and others[0].ident is None and (tmp_path / "s").exists():
+            for other in others: other.start(); other.join(1)
+        return right(path, data)
+
+    monkeypatch.setattr(module, "put_file", put)
+    asked("1")
+    first = asked("2-3")
+    for other in others: other.join(60)
+    assert set(read_plan(first.folder).seeds) == {1, 2, 3, 4, 5, 6} and [p.name for p in first.folder.iterdir()] == ["study.yaml"]
+
+
+def test_two_workers_at_one_cell_share_its_log(tmp_path: Path) -> None:
+    "The one that finds it busy ends in silence, and takes no word from the other"
+    s = Study.from_configs("ppo/cartpole", ["train.total_steps=20_000_000"], "1", name="s", runs_dir=tmp_path)
+    log = module.cell_log(s.folder, s.cells[0].name)
+    pair = [module.CellProcess(str(s.folder), s.cells[0].name) for _ in range(2)]
+    try:
+        log.write_text("words of one of them\n")
+        until(lambda: any(w.ended() is not None for w in pair), "one of the two has found it busy")
+        assert sorted(map(str, (w.ended() for w in pair))) == ["75", "None"] and log.read_text() == "words of one of them\n"
+        assert pair[0].last_words() == pair[1].last_words() == "words of one of them"
+        late = module.CellProcess(str(s.folder), s.cells[0].name)
+        until(lambda: late.ended() is not None, "a third one has found it busy")
+        assert late.ended() == module.BUSY and late.last_words() == "" and log.read_text() == "words of one of them\n"
+    finally:
+        for w in pair: w.kill(); w.process.wait(); w.ended()
+    assert log.exists()
 
 
 def test_only_runs_of_the_plan_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rlstudio.evidence.study import StudyError, cell_outcome, executors, run_cell
+from rlstudio.evidence import variance
+from rlstudio.evidence.study import StudyError, begin_cell, cell_outcome, executors, run_bytes, run_cell
 from rlstudio.evidence.variance import (
     VarianceReport,
     alone_share,
@@ -26,7 +28,7 @@ from rlstudio.evidence.variance import (
     varied_streams,
     visible_difference,
 )
-from rlstudio.runs.config import load_config
+from rlstudio.runs.config import any_config, load_config
 from rlstudio.runs.run import Run
 from rlstudio.studio.cli import app
 
@@ -89,6 +91,13 @@ def test_names_of_streams_and_wrong_questions(tmp_path):
     assert not [*tmp_path.iterdir()], "what is refused leaves no folder"
 
 
+def test_the_runs_between_the_seeds_need_room_too(tmp_path, monkeypatch):
+    one = run_bytes(any_config("a2c/cartpole", TINY)[0])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(5.5 * one)))    # enough for four seeds, not for two more runs
+    with pytest.raises(StudyError, match="given 6 runs that take .* make room"): plan_variance("a2c/cartpole", TINY, "1-4", ["init"], runs_dir=tmp_path)
+    assert not [*tmp_path.iterdir()], "what is refused leaves no folder"
+
+
 def test_a_study_runs_is_shown_to_vary_in_nothing_else(tmp_path):
     """The whole way: the runs, one of them in other processes, one killed twice, workers; then a wrong one is put in their place"""
     def here(folder, names, jobs, told):
@@ -110,6 +119,28 @@ def test_a_study_runs_is_shown_to_vary_in_nothing_else(tmp_path):
     again = CliRunner().invoke(app, ["variance", "a2c/cartpole", *TINY, "--seeds", "1-4", "--streams", "init,eval", "--runs-dir", str(tmp_path), "--json", "--quiet"])
     facts = json.loads(again.stdout)
     assert again.exit_code == 3 and facts["same_bits"]["another process"] is False and facts["scores"]["a"] == [*report.a]
+
+
+def test_a_driver_that_dies_between_the_two_kills_leaves_a_check_that_can_be_answered(tmp_path, monkeypatch):
+    study = plan_variance("a2c/cartpole", TINY, "1-4", ["init"], runs_dir=tmp_path)
+    begin_cell(study.cells[0].folder, study.cells[0].config)
+    run_cell(str(study.folder), study.cells[0].name)
+    right, calls = variance.kill_midway, []
+
+    def once(*args: object) -> bool:
+        calls.append(args)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return right(*args)
+
+    monkeypatch.setattr(variance, "kill_midway", once)
+    monkeypatch.setattr(variance, "check_configs", lambda config: {"killed": config})
+    with pytest.raises(KeyboardInterrupt): nothing_else(study, 1)
+    assert (noted := study.folder / "checks" / "kills.txt").read_text() == "1\n"
+    assert nothing_else(study, 1) == {"two kills and resumes": True} and len(calls) == 3 and noted.read_text() == "2\n"
+    noted.unlink()                       # as it is left where a run has come to its end without having been killed twice
+    assert nothing_else(study, 1) == {"two kills and resumes": True} and len(calls) == 5
+    assert nothing_else(study, 1) == {"two kills and resumes": True} and len(calls) == 5
+    assert sorted(p.name for p in noted.parent.iterdir()) == ["killed_s1", "kills.txt", "logs", "study.yaml"]
 
 
 @pytest.mark.parametrize("args, said", [

@@ -14,16 +14,17 @@ Each run is a normal run: exact, resumable, and with the bits that it would have
 # %% auto #0
 __all__ = ['Grid', 'STUDY_VERSION', 'STUDY_FILE', 'PROPOSER', 'searches', 'TellCell', 'Executor', 'executors', 'BUSY',
            'PATIENCE_OF_DRIVER', 'RETRIES', 'BUSY_CELL', 'KILLED', 'ASKED', 'StudyError', 'seed_list', 'split_values',
-           'grid_of', 'grid_points', 'Cell', 'in_a_name', 'name_of_arm_at', 'plan', 'StudyPlan', 'plan_text',
-           'check_arm', 'check_stack', 'is_study', 'study_values', 'read_plan', 'find_cell', 'off_plan', 'begin_cell',
-           'note_unbegun', 'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome', 'is_finished',
-           'end_of_cell', 'cell_log', 'speak_into', 'work_on_cells', 'CellProcess', 'stop_workers', 'hand_over',
-           'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line', 'in_time', 'StudyProgress',
-           'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs', 'place_study', 'StudyStopped',
-           'Study', 'default_jobs', 'stacking', 'sweep_new', 'cell_line', 'is_study_file', 'asked_in', 'check_no_typo',
-           'asked_study']
+           'grid_of', 'grid_points', 'Cell', 'in_a_name', 'with_hash', 'name_of_arm_at', 'plan', 'StudyPlan',
+           'plan_text', 'check_arm', 'check_stack', 'is_study', 'study_values', 'read_plan', 'find_cell', 'off_plan',
+           'begin_cell', 'note_unbegun', 'run_cell', 'tail', 'steps_so_far', 'cell_outcome', 'planned_outcome',
+           'is_finished', 'end_of_cell', 'cell_log', 'open_log', 'speak_into', 'work_on_cells', 'CellProcess',
+           'stop_workers', 'hand_over', 'run_local', 'array_bytes', 'run_bytes', 'size_of_run', 'in_words', 'disk_line',
+           'in_time', 'StudyProgress', 'ticking', 'arm_rows', 'arm_line', 'arm_names', 'make_plan', 'what_differs',
+           'plan_locked', 'more_of', 'place_study', 'StudyStopped', 'Study', 'default_jobs', 'stacking', 'sweep_new',
+           'cell_line', 'is_study_file', 'asked_in', 'check_no_typo', 'asked_study']
 
 # %% ../../nbs/76_evidence.study.ipynb #5fb579af
+import fcntl
 import gc
 import hashlib
 import inspect
@@ -180,6 +181,21 @@ def in_a_name(
     text = value if isinstance(value, str) else f'{value:g}' if isinstance(value, float) else as_text(value)
     return re.sub(r'[^A-Za-z0-9.+]+', '-', text).strip('-') or '-'
 
+def with_hash(
+    name: str,              # of a cell, without its seed
+    point: dict[str, Any],  # of the grid
+) -> str:                   # at most 149 characters
+    """A name that no other point of the grid has
+
+    Args:
+        name: of a cell, without its seed
+        point: of the grid
+
+    Returns:
+        at most 149 characters
+    """
+    return f'{name[:140]}-{hashlib.sha256(json.dumps(point).encode()).hexdigest()[:8]}'
+
 def name_of_arm_at(
     arm: str,               # name of a config
     point: dict[str, Any],  # of the grid
@@ -195,7 +211,7 @@ def name_of_arm_at(
     """
     name = '_'.join([arm, *(f'{key}={in_a_name(value)}' for key, value in point.items())])
     exact = all(in_a_name(v) == str(v) for v in point.values()) and len(name) <= 150
-    return name if exact or len(name) <= 150 and all(isinstance(v, float | list) for v in point.values()) else f'{name[:140]}-{hashlib.sha256(json.dumps(point).encode()).hexdigest()[:8]}'
+    return name if exact or len(name) <= 150 and all(isinstance(v, float | list) for v in point.values()) else with_hash(name, point)
 
 # %% ../../nbs/76_evidence.study.ipynb #cd24c816
 def plan(
@@ -215,8 +231,11 @@ def plan(
     Returns:
         seed by seed, so that every arm has its first results early
     """
-    points = {name_of_arm_at(arm, point): (config, [f'{k}={json.dumps(v)}' for k, v in point.items()]) for arm, config in arms.items() for point in grid_points(grid)}
-    if len(points) < len(arms) * len(grid_points(grid)): raise StudyError('two cells of the grid have one name; expected values that differ in more than their punctuation')
+    pairs = [(arm, point) for arm in arms for point in grid_points(grid)]
+    often = Counter(name_of_arm_at(*pair) for pair in pairs)
+    names = [name if often[name := name_of_arm_at(*pair)] == 1 else with_hash(name, pair[1]) for pair in pairs]   # values that differ in their seventh digit, or in their punctuation
+    if len({*names}) < len(pairs): raise StudyError(f'two cells of the grid have one name ({next(n for n in names if names.count(n) > 1)}); rename an arm')
+    points = {name: (arms[arm], [f'{k}={json.dumps(v)}' for k, v in point.items()]) for name, (arm, point) in zip(names, pairs)}
     made = {arm: with_overrides(config, point)[0] for arm, (config, point) in points.items()}
     return [Cell(f'{arm}_s{seed}', replace(config, train=replace(config.train, seed=seed)), Path(folder) / f'{arm}_s{seed}', arm) for seed in seeds for arm, config in made.items()]
 
@@ -510,18 +529,20 @@ def cell_outcome(
 
 def planned_outcome(
     cell: Cell,       # planned
+    why: str = '',    # what its process said last
 ) -> dict[str, Any]:  # as `cell_outcome`; damaged, if another run is in its place
     """How a planned cell stands: only the run that the study means counts
 
     Args:
         cell: planned
+        why: what its process said last
 
     Returns:
         as `cell_outcome`; damaged, if another run is in its place
     """
     try: odd = off_plan(cell)
     except (ConfigError, RunError, FileError) as e: odd = str(e)
-    return dict(status='damaged', error=odd) if odd else cell_outcome(cell.folder)
+    return dict(status='damaged', error=odd) if odd else cell_outcome(cell.folder, why)
 
 def is_finished(
     cell: Cell,  # planned
@@ -586,16 +607,29 @@ def cell_log(
     """
     return own_folder(Path(study_folder, 'logs'), make=True) / f'{name}.txt'
 
-def speak_into(
-    log: Path,  # made anew
-) -> None:
-    """From here on, what this process prints goes to this file
+def open_log(
+    log: Path,  # of a cell; made if it is not there
+) -> int:       # a file descriptor; what is written goes to the end
+    """Open a log that other workers may write to as well
 
     Args:
-        log: made anew
+        log: of a cell; made if it is not there
+
+    Returns:
+        a file descriptor; what is written goes to the end
+    """
+    return open_plain(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+def speak_into(
+    log: Path,  # of a cell
+) -> None:
+    """From here on, what this process prints goes to the end of this file
+
+    Args:
+        log: of a cell
     """
     sys.stdout.flush(); sys.stderr.flush()
-    said = open_plain(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    said = open_log(log)
     for number in (1, 2): os.dup2(said, number)
     os.close(said)
 
@@ -636,7 +670,8 @@ class CellProcess:
         """
         self.folder, self.name, self.left, self.idle = study_folder, name, stack - 1, False
         code = 'from rlstudio.core.registry import collector_rests\nwith collector_rests(): from rlstudio.evidence.study import work_on_cells\nwork_on_cells()'
-        with os.fdopen(open_plain(cell_log(study_folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as said:
+        self.said_before = self.said_so_far()   # bytes in its log that others have written
+        with os.fdopen(open_log(cell_log(study_folder, name)), 'wb') as said:
             self.line, its_end = socket.socketpair()
             self.line.setblocking(False)
             self.process = subprocess.Popen(**python_apart(code, study_folder, stack, name, *imported()),
@@ -652,6 +687,7 @@ class CellProcess:
             name: of a cell
         """
         self.name, self.left, self.idle = name, self.left - 1, False
+        self.said_before = self.said_so_far()
         with suppress(OSError): self.line.send(name.encode())   # one that has died meanwhile is found by `ended`
 
     def ended(self) -> int | None:  # 0, the exit code of its process, negative of a signal; None: it runs
@@ -665,9 +701,13 @@ class CellProcess:
         elif self.left and not self.idle:
             with suppress(OSError): self.idle = self.line.recv(1) == b'+'
             code = 0 if self.idle else None
-        log = Path(self.folder, 'logs', f'{self.name}.txt')
-        if code is not None and is_regular(log) and not log.stat().st_size: log.unlink()
+        if code == 0 and self.said_so_far() == self.said_before: self.log.unlink(missing_ok=True)   # else another worker may be writing
         return code
+
+    @property
+    def log(self) -> Path: "of its cell"; return Path(self.folder, 'logs', f'{self.name}.txt')   # of its cell
+
+    def said_so_far(self) -> int: "bytes in that"; return self.log.stat().st_size if is_regular(self.log) else 0   # bytes in that
 
     def last_words(self) -> str:  # '' if it was silent
         """The last line that it said of its cell
@@ -675,7 +715,7 @@ class CellProcess:
         Returns:
             '' if it was silent
         """
-        said = [line for line in tail(Path(self.folder, 'logs', f'{self.name}.txt')).splitlines() if line.strip()]
+        said = [line for line in tail(self.log, max(0, min(4096, self.said_so_far() - self.said_before))).splitlines() if line.strip()]
         return printable(said[-1].strip(), lines=False)[:300] if said else ''
 
     def kill(self) -> None:
@@ -741,12 +781,12 @@ def hand_over(
     def settle(name: str, word: str) -> None:
         del running[name]
         if word == BUSY_CELL: return put_aside(name)
-        out = cell_outcome(Path(study_folder, name), word)
+        out = planned_outcome(planned[name], word) if name in planned else cell_outcome(Path(study_folder, name), word)
         if word.startswith(KILLED) and out['status'] != 'completed':
             deaths[name] += 1
             again = deaths[name] <= RETRIES
             out = dict(status='killed' if again else 'failed', error=f'{word}{"; begun again" if again else f", {RETRIES + 1} times"}')
-            if again: queue.append(name)
+            if again: (queue.appendleft if name in planned and planned[name].searched else queue.append)(name)
         elif out['status'] not in ('completed', 'interrupted'): out['status'] = 'failed'
         told(name, out)
     try:
@@ -1099,6 +1139,39 @@ def what_differs(
     return keys + ['the grid'] * (old.grid != new.grid) + ['the search'] * (searched(old) != searched(new)) + ['the seeds of the search'] * (bool(old.search) and old.seeds != new.seeds)
 
 # %% ../../nbs/76_evidence.study.ipynb #dfe2308d
+@contextmanager
+def plan_locked(
+    folder: Path,  # of a study
+) -> Iterator[None]:
+    """Keep other processes from changing what a study asks for, while inside
+
+    Args:
+        folder: of a study
+    """
+    path = folder / STUDY_FILE
+    while True:
+        with os.fdopen(open_plain(path, os.O_RDWR), 'rb') as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            if not os.path.samestat(os.fstat(f.fileno()), os.stat(path)): continue   # another process has replaced it meanwhile
+            yield
+            return
+
+def more_of(
+    known: StudyPlan,  # of a folder
+    asked: StudyPlan,  # the same question, perhaps for more seeds or trials
+) -> StudyPlan:        # equal to `known` if there is nothing to add
+    """A plan with what is asked for in addition
+
+    Args:
+        known: of a folder
+        asked: the same question, perhaps for more seeds or trials
+
+    Returns:
+        equal to `known` if there is nothing to add
+    """
+    if not asked.search: return replace(known, seeds=tuple(dict.fromkeys([*known.seeds, *asked.seeds])), stack=asked.stack)
+    return replace(known, search=asked.search | dict(trials=max(searches.get(PROPOSER)['check'](known)['trials'], asked.search['trials'])))
+
 def place_study(
     asked: StudyPlan,      # a new question, or an old one
     runs_dir: Path,        # where runs live
@@ -1127,9 +1200,10 @@ def place_study(
         if differs := what_differs(known, asked):
             if name: raise StudyError(f'{folder}: this study asks something else ({"; ".join(differs[:3])}); choose another --name')
             continue
-        merged = replace(known, seeds=tuple(dict.fromkeys([*known.seeds, *asked.seeds])), stack=asked.stack)
-        if asked.search: merged = replace(known, search=asked.search | dict(trials=max(searches.get(PROPOSER)['check'](known)['trials'], asked.search['trials'])))
-        if merged != known: put_file(folder / STUDY_FILE, plan_text(merged).encode())
+        if more_of(known, asked) == known: return folder, known
+        with plan_locked(folder):
+            merged = more_of(read_plan(folder), asked)   # others may have added something since
+            put_file(folder / STUDY_FILE, plan_text(merged).encode())
         return folder, merged
     raise StudyError(f'{runs_dir}: 10,000 studies named {base}; choose a --name')
 

@@ -15,10 +15,12 @@ __all__ = ['PAIRS_WANTED', 'STREAM_WORDS', 'CHECKS', 'intraclass', 'alone_share'
            'StreamShare', 'share_of', 'mean_reach', 'visible_difference', 'pairs_needed', 'VarianceReport', 'shares_of',
            'report_dict', 'bits_line', 'size_lines', 'report_text', 'short_interval', 'variance_figure',
            'varied_streams', 'mixed_cells', 'VarianceStudy', 'variance_report', 'run_cells', 'check_configs', 'DieAt',
-           'die_midway', 'kill_midway', 'nothing_else', 'judged_apart', 'measure_variance', 'plan_variance']
+           'die_midway', 'kill_midway', 'kill_twice', 'nothing_else', 'judged_apart', 'measure_variance',
+           'plan_variance']
 
 # %% ../../nbs/79_evidence.variance.ipynb #53e82cb0
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -31,14 +33,14 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.files import is_regular, own_folder, printable, put_file, read_file
+from ..core.files import is_regular, own_folder, printable, put_file, read_file, remove_tree
 from ..core.options import Config, stream_names
 from ..core.registry import algos, imported, suggest
 from ..core.seeding import make_generator
 from .audit import python_apart
 from .stats import Interval, seeds_for_effect, student_quantile
-from .study import STUDY_FILE, Cell, Study, StudyError, StudyPlan, arm_names, begin_cell, cell_outcome, plan_text, planned_outcome, run_cell, seed_list
-from ..runs.config import Overrides, any_config
+from .study import STUDY_FILE, Cell, Study, StudyError, StudyPlan, arm_names, begin_cell, cell_outcome, disk_line, is_finished, plan, plan_text, planned_outcome, run_cell, seed_list
+from ..runs.config import Overrides, any_config, load_settings, open_workspace
 from ..runs.folder import now, put_folder
 from ..runs.pictures import BLUE, RED
 from ..train.trainer import Callback, Trainer
@@ -226,14 +228,14 @@ class VarianceReport:
         a: scores (n,); nan: there is none
         b: of other seeds, (n,)
         mixed: stream → scores with the seeds of `a`, and this stream from `b`
-        same_bits: what was changed besides → were the bits equal? None: that run has failed
+        same_bits: what was changed besides → were the bits equal? None: nobody knows
         failed: runs without a score
     """
     title: str                      # what was trained
     a: tuple[float, ...]            # scores (n,); nan: there is none
     b: tuple[float, ...]            # of other seeds, (n,)
     mixed: Mapping[str, tuple[float, ...]]  # stream → scores with the seeds of `a`, and this stream from `b`
-    same_bits: Mapping[str, bool | None] = field(default_factory=dict)  # what was changed besides → were the bits equal? None: that run has failed
+    same_bits: Mapping[str, bool | None] = field(default_factory=dict)  # what was changed besides → were the bits equal? None: nobody knows
     failed: tuple[str, ...] = ()    # runs without a score
 
     @property
@@ -332,7 +334,7 @@ def bits_line(
     """
     equal, differ, lost = ([what for what, same in same_bits.items() if same is answer] for answer in (True, False, None))
     lines = [f'DIFFERENT BITS after {", ".join(differ)}: this must not be; rlstudio audit names the first update that differs'] if differ else []
-    if lost: lines.append(f'NOT KNOWN for {", ".join(lost)}: that run has failed; see checks/logs in the folder of the study')
+    if lost: lines.append(f'NOT KNOWN for {", ".join(lost)}: that run has failed, or was not killed twice; see checks/logs in the folder of the study, and give the same command again')
     return '\n'.join([*lines, *([f'the same bits, so no spread at all: {", ".join(equal)}'] if equal else [])])
 
 def size_lines(
@@ -592,12 +594,38 @@ def kill_midway(
     return done.returncode == -signal.SIGKILL
 
 # %% ../../nbs/79_evidence.variance.ipynb #183aba41
+def kill_twice(
+    cell: Cell,   # whose run shall be killed at two moments, drawn by lot
+) -> int:         # how often it was killed: 2, or fewer if it ended in another way
+    """Kill a run twice on its way; what an earlier call has done is not done again
+
+    Args:
+        cell: whose run shall be killed at two moments, drawn by lot
+
+    Returns:
+        how often it was killed: 2, or fewer if it ended in another way
+    """
+    noted, state = cell.folder.parent / 'kills.txt', cell.state
+    said = read_file(noted, 100).strip() if is_regular(noted) else b''
+    kills = int(said) if said in (b'1', b'2') and state != 'new' else 0
+    if state == 'completed' and kills < 2:   # nobody can kill it any more
+        os.rename(cell.folder, gone := cell.folder.with_name(f'.new-{secrets.token_hex(8)}'))   # in one step; `Study.run` removes such folders, too
+        remove_tree(gone)
+        kills = 0
+    moments = make_generator('numpy', cell.config.train.seed, 'kills').uniform([.3, .6], [.5, .9])
+    for share in moments[kills:]:
+        if not kill_midway(cell, int(share * cell.config.train.total_steps)): break
+        kills += 1
+        put_file(noted, f'{kills}\n'.encode())
+    return kills
+
+# %% ../../nbs/79_evidence.variance.ipynb #5b2a9f31
 def nothing_else(
     study: VarianceStudy,           # whose first run is done
     jobs: int | None = None,        # as `Study.run`
     executor: str = 'local',        # as `Study.run`
     stream: IO[str] | None = None,  # as `Study.run`
-) -> dict[str, bool | None]:        # what was changed → were the bits equal? None: the run has failed, so nobody knows
+) -> dict[str, bool | None]:        # what was changed → were the bits equal? None: the run has failed, or was not killed twice, so nobody knows
     """Does anything but the seed change a run? Another process, worker processes, kills
 
     Args:
@@ -607,22 +635,18 @@ def nothing_else(
         stream: as `Study.run`
 
     Returns:
-        what was changed → were the bits equal? None: the run has failed, so nobody knows
+        what was changed → were the bits equal? None: the run has failed, or was not killed twice, so nobody knows
     """
     first = study.cells[0]
-    folder, plan = study.folder / 'checks', StudyPlan(check_configs(first.config), (first.config.train.seed,), created=now())
-    if not os.path.lexists(folder): put_folder(folder, lambda new: put_file(new / STUDY_FILE, plan_text(plan).encode()))
+    folder, asked = study.folder / 'checks', StudyPlan(check_configs(first.config), (first.config.train.seed,), created=now())
+    if not os.path.lexists(folder): put_folder(folder, lambda new: put_file(new / STUDY_FILE, plan_text(asked).encode()))
     checks = Study(own_folder(folder))
     cells = {c.arm: c for c in checks.cells}
-    if 'killed' in cells and cells['killed'].state == 'new':
-        moments = make_generator('numpy', first.config.train.seed, 'kills').uniform([.3, .6], [.5, .9])
-        killed = [kill_midway(cells['killed'], int(share * first.config.train.total_steps)) for share in moments]
-        put_file(folder / 'kills.txt', f'{sum(killed)}\n'.encode())
+    kills = kill_twice(cells['killed']) if 'killed' in cells else 0
     checks.run(jobs, executor=executor, stream=stream)
-    kills = read_file(folder / 'kills.txt', 100).strip() if is_regular(folder / 'kills.txt') else b''
     weights = {name: cell_outcome(c.folder).get('weights_sha256') for name, c in cells.items()}
     wanted = cell_outcome(first.folder).get('weights_sha256')
-    def same(name: str) -> bool | None: return weights[name] == wanted if weights[name] and wanted and (name != 'killed' or kills == b'2') else None   # name: of a case
+    def same(name: str) -> bool | None: return weights[name] == wanted if weights[name] and wanted and (name != 'killed' or kills == 2) else None   # name: of a case
     return {CHECKS[name]: same(name) for name in weights} | judged_apart(study)
 
 def judged_apart(
@@ -701,7 +725,11 @@ def plan_variance(
     if not made.eval.episodes: raise StudyError('variance: given eval.episodes=0, so that no run has a score; expected at least one, such as eval.episodes=20')
     wanted = varied_streams(made, streams)
     arm = next(iter(arm_names(config)))
-    planned = Study.from_configs({arm: made}, (), numbers, name=name or f'variance-{arm}', runs_dir=runs_dir)
+    open_workspace(settings := load_settings())
+    home = Path(runs_dir or settings.runs_dir, name or f'variance-{arm}')
+    cells = [*plan({arm: made}, {}, numbers, home), *mixed_cells(home, arm, made, numbers, wanted)]
+    disk_line([c for c in cells if not is_finished(c)], home)   # all of them must fit, before a folder is made
+    planned = Study.from_configs({arm: made}, (), numbers, name=name or home.name, runs_dir=runs_dir)
     study = VarianceStudy(planned.folder, planned.plan)
     study.streams = wanted
     return study
