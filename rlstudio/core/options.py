@@ -15,9 +15,9 @@ No file is read here: chapter `runs.config` reads YAML, and knows lines and colu
 
 # %% auto #0
 __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'STRICT', 'Fault', 'Unit', 'Share', 'Positive', 'NonNegative', 'Count', 'Whole', 'Width',
-           'Steps', 'Seed', 'SYNONYMS', 'NOT_HERE', 'Numbers', 'CONVERSIONS', 'S', 'Problem', 'ConfigError', 'fault',
-           'plain', 'as_text', 'yaml_scalar', 'fit', 'expected', 'FieldSpec', 'field_specs', 'check_value', 'repair',
-           'as_lines', 'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig', 'TrainConfig', 'EvalConfig',
+           'Steps', 'Seed', 'RULERS', 'SYNONYMS', 'NOT_HERE', 'Numbers', 'CONVERSIONS', 'S', 'Problem', 'ConfigError',
+           'fault', 'plain', 'as_text', 'yaml_scalar', 'fit', 'expected', 'FieldSpec', 'field_specs', 'check_value',
+           'repair', 'as_lines', 'Section', 'EnvConfig', 'AlgoConfig', 'NetConfig', 'TrainConfig', 'EvalConfig',
            'CheckpointConfig', 'LogConfig', 'stream_names', 'stream_faults', 'Config', 'goal_steps', 'all_numbers',
            'number_of', 'tidy', 'as_here', 'as_minibatches', 'as_update_ratio', 'as_target_every', 'as_hidden',
            'as_schedule', 'as_value_clip', 'translated', 'other_name', 'unknown_key', 'unknown_section', 'key_homes',
@@ -593,6 +593,10 @@ def stream_faults(
     known = stream_names(algo)
     def close(name: str) -> str: return hint if 'did you mean' in (hint := suggest(name, known)) else ''
     return [(('train', 'streams', name), f'no stream of {algo.__name__}, which draws from {", ".join(known)}{close(name)}') for name in streams if name not in known]
+
+# %% ../../nbs/06_core.options.ipynb #ccf43485
+RULERS = ('train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.episodes', 'eval.greedy', 'eval.max_steps',
+          'env.id', 'env.kwargs', 'env.eval_kwargs', 'env.max_episode_steps', 'env.reset_options', 'env.wrappers')   # how many copies are stepped together, or how often one looks, is none of them
 
 # %% ../../nbs/06_core.options.ipynb #399bddee
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.files import is_regular, printable
-from ..core.options import as_text
+from ..core.options import RULERS, as_text
 from ..core.registry import suggest
 from .stats import (
     STATISTICS, Interval, StatsError, area_under_curve, difference, improvement_interval, in_digits, interval, joint_ranks, mean_ranks, normalized, pair_by_seed,
@@ -443,8 +443,7 @@ def sides_of(
     return sides, {k: v for _, t in tables for k, v in t.broken.items()}
 
 # %% ../../nbs/78_evidence.compare.ipynb #0b376059
-UNFAIR = ('train.total_steps', 'train.stop_at_goal', 'train.max_minutes', 'eval.episodes', 'eval.greedy', 'eval.max_steps',
-          'env.id', 'env.kwargs', 'env.eval_kwargs', 'env.max_episode_steps', 'env.reset_options', 'env.wrappers')   # keys that change what is measured, not how it is reached
+UNFAIR = RULERS   # keys that change what is measured, not how it is reached
 _OWN = ('run', 'name', 'study', 'arm', 'seed', 'steps', 'created', 'seconds', 'weights', 'score', 'score_std', 'episodes', 'goal', 'solved', 'stopped', 'untrained', 'status', 'code')
 
 def conditions_of(

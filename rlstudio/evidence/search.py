@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.files import FileError, append_to, open_own, own_folder, remove_tree
-from ..core.options import Config, ConfigError, as_text, yaml_scalar
+from ..core.options import RULERS, Config, ConfigError, as_text, yaml_scalar
 from ..core.registry import imported, suggest, warn
 from ..core.seeding import check_seed, make_generator, seed_sequence
 from .study import BUSY_CELL, Cell, StudyPlan, TellCell, hand_over, planned_outcome, read_plan, run_cell
@@ -252,6 +252,7 @@ def _ends(text: str, low: str, high: str, words: Sequence[str]) -> Dimension:
     if unknown := [w for w in words if w not in (*SCALES, 'int')]:
         raise SearchError(f'--search {text}: given the scale {unknown[0]!r}{suggest(unknown[0], [*SCALES, "int"])}')
     scale, whole = next((w for w in words if w != 'int'), 'linear'), 'int' in words
+    if len([w for w in words if w != 'int']) > 1 or words.count('int') > 1: raise SearchError(f'--search {text}: given the scales {", ".join(words)}, expected one of {", ".join(SCALES)}, perhaps with int')
     a, b = (x if isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) else None for x in numbers)
     if a is None or b is None: raise SearchError(f'--search {text}: given {low.strip()!r} and {high.strip()!r}, expected two numbers, such as {key}=0.1..0.5')
     if not a < b: raise SearchError(f'--search {text}: given {low} and {high}, expected the smaller one first, and two different ones')
@@ -301,6 +302,10 @@ def check_dimension(
     if section == 'eval': raise SearchError(f'--search {dimension}: the evaluation is the ruler of the search, and stays the same for all trials; search other keys')
     if dimension.key == 'train.seed' or dimension.key.startswith('train.streams'):
         raise SearchError(f'--search {dimension}: the best seed is luck, and helps nobody; search other keys, and confirm the best trial with fresh seeds: rlstudio study … --seeds 11-20')
+    shaped = section == 'env' and name.startswith('kwargs.') and name.removeprefix('kwargs.') in config.env.eval_kwargs   # the evaluation does not see it
+    if dimension.key.startswith(RULERS) and not shaped:
+        fix = f'; fix it for the evaluation: env.eval_kwargs.{name.removeprefix("kwargs.")}=…' if name.startswith('kwargs.') else '; search other keys'
+        raise SearchError(f'--search {dimension}: {dimension.key} changes what is measured, so the trials would answer different questions{fix}')
     now = getattr(getattr(config, section, None), name, None)
     if isinstance(dimension, Range) and isinstance(now, int) and not isinstance(now, bool) and {dimension.low % 1, dimension.high % 1} == {0}:
         dimension = replace(dimension, whole=True)

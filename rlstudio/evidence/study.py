@@ -84,7 +84,7 @@ def seed_list(
     parts = [re.fullmatch(r'\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*', part) for part in text.split(',')]
     pairs = [(int(m[1]), int(m[2] or m[1])) for m in parts if m]
     if len(pairs) < len(parts) or any(b < a or b >= 2**63 or b - a > 10_000 for a, b in pairs):
-        raise StudyError(f'seeds: given {printable(text)[:60]!r}, expected numbers and ranges such as 1-5,8 (at most 10,000 of them)')
+        raise StudyError(f'seeds: given {printable(text)[:60]!r}, expected numbers and ranges such as 1-5,8 (below 2^63, at most 10,000 of them)')
     return tuple(dict.fromkeys(s for a, b in pairs for s in range(a, b + 1)))
 
 # %% ../../nbs/76_evidence.study.ipynb #d505d4ef
@@ -1023,22 +1023,23 @@ def ticking(
 # %% ../../nbs/76_evidence.study.ipynb #789ce7f7
 def arm_rows(
     cells: Sequence[Cell],  # of a study
-) -> list[dict[str, Any]]:  # arm, env, runs, done, failed, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
+) -> list[dict[str, Any]]:  # arm, env, runs, done, failed, scored, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
     """The results of a study, a row for each arm and point of the grid
 
     Args:
         cells: of a study
 
     Returns:
-        arm, env, runs, done, failed, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
+        arm, env, runs, done, failed, scored, scores by seed, mean, worst, best, iqm, low, high, note, goal, solved
     """
-    rows = {c.arm: dict[str, Any](arm=c.arm, env=c.config.env.id, runs=0, done=0, failed=0, scores={}, goal=None, solved=None) for c in cells}
+    rows = {c.arm: dict[str, Any](arm=c.arm, env=c.config.env.id, runs=0, done=0, failed=0, scored=0, scores={}, goal=None, solved=None) for c in cells}
     for c in cells:
         out, row = planned_outcome(c), rows[c.arm]
         row['runs'] += 1
         row['done'] += out['status'] == 'completed'
         row['failed'] += out['status'] in ('failed', 'damaged')
         score = out.get('eval_return_mean')
+        row['scored'] += out['status'] == 'completed' and isinstance(score, float | int)
         if isinstance(score, float | int): row['scores'][c.config.train.seed] = float(score)
         if out.get('goal') is not None: row['goal'], row['solved'] = out['goal'], (row['solved'] or 0) + bool(out.get('solved'))
     for row in rows.values():
@@ -1060,7 +1061,8 @@ def arm_line(
     Returns:
         one line
     """
-    words = [f'{row["done"]} of {row["runs"]} done' + (f', {row["failed"]} failed' if row['failed'] else '')]
+    unjudged = row['done'] - row['scored']
+    words = [f'{row["done"]} of {row["runs"]} done' + (f', {unjudged} of them not evaluated' if unjudged > 0 else '') + (f', {row["failed"]} failed' if row['failed'] else '')]
     sure = f' {range_text(row)}'.rstrip()
     if row['scores']: words.append(f'IQM {in_digits(row["iqm"])}{sure}, worst {in_digits(row["worst"])}, best {in_digits(row["best"])}')
     if row['goal'] is not None and row['scores']: words.append(f'{row["solved"]} of {len(row["scores"])} reach {row["goal"]:g}')
@@ -1198,6 +1200,7 @@ def place_study(
             continue
         known = read_plan(folder)
         if differs := what_differs(known, asked):
+            asked.cells(folder)   # a wrong key or value is told first
             if name: raise StudyError(f'{folder}: this study asks something else ({"; ".join(differs[:3])}); choose another --name')
             continue
         if more_of(known, asked) == known: return folder, known
@@ -1367,7 +1370,7 @@ def cell_line(
         '': not worth a line
     """
     score, goal = what.get('eval_return_mean'), what.get('goal')
-    if what['status'] == 'completed': return f'done    {name}' + (f': eval {score:,.1f}' if isinstance(score, int | float) else '') + (f' (goal {goal:g})' if isinstance(goal, int | float) else '')
+    if what['status'] == 'completed': return f'done    {name}: ' + (f'eval {score:,.1f}' if isinstance(score, int | float) else 'not evaluated') + (f' (goal {goal:g})' if isinstance(goal, int | float) else '')
     return '' if what['status'] in ('running', 'busy') else f'{what["status"]:<7} {name}: {what.get("error") or "it goes on with the same command"}'
 
 # %% ../../nbs/76_evidence.study.ipynb #36bae38a

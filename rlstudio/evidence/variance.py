@@ -440,6 +440,7 @@ def varied_streams(
         those that the config does not fix itself
     """
     known = [s for s in stream_names(algos.get(config.algo.name)) if s not in config.train.streams]
+    if wanted is not None and not wanted: raise StudyError(f'streams: given none, expected some of {", ".join(known)}')
     for name in wanted or ():
         if name not in known: raise StudyError(f'streams: given {name!r}, which {config.algo.name} does not draw from, or which the config fixes; expected some of {", ".join(known)}{suggest(name, known)}')
     return tuple(s for s in known if wanted is None or s in wanted)
