@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rlstudio.evidence.report import DARK, LIGHT, write_report
 from rlstudio.evidence.search import STOPPED
-from rlstudio.evidence.study import make_plan, plan_text
+from rlstudio.evidence.study import make_plan, note_unbegun, plan_text
 from rlstudio.evidence.verify import verify
 from rlstudio.runs.folder import locked
 from rlstudio.runs.run import Run
@@ -219,6 +219,21 @@ def test_one_broken_run_hides_no_other(rates: Path, tmp_path: Path) -> None:
     (copy / "slow_s4" / "config.yaml").write_text(json.dumps(values | {"env": {"id": EVIL}, "algo": {"name": EVIL, "gamma": EVIL}}))
     text = harmless(write_report(copy).read_text())
     assert all(name in text for name in ("slow_s1", "slow_s2", "strange", "fast_s6", "evil.example")) and "are not complete" in text
+
+
+def test_a_report_says_why_runs_failed_and_which_have_not_begun(tmp_path: Path) -> None:
+    "At most twenty failures; a run that failed before it had a folder is one of them; what a stranger wrote as an error is only shown"
+    plan = make_plan({"pole": dict(env=dict(id="CartPole-v1"), algo=dict(name="ppo"))}, [], list(range(1, 31)), None)
+    folder = tmp_path / "runs" / "many"
+    for seed in range(1, 24):
+        at = made_up(folder, f"pole_s{seed}", seed, 480.0)
+        if seed > 2: (at / "manifest.json").write_text(json.dumps(dict(status="failed", error=EVIL if seed == 3 else f"ValueError: reason {seed}")))
+    (folder / "study.yaml").write_text(plan_text(plan))
+    note_unbegun(folder / "pole_s24", "OSError: reason 24")
+    for target in (folder, folder.parent):    # a folder around the study, too
+        text = harmless(write_report(target, tmp_path / "x.html").read_text())
+        for said in ("28 of 30 runs are not complete (failed (22 runs), not begun (6 runs))", "Runs that failed (22):", "ValueError: reason 22", "and 2 more", "evil.example", "not begun (6): pole_s25, "): assert said in text, said
+        assert "reason 24" not in text    # the 22nd of them
 
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', '
            'ranked_arms', 'interval_notes', 'results_html', 'against_best', 'settled_by', 'against_html',
            'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys', 'value_text',
            'differs_html', 'Searched', 'search_in', 'slice_html', 'search_html', 'search_verdict', 'runs_of_trial',
-           'typical_runs', 'world_html', 'runs_html', 'Many', 'read_many', 'many_head', 'many_page', 'read_grounds',
-           'put_page', 'report_target', 'write_report']
+           'typical_runs', 'world_html', 'Many', 'planned_runs', 'read_many', 'runs_html', 'many_head', 'many_page',
+           'read_grounds', 'put_page', 'report_target', 'write_report']
 
 # %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
@@ -29,6 +29,7 @@ import re
 import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +42,7 @@ from ..core.options import as_text
 from .compare import Contrast, Side, at_odds, contrast, holm, make_side, sentence, settled
 from .search import Importance, importance, ranked, search_of, trials
 from .stats import Interval, in_digits, interval, iqm, profile, profile_band
-from .study import is_study, read_plan
+from .study import Cell, cell_outcome, is_study, planned_outcome, read_plan
 from .table import EVALUATION, arms, band, curves_of, find_runs, read_table, seeds_text
 from .verify import verify
 from ..runs.folder import RunFolder, is_busy, locate_run, locked
@@ -1242,26 +1243,6 @@ def world_html(
                     section_html('How it learned', '<div class="grid">' + ''.join(f'<div>{c}</div>' for c in charts) + '</div>' if charts else ''),
                     films_html(typical_runs(found[0])), section_html('What differs', differs_html(found))])
 
-def runs_html(
-    rows: Sequence[dict[str, Any]],  # of `read_table`
-    broken: Mapping[str, str],       # folder → why it could not be read
-) -> str:                            # HTML
-    """Every run by name
-
-    Args:
-        rows: of `read_table`
-        broken: folder → why it could not be read
-
-    Returns:
-        HTML
-    """
-    lost = f'<p class="bad"><b>{len(broken)} could not be read:</b></p>' \
-           + table_html(['run', 'why'], [[Path(k).name, why] for k, why in broken.items()], 50) if broken else ''
-    listed = table_html(['run', 'arm', 'seed', 'status', 'env steps', 'score', 'level'],
-                        [[r['name'], r['arm'], r['seed'], r['status'], r['steps'], r['score'], r['level']] for r in rows], 500)
-    inside = f'<details{" open" if len(rows) <= 12 else ""}><summary>{len(rows)} runs</summary>{listed}</details>' if rows else ''
-    return section_html('Runs', lost, inside)
-
 # %% ../../nbs/81_evidence.report.ipynb #d7298e24
 @dataclass(frozen=True)
 class Many:
@@ -1273,19 +1254,45 @@ class Many:
         broken: folder → why it could not be read
         worlds: id of a world → its arms, the best one first; without the trials of a search
         search: of the study
-        planned: runs of the study; 0: not known
+        planned: runs of its studies; 0: not known
+        missing: folder of a planned run that is not there → how it stands, as `planned_outcome` says
+        failed: folder → why this run failed; '': it does not say
     """
     name: str                            # of the study, or of the folder
     rows: Sequence[dict[str, Any]]       # of `read_table`
     broken: Mapping[str, str]            # folder → why it could not be read
     worlds: Mapping[str, Sequence[Arm]]  # id of a world → its arms, the best one first; without the trials of a search
     search: Searched | None = None       # of the study
-    planned: int = 0                     # runs of the study; 0: not known
+    planned: int = 0                     # runs of its studies; 0: not known
+    missing: Mapping[str, dict[str, Any]] = field(default_factory=dict)   # folder of a planned run that is not there → how it stands, as `planned_outcome` says
+    failed: Mapping[str, str] = field(default_factory=dict)               # folder → why this run failed; '': it does not say
 
     @property
     def total(self) -> int:
         "How many runs there are, or will be"
-        return max(self.planned, len(self.rows) + len(self.broken))
+        return max(self.planned, len(self.rows) + len(self.broken) + len(self.missing))
+    @property
+    def unbegun(self) -> list[str]:
+        "Folders of the planned runs that have not begun"
+        return [run for run, how in self.missing.items() if how['status'] == 'new']
+
+def planned_runs(
+    folder: Path,          # of a study, or with runs somewhere below it
+    found: Sequence[Path], # absolute, of the runs that are there, whole or broken
+) -> list[Cell]:           # there or not
+    """What the studies of these runs have planned; each plan is read once
+
+    Args:
+        folder: of a study, or with runs somewhere below it
+        found: absolute, of the runs that are there, whole or broken
+
+    Returns:
+        there or not
+    """
+    cells = list[Cell]()
+    for study in dict.fromkeys([folder.absolute(), *(run.parent for run in found)]):
+        with suppress(ValueError, OSError): cells += read_plan(study).cells(study) if is_study(study) else []   # the runs are there all the same
+    return cells
 
 def read_many(
     folder: Path,  # of a study, or with runs somewhere below it
@@ -1298,13 +1305,42 @@ def read_many(
     Returns:
         `broken` names the runs that could not be read
     """
-    table, search, planned = read_table(folder), search_in(folder), 0
-    if is_study(folder):
-        try: planned = len(read_plan(folder).cells(folder))
-        except (ValueError, OSError): pass   # the runs are there all the same
+    table, search = read_table(folder), search_in(folder)
+    there = [Path(run).absolute() for run in (*(r['run'] for r in table.rows), *table.broken)]
+    cells, here = planned_runs(folder, there), set(there)
+    missing = {str(cell.folder): planned_outcome(cell) for cell in cells if cell.folder not in here}
+    ended = {r['run']: cell_outcome(Path(r['run'])) for r in table.rows if r['status'] == 'failed'} | {run: how for run, how in missing.items() if how['status'] != 'new'}
     arms_ = [r for r in table.rows if not (search and r['name'].startswith('trial-'))]
     worlds = {world: ranked_arms([r for r in arms_ if r['env'] == world]) for world in dict.fromkeys(r['env'] for r in arms_)}
-    return Many(folder.absolute().name, table.rows, table.broken, worlds, search, planned)
+    return Many(folder.absolute().name, table.rows, table.broken, worlds, search, len(cells), missing, {run: str(how.get('error') or '') for run, how in ended.items()})
+
+# %% ../../nbs/81_evidence.report.ipynb #eb0ced5a
+def runs_html(
+    rows: Sequence[dict[str, Any]],      # of `read_table`
+    broken: Mapping[str, str],           # folder → why it could not be read
+    failed: Mapping[str, str] | None = None,  # folder → why it failed
+    unbegun: Sequence[str] = (),         # folders of the runs that are planned and have not begun
+) -> str:                                # HTML
+    """Every run by name; before them those that are no result, and why
+
+    Args:
+        rows: of `read_table`
+        broken: folder → why it could not be read
+        failed: folder → why it failed
+        unbegun: folders of the runs that are planned and have not begun
+
+    Returns:
+        HTML
+    """
+    def named(what: str, runs: Mapping[str, str], limit: int) -> str:
+        if not runs: return ''
+        return f'<p class="bad"><b>{what} ({len(runs)}):</b></p>' + table_html(['run', 'why'], [[Path(run).name, why or 'it does not say why'] for run, why in runs.items()], limit)
+    wait = ', '.join(Path(run).name for run in unbegun[:10]) + f' and {len(unbegun) - 10:,} more' * (len(unbegun) > 10)
+    waiting = f'<p class="dim">Planned and not begun ({len(unbegun)}): {safe(wait, 900)}.</p>' if unbegun else ''
+    listed = table_html(['run', 'arm', 'seed', 'status', 'env steps', 'score', 'level'],
+                        [[r['name'], r['arm'], r['seed'], r['status'], r['steps'], r['score'], r['level']] for r in rows], 500)
+    inside = f'<details{" open" if len(rows) <= 12 else ""}><summary>{len(rows)} runs</summary>{listed}</details>' if rows else ''
+    return section_html('Runs', named('Runs that failed', failed or {}, 20), named('Runs that could not be read', broken, 50), waiting, inside)
 
 # %% ../../nbs/81_evidence.report.ipynb #51c42828
 def many_head(
@@ -1323,8 +1359,9 @@ def many_head(
     sentence = ' '.join(f'{world}: {text}' if len(many.worlds) > 1 else text for world, _, text in said) or 'No run could be read.'
     done, seeds = sum(r['status'] == 'completed' for r in many.rows), {r['seed'] for r in many.rows}
     states = [r['status'] for r in many.rows if r['status'] != 'completed']
-    states += ['broken'] * len(many.broken) + ['not begun'] * (many.total - len(many.rows) - len(many.broken))
-    caution = safe(f'{len(states)} of {many.total} runs are not complete ({repeated(states)}): this is what holds so far.', 600) if states else ''
+    states += ['broken'] * len(many.broken) + ['not begun' if how['status'] == 'new' else how['status'] for how in many.missing.values()]
+    why = ' Why they failed stands below, under Runs.' if many.failed else ''
+    caution = safe(f'{len(states)} of {many.total} runs are not complete ({repeated(states)}): this is what holds so far.{why}', 600) if states else ''
     if many.search and many.search.best:
         first = max(many.search.seeds) + 1
         run = next((Path(r['run']) for r in runs_of_trial(many.rows, many.search.best[0].name)), many.search.best[0].name)
@@ -1353,7 +1390,7 @@ def many_page(
     stories = [read_grounds(Path(r['run'])) for r in thinned(many.rows, 200)] if many.rows else []
     first = Path(many.rows[0]['run']) if many.rows else folder
     body = [many_head(many), *(world_html(found) for found in list(many.worlds.values())[:12]), search_html(many.search), films_html(best),
-            section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(many.rows, many.broken),
+            section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(many.rows, many.broken, many.failed, many.unbegun),
             section_html('Config', folded_html('study.yaml: the same study again', text_beside(folder / 'study.yaml')),
                          folded_html(f'config.yaml of {first.name}', text_beside(first / 'config.yaml'))), FOOT]
     return page_html(f'{many.name}: report', ''.join(body))
