@@ -3,6 +3,7 @@
 Screenshots go to the folder that RLSTUDIO_ARTEFACTS names. Without a chromium the browser's tests are skipped."""
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -263,8 +264,10 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_of_a_search(search: Path, tmp_path: Path) -> None:
     page = write_report(search).read_text()
     text = harmless(page)
-    for said in ("Best of 12 of 20 trials: trial-0007 with 500", "8 of 20 runs are not complete (not begun)", "rlstudio study", "--seeds 2-11", "of the spread goes with it", "stopped early", "No more than chance", "tanh"): assert said in text, said
+    for said in ("Best of 11 completed trials, of 20 (1 stopped early, 8 not begun): trial-0007 with 500", "8 of 20 runs are not complete (not begun)", "rlstudio study", "--seeds 2-11", "of the spread goes with it", "stopped early", "No more than chance", "tanh"): assert said in text, said
     assert page.index("score over algo.learning_rate") < page.index("score over net.activation") and "What came out" not in text
+    rows = re.findall("<tr><td>(trial-....)</td>(.*?)</tr>", page)     # of the search, then of the runs: they agree
+    assert [name for name, row in rows if "stopped early" in row] == ["trial-0002"] * 2 and len(rows) == 24 and "<td>stopped</td>" not in page and page.count("</svg>stopped early") == 3
     copy = shutil.copytree(search, tmp_path / "copy")
     (copy / "study.yaml").write_text("version: 1\nsearch: {space: 3}\narms: []\n")
     assert "trial-0007" in harmless(write_report(copy).read_text())
@@ -287,7 +290,7 @@ def test_a_search_with_several_seeds(pole: Path, tmp_path: Path, monkeypatch: py
     page = write_report(tmp_path).read_text()
     text = harmless(page)
     assert page.count("data:image/webp") == 2 and "best seed of the best trial, trial-0007: 1" in text and "worst seed of the best trial, trial-0007: 2" in text
-    assert [x for x, _ in charts["score over trials"][0].points] == [k for k in range(10) if k != 3] and len(asked) == 1
+    assert [x for m in charts["score over trials"][:2] for x, _ in m.points] == [k for k in range(10) if k != 3] and len(asked) == 1
 
 
 def test_a_search_in_a_browser(browser: Any, artefacts: Path, search: Path, tmp_path: Path) -> None:

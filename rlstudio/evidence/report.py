@@ -19,16 +19,16 @@ __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', '
            'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
            'ranked_arms', 'interval_notes', 'results_html', 'against_best', 'settled_by', 'against_html',
            'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys', 'value_text',
-           'differs_html', 'Searched', 'search_in', 'slice_html', 'search_html', 'search_verdict', 'runs_of_trial',
-           'typical_runs', 'world_html', 'Many', 'planned_runs', 'read_many', 'runs_html', 'many_head', 'many_page',
-           'read_grounds', 'put_page', 'report_target', 'write_report']
+           'differs_html', 'Searched', 'search_in', 'status_text', 'by_state', 'slice_html', 'search_html',
+           'search_verdict', 'runs_of_trial', 'typical_runs', 'world_html', 'Many', 'planned_runs', 'read_many',
+           'runs_html', 'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
 
 # %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
 import re
 import shlex
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -1131,6 +1131,42 @@ def search_in(
     except (ValueError, OSError): return None
 
 # %% ../../nbs/81_evidence.report.ipynb #8713fc89
+def status_text(
+    status: str,          # of a run or a trial
+    stopped: Any = None,  # why it was stopped early; None: it was not
+) -> str:                 # 'stopped early' where it was
+    """How it ended: the same words in each table and picture
+
+    Args:
+        status: of a run or a trial
+        stopped: why it was stopped early; None: it was not
+
+    Returns:
+        'stopped early' where it was
+    """
+    return 'stopped early' if status == 'stopped' or status == 'completed' and stopped else status
+
+def by_state(
+    tried: Sequence[Any],          # trials with a score
+    best: Sequence[Any],           # the best one of them, or none
+    x: Callable[[Any], float],     # where a trial stands
+    names: Callable[[Any], str],   # what is said of it when the mouse is there
+) -> list[Marks]:                  # stopped early, completed, the best
+    """Trials as dots, those of each state in a colour
+
+    Args:
+        tried: trials with a score
+        best: the best one of them, or none
+        x: where a trial stands
+        names: what is said of it when the mouse is there
+
+    Returns:
+        stopped early, completed, the best
+    """
+    cut, done = ([t for t in tried if (t.state == 'completed') == ended] for ended in (False, True))
+    parts = ('stopped early' if cut else '', cut, 5), ('completed' if cut else '', done, 0), ('the best', best, 1)
+    return [Marks(label, [(x(t), t.score) for t in some], 'dots', colour, names=[names(t) for t in some]) for label, some, colour in parts]
+
 def slice_html(
     found: Searched,  # any
     number: int,      # of a dimension
@@ -1146,13 +1182,10 @@ def slice_html(
     """
     d, shown = found.dimensions[number], [t for t in ranked(found.tried) if t.places and abs(t.score or 0.) < BIGGEST]
     words = getattr(d, 'words', ())
-    def dots(some: Sequence[Any]) -> list[tuple[float, float]]: return [(t.places[number] * (len(words) - 1) if words else float(t.values[d.key]), t.score) for t in some]
-    def names(some: Sequence[Any]) -> list[str]: return [f'{t.name}: {value_text(t.values[d.key])} gives {t.score:.5g}' for t in some]
-    done, cut = ([t for t in shown if (t.state == 'completed') == ended] for ended in (True, False))
+    def x(t: Any) -> float: return t.places[number] * (len(words) - 1) if words else float(t.values[d.key])
     share = found.shares.get(d.key)
     said = '' if share is None else f'{share.share:.0%} of the spread goes with it.' if share.p <= .05 else 'No more than chance would do.'
-    marks = [Marks('stopped early' if cut else '', dots(cut), 'dots', 5, names=names(cut)), Marks('completed' if cut else '', dots(done), 'dots', 0, names=names(done)),
-             Marks('the best', dots(done[:1]), 'dots', 1, names=names(done[:1]))]
+    marks = by_state(shown, found.best[:1], x, lambda t: f'{t.name}: {value_text(t.values[d.key])} gives {t.score:.5g}')
     return chart_html(marks, f'score over {d.key}', d.key, caption=said, height=200, log=getattr(d, 'scale', '') == 'log', words=words)
 
 def search_html(
@@ -1170,9 +1203,9 @@ def search_html(
     keys = [d.key for d in found.dimensions]
     slices = [slice_html(found, keys.index(key)) for key in found.shares or keys]
     scored = [t for t in found.tried if t.score is not None and abs(t.score) < BIGGEST]
-    course = chart_html([Marks('', [(float(t.name.removeprefix('trial-')), t.score) for t in scored], 'dots', names=[t.name for t in scored])],
+    course = chart_html(by_state(scored, found.best[:1], lambda t: float(t.name.removeprefix('trial-')), lambda t: f'{t.name}: {t.score:.5g}'),
                         'score over trials', 'trial', caption='The course of the search.', height=200)
-    rows = [[t.name, t.score, t.state, f'{t.steps:,}', *(value_text(t.values[k]) for k in keys if k in t.values)] for t in ranked(found.tried)[:20]]
+    rows = [[t.name, t.score, status_text(t.state), f'{t.steps:,}', *(value_text(t.values[k]) for k in keys if k in t.values)] for t in ranked(found.tried)[:20]]
     return section_html('The search', '<div class="grid">' + ''.join(slices) + course + '</div>' if scored else '',
                         table_html(['trial', 'score', 'status', 'env steps', *keys], [r for r in rows if len(r) == 4 + len(keys)]))
 
@@ -1187,11 +1220,12 @@ def search_verdict(
     Returns:
         mood and sentences
     """
-    count = f'{len(found.tried)} of {found.wanted} trials'
-    if not found.best: return 'warn', f'{count}, and none has a score yet.'
+    states = [status_text(t.state) for t in found.tried if t.state != 'completed'] + ['not begun'] * (found.wanted - len(found.tried))
+    others = f' ({", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))})' if states else ''
+    if not found.best: return 'warn', f'{len(found.tried)} of {found.wanted} trials{others}, and none has come to its end with a score.'
     best = found.best[0]
     values = ', '.join(f'{k}={value_text(v)}' for k, v in best.values.items())
-    return '', f'Best of {count}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
+    return '', f'Best of {len(found.best)} completed trial{"s" * (len(found.best) > 1)}{f", of {found.wanted}{others}" if others else ""}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
 
 # %% ../../nbs/81_evidence.report.ipynb #8630bfa3
 def runs_of_trial(
@@ -1338,7 +1372,7 @@ def runs_html(
     wait = ', '.join(Path(run).name for run in unbegun[:10]) + f' and {len(unbegun) - 10:,} more' * (len(unbegun) > 10)
     waiting = f'<p class="dim">Planned and not begun ({len(unbegun)}): {safe(wait, 900)}.</p>' if unbegun else ''
     listed = table_html(['run', 'arm', 'seed', 'status', 'env steps', 'score', 'level'],
-                        [[r['name'], r['arm'], r['seed'], r['status'], r['steps'], r['score'], r['level']] for r in rows], 500)
+                        [[r['name'], r['arm'], r['seed'], status_text(r['status'], r['stopped']), r['steps'], r['score'], r['level']] for r in rows], 500)
     inside = f'<details{" open" if len(rows) <= 12 else ""}><summary>{len(rows)} runs</summary>{listed}</details>' if rows else ''
     return section_html('Runs', named('Runs that failed', failed or {}, 20), named('Runs that could not be read', broken, 50), waiting, inside)
 
@@ -1369,7 +1403,7 @@ def many_head(
     worlds = list(dict.fromkeys(r['env'] for r in many.rows))
     tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=sum(map(len, many.worlds.values())) or None,
                  trials=len(many.search.tried) if many.search else None, seeds=len(seeds),
-                 complete=f'{done} of {many.total}', level=min((str(r['level']) for r in many.rows if r['level']), default=None))
+                 ended=f'{done} of {many.total}', **{'stopped early': sum(status_text(r['status'], r['stopped']) == 'stopped early' for r in many.rows) or None}, level=min((str(r['level']) for r in many.rows if r['level']), default=None))
     return page_head('Study' if any(r['study'] for r in many.rows) else 'Runs', many.name, mood, sentence, tiles, caution)
 
 # %% ../../nbs/81_evidence.report.ipynb #171c9814
