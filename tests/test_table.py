@@ -232,3 +232,9 @@ def test_a_score_counts_only_where_the_run_has_ended(tmp_path: Path, monkeypatch
         assert "r0: no score counts, since manifest.json does not say that the run has ended" in str(table)
     manifest.write_text(json.dumps(noted | dict(status="interrupted")))
     assert run_facts("runs/r0")["score"] is not None
+
+
+def test_a_table_says_what_it_cannot_know(shelf: Path) -> None:
+    "It reads folders; a run of a study that has not begun has none"
+    assert "planned runs that have not begun are not in this table; their study counts them: rlstudio show sweep\nbroken: " in str(read_table(shelf / "runs"))
+    assert "not begun" not in str(read_table(shelf / "runs" / "other"))

@@ -27,6 +27,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -707,6 +708,8 @@ def summary_text(
     if again: lines.append(f'{again} run{"s share" if again > 1 else " shares"} the seed or streams of another one of the arm, and do{"es" * (again == 1)} not count again')
     idle = [row['name'] for row in table.rows if row['status'] not in ENDED and row['seconds'] is not None]
     if idle: lines.append(printable(f'{", ".join(idle[:3])}{f" and {len(idle) - 3} more" if len(idle) > 3 else ""}: no score counts, since manifest.json does not say that the run has ended, though there is a result.json', lines=False))
+    if studies := list(dict.fromkeys(str(row['study']) for row in table.rows if row['study'])):
+        lines.append(printable(f'planned runs that have not begun are not in this table; their study counts them: rlstudio show {shlex.quote(studies[0]) if len(studies) == 1 else "STUDY"}', lines=False))
     lines += [printable(f'broken: {why}' if folder in why else f'broken: {folder}: {why}', lines=False) for folder, why in table.broken.items()]
     return '\n'.join(lines) or 'no runs'
 
