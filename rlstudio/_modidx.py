@@ -1872,6 +1872,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.grounds_html': ( 'evidence.report.html#grounds_html',
                                                                                      'rlstudio/evidence/report.py'),
+                                          'rlstudio.evidence.report.half_at_goal': ( 'evidence.report.html#half_at_goal',
+                                                                                     'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.interval_notes': ( 'evidence.report.html#interval_notes',
                                                                                        'rlstudio/evidence/report.py'),
                                           'rlstudio.evidence.report.many_head': ( 'evidence.report.html#many_head',

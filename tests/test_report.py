@@ -206,6 +206,7 @@ def test_the_page_of_many(rates: Path) -> None:
     page = write_report(rates).read_text()
     text = harmless(page)
     for said in ("12 of 12", "5 of 6 reach the goal", " is better than ", "with probability 1.00", "settled", "Performance profile", "What differs", "seed 4: 470", "L3: one thread"): assert said in text, said
+    for said in ("half at goal by", '5 of 6</td><td class="n">50,000</td>', '0 of 6</td><td class="n">never</td>', "goal of 475 for the first time, in an evaluation. A run", "Kaplan &amp; Meier 1958"): assert said in page, said
     assert page.count("data:image/webp") == 1 and page.count("<polygon") == 4 and "not complete" not in text
 
 

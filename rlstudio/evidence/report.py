@@ -17,11 +17,12 @@ __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', '
            'tiles_html', 'folded_html', 'section_html', 'Story', 'text_beside', 'read_story', 'run_verdict',
            'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure',
            'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
-           'ranked_arms', 'interval_notes', 'results_html', 'against_best', 'settled_by', 'against_html',
-           'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys', 'value_text',
-           'differs_html', 'Searched', 'search_in', 'status_text', 'by_state', 'slice_html', 'search_html',
-           'search_verdict', 'runs_of_trial', 'typical_runs', 'world_html', 'Many', 'planned_runs', 'read_many',
-           'runs_html', 'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target', 'write_report']
+           'ranked_arms', 'half_at_goal', 'interval_notes', 'results_html', 'against_best', 'settled_by',
+           'against_html', 'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys',
+           'value_text', 'differs_html', 'Searched', 'search_in', 'status_text', 'by_state', 'slice_html',
+           'search_html', 'search_verdict', 'runs_of_trial', 'typical_runs', 'world_html', 'Many', 'planned_runs',
+           'read_many', 'runs_html', 'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target',
+           'write_report']
 
 # %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
@@ -41,7 +42,7 @@ from ..core.files import FileError, is_regular, put_file, read_file, safe
 from ..core.options import as_text
 from .compare import Contrast, Side, at_odds, contrast, holm, make_side, sentence, settled
 from .search import Importance, importance, ranked, search_of, trials
-from .stats import Interval, in_digits, interval, iqm, profile, profile_band
+from .stats import Interval, in_digits, interval, iqm, median_steps, profile, profile_band, steps_to
 from .study import Cell, cell_outcome, is_study, planned_outcome, read_plan
 from .table import EVALUATION, arms, band, curves_of, find_runs, read_table, seeds_text
 from .verify import verify
@@ -842,6 +843,31 @@ def ranked_arms(
     found.sort(key=lambda a: (a.middle is None, -(a.middle or 0.)))
     return [Arm(a.label, a.rows, k) for k, a in enumerate(found)]
 
+# %% ../../nbs/81_evidence.report.ipynb #b0afc1a2
+def half_at_goal(
+    found: Sequence[Arm],  # of one world, at least one
+    goal: float,           # return that counts as reached
+) -> tuple[list[str], str]:   # of each arm '12,000' env steps, 'not by half' or 'never', and how many of its runs have a curve where not all have; '': none has. And where it was reached
+    """By when half of the runs of an arm have reached the goal for the first time (Kaplan & Meier 1958)
+
+    Args:
+        found: of one world, at least one
+        goal: return that counts as reached
+
+    Returns:
+        of each arm '12,000' env steps, 'not by half' or 'never', and how many of its runs have a curve where not all have; '': none has. And where it was reached
+    """
+    curves = [curves_of(a.rows, EVALUATION) for a in found]
+    evaluated = all(len(x) > 1 for lines in curves for x, _ in lines)
+    if not evaluated: curves = [curves_of(a.rows, 'episode/return_mean') for a in found]
+    def half(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+        ends = [steps_to(x, y, goal) for x, y in lines if len(x) and (np.diff(x) >= 0).all()]
+        if not ends: return ''
+        by = median_steps([steps for steps, _ in ends], [hit for _, hit in ends])
+        said = f'{by:,.0f}' if math.isfinite(by) else 'not by half' if any(hit for _, hit in ends) else 'never'
+        return said + f' ({seeds_text(len(ends), len(lines))} runs)' * (len(ends) < len(lines))
+    return [half(lines) for lines in curves], 'in an evaluation' if evaluated else 'in training (mean of the last 100 episodes)'
+
 # %% ../../nbs/81_evidence.report.ipynb #d5036caf
 MAX_ROWS = 60   # arms in the table
 
@@ -881,16 +907,19 @@ def results_html(
         HTML
     """
     goal = _goal(found)
+    half, curve = half_at_goal(found[:MAX_ROWS], goal) if goal is not None else ([], '')
     ends = ends_of([v for a in found[:MAX_ROWS] for v in a.scores] + ([goal] if goal is not None else []))
     rows = []
-    for a in found:
+    for a, by in zip(found, [*half, *[''] * (len(found) - len(half))]):
         strip = strip_svg(a.scores, ends, [f'seed {r["seed"]}: {r["score"]:.5g}' for r in a.scored], a.middle,
                           (a.interval.low, a.interval.high) if a.interval else None, goal, a.colour)
-        solved = f'{sum(s >= goal for s in a.scores)} of {len(a.scores)}' if goal is not None else None
+        solved = _line(f'{sum(s >= goal for s in a.scores)} of {len(a.scores)}') if goal is not None else None
         seeds = len(a.scores) if len(a.scores) == len(a.rows) else Markup(seeds_text(len(a.scores), len(a.rows)), 'n')
-        rows.append([a.label, seeds, a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, Markup(strip)])
-    head = ['arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'at goal', f'a dot a seed, from {ends[0]:.4g} to {ends[1]:.4g}']
+        rows.append([a.label, seeds, a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, *[Markup(safe(by), 'n')] * any(half), Markup(strip)])
+    head = ['arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'at goal', *['half at goal by'] * any(half), f'a dot a seed, from {ends[0]:.4g} to {ends[1]:.4g}']
     notes = ['IQM: the mean of the middle half of the seeds.', *interval_notes(found[:MAX_ROWS])]
+    if any(half): notes.append(f'Half at goal by: the env steps after which half of the runs have reached the goal of {goal:,g} for the first time, {curve}. '
+                               'A run that never reached it counts as on its way until its last step (Kaplan & Meier 1958, chapter evidence.stats).')
     return table_html(head, rows, MAX_ROWS) + ''.join(f'<p class="dim small">{safe(note)}</p>' for note in notes)
 
 # %% ../../nbs/81_evidence.report.ipynb #5980bbd1
