@@ -1397,7 +1397,7 @@ def runs_html(
     """
     def named(what: str, runs: Mapping[str, str], limit: int) -> str:
         if not runs: return ''
-        return f'<p class="bad"><b>{what} ({len(runs)}):</b></p>' + table_html(['run', 'why'], [[Path(run).name, why or 'it does not say why'] for run, why in runs.items()], limit)
+        return f'<p class="bad"><b>{what} ({len(runs)}):</b></p>' + table_html(['run', 'why'], [[Path(run).name, why.replace(f'{Path(run).parent}/', '') or 'it does not say why'] for run, why in runs.items()], limit)
     wait = ', '.join(Path(run).name for run in unbegun[:10]) + f' and {len(unbegun) - 10:,} more' * (len(unbegun) > 10)
     waiting = f'<p class="dim">Planned and not begun ({len(unbegun)}): {safe(wait, 900)}.</p>' if unbegun else ''
     listed = table_html(['run', 'arm', 'seed', 'status', 'env steps', 'score', 'level'],
