@@ -3,6 +3,7 @@
 Screenshots go to the folder that RLSTUDIO_ARTEFACTS names. Without a chromium the browser's tests are skipped."""
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from rlstudio.evidence.report import DARK, LIGHT, write_report
 from rlstudio.evidence.search import STOPPED
-from rlstudio.evidence.study import make_plan, plan_text
+from rlstudio.evidence.study import make_plan, note_unbegun, plan_text
 from rlstudio.evidence.verify import verify
 from rlstudio.runs.folder import locked
 from rlstudio.runs.run import Run
@@ -205,6 +206,7 @@ def test_the_page_of_many(rates: Path) -> None:
     page = write_report(rates).read_text()
     text = harmless(page)
     for said in ("12 of 12", "5 of 6 reach the goal", " is better than ", "with probability 1.00", "settled", "Performance profile", "What differs", "seed 4: 470", "L3: one thread"): assert said in text, said
+    for said in ("half at goal by", '5 of 6</td><td class="n">50,000</td>', '0 of 6</td><td class="n">never</td>', "goal of 475 for the first time, in an evaluation. A run", "Kaplan &amp; Meier 1958"): assert said in page, said
     assert page.count("data:image/webp") == 1 and page.count("<polygon") == 4 and "not complete" not in text
 
 
@@ -219,6 +221,21 @@ def test_one_broken_run_hides_no_other(rates: Path, tmp_path: Path) -> None:
     (copy / "slow_s4" / "config.yaml").write_text(json.dumps(values | {"env": {"id": EVIL}, "algo": {"name": EVIL, "gamma": EVIL}}))
     text = harmless(write_report(copy).read_text())
     assert all(name in text for name in ("slow_s1", "slow_s2", "strange", "fast_s6", "evil.example")) and "are not complete" in text
+
+
+def test_a_report_says_why_runs_failed_and_which_have_not_begun(tmp_path: Path) -> None:
+    "At most twenty failures; a run that failed before it had a folder is one of them; what a stranger wrote as an error is only shown"
+    plan = make_plan({"pole": dict(env=dict(id="CartPole-v1"), algo=dict(name="ppo"))}, [], list(range(1, 31)), None)
+    folder = tmp_path / "runs" / "many"
+    for seed in range(1, 24):
+        at = made_up(folder, f"pole_s{seed}", seed, 480.0)
+        if seed > 2: (at / "manifest.json").write_text(json.dumps(dict(status="failed", error=EVIL if seed == 3 else f"ValueError: reason {seed}")))
+    (folder / "study.yaml").write_text(plan_text(plan))
+    note_unbegun(folder / "pole_s24", "OSError: reason 24")
+    for target in (folder, folder.parent):    # a folder around the study, too
+        text = harmless(write_report(target, tmp_path / "x.html").read_text())
+        for said in ("28 of 30 runs are not complete (failed (22 runs), not begun (6 runs))", "Runs that failed (22):", "ValueError: reason 22", "and 2 more", "evil.example", "not begun (6): pole_s25, "): assert said in text, said
+        assert "reason 24" not in text    # the 22nd of them
 
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:
@@ -248,8 +265,10 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_of_a_search(search: Path, tmp_path: Path) -> None:
     page = write_report(search).read_text()
     text = harmless(page)
-    for said in ("Best of 12 of 20 trials: trial-0007 with 500", "8 of 20 runs are not complete (not begun)", "rlstudio study", "--seeds 2-11", "of the spread goes with it", "stopped early", "No more than chance", "tanh"): assert said in text, said
+    for said in ("Best of 11 completed trials, of 20 (1 stopped early, 8 not begun): trial-0007 with 500", "8 of 20 runs are not complete (not begun)", "rlstudio study", "--seeds 2-11", "of the spread goes with it", "stopped early", "No more than chance", "tanh"): assert said in text, said
     assert page.index("score over algo.learning_rate") < page.index("score over net.activation") and "What came out" not in text
+    rows = re.findall("<tr><td>(trial-....)</td>(.*?)</tr>", page)     # of the search, then of the runs: they agree
+    assert [name for name, row in rows if "stopped early" in row] == ["trial-0002"] * 2 and len(rows) == 24 and "<td>stopped</td>" not in page and page.count("</svg>stopped early") == 3
     copy = shutil.copytree(search, tmp_path / "copy")
     (copy / "study.yaml").write_text("version: 1\nsearch: {space: 3}\narms: []\n")
     assert "trial-0007" in harmless(write_report(copy).read_text())
@@ -272,7 +291,7 @@ def test_a_search_with_several_seeds(pole: Path, tmp_path: Path, monkeypatch: py
     page = write_report(tmp_path).read_text()
     text = harmless(page)
     assert page.count("data:image/webp") == 2 and "best seed of the best trial, trial-0007: 1" in text and "worst seed of the best trial, trial-0007: 2" in text
-    assert [x for x, _ in charts["score over trials"][0].points] == [k for k in range(10) if k != 3] and len(asked) == 1
+    assert [x for m in charts["score over trials"][:2] for x, _ in m.points] == [k for k in range(10) if k != 3] and len(asked) == 1
 
 
 def test_a_search_in_a_browser(browser: Any, artefacts: Path, search: Path, tmp_path: Path) -> None:

@@ -214,3 +214,27 @@ def test_a_line_break_in_a_name_is_shown_as_one(tmp_path: Path, monkeypatch: pyt
     for words in (["table"], ["list", "runs"], ["compare", "runs", "runs/c"]):
         said = CliRunner().invoke(app, words).output
         assert "a\nb" not in said and (words[0] == "compare" or r"a\nb" in said), said
+
+
+def test_a_score_counts_only_where_the_run_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "One rule for `table`, `compare` and `show`: where no manifest says that a run has ended, its result.json is no result, also in rows that were kept"
+    monkeypatch.chdir(tmp_path)
+    for k in range(KEPT_FROM): trained(tmp_path / "runs", f"r{k}", f"train.seed={k + 1}") if k < 1 else made(tmp_path / "runs", f"r{k}")
+    facts_beside(str((tmp_path / "runs").absolute()), find_runs("runs"), racy=-60)
+    assert run_facts("runs/r0")["score"] is not None and "no score counts" not in str(read_table("runs"))
+    manifest = tmp_path / "runs" / "r0" / "manifest.json"
+    noted = json.loads(manifest.read_text())
+    for status in (None, "new", "running", "failed"):
+        manifest.unlink() if status is None else manifest.write_text(json.dumps(noted | dict(status=status)))
+        table = read_table("runs")
+        row = next(r for r in table.rows if r["name"] == "r0")
+        assert row["score"] is row["solved"] is None and all(f["scored"] == 0 for f in summary(table)), status
+        assert "r0: no score counts, since manifest.json does not say that the run has ended" in str(table)
+    manifest.write_text(json.dumps(noted | dict(status="interrupted")))
+    assert run_facts("runs/r0")["score"] is not None
+
+
+def test_a_table_says_what_it_cannot_know(shelf: Path) -> None:
+    "It reads folders; a run of a study that has not begun has none"
+    assert "planned runs that have not begun are not in this table; their study counts them: rlstudio show sweep\nbroken: " in str(read_table(shelf / "runs"))
+    assert "not begun" not in str(read_table(shelf / "runs" / "other"))

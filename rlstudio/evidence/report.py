@@ -17,18 +17,20 @@ __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', '
            'tiles_html', 'folded_html', 'section_html', 'Story', 'text_beside', 'read_story', 'run_verdict',
            'command_html', 'page_head', 'run_head', 'run_curves', 'episodes_html', 'small_charts', 'film_figure',
            'films_html', 'repeated', 'grounds_html', 'files_html', 'run_page', 'Arm', 'without_beginning',
-           'ranked_arms', 'interval_notes', 'results_html', 'against_best', 'settled_by', 'against_html',
-           'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys', 'value_text',
-           'differs_html', 'Searched', 'search_in', 'slice_html', 'search_html', 'search_verdict', 'runs_of_trial',
-           'typical_runs', 'world_html', 'runs_html', 'Many', 'read_many', 'many_head', 'many_page', 'read_grounds',
-           'put_page', 'report_target', 'write_report']
+           'ranked_arms', 'half_at_goal', 'interval_notes', 'results_html', 'against_best', 'settled_by',
+           'against_html', 'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys',
+           'value_text', 'differs_html', 'Searched', 'search_in', 'status_text', 'by_state', 'slice_html',
+           'search_html', 'search_verdict', 'runs_of_trial', 'typical_runs', 'world_html', 'Many', 'planned_runs',
+           'read_many', 'runs_html', 'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target',
+           'write_report']
 
 # %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
 import re
 import shlex
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,8 +42,8 @@ from ..core.files import FileError, is_regular, put_file, read_file, safe
 from ..core.options import as_text
 from .compare import Contrast, Side, at_odds, contrast, holm, make_side, sentence, settled
 from .search import Importance, importance, ranked, search_of, trials
-from .stats import Interval, in_digits, interval, iqm, profile, profile_band
-from .study import is_study, read_plan
+from .stats import Interval, in_digits, interval, iqm, median_steps, profile, profile_band, steps_to
+from .study import Cell, cell_outcome, is_study, planned_outcome, read_plan
 from .table import EVALUATION, arms, band, curves_of, find_runs, read_table, seeds_text
 from .verify import verify
 from ..runs.folder import RunFolder, is_busy, locate_run, locked
@@ -841,6 +843,31 @@ def ranked_arms(
     found.sort(key=lambda a: (a.middle is None, -(a.middle or 0.)))
     return [Arm(a.label, a.rows, k) for k, a in enumerate(found)]
 
+# %% ../../nbs/81_evidence.report.ipynb #b0afc1a2
+def half_at_goal(
+    found: Sequence[Arm],  # of one world, at least one
+    goal: float,           # return that counts as reached
+) -> tuple[list[str], str]:   # of each arm '12,000' env steps, 'not by half' or 'never', and how many of its runs have a curve where not all have; '': none has. And where it was reached
+    """By when half of the runs of an arm have reached the goal for the first time (Kaplan & Meier 1958)
+
+    Args:
+        found: of one world, at least one
+        goal: return that counts as reached
+
+    Returns:
+        of each arm '12,000' env steps, 'not by half' or 'never', and how many of its runs have a curve where not all have; '': none has. And where it was reached
+    """
+    curves = [curves_of(a.rows, EVALUATION) for a in found]
+    evaluated = all(len(x) > 1 for lines in curves for x, _ in lines)
+    if not evaluated: curves = [curves_of(a.rows, 'episode/return_mean') for a in found]
+    def half(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+        ends = [steps_to(x, y, goal) for x, y in lines if len(x) and (np.diff(x) >= 0).all()]
+        if not ends: return ''
+        by = median_steps([steps for steps, _ in ends], [hit for _, hit in ends])
+        said = f'{by:,.0f}' if math.isfinite(by) else 'not by half' if any(hit for _, hit in ends) else 'never'
+        return said + f' ({seeds_text(len(ends), len(lines))} runs)' * (len(ends) < len(lines))
+    return [half(lines) for lines in curves], 'in an evaluation' if evaluated else 'in training (mean of the last 100 episodes)'
+
 # %% ../../nbs/81_evidence.report.ipynb #d5036caf
 MAX_ROWS = 60   # arms in the table
 
@@ -880,16 +907,19 @@ def results_html(
         HTML
     """
     goal = _goal(found)
+    half, curve = half_at_goal(found[:MAX_ROWS], goal) if goal is not None else ([], '')
     ends = ends_of([v for a in found[:MAX_ROWS] for v in a.scores] + ([goal] if goal is not None else []))
     rows = []
-    for a in found:
+    for a, by in zip(found, [*half, *[''] * (len(found) - len(half))]):
         strip = strip_svg(a.scores, ends, [f'seed {r["seed"]}: {r["score"]:.5g}' for r in a.scored], a.middle,
                           (a.interval.low, a.interval.high) if a.interval else None, goal, a.colour)
-        solved = f'{sum(s >= goal for s in a.scores)} of {len(a.scores)}' if goal is not None else None
+        solved = _line(f'{sum(s >= goal for s in a.scores)} of {len(a.scores)}') if goal is not None else None
         seeds = len(a.scores) if len(a.scores) == len(a.rows) else Markup(seeds_text(len(a.scores), len(a.rows)), 'n')
-        rows.append([a.label, seeds, a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, Markup(strip)])
-    head = ['arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'at goal', f'a dot a seed, from {ends[0]:.4g} to {ends[1]:.4g}']
+        rows.append([a.label, seeds, a.middle, _line(_ends(a.interval)), min(a.scores, default=None), max(a.scores, default=None), solved, *[Markup(safe(by), 'n')] * any(half), Markup(strip)])
+    head = ['arm', 'seeds', 'IQM', '95 % interval', 'worst', 'best', 'at goal', *['half at goal by'] * any(half), f'a dot a seed, from {ends[0]:.4g} to {ends[1]:.4g}']
     notes = ['IQM: the mean of the middle half of the seeds.', *interval_notes(found[:MAX_ROWS])]
+    if any(half): notes.append(f'Half at goal by: the env steps after which half of the runs have reached the goal of {goal:,g} for the first time, {curve}. '
+                               'A run that never reached it counts as on its way until its last step (Kaplan & Meier 1958, chapter evidence.stats).')
     return table_html(head, rows, MAX_ROWS) + ''.join(f'<p class="dim small">{safe(note)}</p>' for note in notes)
 
 # %% ../../nbs/81_evidence.report.ipynb #5980bbd1
@@ -1130,6 +1160,42 @@ def search_in(
     except (ValueError, OSError): return None
 
 # %% ../../nbs/81_evidence.report.ipynb #8713fc89
+def status_text(
+    status: str,          # of a run or a trial
+    stopped: Any = None,  # why it was stopped early; None: it was not
+) -> str:                 # 'stopped early' where it was
+    """How it ended: the same words in each table and picture
+
+    Args:
+        status: of a run or a trial
+        stopped: why it was stopped early; None: it was not
+
+    Returns:
+        'stopped early' where it was
+    """
+    return 'stopped early' if status == 'stopped' or status == 'completed' and stopped else status
+
+def by_state(
+    tried: Sequence[Any],          # trials with a score
+    best: Sequence[Any],           # the best one of them, or none
+    x: Callable[[Any], float],     # where a trial stands
+    names: Callable[[Any], str],   # what is said of it when the mouse is there
+) -> list[Marks]:                  # stopped early, completed, the best
+    """Trials as dots, those of each state in a colour
+
+    Args:
+        tried: trials with a score
+        best: the best one of them, or none
+        x: where a trial stands
+        names: what is said of it when the mouse is there
+
+    Returns:
+        stopped early, completed, the best
+    """
+    cut, done = ([t for t in tried if (t.state == 'completed') == ended] for ended in (False, True))
+    parts = ('stopped early' if cut else '', cut, 5), ('completed' if cut else '', done, 0), ('the best', best, 1)
+    return [Marks(label, [(x(t), t.score) for t in some], 'dots', colour, names=[names(t) for t in some]) for label, some, colour in parts]
+
 def slice_html(
     found: Searched,  # any
     number: int,      # of a dimension
@@ -1145,13 +1211,10 @@ def slice_html(
     """
     d, shown = found.dimensions[number], [t for t in ranked(found.tried) if t.places and abs(t.score or 0.) < BIGGEST]
     words = getattr(d, 'words', ())
-    def dots(some: Sequence[Any]) -> list[tuple[float, float]]: return [(t.places[number] * (len(words) - 1) if words else float(t.values[d.key]), t.score) for t in some]
-    def names(some: Sequence[Any]) -> list[str]: return [f'{t.name}: {value_text(t.values[d.key])} gives {t.score:.5g}' for t in some]
-    done, cut = ([t for t in shown if (t.state == 'completed') == ended] for ended in (True, False))
+    def x(t: Any) -> float: return t.places[number] * (len(words) - 1) if words else float(t.values[d.key])
     share = found.shares.get(d.key)
     said = '' if share is None else f'{share.share:.0%} of the spread goes with it.' if share.p <= .05 else 'No more than chance would do.'
-    marks = [Marks('stopped early' if cut else '', dots(cut), 'dots', 5, names=names(cut)), Marks('completed' if cut else '', dots(done), 'dots', 0, names=names(done)),
-             Marks('the best', dots(done[:1]), 'dots', 1, names=names(done[:1]))]
+    marks = by_state(shown, found.best[:1], x, lambda t: f'{t.name}: {value_text(t.values[d.key])} gives {t.score:.5g}')
     return chart_html(marks, f'score over {d.key}', d.key, caption=said, height=200, log=getattr(d, 'scale', '') == 'log', words=words)
 
 def search_html(
@@ -1169,9 +1232,9 @@ def search_html(
     keys = [d.key for d in found.dimensions]
     slices = [slice_html(found, keys.index(key)) for key in found.shares or keys]
     scored = [t for t in found.tried if t.score is not None and abs(t.score) < BIGGEST]
-    course = chart_html([Marks('', [(float(t.name.removeprefix('trial-')), t.score) for t in scored], 'dots', names=[t.name for t in scored])],
+    course = chart_html(by_state(scored, found.best[:1], lambda t: float(t.name.removeprefix('trial-')), lambda t: f'{t.name}: {t.score:.5g}'),
                         'score over trials', 'trial', caption='The course of the search.', height=200)
-    rows = [[t.name, t.score, t.state, f'{t.steps:,}', *(value_text(t.values[k]) for k in keys if k in t.values)] for t in ranked(found.tried)[:20]]
+    rows = [[t.name, t.score, status_text(t.state), f'{t.steps:,}', *(value_text(t.values[k]) for k in keys if k in t.values)] for t in ranked(found.tried)[:20]]
     return section_html('The search', '<div class="grid">' + ''.join(slices) + course + '</div>' if scored else '',
                         table_html(['trial', 'score', 'status', 'env steps', *keys], [r for r in rows if len(r) == 4 + len(keys)]))
 
@@ -1186,11 +1249,12 @@ def search_verdict(
     Returns:
         mood and sentences
     """
-    count = f'{len(found.tried)} of {found.wanted} trials'
-    if not found.best: return 'warn', f'{count}, and none has a score yet.'
+    states = [status_text(t.state) for t in found.tried if t.state != 'completed'] + ['not begun'] * (found.wanted - len(found.tried))
+    others = f' ({", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))})' if states else ''
+    if not found.best: return 'warn', f'{len(found.tried)} of {found.wanted} trials{others}, and none has come to its end with a score.'
     best = found.best[0]
     values = ', '.join(f'{k}={value_text(v)}' for k, v in best.values.items())
-    return '', f'Best of {count}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
+    return '', f'Best of {len(found.best)} completed trial{"s" * (len(found.best) > 1)}{f", of {found.wanted}{others}" if others else ""}: {best.name} with {best.score:,.4g} ({values}). The best of many was lucky, too: expect less of fresh seeds.'
 
 # %% ../../nbs/81_evidence.report.ipynb #8630bfa3
 def runs_of_trial(
@@ -1242,26 +1306,6 @@ def world_html(
                     section_html('How it learned', '<div class="grid">' + ''.join(f'<div>{c}</div>' for c in charts) + '</div>' if charts else ''),
                     films_html(typical_runs(found[0])), section_html('What differs', differs_html(found))])
 
-def runs_html(
-    rows: Sequence[dict[str, Any]],  # of `read_table`
-    broken: Mapping[str, str],       # folder → why it could not be read
-) -> str:                            # HTML
-    """Every run by name
-
-    Args:
-        rows: of `read_table`
-        broken: folder → why it could not be read
-
-    Returns:
-        HTML
-    """
-    lost = f'<p class="bad"><b>{len(broken)} could not be read:</b></p>' \
-           + table_html(['run', 'why'], [[Path(k).name, why] for k, why in broken.items()], 50) if broken else ''
-    listed = table_html(['run', 'arm', 'seed', 'status', 'env steps', 'score', 'level'],
-                        [[r['name'], r['arm'], r['seed'], r['status'], r['steps'], r['score'], r['level']] for r in rows], 500)
-    inside = f'<details{" open" if len(rows) <= 12 else ""}><summary>{len(rows)} runs</summary>{listed}</details>' if rows else ''
-    return section_html('Runs', lost, inside)
-
 # %% ../../nbs/81_evidence.report.ipynb #d7298e24
 @dataclass(frozen=True)
 class Many:
@@ -1273,19 +1317,45 @@ class Many:
         broken: folder → why it could not be read
         worlds: id of a world → its arms, the best one first; without the trials of a search
         search: of the study
-        planned: runs of the study; 0: not known
+        planned: runs of its studies; 0: not known
+        missing: folder of a planned run that is not there → how it stands, as `planned_outcome` says
+        failed: folder → why this run failed; '': it does not say
     """
     name: str                            # of the study, or of the folder
     rows: Sequence[dict[str, Any]]       # of `read_table`
     broken: Mapping[str, str]            # folder → why it could not be read
     worlds: Mapping[str, Sequence[Arm]]  # id of a world → its arms, the best one first; without the trials of a search
     search: Searched | None = None       # of the study
-    planned: int = 0                     # runs of the study; 0: not known
+    planned: int = 0                     # runs of its studies; 0: not known
+    missing: Mapping[str, dict[str, Any]] = field(default_factory=dict)   # folder of a planned run that is not there → how it stands, as `planned_outcome` says
+    failed: Mapping[str, str] = field(default_factory=dict)               # folder → why this run failed; '': it does not say
 
     @property
     def total(self) -> int:
         "How many runs there are, or will be"
-        return max(self.planned, len(self.rows) + len(self.broken))
+        return max(self.planned, len(self.rows) + len(self.broken) + len(self.missing))
+    @property
+    def unbegun(self) -> list[str]:
+        "Folders of the planned runs that have not begun"
+        return [run for run, how in self.missing.items() if how['status'] == 'new']
+
+def planned_runs(
+    folder: Path,          # of a study, or with runs somewhere below it
+    found: Sequence[Path], # absolute, of the runs that are there, whole or broken
+) -> list[Cell]:           # there or not
+    """What the studies of these runs have planned; each plan is read once
+
+    Args:
+        folder: of a study, or with runs somewhere below it
+        found: absolute, of the runs that are there, whole or broken
+
+    Returns:
+        there or not
+    """
+    cells = list[Cell]()
+    for study in dict.fromkeys([folder.absolute(), *(run.parent for run in found)]):
+        with suppress(ValueError, OSError): cells += read_plan(study).cells(study) if is_study(study) else []   # the runs are there all the same
+    return cells
 
 def read_many(
     folder: Path,  # of a study, or with runs somewhere below it
@@ -1298,13 +1368,42 @@ def read_many(
     Returns:
         `broken` names the runs that could not be read
     """
-    table, search, planned = read_table(folder), search_in(folder), 0
-    if is_study(folder):
-        try: planned = len(read_plan(folder).cells(folder))
-        except (ValueError, OSError): pass   # the runs are there all the same
+    table, search = read_table(folder), search_in(folder)
+    there = [Path(run).absolute() for run in (*(r['run'] for r in table.rows), *table.broken)]
+    cells, here = planned_runs(folder, there), set(there)
+    missing = {str(cell.folder): planned_outcome(cell) for cell in cells if cell.folder not in here}
+    ended = {r['run']: cell_outcome(Path(r['run'])) for r in table.rows if r['status'] == 'failed'} | {run: how for run, how in missing.items() if how['status'] != 'new'}
     arms_ = [r for r in table.rows if not (search and r['name'].startswith('trial-'))]
     worlds = {world: ranked_arms([r for r in arms_ if r['env'] == world]) for world in dict.fromkeys(r['env'] for r in arms_)}
-    return Many(folder.absolute().name, table.rows, table.broken, worlds, search, planned)
+    return Many(folder.absolute().name, table.rows, table.broken, worlds, search, len(cells), missing, {run: str(how.get('error') or '') for run, how in ended.items()})
+
+# %% ../../nbs/81_evidence.report.ipynb #eb0ced5a
+def runs_html(
+    rows: Sequence[dict[str, Any]],      # of `read_table`
+    broken: Mapping[str, str],           # folder → why it could not be read
+    failed: Mapping[str, str] | None = None,  # folder → why it failed
+    unbegun: Sequence[str] = (),         # folders of the runs that are planned and have not begun
+) -> str:                                # HTML
+    """Every run by name; before them those that are no result, and why
+
+    Args:
+        rows: of `read_table`
+        broken: folder → why it could not be read
+        failed: folder → why it failed
+        unbegun: folders of the runs that are planned and have not begun
+
+    Returns:
+        HTML
+    """
+    def named(what: str, runs: Mapping[str, str], limit: int) -> str:
+        if not runs: return ''
+        return f'<p class="bad"><b>{what} ({len(runs)}):</b></p>' + table_html(['run', 'why'], [[Path(run).name, why.replace(f'{Path(run).parent}/', '') or 'it does not say why'] for run, why in runs.items()], limit)
+    wait = ', '.join(Path(run).name for run in unbegun[:10]) + f' and {len(unbegun) - 10:,} more' * (len(unbegun) > 10)
+    waiting = f'<p class="dim">Planned and not begun ({len(unbegun)}): {safe(wait, 900)}.</p>' if unbegun else ''
+    listed = table_html(['run', 'arm', 'seed', 'status', 'env steps', 'score', 'level'],
+                        [[r['name'], r['arm'], r['seed'], status_text(r['status'], r['stopped']), r['steps'], r['score'], r['level']] for r in rows], 500)
+    inside = f'<details{" open" if len(rows) <= 12 else ""}><summary>{len(rows)} runs</summary>{listed}</details>' if rows else ''
+    return section_html('Runs', named('Runs that failed', failed or {}, 20), named('Runs that could not be read', broken, 50), waiting, inside)
 
 # %% ../../nbs/81_evidence.report.ipynb #51c42828
 def many_head(
@@ -1323,8 +1422,9 @@ def many_head(
     sentence = ' '.join(f'{world}: {text}' if len(many.worlds) > 1 else text for world, _, text in said) or 'No run could be read.'
     done, seeds = sum(r['status'] == 'completed' for r in many.rows), {r['seed'] for r in many.rows}
     states = [r['status'] for r in many.rows if r['status'] != 'completed']
-    states += ['broken'] * len(many.broken) + ['not begun'] * (many.total - len(many.rows) - len(many.broken))
-    caution = safe(f'{len(states)} of {many.total} runs are not complete ({repeated(states)}): this is what holds so far.', 600) if states else ''
+    states += ['broken'] * len(many.broken) + ['not begun' if how['status'] == 'new' else how['status'] for how in many.missing.values()]
+    why = ' Why they failed stands below, under Runs.' if many.failed else ''
+    caution = safe(f'{len(states)} of {many.total} runs are not complete ({repeated(states)}): this is what holds so far.{why}', 600) if states else ''
     if many.search and many.search.best:
         first = max(many.search.seeds) + 1
         run = next((Path(r['run']) for r in runs_of_trial(many.rows, many.search.best[0].name)), many.search.best[0].name)
@@ -1332,7 +1432,7 @@ def many_head(
     worlds = list(dict.fromkeys(r['env'] for r in many.rows))
     tiles = dict(world=worlds[0] if len(worlds) == 1 else f'{len(worlds)} worlds', arms=sum(map(len, many.worlds.values())) or None,
                  trials=len(many.search.tried) if many.search else None, seeds=len(seeds),
-                 complete=f'{done} of {many.total}', level=min((str(r['level']) for r in many.rows if r['level']), default=None))
+                 ended=f'{done} of {many.total}', **{'stopped early': sum(status_text(r['status'], r['stopped']) == 'stopped early' for r in many.rows) or None}, level=min((str(r['level']) for r in many.rows if r['level']), default=None))
     return page_head('Study' if any(r['study'] for r in many.rows) else 'Runs', many.name, mood, sentence, tiles, caution)
 
 # %% ../../nbs/81_evidence.report.ipynb #171c9814
@@ -1353,7 +1453,7 @@ def many_page(
     stories = [read_grounds(Path(r['run'])) for r in thinned(many.rows, 200)] if many.rows else []
     first = Path(many.rows[0]['run']) if many.rows else folder
     body = [many_head(many), *(world_html(found) for found in list(many.worlds.values())[:12]), search_html(many.search), films_html(best),
-            section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(many.rows, many.broken),
+            section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(many.rows, many.broken, many.failed, many.unbegun),
             section_html('Config', folded_html('study.yaml: the same study again', text_beside(folder / 'study.yaml')),
                          folded_html(f'config.yaml of {first.name}', text_beside(first / 'config.yaml'))), FOOT]
     return page_html(f'{many.name}: report', ''.join(body))
