@@ -2387,6 +2387,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'rlstudio/evidence/table.py'),
                                          'rlstudio.evidence.table.places_of': ( 'evidence.table.html#places_of',
                                                                                 'rlstudio/evidence/table.py'),
+                                         'rlstudio.evidence.table.planned_count': ( 'evidence.table.html#planned_count',
+                                                                                    'rlstudio/evidence/table.py'),
                                          'rlstudio.evidence.table.plot_arms': ( 'evidence.table.html#plot_arms',
                                                                                 'rlstudio/evidence/table.py'),
                                          'rlstudio.evidence.table.quick_values': ( 'evidence.table.html#quick_values',

@@ -234,7 +234,14 @@ def test_a_score_counts_only_where_the_run_has_ended(tmp_path: Path, monkeypatch
     assert run_facts("runs/r0")["score"] is not None
 
 
-def test_a_table_says_what_it_cannot_know(shelf: Path) -> None:
-    "It reads folders; a run of a study that has not begun has none"
-    assert "planned runs that have not begun are not in this table; their study counts them: rlstudio show sweep\nbroken: " in str(read_table(shelf / "runs"))
-    assert "not begun" not in str(read_table(shelf / "runs" / "other"))
+def test_a_table_counts_the_planned_runs_that_have_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A study of two arms, two points of a grid and three seeds, of which two runs are there; a plan that cannot be read says nothing"
+    from rlstudio.evidence.study import asked_study, run_cell
+    monkeypatch.chdir(tmp_path)
+    small = ["train.total_steps=64", "algo.num_steps=8", "eval.episodes=1"]
+    planned = asked_study(["a2c/cartpole", "ppo/cartpole", *small], seeds="1-3", grid=["algo.gamma=0.9,0.99"], name="two")
+    assert len(planned.cells) == 12
+    for cell in planned.cells[:2]: run_cell(str(planned.folder), cell.name)
+    assert "2 of 12 planned runs of two are in this table; all of them: rlstudio show" in str(read_table("two"))
+    (planned.folder / "study.yaml").write_text("arms: [")
+    assert "planned" not in str(read_table("two"))

@@ -17,18 +17,21 @@ __all__ = ['RUN_FILES', 'ENDED', 'VARIED', 'STEM', 'KEPT_FROM', 'RACY', 'KEPT_VE
            'status_now', 'warm_start_of', 'run_facts', 'arm_key', 'arm_name', 'label_arms', 'arms', 'Table',
            'read_table', 'facts_or_reason', 'stamps_of', 'kept_path', 'read_kept', 'keep', 'facts_of_all',
            'facts_beside', 'tidy_column', 'library_of_frames', 'frame_of', 'csv_text', 'parquet_bytes', 'write_table',
-           'arm_facts', 'summary', 'seeds_text', 'aligned', 'summary_text', 'table_document', 'curve', 'readable_curve',
-           'smoothed', 'band', 'curves_of', 'draw_curves', 'draw_scores', 'draw_profile', 'plot_arms', 'shorter_labels']
+           'arm_facts', 'summary', 'seeds_text', 'aligned', 'planned_count', 'summary_text', 'table_document', 'curve',
+           'readable_curve', 'smoothed', 'band', 'curves_of', 'draw_curves', 'draw_scores', 'draw_profile', 'plot_arms',
+           'shorter_labels']
 
 # %% ../../nbs/75_evidence.table.ipynb #efe71f6d
 import csv
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -686,6 +689,22 @@ def aligned(
     return ['  '.join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, wide))).rstrip() for row in rows]
 
 # %% ../../nbs/75_evidence.table.ipynb #fd1784f9
+def planned_count(
+    study: Path,  # its folder
+) -> int:         # 0: its study.yaml does not say
+    """How many runs a study has planned: arms × points of the grid × seeds × trials
+
+    Args:
+        study: its folder
+
+    Returns:
+        0: its study.yaml does not say
+    """
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        asked = read_yaml_file(study / 'study.yaml').values
+        return len(asked['arms']) * math.prod(len(values) for values in asked['grid'].values()) * len(asked['seeds']) * int(asked['search'].get('trials', 1))
+    return 0
+
 def summary_text(
     table: Table,  # of runs
 ) -> str:          # lines
@@ -708,8 +727,9 @@ def summary_text(
     if again: lines.append(f'{again} run{"s share" if again > 1 else " shares"} the seed or streams of another one of the arm, and do{"es" * (again == 1)} not count again')
     idle = [row['name'] for row in table.rows if row['status'] not in ENDED and row['seconds'] is not None]
     if idle: lines.append(printable(f'{", ".join(idle[:3])}{f" and {len(idle) - 3} more" if len(idle) > 3 else ""}: no score counts, since manifest.json does not say that the run has ended, though there is a result.json', lines=False))
-    if studies := list(dict.fromkeys(str(row['study']) for row in table.rows if row['study'])):
-        lines.append(printable(f'planned runs that have not begun are not in this table; their study counts them: rlstudio show {shlex.quote(studies[0]) if len(studies) == 1 else "STUDY"}', lines=False))
+    here = Counter(Path(row['run']).parent for row in table.rows if row.get('study'))
+    for study, planned in ((s, planned_count(s)) for s in here):
+        if here[study] < planned: lines.append(printable(f'{here[study]} of {planned} planned runs of {study.name} are in this table; all of them: rlstudio show {shlex.quote(str(study))}', lines=False))
     lines += [printable(f'broken: {why}' if folder in why else f'broken: {folder}: {why}', lines=False) for folder, why in table.broken.items()]
     return '\n'.join(lines) or 'no runs'
 
