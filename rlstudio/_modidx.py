@@ -2381,6 +2381,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'rlstudio/evidence/table.py'),
                                          'rlstudio.evidence.table.label_arms': ( 'evidence.table.html#label_arms',
                                                                                  'rlstudio/evidence/table.py'),
+                                         'rlstudio.evidence.table.left_out': ('evidence.table.html#left_out', 'rlstudio/evidence/table.py'),
                                          'rlstudio.evidence.table.library_of_frames': ( 'evidence.table.html#library_of_frames',
                                                                                         'rlstudio/evidence/table.py'),
                                          'rlstudio.evidence.table.parquet_bytes': ( 'evidence.table.html#parquet_bytes',

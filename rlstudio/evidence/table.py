@@ -17,9 +17,9 @@ __all__ = ['RUN_FILES', 'ENDED', 'VARIED', 'STEM', 'KEPT_FROM', 'RACY', 'KEPT_VE
            'status_now', 'warm_start_of', 'run_facts', 'arm_key', 'arm_name', 'label_arms', 'arms', 'Table',
            'read_table', 'facts_or_reason', 'stamps_of', 'kept_path', 'read_kept', 'keep', 'facts_of_all',
            'facts_beside', 'tidy_column', 'library_of_frames', 'frame_of', 'csv_text', 'parquet_bytes', 'write_table',
-           'arm_facts', 'summary', 'seeds_text', 'aligned', 'planned_count', 'summary_text', 'table_document', 'curve',
-           'readable_curve', 'smoothed', 'band', 'curves_of', 'draw_curves', 'draw_scores', 'draw_profile', 'plot_arms',
-           'shorter_labels']
+           'arm_facts', 'summary', 'seeds_text', 'aligned', 'planned_count', 'summary_text', 'left_out',
+           'table_document', 'curve', 'readable_curve', 'smoothed', 'band', 'curves_of', 'draw_curves', 'draw_scores',
+           'draw_profile', 'plot_arms', 'shorter_labels']
 
 # %% ../../nbs/75_evidence.table.ipynb #efe71f6d
 import csv
@@ -722,7 +722,22 @@ def summary_text(
         if f['stopped']: seeds += ', stopped early' if f['stopped'] == f['seeds'] else f', {f["stopped"]} stopped early'
         rows.append((printable(f['arm'], lines=False), seeds, in_digits(f['iqm']), f'{in_digits(f["low"])} … {in_digits(f["high"])}' if f['low'] is not None else '',
                      in_digits(f['worst']), in_digits(f['best']), '' if f['solved'] is None else f'{f["solved"]} of {f["scored"]}'))
-    lines = aligned(rows) if len(rows) > 1 else []
+    lines = [*(aligned(rows) if len(rows) > 1 else []), *left_out(table)]
+    lines += [printable(f'broken: {why}' if folder in why else f'broken: {folder}: {why}', lines=False) for folder, why in table.broken.items()]
+    return '\n'.join(lines) or 'no runs'
+
+def left_out(
+    table: Table,  # of runs
+) -> list[str]:    # lines
+    """Which runs do not count, or are not there, and why
+
+    Args:
+        table: of runs
+
+    Returns:
+        lines
+    """
+    lines = list[str]()
     again = len(table) - sum(map(len, arms(table).values()))
     if again: lines.append(f'{again} run{"s share" if again > 1 else " shares"} the seed or streams of another one of the arm, and do{"es" * (again == 1)} not count again')
     idle = [row['name'] for row in table.rows if row['status'] not in ENDED and row['seconds'] is not None]
@@ -730,14 +745,12 @@ def summary_text(
     here = Counter(Path(row['run']).parent for row in table.rows if row.get('study'))
     for study, planned in ((s, planned_count(s)) for s in here):
         if here[study] < planned: lines.append(printable(f'{here[study]} of {planned} planned runs of {study.name} are in this table; all of them: rlstudio show {shlex.quote(str(study))}', lines=False))
-    lines += [printable(f'broken: {why}' if folder in why else f'broken: {folder}: {why}', lines=False) for folder, why in table.broken.items()]
-    return '\n'.join(lines) or 'no runs'
-
+    return lines
 
 def table_document(
     table: Table,          # of runs
     every: bool = False,   # as in `Table.columns`
-) -> dict[str, Any]:       # arms, runs, broken
+) -> dict[str, Any]:       # arms, runs, notes, broken
     """A table as one JSON value
 
     Args:
@@ -745,10 +758,10 @@ def table_document(
         every: as in `Table.columns`
 
     Returns:
-        arms, runs, broken
+        arms, runs, notes, broken
     """
     names = table.columns(every)
-    return dict(arms=summary(table), runs=[{k: row.get(k) for k in names} for row in table.rows], broken=table.broken)
+    return dict(arms=summary(table), runs=[{k: row.get(k) for k in names} for row in table.rows], notes=left_out(table), broken=table.broken)
 
 # %% ../../nbs/75_evidence.table.ipynb #0a28b687
 EVALUATION = 'eval/return_mean'   # the metric that evaluations.json has
