@@ -423,6 +423,8 @@ def variance_figure(
     left.set_title(report.title, fontsize='medium', parse_math=False)
     handles = dict(zip(*reversed(right.get_legend_handles_labels())))
     if handles: right.legend(handles.values(), handles.keys(), frameon=False, fontsize='small', ncols=2, loc='lower center', bbox_to_anchor=(.5, 1))
+    figure.draw_without_rendering()   # finds the places; each drawing would move them by a hair again
+    figure.set_layout_engine('none')
     return figure
 
 # %% ../../nbs/79_evidence.variance.ipynb #31ca6ae0
