@@ -62,6 +62,8 @@ def test_half_a_curve_is_no_value(trained: Path, tmp_path: Path) -> None:
     manifest = runs / "slow-1" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"completed"', '"failed"'))
     (lines := runs / "slow-2" / "metrics.jsonl").write_bytes(lines.read_bytes()[:-40])
+    early = runs / "slow-1" / "metrics.jsonl"   # it broke before it learned anything
+    early.write_text(json.dumps({"step": 32, "episode/return_mean": 1.}) + "\n")
     for metric in ("area", "loss/value"):
         found = c.compare_sides([runs / "slow-*", runs / "fast-*"], metric)
         assert [side.seeds for side in found.sides] == [1, 3] and sorted(found.sides[0].missing.values()) == ["damaged", "failed"]

@@ -295,8 +295,9 @@ def value_of(
     if metric in row:
         if not isinstance(row[metric], int | float | None): raise StatsError(f'metric: {metric} is {row[metric]!r} in {row["run"]}, expected a number')
         return None if row[metric] is None or not math.isfinite(row[metric]) else float(row[metric])
+    if why_missing(row, metric) != NO_VALUE: return None   # a run that broke before it learned has no such metric, and hides no other run
     steps, values = curve(row['run'], 'episode/return_mean' if metric == 'area' else metric)
-    if not len(steps) or why_missing(row, metric) != NO_VALUE: return None
+    if not len(steps): return None
     return area_under_curve(steps, values, max(steps[-1], row['train.total_steps'])) if metric == 'area' else float(values[-1])
 
 NO_VALUE = 'completed, but without it'
