@@ -1,21 +1,28 @@
 #!/usr/bin/env python
 """What a GPU gives, and what it does not: gradient steps per second and whole trainings, on the CPU and on a GPU of the same machine.
 
-    python benchmarks/gpu.py --out benchmarks/results/gpu.jsonl     # needs a GPU of CUDA; about four minutes
+    python benchmarks/gpu.py --out benchmarks/results/gpu.jsonl     # needs a GPU of CUDA; about nine minutes
     python benchmarks/gpu.py --show                                 # the stored figures as tables
 
 Four ways to make the same gradient step are timed in turns, several rounds: the tape on one thread of the CPU, autograd on some threads, autograd on the GPU, and recorded steps (`engine = graphs`). A step includes all that the
-training pays for it: moving the minibatch to the GPU, and reading the metrics. Before that, recorded steps are compared with autograd's on the GPU, weight by weight. Where there is no GPU, the script says so and measures nothing.
+training pays for it: moving the minibatch to the GPU, and reading the metrics. Before that, recorded steps are compared with autograd's on the GPU, weight by weight. At the end each algorithm lives from the command line: trained twice, killed and resumed, audited. Where there is no GPU, the script says so and measures nothing.
 """
 import argparse
 import json
+import signal
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from learning import workspace
 
 from rlstudio.core.arithmetic import arithmetic_threads
 from rlstudio.core.batch import Batch
@@ -107,6 +114,33 @@ TRAININGS: dict[str, dict[str, Any]] = {
 }
 
 
+LIVES: dict[str, list[str]] = {   # algorithm → what its command line says; small worlds, so that a life takes seconds
+    "ppo": ["ppo/cartpole", "train.total_steps=61_440"], "a2c": ["a2c/cartpole", "train.total_steps=40_000"], "dqn": ["dqn/cartpole", "train.total_steps=6_000"],
+    "sac": ["sac/pendulum", "train.total_steps=3_000"], "td3": ["td3/pendulum", "train.total_steps=3_000", "algo.learning_starts=1_000"],
+}
+
+
+def life(algo: str, engine: str, device: str) -> dict[str, Any]:
+    "Trained twice, a third time killed with SIGKILL halfway and resumed, and audited: by the command line, in processes of their own"
+    with tempfile.TemporaryDirectory() as folder:
+        home = workspace(folder, engine, device)
+        def rlstudio(*args: str) -> subprocess.Popen: return subprocess.Popen([sys.executable, "-c", "from rlstudio.studio.cli import main; main()", *args, "--json"], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        def told(process: subprocess.Popen) -> dict[str, Any]:
+            out, err = process.communicate()
+            if not out.startswith("{"): raise RuntimeError(f"exit code {process.returncode}: {err[-2000:]}")
+            return json.loads(out)
+        def train(name: str) -> subprocess.Popen: return rlstudio("run", *LIVES[algo], "checkpoint.every=500", "eval.episodes=3", f"--name={name}")
+        ends = [told(process)["weights_sha256"] for process in [train("one"), train("two")]]
+        steps, third, metrics = int(LIVES[algo][1].split("=")[1]), train("three"), home / "runs" / "three" / "metrics.jsonl"
+        while third.poll() is None and (not metrics.exists() or max((json.loads(line).get("step", 0) for line in metrics.read_text().splitlines(True) if line.endswith("\n")), default=0) < steps / 2): time.sleep(.01)
+        third.kill()
+        if third.wait() != -signal.SIGKILL: raise RuntimeError(f"it ended before it could be killed: {third.communicate()[1][-2000:]}")
+        resumed, audit = told(rlstudio("resume", "three")), told(rlstudio("audit", "one"))
+        manifest = json.loads((home / "runs" / "three" / "manifest.json").read_text())
+        return dict(env_steps=steps, engine=manifest["engine"], device=manifest["device"], resumes=len(manifest["legs"]), alike=ends[0] == ends[1], resumed_alike=resumed["weights_sha256"] == ends[0],
+                    audit="identical" if audit["identical"] else audit["difference"])
+
+
 def measure(out: Path, rounds: int, seconds: float) -> None:
     "All figures, one line for each"
     def write(**row: Any) -> None:
@@ -126,6 +160,17 @@ def measure(out: Path, rounds: int, seconds: float) -> None:
                 write(kind="training", case=name, way=way, **told)
                 print(name, way, {k: round(v, 1) for k, v in told.items()}, flush=True)
             except Exception as e: print(f"{name}: {way}: {type(e).__name__}: {e}"[:600], flush=True)
+    lives(write)
+
+
+def lives(write: Callable[..., None], engine: str = "graphs", device: str = "cuda") -> None:
+    "Every algorithm's life, all at a time: nothing is timed"
+    def one(algo: str) -> None:
+        try:
+            write(kind="life", case=algo, **(row := life(algo, engine, device)))
+            print("life of", algo, row, flush=True)
+        except Exception as e: print(f"life of {algo}: {type(e).__name__}: {e}"[:2500], flush=True)
+    with ThreadPoolExecutor(len(LIVES)) as pool: list(pool.map(one, LIVES))
 
 
 def show(path: Path) -> str:
@@ -136,12 +181,12 @@ def show(path: Path) -> str:
     apart = {r["case"]: ", ".join(f"{r[k]:.0e}" if r[k] else "0" for k in ("recorded", "again", "cpu")) for r in rows if r["kind"] == "difference"}
     for r in rows:
         if r["kind"] != "steps": continue
-        cells = [f"{statistics.median(r['rates'][w]):,.0f}" if r["rates"].get(w) else "–" for w in WAYS]
+        cells = [f"{(rate := statistics.median(r['rates'][w])):,.{0 if rate >= 10 else 1}f}" if r["rates"].get(w) else "–" for w in WAYS]
         lines.append(f"| {r['case']} | " + " | ".join(cells) + f" | {apart.get(r['case'], '–')} |")
     lines += ["", "| training | way | env steps/s | return at the end |", "|---|---|---|---|"]
     lines += [f"| {r['case']} | {r['way']} | {r['steps_per_second']:,.0f} | {'–' if r['return'] != r['return'] else format(r['return'], '.0f')} |" for r in rows if r["kind"] == "training"]
     lives = [r for r in rows if r["kind"] == "life"]
-    if lives: lines += ["", f"Killed with SIGKILL and resumed, and run twice, with recorded steps: {sum(r['alike'] and r['resumed_alike'] for r in lives)} of {len(lives)} algorithms with equal hashes."]
+    if lives: lines += ["", f"Killed with SIGKILL and resumed, and run twice, with recorded steps: {sum(r['alike'] and r['resumed_alike'] for r in lives)} of {len(lives)} algorithms with equal hashes; executed again by `rlstudio audit`, {sum(r['audit'] == 'identical' for r in lives)} of {len(lives)} identical in every update."]
     return "\n".join(lines)
 
 
