@@ -141,6 +141,16 @@ def life(algo: str, engine: str, device: str) -> dict[str, Any]:
                     audit="identical" if audit["identical"] else audit["difference"])
 
 
+def all_lives(write: Callable[..., None], engine: str = "graphs", device: str = "cuda") -> None:
+    "Every algorithm's life, all at a time: nothing is timed"
+    def one(algo: str) -> None:
+        try:
+            write(kind="life", case=algo, **(row := life(algo, engine, device)))
+            print("life of", algo, row, flush=True)
+        except Exception as e: print(f"life of {algo}: {type(e).__name__}: {e}"[:2500], flush=True)
+    with ThreadPoolExecutor(len(LIVES)) as pool: list(pool.map(one, LIVES))
+
+
 def measure(out: Path, rounds: int, seconds: float) -> None:
     "All figures, one line for each"
     def write(**row: Any) -> None:
@@ -160,17 +170,7 @@ def measure(out: Path, rounds: int, seconds: float) -> None:
                 write(kind="training", case=name, way=way, **told)
                 print(name, way, {k: round(v, 1) for k, v in told.items()}, flush=True)
             except Exception as e: print(f"{name}: {way}: {type(e).__name__}: {e}"[:600], flush=True)
-    lives(write)
-
-
-def lives(write: Callable[..., None], engine: str = "graphs", device: str = "cuda") -> None:
-    "Every algorithm's life, all at a time: nothing is timed"
-    def one(algo: str) -> None:
-        try:
-            write(kind="life", case=algo, **(row := life(algo, engine, device)))
-            print("life of", algo, row, flush=True)
-        except Exception as e: print(f"life of {algo}: {type(e).__name__}: {e}"[:2500], flush=True)
-    with ThreadPoolExecutor(len(LIVES)) as pool: list(pool.map(one, LIVES))
+    all_lives(write)
 
 
 def show(path: Path) -> str:
