@@ -87,7 +87,8 @@ def test_a_metric_of_the_file(trained: Path) -> None:
     found = c.compare_sides(["slow-*", "fast-*"], "loss/value", runs_dir=trained / "runs")
     last = json.loads((trained / "runs/slow-1/metrics.jsonl").read_text().splitlines()[-1])
     assert found.sides[0].scores["rlstudio/Bandit-v0"][1] in (last.get("loss/value"), *(json.loads(x).get("loss/value") for x in (trained / "runs/slow-1/metrics.jsonl").read_text().splitlines()))
-    assert c.compare_sides(["slow-*", "fast-*"], "seconds", lower=True, runs_dir=trained / "runs").contrasts[0].lower
+    less = c.compare_sides(["slow-*", "fast-*"], "seconds", lower=True, runs_dir=trained / "runs")
+    assert less.contrasts[0].lower and all(row["worst"] >= row["best"] for row in less.rows()), "of what should be low, the highest is the worst"
 
 
 def test_a_folder_with_arms_is_a_side_each(tmp_path: Path) -> None:
@@ -133,6 +134,29 @@ def test_failures_are_not_forgotten(tmp_path: Path) -> None:
     (tmp_path / "b/s4/config.yaml").write_text("\x1b[31m: [")
     found = c.compare_sides([tmp_path / "a", tmp_path / "b"])
     assert found.contrasts[0].seeds == 2 and "1 of 3 runs have no score (failed)" in str(found) and "cannot be read" in str(found)
+
+
+def test_a_side_without_any_score_hides_no_other_one(tmp_path: Path) -> None:
+    for arm, score, gamma in (("a", None, .5), ("b", 20., .9), ("c", 30., .99)):
+        for seed in (1, 2, 3): place(tmp_path / f"all/{arm}{seed}", seed, score and score + seed, status="completed" if score else "failed", gamma=gamma)
+    found = c.compare_sides(tmp_path / "all")        # one path, not a list of letters
+    assert [s.name for s in found.sides] == ["A", "B"] and found.contrasts[0].middle == 10 and list(found.to_dict()["unscored"]) == ["ppo CartPole-v1 algo.gamma=0.5"]
+    assert f"not compared: ppo CartPole-v1 algo.gamma=0.5: none of its 3 runs has score (failed); why: rlstudio show {tmp_path}/all/a1" in found.notes()
+    with pytest.raises(StatsError, match=r"none of its 3 runs has score \(failed\); why: rlstudio show"): c.compare_sides([tmp_path / "all/a*", tmp_path / "all/b*"])
+    place(tmp_path / "new", 1, None, status="running", gamma=.1)
+    with pytest.raises(StatsError, match="wait until one is finished"): c.compare_sides([tmp_path / "new", tmp_path / "all/b*"])
+
+
+def test_what_one_world_has_not_is_said(tmp_path: Path) -> None:
+    for arm in "ab":
+        for seed in (1, 2, 3): place(tmp_path / arm / f"pole{seed}", seed, 10. + seed, gamma=.9 if arm == "a" else .99), place(tmp_path / arm / f"bot{seed}", seed, None, "Acrobot-v1", gamma=.9 if arm == "a" else .99)
+    assert "A: no run in Acrobot-v1 has score, so it is about CartPole-v1 alone" in c.compare_sides([tmp_path / "a", tmp_path / "b"]).notes()
+
+
+def test_runs_with_a_stream_of_another_seed_are_no_newer_ones(tmp_path: Path) -> None:
+    for seed in (1, 2, 3): place(tmp_path / f"a/s{seed}", seed, 10. + seed), place(tmp_path / f"a/v{seed}", seed, 90., train=dict(streams=dict(init=7))), place(tmp_path / f"b/s{seed}", seed, 20. + seed, gamma=.9)
+    notes = " ".join(c.compare_sides([tmp_path / "a", tmp_path / "b"]).notes())
+    assert "A: 3 more runs with a stream of another seed are not counted" in notes and "that count already" not in notes
 
 
 def test_what_is_mixed_or_cut_is_said(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from rlstudio.evidence.gate import (
     QUICK,
     Baseline,
     GateCell,
+    GateReport,
     baseline_path,
     baseline_text,
     check_cell,
@@ -232,6 +233,11 @@ def test_the_quick_gate(quick: Baseline) -> None:
     report = run_gate("quick")
     assert report.ok, str(report)
     if all(same_arithmetic(c.made["arithmetic"], identity()) for c in quick.values()): assert {r.verdict for r in report.rows} == {"equal"}, str(report)
+
+
+def test_who_asks_for_fresh_seeds_is_not_told_of_equal_bits() -> None:
+    for arithmetic, bits, words in ((True, True, "equal bits are asked for first"), (True, False, "equal bits are not asked for"), (False, False, "another arithmetic"), (False, True, "another arithmetic")):
+        assert words in str(GateReport("quick", 30, arithmetic, (), bits))
 
 
 def test_the_score_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:

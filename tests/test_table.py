@@ -77,11 +77,13 @@ def test_rows_are_the_runs(shelf: Path, tmp_path: Path) -> None:
     frame = pd.read_parquet(tmp_path / "a.parquet")
     assert [float(r["score"]) for r in rows] == frame["score"].tolist() and set(frame["algo.gamma"]) == {.98} and list(frame.columns) == list(rows[0])
     assert run("rlstudio", "table", "sweep", "--csv", "-", "--all-keys", cwd=shelf).stdout == (tmp_path / "a.csv").read_text()
+    piped = run("bash", "-c", f"rlstudio table sweep --parquet - --all-keys > {tmp_path / 'b.parquet'}", cwd=shelf)
+    assert piped.returncode == 0 and pd.read_parquet(tmp_path / "b.parquet").equals(frame), said(piped)
 
 
 @pytest.mark.parametrize("args, words", [
     (["swep"], "swep: not a run"), (["runs/x*"], "no folder has such a name"), (["--json", "a.json"], "--json takes no file"), (["--csv", "nowhere/a.csv"], "there is no folder nowhere; make it first"),
-    (["--csv", "-", "--json"], "expected one of them")])
+    (["--csv", "-", "--json"], "--csv - and --json both want"), (["--csv", "-", "--parquet", "-"], "expected one of them")])
 def test_mistakes(shelf: Path, args: list[str], words: str) -> None:
     done = run("rlstudio", "table", *args, cwd=shelf)
     assert done.returncode == 2 and words in " ".join((done.stderr + done.stdout).replace("│", " ").split()) and "Traceback" not in done.stderr

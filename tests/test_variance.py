@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rlstudio.evidence import variance
+from rlstudio.evidence.report import many_page
 from rlstudio.evidence.study import StudyError, begin_cell, cell_outcome, executors, run_bytes, run_cell
+from rlstudio.evidence.table import read_table
 from rlstudio.evidence.variance import (
     VarianceReport,
     alone_share,
@@ -107,6 +109,9 @@ def test_a_study_runs_is_shown_to_vary_in_nothing_else(tmp_path):
     study = plan_variance("a2c/cartpole", TINY, "1-4", ["init", "eval"], runs_dir=tmp_path)
     assert nothing_else(study) == {k: True for k in ("another process", "two kills and resumes", "1 worker process", "2 worker processes", "another evaluation")}
     assert (study.folder / "checks" / "kills.txt").read_text() == "2\n" and not report.failed
+    page = many_page(study.folder)      # copies of one seed are no arms, and the shares stand on the page
+    assert "What the spread comes from" in page and "episodes of the evaluation" in page and "killed" not in page and "ended</dt><dd>8 of 8" in page
+    assert len(read_table(study.folder)) == 8 and len(read_table(study.folder / "checks")) == 4
     lone = Run.from_config("a2c/cartpole", [*TINY, "train.seed=1", "train.streams.init=2"], runs_dir=tmp_path, name="lone").train()
     assert cell_outcome(study.folder / "a2c-cartpole_train.streams.init=2_s1")["weights_sha256"] == lone["weights_sha256"], "the bits of a lone run"
     assert report.mixed["init"][0] == lone["eval_return_mean"]

@@ -15,11 +15,13 @@ Sides are called A, B, … in the order given; A is the one that the others are 
 __all__ = ['Row', 'ALPHA', 'NO_VALUE', 'UNFAIR', 'Side', 'Contrast', 'signed_ranks', 'contrast', 'settled', 'at_odds', 'sentence',
            'holm', 'value_of', 'why_missing', 'split_argument', 'as_planned', 'side_label', 'make_side', 'letter',
            'sides_of', 'conditions_of', 'differing_facts', 'mixed_facts', 'unfair', 'Comparison', 'side_row',
-           'warnings_about', 'comparison_text', 'compare_sides', 'draw_seeds', 'draw_profiles', 'comparison_figure']
+           'unscored_text', 'warnings_about', 'comparison_text', 'compare_sides', 'draw_seeds', 'draw_profiles',
+           'comparison_figure']
 
 # %% ../../nbs/78_evidence.compare.ipynb #14449dfc
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -55,6 +57,7 @@ class Side:
         rows: its runs, as `run_facts` gives them
         missing: run without a value → why
         repeated: more runs of seeds that count already
+        varied: more runs of these seeds, with a stream of another one
     """
     name: str                             # A, B, …: what sentences call it
     label: str                            # which runs these are
@@ -62,6 +65,7 @@ class Side:
     rows: tuple[Row, ...]                 # its runs, as `run_facts` gives them
     missing: dict[str, str] = field(default_factory=dict)   # run without a value → why
     repeated: int = 0                     # more runs of seeds that count already
+    varied: int = 0                       # more runs of these seeds, with a stream of another one
 
     @property
     def seeds(self) -> int:  # of the world that has the fewest
@@ -419,7 +423,7 @@ def letter(
     return chr(ord('A') + k % 26) + (str(k // 26) if k >= 26 else '')
 
 def sides_of(
-    paths: Sequence[str | Path],    # runs, studies, folders, names, globs
+    paths: str | Path | Sequence[str | Path],  # runs, studies, folders, names, globs
     metric: str = 'score',          # as in `value_of`
     runs_dir: str | Path = 'runs',  # where names are looked up
 ) -> tuple[list[Side], dict[str, str]]:  # sides with distinct labels, and folders that cannot be read
@@ -433,6 +437,7 @@ def sides_of(
     Returns:
         sides with distinct labels, and folders that cannot be read
     """
+    paths = [paths] if isinstance(paths, str | Path) else paths
     tables = [(str(p), read_table([p], runs_dir)) for p in paths]
     label_arms([row for _, t in tables for row in t.rows])
     found = [(given, parts, t) for given, t in tables for parts in split_argument(arms(as_planned(t.rows)), given) if parts]
@@ -440,7 +445,11 @@ def sides_of(
     labels = [label if labels.count(label) == 1 else f'{given} ({label})' for label, (given, _, _) in zip(labels, found)]
     if len(set(labels)) < len(labels): raise RunError(f'compare: {", ".join(map(str, paths))} hold the same runs twice; give each side once')
     sides = [make_side(letter(k), label, parts, metric) for k, (label, (_, parts, _)) in enumerate(zip(labels, found))]
-    sides = [replace(side, repeated=sum(row['arm'] in parts for row in t.rows) - len(side.rows)) for side, (_, parts, t) in zip(sides, found)]
+    def varied(row: Row) -> bool: return any(k.startswith('train.streams.') for k in row)   # row: a run's
+    for k, (_, parts, t) in enumerate(found):
+        counted = {row['run'] for row in sides[k].rows}
+        more = [varied(row) and not varied(sides[k].rows[0]) for row in t.rows if row['arm'] in parts and row['run'] not in counted]
+        sides[k] = replace(sides[k], repeated=more.count(False), varied=more.count(True))
     return sides, {k: v for _, t in tables for k, v in t.broken.items()}
 
 # %% ../../nbs/78_evidence.compare.ipynb #0b376059
@@ -525,6 +534,8 @@ class Comparison:
         differs: of `differing_facts`
         broken: folder → why it cannot be read
         scaled: scores on the scale from random to good
+        lower: less is better
+        unscored: sides that were asked for, of which no run has a value
     """
     metric: str                          # as in `value_of`
     statistic: str                       # a key of `STATISTICS`
@@ -535,6 +546,8 @@ class Comparison:
     differs: dict[str, list[list[Any]]]  # of `differing_facts`
     broken: dict[str, str]               # folder → why it cannot be read
     scaled: bool = False                 # scores on the scale from random to good
+    lower: bool = False                  # less is better
+    unscored: tuple[Side, ...] = ()      # sides that were asked for, of which no run has a value
 
     def verdicts(self) -> list[str]:  # a sentence for each other side
         """What may be said
@@ -550,7 +563,7 @@ class Comparison:
         Returns:
             one for each side
         """
-        return [side_row(s, self.statistic, self.level, self.scaled) for s in self.sides]
+        return [side_row(s, self.statistic, self.level, self.scaled, self.lower) for s in self.sides]
 
     def notes(self) -> list[str]:  # what a reader must know before believing it
         """Warnings
@@ -568,7 +581,7 @@ class Comparison:
         """
         named = [dict(vars(c), gap=vars(c.gap) if c.gap else None, wins_range=vars(c.wins_range), p_corrected=p, better=c.better, settled=settled(c, p), verdict=sentence(c, p))
                  for c, p in zip(self.contrasts, self.p)]
-        return dict(metric=self.metric, statistic=self.statistic, level=self.level, scaled=self.scaled, sides=self.rows(), contrasts=named, differs=self.differs, notes=self.notes(), broken=self.broken)
+        return dict(metric=self.metric, statistic=self.statistic, level=self.level, scaled=self.scaled, sides=self.rows(), contrasts=named, differs=self.differs, notes=self.notes(), broken=self.broken, unscored={s.label: s.missing for s in self.unscored})
 
     def __str__(self) -> str: return comparison_text(self)
 
@@ -578,6 +591,7 @@ def side_row(
     statistic: str,   # a key of `STATISTICS`
     level: float,     # of the interval
     scaled: bool,     # on the scale from random to good
+    lower: bool = False,  # less is better
 ) -> dict[str, Any]:  # JSON-able
     """One side as a row of the table
 
@@ -586,13 +600,31 @@ def side_row(
         statistic: a key of `STATISTICS`
         level: of the interval
         scaled: on the scale from random to good
+        lower: less is better
 
     Returns:
         JSON-able
     """
-    facts = score_facts(side.values(scaled), statistic, level)
+    facts = score_facts(side.values(scaled), statistic, level, lower)
     found = facts.pop('interval')
     return dict(side=side.name, label=side.label, seeds=side.seeds, runs=len(side.rows), **facts, interval=vars(found) if found else None, scores={w: {str(s): v for s, v in by_seed.items()} for w, by_seed in side.scores.items()}, missing=side.missing)
+
+def unscored_text(
+    side: Side,   # of which no run has a value
+    metric: str,  # as in `value_of`
+) -> str:         # a clause on each
+    """Why a side cannot be compared, and what to do about it
+
+    Args:
+        side: of which no run has a value
+        metric: as in `value_of`
+
+    Returns:
+        a clause on each
+    """
+    why = sorted(set(side.missing.values()))
+    cure = f'why: rlstudio show {shlex.quote(side.rows[0]["run"])}' if why == ['failed'] else 'wait until one is finished, or take another --metric'
+    return f'{side.label}: none of its {len(side.rows)} runs has {metric} ({", ".join(why)}); {cure}'
 
 def warnings_about(
     c: Comparison,  # any
@@ -606,14 +638,17 @@ def warnings_about(
         one line each
     """
     if odd := unfair(list(c.differs)): yield f'{", ".join(odd)} differ{"s" * (len(odd) == 1)}: this compares two questions, not two answers'
+    for s in c.unscored: yield f'not compared: {unscored_text(s, c.metric)}'
     for s in c.sides:
         if s.missing: yield f'{s.name}: {len(s.missing)} of {len(s.rows)} runs have no {c.metric} ({", ".join(sorted(set(s.missing.values())))}) and are left out, which flatters it if they failed'
+        if lacking := sorted({row['env'] for row in s.rows} - s.scores.keys()): yield f'{s.name}: no run in {", ".join(lacking)} has {c.metric}, so it is about {", ".join(s.scores)} alone'
         if s.repeated: yield f'{s.name}: {s.repeated} more run{"s" * (s.repeated > 1)} of seeds that count already; of each seed, the newest one that has ended counts'
+        if s.varied: yield f'{s.name}: {s.varied} more run{"s" * (s.varied > 1)} with a stream of another seed {"are" if s.varied > 1 else "is"} not counted; they are for rlstudio variance'
         if odd_facts := mixed_facts(s):
             said = [f'{k} ({", ".join(f"{v}: {count}" for v, count in found.items())})' for k, found in odd_facts.items()]
             yield f'{s.name}: its own runs are not alike in {", ".join(said[:3])}{"; …" * (len(said) > 3)}: these are two things under one name'
         if early := Counter(str(row.get('stopped')) for row in s.rows if row.get('stopped')):
-            yield f'{s.name}: {early.total()} of {len(s.rows)} runs were stopped early ({early.most_common(1)[0][0][:80]}), and their score is that of fewer steps'
+            yield f'{s.name}: {early.total()} of {len(s.rows)} runs were stopped early ({early.most_common(1)[0][0][:200]}), and their score is that of fewer steps'
     for row in c.rows():
         if row['interval'] and row['interval']['note']: yield f'{row["side"]}: {row["interval"]["note"]}'
     for k, p in zip(c.contrasts, c.p):
@@ -650,7 +685,7 @@ def comparison_text(
 
 # %% ../../nbs/78_evidence.compare.ipynb #d3debb83
 def compare_sides(
-    paths: Sequence[str | Path],    # runs, studies, folders, names, globs; the first side is what the others are measured against
+    paths: str | Path | Sequence[str | Path],  # runs, studies, folders, names, globs; the first side is what the others are measured against
     metric: str = 'score',          # as in `value_of`
     statistic: str = 'iqm',         # a key of `STATISTICS`
     level: float = .95,             # of the intervals
@@ -674,15 +709,16 @@ def compare_sides(
     """
     if statistic not in STATISTICS: raise StatsError(f'statistic: given {statistic!r}{suggest(statistic, STATISTICS)}')
     if not 0 < level < 1: raise StatsError(f'level: given {level:g}, expected a number between 0 and 1, such as 0.95')
-    sides, broken = sides_of(paths, metric, runs_dir)
-    for s in sides:
-        if not s.scores: raise StatsError(f'{s.label}: none of its {len(s.rows)} runs has {metric} ({", ".join(sorted(set(s.missing.values())))}); wait until one is finished, or take another --metric')
+    asked, broken = sides_of(paths, metric, runs_dir)
+    sides, unscored = [s for s in asked if s.scores], [s for s in asked if not s.scores]
+    if unscored and len(sides) < 2: raise StatsError(unscored_text(unscored[0], metric))
+    if unscored: sides = [replace(s, name=letter(k)) for k, s in enumerate(sides)]
     if len(sides) < 2: raise StatsError(f'compare: given {len(sides)} side{"s" * (len(sides) != 1)} ({", ".join(s.label for s in sides) or "no runs"}), expected two or more, such as: rlstudio compare RUNS_A RUNS_B')
     worlds = list(sides[0].scores)
     scaled = len(worlds) > 1
     if scaled and metric not in ('score', 'area'): raise StatsError(f'metric: {metric} of {len(worlds)} worlds has no common scale; compare one world at a time')
     found = tuple(contrast(sides[0], side, STATISTICS[statistic], level, paired, lower, scaled, len(sides) - 1) for side in sides[1:])
-    return Comparison(metric, statistic, level, tuple(sides), found, tuple(holm([c.p for c in found])), differing_facts(sides), broken, scaled)
+    return Comparison(metric, statistic, level, tuple(sides), found, tuple(holm([c.p for c in found])), differing_facts(sides), broken, scaled, lower, tuple(unscored))
 
 # %% ../../nbs/78_evidence.compare.ipynb #f24998f1
 def draw_seeds(

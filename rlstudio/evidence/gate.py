@@ -517,11 +517,13 @@ class GateReport:
         seeds: stored for each training, at least
         arithmetic: is it that of the baseline, in every training?
         rows: one a training
+        bits: were equal bits asked for, where the arithmetic is the same?
     """
     baseline: str                    # its file
     seeds: int                       # stored for each training, at least
     arithmetic: bool                 # is it that of the baseline, in every training?
     rows: tuple[CellVerdict, ...]    # one a training
+    bits: bool = True                # were equal bits asked for, where the arithmetic is the same?
 
     @property
     def ok(self) -> bool: "may it pass?"; return all(r.ok for r in self.rows)   # may it pass?
@@ -553,7 +555,8 @@ class GateReport:
             said = [*map(str, r.findings[:3]), *([f'and {len(r.findings) - 3} more'] if len(r.findings) > 3 else []), *r.notes] or ['']
             return [f'{r.name:<{wide}}  {r.verdict:<7}  {r.seeds:>5}  {said[0]}'.rstrip(), *(f'{"":<{wide + 18}}{s}' for s in said[1:])]
         many = f'{len(self.rows)} training' + 's' * (len(self.rows) > 1)
-        who = 'the arithmetic of the baseline: equal bits are asked for first' if self.arithmetic else 'another arithmetic than that of the baseline: fresh seeds answer'
+        who = ('another arithmetic than that of the baseline: fresh seeds answer' if not self.arithmetic else
+               'the arithmetic of the baseline: equal bits are asked for first' if self.bits else 'equal bits are not asked for: fresh seeds answer')
         return '\n'.join([f'gate     {self.baseline}: {many}, {self.seeds} stored seeds each', f'         {who}', '',
                           f'{"training":<{wide}}  {"verdict":<7}  {"seeds":>5}', *(line for r in self.rows for line in lines(r)), '', self.conclusion()])
 
@@ -631,7 +634,7 @@ def run_gate(
         if progress: progress(i, len(names), name)
         rows.append(check_cell(name, baseline[name], train, FAIL / len(baseline), bits, round))
     known = all(same_arithmetic(baseline[n].made.get('arithmetic', {}), here) for n in names)
-    return GateReport(str(path), min(len(baseline[n].seeds) for n in names), known, tuple(rows))
+    return GateReport(str(path), min(len(baseline[n].seeds) for n in names), known, tuple(rows), bits)
 
 # %% ../../nbs/80_evidence.gate.ipynb #5baaaf0b
 def measure_cells(

@@ -20,9 +20,9 @@ __all__ = ['LIGHT', 'DARK', 'NUM_COLOURS', 'STYLE_SHEET', 'POLICY', 'BIGGEST', '
            'ranked_arms', 'half_at_goal', 'interval_notes', 'results_html', 'against_best', 'settled_by',
            'against_html', 'verdict_of_arms', 'arm_curves', 'curves_html', 'profile_html', 'differing_keys',
            'value_text', 'differs_html', 'Searched', 'search_in', 'status_text', 'by_state', 'slice_html',
-           'search_html', 'search_verdict', 'runs_of_trial', 'typical_runs', 'world_html', 'Many', 'planned_runs',
-           'read_many', 'runs_html', 'many_head', 'many_page', 'read_grounds', 'put_page', 'report_target',
-           'write_report']
+           'search_html', 'search_verdict', 'runs_of_trial', 'spread_html', 'typical_runs', 'world_html', 'Many',
+           'planned_runs', 'read_many', 'runs_html', 'many_head', 'many_page', 'read_grounds', 'put_page',
+           'report_target', 'write_report']
 
 # %% ../../nbs/81_evidence.report.ipynb #076125ca
 import math
@@ -45,6 +45,7 @@ from .search import Importance, importance, ranked, search_of, trials
 from .stats import Interval, in_digits, interval, iqm, median_steps, profile, profile_band, steps_to
 from .study import Cell, cell_outcome, is_study, planned_outcome, read_plan
 from .table import EVALUATION, arms, band, curves_of, find_runs, read_table, seeds_text
+from .variance import STREAM_WORDS, VarianceStudy, short_interval, variance_report
 from .verify import verify
 from ..runs.folder import RunFolder, is_busy, locate_run, locked
 from ..runs.pictures import ChartAxes, axes_svg, short_number, thinned, ticks
@@ -1272,6 +1273,34 @@ def runs_of_trial(
     """
     return [r for r in rows if re.fullmatch(re.escape(trial) + r'(_s\d+)?', str(r['name']))]
 
+# %% ../../nbs/81_evidence.report.ipynb #b1f0a7c2
+def spread_html(
+    folder: Path,                    # perhaps of such a study
+    rows: Sequence[dict[str, Any]],  # of `read_table`: its runs
+) -> str:                            # HTML; '' if it is none, or too few of its pairs have ended
+    """Which random stream brings how much of the variance
+
+    Args:
+        folder: perhaps of such a study
+        rows: of `read_table`: its runs
+
+    Returns:
+        HTML; '' if it is none, or too few of its pairs have ended
+    """
+    varied = {k.removeprefix('train.streams.') for r in rows for k in r if k.startswith('train.streams.')}
+    if not varied or not is_study(folder): return ''
+    try: study = VarianceStudy(folder)
+    except ValueError: return ''   # of several configs, or damaged
+    study.streams = tuple(k for k in study.streams if k in varied)
+    found = variance_report(study)
+    shares = [[s.stream, STREAM_WORDS.get(s.stream, ''), round(s.alone, 2), _line(short_interval(s.alone_interval)), round(s.fixed, 2), _line(short_interval(s.fixed_interval))] for s in found.shares()]
+    if not shares: return ''
+    note = next((f'{s.alone_interval.note[0].upper()}{s.alone_interval.note[1:]}. ' for s in found.shares() if s.alone_interval.note), '')
+    said = (note + 'Varied alone: share of the variance that is there if only this stream varies. Fixed alone: share that goes away if only this one is fixed. '
+            'That processes, workers and kills change no bit is checked by the command itself, rlstudio variance.')
+    return section_html('What the spread comes from', table_html(['stream', 'what it draws', 'varied alone', '95 % interval', 'fixed alone', '95 % interval'], shares),
+                        f'<p class="dim">{said}</p>', folded_html('as rlstudio variance says it', str(found)))
+
 # %% ../../nbs/81_evidence.report.ipynb #c66334db
 def typical_runs(
     arm: Arm,             # any
@@ -1452,7 +1481,7 @@ def many_page(
     best = next((typical_runs(Arm(f'the best trial, {t.name}', runs_of_trial(many.rows, t.name))) for t in (many.search.best if many.search else [])), {})
     stories = [read_grounds(Path(r['run'])) for r in thinned(many.rows, 200)] if many.rows else []
     first = Path(many.rows[0]['run']) if many.rows else folder
-    body = [many_head(many), *(world_html(found) for found in list(many.worlds.values())[:12]), search_html(many.search), films_html(best),
+    body = [many_head(many), *(world_html(found) for found in list(many.worlds.values())[:12]), spread_html(folder, many.rows), search_html(many.search), films_html(best),
             section_html('What it rests on', grounds_html(stories)) if stories else '', runs_html(many.rows, many.broken, many.failed, many.unbegun),
             section_html('Config', folded_html('study.yaml: the same study again', text_beside(folder / 'study.yaml')),
                          folded_html(f'config.yaml of {first.name}', text_beside(first / 'config.yaml'))), FOOT]

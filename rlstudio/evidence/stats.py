@@ -466,6 +466,7 @@ def score_facts(
     scores: Scores,          # as `as_worlds` takes them; []: none
     statistic: str = 'iqm',  # of the interval, a key of `STATISTICS`
     level: float = .95,      # of the interval
+    lower: bool = False,     # less is better
 ) -> dict[str, Any]:         # iqm, mean, median, worst, best, and interval: an `Interval`; None where there are too few scores
     """What is said of the scores of one arm
 
@@ -473,6 +474,7 @@ def score_facts(
         scores: as `as_worlds` takes them; []: none
         statistic: of the interval, a key of `STATISTICS`
         level: of the interval
+        lower: less is better
 
     Returns:
         iqm, mean, median, worst, best, and interval: an `Interval`; None where there are too few scores
@@ -481,7 +483,8 @@ def score_facts(
     worlds = as_worlds(scores)
     pool, fewest = np.concatenate(worlds), min(len(w) for w in worlds)
     facts: dict[str, Any] = {name: float(f(worlds)) for name, f in STATISTICS.items()}
-    return facts | dict(worst=float(pool.min()), best=float(pool.max()), interval=interval(worlds, STATISTICS[statistic], level) if fewest > 1 else None)
+    worst, best = sorted((float(pool.min()), float(pool.max())), reverse=lower)
+    return facts | dict(worst=worst, best=best, interval=interval(worlds, STATISTICS[statistic], level) if fewest > 1 else None)
 
 # %% ../../nbs/74_evidence.stats.ipynb #f17d8025
 def difference(

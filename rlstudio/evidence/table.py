@@ -75,10 +75,12 @@ def runs_below(
         return
     try: entries = sorted(os.scandir(folder), key=lambda e: e.name)
     except OSError: return
-    if any(e.name in RUN_FILES for e in entries): yield folder
+    names = {e.name for e in entries}
+    if not names.isdisjoint(RUN_FILES): yield folder
     elif depth:
+        copies = 'checks' if 'study.yaml' in names else ''
         for e in entries:
-            if not e.name.startswith('.') and e.is_dir(follow_symlinks=False): yield from runs_below(folder / e.name, depth - 1)
+            if not e.name.startswith('.') and e.name != copies and e.is_dir(follow_symlinks=False): yield from runs_below(folder / e.name, depth - 1)
 
 # %% ../../nbs/75_evidence.table.ipynb #6c8b1d8a
 def find_runs(

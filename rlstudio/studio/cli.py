@@ -29,8 +29,8 @@ __all__ = ['Emit', 'OTHER_WORDS', 'TYPES', 'ARGUMENTS', 'app', 'ConfigArgument',
            'check_plot', 'variance_of', 'count_line', 'counting', 'drift_', 'gate_', 'verify_runs', 'config_lines',
            'leg_lines', 'card', 'show_run', 'report_', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
            'wrapper_rows', 'Listing', 'rows_of', 'table', 'narrowed', 'run_table', 'list_', 'table_', 'compare_',
-           'delete_', 'migrate', 'result_lines', 'after_study', 'work_through', 'study_', 'show_study', 'Shell',
-           'completion', 'end_on_signals', 'open_descriptors', 'main']
+           'delete_', 'migrate', 'result_lines', 'noted_imports', 'after_study', 'work_through', 'study_', 'show_study',
+           'Shell', 'completion', 'end_on_signals', 'open_descriptors', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -1427,7 +1427,7 @@ def list_(
 def table_(
     folders: Annotated[list[str] | None, typer.Argument(metavar='FOLDER...', autocompletion=complete_run, help="Folders of runs, studies, runs, their names, or 'patterns*'; none: all runs.")] = None,  # none: all runs
     to_csv: Annotated[Path | None, typer.Option('--csv', metavar='FILE', help='Write a row a run as CSV; - is standard output.')] = None,  # replaced
-    to_parquet: Annotated[Path | None, typer.Option('--parquet', metavar='FILE', help='Write a row a run as Parquet.')] = None,  # replaced
+    to_parquet: Annotated[Path | None, typer.Option('--parquet', metavar='FILE', help='Write a row a run as Parquet; - is standard output.')] = None,  # replaced
     every: Annotated[bool, typer.Option('--all-keys', help='A column for every key of the configs, not only for those that differ.')] = False,  # in files and JSON
     runs_dir: RunsDir = None,  # where names are looked up
     as_json: Json = False,     # for programs
@@ -1435,16 +1435,17 @@ def table_(
     "Sum up runs: a line an arm, with an interval; a row a run in CSV, Parquet or JSON"
     with answering(as_json) as (say, emit):
         from rlstudio.core.files import printable
-        from rlstudio.evidence.table import csv_text, read_table, table_document, write_table
+        from rlstudio.evidence.table import csv_text, parquet_bytes, read_table, table_document, write_table
         from rlstudio.runs.folder import RunError
-        to_stdout = str(to_csv) == '-'
-        if as_json and to_stdout: raise typer.BadParameter('--csv - and --json both want standard output; expected one of them')
+        wanted = [*(option for option, file in {'--csv -': to_csv, '--parquet -': to_parquet}.items() if str(file) == '-'), *['--json'] * as_json]
+        if len(wanted) > 1: raise typer.BadParameter(f'{" and ".join(wanted)} {"both" if len(wanted) == 2 else "all"} want standard output; expected one of them')
         if as_json and (files := [f for f in folders or [] if f.endswith('.json') and not Path(f).is_dir()]): raise RunError(f'{files[0]}: --json takes no file; expected: rlstudio table … --json > {files[0]}')
-        for option, file in {'--csv': None if to_stdout else to_csv, '--parquet': to_parquet}.items(): check_file(option, file)
+        for option, file in {'--csv': to_csv, '--parquet': to_parquet}.items(): check_file(option, None if str(file) == '-' else file)
         found = read_table(folders or (), runs_home(runs_dir))
         for kind, path in dict(csv=to_csv, parquet=to_parquet).items():
-            if path and str(path) != '-': say(f'wrote {write_table(found, path, every, kind)}: {len(found):,} run{"s" * (len(found) != 1)}')
-        if to_stdout: print(csv_text(found, every), end='')
+            if path and str(path) != '-': speaker(False, bool(wanted))(f'wrote {write_table(found, path, every, kind)}: {len(found):,} run{"s" * (len(found) != 1)}')
+        if '--csv -' in wanted: print(csv_text(found, every), end='')
+        if '--parquet -' in wanted: sys.stdout.buffer.write(parquet_bytes(found, every))
         if to_csv or to_parquet: any(speaker(False, True)(printable(f'broken: {why}', lines=False)) for why in found.broken.values())
         else: say(str(found) if found.rows or found.broken else 'no runs here')
         if as_json: emit(table_document(found, every))
@@ -1545,6 +1546,23 @@ def result_lines(
     return [labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note'])))]
 
 # %% ../../nbs/84_studio.cli.ipynb #study006
+def noted_imports(
+    study: Any,  # a `Study`
+) -> list[str]:  # [] if none is noted
+    """Modules that its runs needed, as the first manifest says that can be read
+
+    Args:
+        study: a `Study`
+
+    Returns:
+        [] if none is noted
+    """
+    from rlstudio.runs.folder import RunFolder
+    for cell in study.cells:
+        with suppress(ValueError, OSError):
+            if noted := RunFolder(cell.folder).manifest.get('imports'): return list(noted)
+    return []
+
 def after_study(
     study: Any,                  # a `Study`
     rows: list[dict[str, Any]],  # of `arm_rows`
@@ -1560,7 +1578,7 @@ def after_study(
     """
     from rlstudio.core.registry import imported
     from rlstudio.studio.console import command, own_imports
-    if any(row['done'] < row['runs'] for row in rows): return [command('study', study.folder, *own_imports(dict(imports=imported())))]
+    if any(row['done'] < row['runs'] for row in rows): return [command('study', study.folder, *own_imports(dict(imports=imported() or noted_imports(study))))]
     of = dict[str, list[str]]()
     for row in rows: of.setdefault(row['env'], []).append(row['arm'])
     arms = max(of.values(), key=len)   # of one world: the arms of several cannot be told apart by the folder
