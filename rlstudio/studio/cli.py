@@ -29,8 +29,8 @@ __all__ = ['Emit', 'OTHER_WORDS', 'TYPES', 'ARGUMENTS', 'app', 'ConfigArgument',
            'check_plot', 'variance_of', 'count_line', 'counting', 'drift_', 'gate_', 'verify_runs', 'config_lines',
            'leg_lines', 'card', 'show_run', 'report_', 'push_run', 'audit_run', 'about', 'algo_rows', 'is_native',
            'wrapper_rows', 'Listing', 'rows_of', 'table', 'narrowed', 'run_table', 'list_', 'table_', 'compare_',
-           'delete_', 'migrate', 'result_lines', 'noted_imports', 'after_study', 'work_through', 'study_', 'show_study',
-           'Shell', 'completion', 'end_on_signals', 'open_descriptors', 'main']
+           'delete_', 'migrate', 'result_lines', 'imports_of_study', 'after_study', 'work_through', 'study_',
+           'show_study', 'Shell', 'completion', 'end_on_signals', 'open_descriptors', 'main']
 
 # %% ../../nbs/84_studio.cli.ipynb #9d12beff
 import atexit
@@ -1546,22 +1546,24 @@ def result_lines(
     return [labelled('arms', [arm_line(row, width) for row in rows] + list(dict.fromkeys(row['note'] for row in rows if row['note'])))]
 
 # %% ../../nbs/84_studio.cli.ipynb #study006
-def noted_imports(
+def imports_of_study(
     study: Any,  # a `Study`
-) -> list[str]:  # [] if none is noted
-    """Modules that its runs needed, as the first manifest says that can be read
+) -> list[str]:  # names of modules
+    """Modules of the user that one of its runs was made with, and those imported now
 
     Args:
         study: a `Study`
 
     Returns:
-        [] if none is noted
+        names of modules
     """
+    from rlstudio.core.registry import imported
     from rlstudio.runs.folder import RunFolder
+    from rlstudio.runs.run import noted_imports
     for cell in study.cells:
         with suppress(ValueError, OSError):
-            if noted := RunFolder(cell.folder).manifest.get('imports'): return list(noted)
-    return []
+            if (manifest := RunFolder(cell.folder).manifest).get('imports'): return noted_imports(manifest)
+    return imported()
 
 def after_study(
     study: Any,                  # a `Study`
@@ -1576,9 +1578,8 @@ def after_study(
     Returns:
         commands
     """
-    from rlstudio.core.registry import imported
     from rlstudio.studio.console import command, own_imports
-    if any(row['done'] < row['runs'] for row in rows): return [command('study', study.folder, *own_imports(dict(imports=imported() or noted_imports(study))))]
+    if any(row['done'] < row['runs'] for row in rows): return [command('study', study.folder, *own_imports(dict(imports=imports_of_study(study))))]
     of = dict[str, list[str]]()
     for row in rows: of.setdefault(row['env'], []).append(row['arm'])
     arms = max(of.values(), key=len)   # of one world: the arms of several cannot be told apart by the folder
