@@ -141,7 +141,7 @@ def test_a_side_without_any_score_hides_no_other_one(tmp_path: Path) -> None:
         for seed in (1, 2, 3): place(tmp_path / f"all/{arm}{seed}", seed, score and score + seed, status="completed" if score else "failed", gamma=gamma)
     found = c.compare_sides(tmp_path / "all")        # one path, not a list of letters
     assert [s.name for s in found.sides] == ["A", "B"] and found.contrasts[0].middle == 10 and list(found.to_dict()["unscored"]) == ["ppo CartPole-v1 algo.gamma=0.5"]
-    assert f"not compared: ppo CartPole-v1 algo.gamma=0.5: none of its 3 runs has score (failed); why: rlstudio show {tmp_path}/all/a1" in found.notes()
+    assert f"not compared: ppo CartPole-v1 algo.gamma=0.5: none of its 3 runs has score (failed); why: rlstudio show {tmp_path}/all/a1; the others are measured against ppo CartPole-v1 algo.gamma=0.9" in found.notes()
     with pytest.raises(StatsError, match=r"none of its 3 runs has score \(failed\); why: rlstudio show"): c.compare_sides([tmp_path / "all/a*", tmp_path / "all/b*"])
     place(tmp_path / "new", 1, None, status="running", gamma=.1)
     with pytest.raises(StatsError, match="wait until one is finished"): c.compare_sides([tmp_path / "new", tmp_path / "all/b*"])

@@ -638,7 +638,7 @@ def warnings_about(
         one line each
     """
     if odd := unfair(list(c.differs)): yield f'{", ".join(odd)} differ{"s" * (len(odd) == 1)}: this compares two questions, not two answers'
-    for s in c.unscored: yield f'not compared: {unscored_text(s, c.metric)}'
+    for s in c.unscored: yield f'not compared: {unscored_text(s, c.metric)}' + f'; the others are measured against {c.sides[0].label}' * (s.name == letter(0))
     for s in c.sides:
         if s.missing: yield f'{s.name}: {len(s.missing)} of {len(s.rows)} runs have no {c.metric} ({", ".join(sorted(set(s.missing.values())))}) and are left out, which flatters it if they failed'
         if lacking := sorted({row['env'] for row in s.rows} - s.scores.keys()): yield f'{s.name}: no run in {", ".join(lacking)} has {c.metric}, so it is about {", ".join(s.scores)} alone'
